@@ -1,0 +1,145 @@
+"""Constants that every room shares: token ids, normalization kinds and the table of robot platforms.
+
+To add a robot with new dimensions, add one entry to `ROBOT_PLATFORMS`; a data set names its platform in
+`prismatic/vla/datasets/rlds/oxe/configs.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+# Labels with this value take no part in a cross-entropy (torch's default ignore_index).
+IGNORE_INDEX = -100
+
+# Number of bins that an action dimension is cut into, and the number of token ids that stand for them.
+NUM_ACTION_BINS = 256
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The token ids that the layout of a sample relies on; the defaults are Llama-2's as OpenVLA uses them.
+
+    The last `NUM_ACTION_BINS` ids of the base vocabulary (before padding rows) stand for actions.
+    """
+
+    base_vocab_size: int = 32000
+    bos: int = 1
+    stop: int = 2  # </s>, ends every training sample
+    empty: int = 29871  # the lone space that the tokenizer puts before the action characters
+    pad: int = 32000
+
+    @property
+    def action_token_begin_idx(self) -> int:
+        """Ids above this one (and below `base_vocab_size`) are action tokens: 31743 for Llama-2."""
+        return self.base_vocab_size - NUM_ACTION_BINS - 1
+
+
+class NormalizationType(str, Enum):
+    """How raw values map to [-1, 1]; see `prismatic.vla.normalization`."""
+
+    BOUNDS = "bounds"  # min -> -1, max -> +1
+    BOUNDS_Q99 = "bounds_q99"  # 1st percentile -> -1, 99th percentile -> +1, the rest is clipped
+
+
+@dataclass(frozen=True)
+class RobotPlatform:
+    """What a robot's actions and proprioception are; heads and data are checked against it."""
+
+    name: str
+    num_actions_chunk: int  # actions predicted per query, executed open loop
+    action_dim: int
+    proprio_dim: int
+    normalization: NormalizationType
+    control_hz: float  # actions per second
+    action_names: tuple[str, ...]  # one per action dimension, with its unit where it has one
+    proprio_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for field, names, size in (
+            ("action_names", self.action_names, self.action_dim),
+            ("proprio_names", self.proprio_names, self.proprio_dim),
+        ):
+            if len(names) != size:
+                raise ValueError(f"robot platform {self.name}: {field} lists {len(names)} names for {size} dimensions")
+        if self.num_actions_chunk < 1:
+            raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
+
+
+_EEF_DELTA = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+_ALOHA_ARM = ("waist [rad]", "shoulder [rad]", "elbow [rad]", "forearm_roll [rad]", "wrist_angle [rad]", "wrist_rotate [rad]", "gripper")
+_ALOHA_JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ALOHA_ARM)
+
+# Facts of the published system (openvla-oft 213c5ff); METAWORLD is ours. Control rates: LIBERO 20 Hz (robosuite),
+# ALOHA 25 Hz, BridgeData V2 5 Hz, MetaWorld 80 Hz (5 physics steps of 2.5 ms).
+ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
+    platform.name: platform
+    for platform in (
+        RobotPlatform(
+            name="LIBERO",
+            num_actions_chunk=8,
+            action_dim=7,
+            proprio_dim=8,
+            normalization=NormalizationType.BOUNDS_Q99,
+            control_hz=20,
+            action_names=_EEF_DELTA,
+            proprio_names=("x [m]", "y [m]", "z [m]", "ax [rad]", "ay [rad]", "az [rad]", "finger_left [m]", "finger_right [m]"),
+        ),
+        RobotPlatform(
+            name="ALOHA",
+            num_actions_chunk=25,
+            action_dim=14,
+            proprio_dim=14,
+            normalization=NormalizationType.BOUNDS,
+            control_hz=25,
+            action_names=_ALOHA_JOINTS,
+            proprio_names=_ALOHA_JOINTS,
+        ),
+        RobotPlatform(
+            name="BRIDGE",
+            num_actions_chunk=5,
+            action_dim=7,
+            proprio_dim=7,
+            normalization=NormalizationType.BOUNDS_Q99,
+            control_hz=5,
+            action_names=_EEF_DELTA,
+            proprio_names=("x [m]", "y [m]", "z [m]", "roll [rad]", "pitch [rad]", "yaw [rad]", "gripper"),
+        ),
+        RobotPlatform(
+            name="METAWORLD",
+            num_actions_chunk=8,
+            action_dim=4,
+            proprio_dim=4,
+            normalization=NormalizationType.BOUNDS_Q99,
+            control_hz=80,
+            action_names=("dx", "dy", "dz", "gripper"),
+            proprio_names=("x [m]", "y [m]", "z [m]", "gripper"),
+        ),
+    )
+}
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """A sentence part that suggests the closest known names, or lists all of them when none is close."""
+    known = sorted(names)
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+
+
+def get_robot_platform(name: str) -> RobotPlatform:
+    """The platform called `name`, in any case.
+
+    Raises:
+        ValueError: no such platform; the message lists near names.
+    """
+    platform = ROBOT_PLATFORMS.get(name.upper())
+    if platform is None:
+        raise ValueError(
+            f"robot platform {name!r} is not in ROBOT_PLATFORMS of prismatic/vla/constants.py; {near_names(name, ROBOT_PLATFORMS)}"
+        )
+    return platform

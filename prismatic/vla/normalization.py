@@ -1,0 +1,96 @@
+"""The one bounds formula and its inverse, for data sets, policies and servers alike.
+
+    x in [low, high]  ->  2 * (x - low) / (high - low + 1e-8) - 1   in [-1, 1]
+
+`low` and `high` are min/max (BOUNDS) or the 1st/99th percentile (BOUNDS_Q99) of the training split. Dimensions whose
+mask is False pass unchanged (an absolute gripper command, say). Source: OpenVLA-OFT's data pipeline and inference code,
+pinned by tests/golden (groups d_unnormalize and data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.constants import NormalizationType
+
+_EPSILON = 1e-8
+_BOUND_KEYS = {NormalizationType.BOUNDS: ("min", "max"), NormalizationType.BOUNDS_Q99: ("q01", "q99")}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Per-dimension limits of one quantity (actions or proprio) of D dimensions."""
+
+    low: np.ndarray  # float64 [D]
+    high: np.ndarray  # float64 [D]
+    mask: np.ndarray  # bool [D]; False: the dimension is not normalised
+    constant: np.ndarray  # bool [D]; True: min == max in the training data
+
+    @property
+    def dim(self) -> int:
+        return len(self.low)
+
+    @classmethod
+    def from_statistics(cls, statistics: dict[str, Sequence[float]], normalization: NormalizationType) -> Bounds:
+        """The limits that `normalization` uses, out of one entry of dataset_statistics.json ({"min": [...], ...}).
+
+        Raises:
+            ValueError: the entry lacks a key or its lists differ in length.
+        """
+        low_key, high_key = _BOUND_KEYS[normalization]
+        missing = [key for key in (low_key, high_key) if key not in statistics]
+        if missing:
+            raise ValueError(f"data-set statistics lack {missing}, needed for {normalization.value}; found {sorted(statistics)}")
+        low, high = (np.asarray(statistics[key], np.float64) for key in (low_key, high_key))
+        mask = np.asarray(statistics.get("mask", np.ones(len(low))), bool)
+        smallest, largest = (np.asarray(statistics.get(key, bound)) for key, bound in (("min", low), ("max", high)))
+        if not len(low) == len(high) == len(mask) == len(smallest) == len(largest):
+            raise ValueError(f"data-set statistics differ in length: {low_key} {len(low)}, {high_key} {len(high)}, mask {len(mask)}")
+        return cls(low, high, mask, constant=smallest == largest)
+
+
+def normalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Values [..., D] in raw units -> [-1, 1], clipped; unmasked dimensions unchanged; constant dimensions 0.
+
+    The same in training and in inference. Computes in the dtype of `values`, so that float32 data give the published numbers.
+    """
+    _check_dim(values, bounds)
+    low, high = bounds.low.astype(values.dtype), bounds.high.astype(values.dtype)
+    scaled = np.clip(2 * (values - low) / (high - low + values.dtype.type(_EPSILON)) - 1, -1, 1)
+    return np.where(bounds.constant, values.dtype.type(0), np.where(bounds.mask, scaled, values))
+
+
+def normalize_proprio_published(values: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """As the published inference code does it: constant dimensions become -1, unmasked dimensions are clipped too."""
+    _check_dim(values, bounds)
+    scaled = 2 * (values - bounds.low) / (bounds.high - bounds.low + _EPSILON) - 1
+    return np.clip(np.where(bounds.mask, scaled, values), -1, 1)
+
+
+def unnormalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Inverse of `normalize`, float64 [..., D] in raw units; values beyond [-1, 1] are extrapolated, not clipped."""
+    _check_dim(values, bounds)
+    values = values.astype(np.float64)
+    return np.where(bounds.mask, 0.5 * (values + 1) * (bounds.high - bounds.low + _EPSILON) + bounds.low, values)
+
+
+def _check_dim(values: np.ndarray, bounds: Bounds) -> None:
+    if values.shape[-1:] != (bounds.dim,):
+        raise ValueError(f"expected {bounds.dim} values, as in the data-set statistics, found shape {list(values.shape)}")
+
+
+def bounds_from_statistics(norm_stats: dict[str, Any], unnorm_key: str, quantity: str, normalization: NormalizationType) -> Bounds:
+    """Bounds of `quantity` ("action" or "proprio") of the data set `unnorm_key` in a dataset_statistics.json dictionary.
+
+    Raises:
+        ValueError: an unknown key, or statistics without that quantity.
+    """
+    if unnorm_key not in norm_stats:
+        raise ValueError(f"unnorm_key {unnorm_key!r} is not in the checkpoint's dataset_statistics.json; it has {sorted(norm_stats)}")
+    if quantity not in norm_stats[unnorm_key]:
+        raise ValueError(f"statistics of {unnorm_key!r} lack {quantity!r}; found {sorted(norm_stats[unnorm_key])}")
+    return Bounds.from_statistics(norm_stats[unnorm_key][quantity], normalization)

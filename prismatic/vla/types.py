@@ -1,0 +1,100 @@
+"""What flows between the rooms. Letters: B batch, N cameras, S image side, T tokens, H chunk, A action dim, P proprio dim.
+
+    Observation  --policy-->  ActionChunk           (raw units: what the robot sends and receives)
+    Sample       --collator-->  Batch               (normalised units: what training consumes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+
+from prismatic.vla.constants import near_names
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees, feels and is told at one instant, in its own units."""
+
+    images: Mapping[str, np.ndarray]  # camera name ("primary", "wrist", ...) -> uint8 RGB [height, width, 3], any size
+    instruction: str
+    proprio: np.ndarray | None = None  # [P], raw units
+
+    def __post_init__(self) -> None:
+        for name, image in self.images.items():
+            check_image(name, image)
+        if self.proprio is not None and (np.ndim(self.proprio) != 1 or not np.isfinite(self.proprio).all()):
+            raise ValueError(f"observation: proprio must be one row of finite numbers, found {np.asarray(self.proprio)!r}")
+
+
+def check_image(name: str, image: np.ndarray) -> None:
+    """Accepts a uint8 RGB array [height, width, 3].
+
+    Raises:
+        ValueError: anything else; the message names the camera and what was found.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"camera {name!r}: expected a uint8 RGB array [height, width, 3], found {found}")
+
+
+def select_cameras(images: Mapping[str, np.ndarray], cameras: tuple[str, ...]) -> list[np.ndarray]:
+    """The images of `cameras` in that order, whatever the order of the mapping.
+
+    Raises:
+        ValueError: a camera is missing; the message suggests near names.
+    """
+    for camera in cameras:
+        if camera not in images:
+            raise ValueError(f"observation lacks camera {camera!r}, needed in the order {list(cameras)}; {near_names(camera, images)}")
+    return [images[camera] for camera in cameras]
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next H actions, in the robot's units."""
+
+    actions: np.ndarray  # float64 [H, A]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: what is seen at one step and the chunk of actions that follows."""
+
+    images: np.ndarray  # uint8 [N, S, S, 3], cameras in the policy's order
+    instruction: str
+    actions: np.ndarray  # float32 [H, A], normalised
+    proprio: np.ndarray | None  # float32 [P], normalised; None when the policy does not use it
+    sample_id: int  # position in the data set, for messages and resuming
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples as tensors, prompts padded on the right to the same T."""
+
+    images: torch.Tensor  # uint8 [B, N, S, S, 3]
+    input_ids: torch.Tensor  # int64 [B, T]
+    attention_mask: torch.Tensor  # bool [B, T], False on padding
+    labels: torch.Tensor  # int64 [B, T], IGNORE_INDEX everywhere but on action ids and the stop token
+    actions: torch.Tensor  # float32 [B, H, A], normalised
+    proprio: torch.Tensor | None  # float32 [B, P], normalised
+    sample_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # int64 [B]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            moved[item.name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        pinned = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            pinned[item.name] = value.pin_memory() if isinstance(value, torch.Tensor) else value
+        return replace(self, **pinned)
