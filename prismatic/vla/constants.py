@@ -68,9 +68,15 @@ class RobotPlatform:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
 
 
+def _both_arms(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{side}_{name}" for side in ("left", "right") for name in names)
+
+
 _EEF_DELTA = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+_EEF_POSE = ("x [m]", "y [m]", "z [m]", "roll [rad]", "pitch [rad]", "yaw [rad]", "gripper")
+_SEVEN_JOINTS = (*(f"joint_{number} [rad]" for number in range(1, 8)), "gripper")
 _ALOHA_ARM = ("waist [rad]", "shoulder [rad]", "elbow [rad]", "forearm_roll [rad]", "wrist_angle [rad]", "wrist_rotate [rad]", "gripper")
-_ALOHA_JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ALOHA_ARM)
+_ALOHA_JOINTS = _both_arms(_ALOHA_ARM)
 
 # Facts of the published system (openvla-oft 213c5ff); METAWORLD is ours. Control rates: LIBERO 20 Hz (robosuite),
 # ALOHA 25 Hz, BridgeData V2 5 Hz, MetaWorld 80 Hz (5 physics steps of 2.5 ms).
@@ -105,7 +111,7 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
             normalization=NormalizationType.BOUNDS_Q99,
             control_hz=5,
             action_names=_EEF_DELTA,
-            proprio_names=("x [m]", "y [m]", "z [m]", "roll [rad]", "pitch [rad]", "yaw [rad]", "gripper"),
+            proprio_names=_EEF_POSE,
         ),
         RobotPlatform(
             name="METAWORLD",
@@ -116,6 +122,47 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
             control_hz=80,
             action_names=("dx", "dy", "dz", "gripper"),
             proprio_names=("x [m]", "y [m]", "z [m]", "gripper"),
+        ),
+        # Templates for your own robot, see the *_task_sample entries of configs.py: one or two arms, joints or end effector.
+        RobotPlatform(
+            name="SINGLE_JOINT",
+            num_actions_chunk=25,
+            action_dim=8,
+            proprio_dim=8,
+            normalization=NormalizationType.BOUNDS,
+            control_hz=25,
+            action_names=_SEVEN_JOINTS,
+            proprio_names=_SEVEN_JOINTS,
+        ),
+        RobotPlatform(
+            name="SINGLE_EEF",
+            num_actions_chunk=25,
+            action_dim=7,
+            proprio_dim=7,
+            normalization=NormalizationType.BOUNDS_Q99,
+            control_hz=25,
+            action_names=_EEF_DELTA,
+            proprio_names=_EEF_POSE,
+        ),
+        RobotPlatform(
+            name="DUAL_JOINT",
+            num_actions_chunk=25,
+            action_dim=16,
+            proprio_dim=16,
+            normalization=NormalizationType.BOUNDS,
+            control_hz=25,
+            action_names=_both_arms(_SEVEN_JOINTS),
+            proprio_names=_both_arms(_SEVEN_JOINTS),
+        ),
+        RobotPlatform(
+            name="DUAL_EEF",
+            num_actions_chunk=25,
+            action_dim=14,
+            proprio_dim=14,
+            normalization=NormalizationType.BOUNDS_Q99,
+            control_hz=25,
+            action_names=_both_arms(_EEF_DELTA),
+            proprio_names=_both_arms(_EEF_POSE),
         ),
     )
 }

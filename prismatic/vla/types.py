@@ -1,18 +1,21 @@
 """What flows between the rooms. Letters: B batch, N cameras, S image side, T tokens, H chunk, A action dim, P proprio dim.
 
-    Observation  --policy-->  ActionChunk           (raw units: what the robot sends and receives)
-    Sample       --collator-->  Batch               (normalised units: what training consumes)
+Observation  --policy-->  ActionChunk           (raw units: what the robot sends and receives)
+Sample       --collator-->  Batch               (normalised units: what training consumes)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from prismatic.vla.constants import near_names
+
+if TYPE_CHECKING:  # simulator processes use Observation and need neither torch's memory nor its import time
+    import torch
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Sample:
     sample_id: int  # position in the data set, for messages and resuming
 
 
+def _no_sample_ids() -> torch.Tensor:
+    import torch
+
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Batch:
     """B samples as tensors, prompts padded on the right to the same T."""
@@ -81,10 +90,12 @@ class Batch:
     labels: torch.Tensor  # int64 [B, T], IGNORE_INDEX everywhere but on action ids and the stop token
     actions: torch.Tensor  # float32 [B, H, A], normalised
     proprio: torch.Tensor | None  # float32 [B, P], normalised
-    sample_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # int64 [B]
+    sample_ids: torch.Tensor = field(default_factory=_no_sample_ids)  # int64 [B]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
+        import torch
+
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -93,6 +104,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
+        import torch
+
         pinned = {}
         for item in fields(self):
             value = getattr(self, item.name)

@@ -1,0 +1,55 @@
+"""How every script starts: flags -> dataclass, log lines that can be read, one line instead of a stack trace for a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+USER_ERROR = 2  # exit status
+
+
+def run_script(main: Callable[[T], None], config_class: type[T]) -> None:
+    """Calls `main` with a `config_class` made from the command line.
+
+    A ValueError becomes one line on stderr and exit status 2; set PRISMATIC_DEBUG=1 to see where it came from.
+    """
+    _quiet_libraries()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(_parse(config_class))
+    except ValueError as error:
+        if os.environ.get("PRISMATIC_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parse(config_class: type[T]) -> T:
+    import draccus
+    from draccus.utils import DecodingError, ParsingError
+
+    try:
+        return draccus.parse(config_class)
+    except DecodingError as error:
+        flag = "".join(f"--{name}: " for name in error.key_path)
+        raise ValueError(f"{flag}{error.message}") from error
+    except ParsingError as error:  # wraps what the dataclass itself refused
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+def _quiet_libraries() -> None:
+    """Hides the chatter of libraries that a user can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+    for noisy in ("httpx", "absl", "matplotlib", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,132 @@
+"""One demonstration per HDF5 file, in the layout of ACT / ALOHA. Letters: T steps, A action dim, P proprio dim, H, W image size.
+
+    /action                        float32 [T, A]        what the demonstrator wanted at each step (raw units)
+    /observations/qpos             float32 [T, P]        proprio before that action (raw units)
+    /observations/images/<camera>  uint8 [T, H, W, 3]    camera: primary, wrist, ... (or ALOHA's names for them)
+    attributes                     language_instruction; success, seed, task where known
+
+Files recorded by ALOHA's own scripts differ in two ways that are read here too: their cameras are called cam_high,
+cam_left_wrist and cam_right_wrist, and they lack an instruction, which the caller then gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.types import check_image
+
+CAMERA_SLOTS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
+_ALOHA_CAMERAS = {"cam_high": "primary", "cam_low": "secondary", "cam_left_wrist": "left_wrist", "cam_right_wrist": "right_wrist"}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One demonstration in memory."""
+
+    actions: np.ndarray  # float32 [T, A]
+    proprio: np.ndarray  # float32 [T, P]
+    images: Mapping[str, np.ndarray]  # camera slot -> uint8 [T, H, W, 3]
+    instruction: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # success, seed, task, ...
+
+    def __post_init__(self) -> None:
+        lengths = {"action": len(self.actions), "qpos": len(self.proprio)} | {name: len(images) for name, images in self.images.items()}
+        if len(set(lengths.values())) != 1 or not len(self.actions):
+            raise ValueError(f"recording: all parts need the same number of steps, at least one; found {lengths}")
+        for name, values in (("action", self.actions), ("qpos", self.proprio)):
+            if values.ndim != 2 or not np.isfinite(values).all():
+                raise ValueError(f"recording: {name} must be finite numbers [steps, dimensions], found shape {list(values.shape)}")
+        if not self.images:
+            raise ValueError("recording: no camera images; at least the primary camera is needed")
+        for name, images in self.images.items():
+            check_image(name, images[0])
+        if not self.instruction.strip():
+            raise ValueError("recording: the language instruction is empty")
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.actions)
+
+
+def write_recording(path: Path, recording: Recording) -> None:
+    """Writes `path` so that it is either complete or absent: into a temporary file first, then renamed."""
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.create_dataset("action", data=recording.actions.astype(np.float32))
+            observations = file.create_group("observations")
+            observations.create_dataset("qpos", data=recording.proprio.astype(np.float32))
+            for name, images in recording.images.items():
+                # One chunk per image, lightly compressed: half the size for a tenth of the rendering time.
+                chunks = (1, *images.shape[1:])
+                observations.create_dataset(f"images/{name}", data=images, chunks=chunks, compression="gzip", compression_opts=1)
+            file.attrs["language_instruction"] = recording.instruction
+            for name, value in recording.attributes.items():
+                file.attrs[name] = value
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_recording(path: Path, instruction: str | None = None) -> Recording:
+    """The demonstration in `path`; `instruction` fills in, or replaces, the file's own.
+
+    Raises:
+        ValueError: not an HDF5 file, a part is missing, parts differ in length, or there is no instruction; names the file and the part.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            text = instruction or attributes.pop("language_instruction", None)
+            attributes.pop("language_instruction", None)
+            if text is None:
+                raise ValueError("attribute language_instruction is missing; record it, or pass --instruction for the whole folder")
+            for part in ("action", "observations/qpos", "observations/images"):
+                if part not in file:
+                    raise ValueError(f"/{part} is missing; found {sorted(file)} (layout: see prismatic/conversion/recordings.py)")
+            images = {_slot(name): _read_images(name, file) for name in file["observations/images"]}
+            return Recording(file["action"][()], file["observations/qpos"][()], images, str(text), attributes)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as HDF5 ({error}); delete it and record the episode again") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _slot(camera: str) -> str:
+    slot = _ALOHA_CAMERAS.get(camera, camera)
+    if slot not in CAMERA_SLOTS:
+        raise ValueError(
+            f"camera {camera!r} is none of {list(CAMERA_SLOTS)} or {list(_ALOHA_CAMERAS)}; rename /observations/images/{camera}"
+        )
+    return slot
+
+
+def _read_images(camera: str, file: Any) -> np.ndarray:
+    stored = file[f"observations/images/{camera}"]
+    if stored.ndim == 4:
+        return stored[()]
+    raise ValueError(f"/observations/images/{camera} has shape {list(stored.shape)}, expected raw images [steps, height, width, 3]")
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """Every recording under `folder`, sorted by path.
+
+    Raises:
+        ValueError: the folder is missing or holds none.
+    """
+    paths = sorted(path for pattern in ("*.hdf5", "*.h5") for path in folder.rglob(pattern) if not path.name.startswith("."))
+    if not paths:
+        state = "holds no *.hdf5 file" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{folder} {state}; record demonstrations first, or pass the folder that holds them")
+    return paths

@@ -1,0 +1,219 @@
+"""OpenVLAConfig: every size of the model, read from a published config.json or built from a preset.
+
+A published config names its two vision towers (`timm_model_ids`) and leaves their sizes to the reader: `PUBLISHED_TOWERS`
+holds them. A config written here says them itself, in `vision_towers`, so that towers of any size are possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds, near_names
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of one Vision Transformer."""
+
+    image_size: int  # pixels, square
+    patch_size: int  # pixels, square
+    embed_dim: int
+    depth: int  # number of blocks, the last of which is never computed
+    num_heads: int
+    mlp_hidden_dim: int
+    num_register_tokens: int = 0
+    class_token: bool = False
+    layer_scale: bool = False
+    attn_pool: bool = False  # an unused pooling head that published SigLIP weights carry
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"vision tower: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"vision tower: embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.depth < 2:
+            raise ValueError(f"vision tower: depth is {self.depth}; features come from the second-to-last block, so at least 2 are needed")
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.class_token) + self.num_register_tokens
+
+    @classmethod
+    def dino(cls, image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> TowerConfig:
+        """DINOv2 with four registers, MLP four times as wide as the tower."""
+        return cls(image_size, patch_size, embed_dim, depth, num_heads, 4 * embed_dim, 4, class_token=True, layer_scale=True)
+
+    @classmethod
+    def siglip(cls, image_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> TowerConfig:
+        """SigLIP So400m, MLP 3.7362 times as wide as the tower."""
+        return cls(image_size, patch_size, embed_dim, depth, num_heads, int(3.7362 * embed_dim), attn_pool=True)
+
+
+# Sizes that timm gives these ids; the image size follows from the config's `image_sizes`.
+PUBLISHED_TOWERS: dict[str, TowerConfig] = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": TowerConfig.dino(224, 14, embed_dim=1024, depth=24, num_heads=16),
+    "vit_so400m_patch14_siglip_224": TowerConfig.siglip(224, 14, embed_dim=1152, depth=27, num_heads=16),
+}
+_PUBLISHED_IDS = tuple(PUBLISHED_TOWERS)
+
+
+class OpenVLAConfig(PreTrainedConfig):
+    """Sizes and token ids of an OpenVLA model; field names as in published config.json files."""
+
+    model_type = "openvla"
+
+    text_config: dict | LlamaConfig | None = None  # Llama sizes; absent ones are those of Llama-2 7B
+    timm_model_ids: list[str] | tuple[str, ...] = _PUBLISHED_IDS
+    image_sizes: list[int] | tuple[int, ...] | int = (224, 224)
+    vision_towers: list | tuple | None = None  # two TowerConfig as dictionaries; None: by timm_model_ids
+    use_fused_vision_backbone: bool = True
+    image_resize_strategy: str = "resize-naive"
+    norm_stats: dict | None = None  # dataset_statistics.json of the training data
+    n_action_bins: int = NUM_ACTION_BINS
+    pad_to_multiple_of: int = 64  # rows that vocab_size has beyond the tokenizer's base vocabulary
+    pad_token_id: int | None = 32000
+    empty_token_id: int = 29871  # the lone space before the action characters
+    vision_backbone_id: str = "dinosiglip-vit-so-224px"
+    llm_backbone_id: str = "llama2-7b-pure"
+    hf_llm_id: str = "meta-llama/Llama-2-7b-hf"
+    arch_specifier: str = "no-align+fused-gelu-mlp"
+    llm_max_length: int = 2048
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None or isinstance(self.text_config, dict):
+            self.text_config = LlamaConfig(**{"vocab_size": 32064, "pad_token_id": self.pad_token_id, **(self.text_config or {})})
+        if not self.use_fused_vision_backbone:
+            raise ValueError(
+                "use_fused_vision_backbone is false: only checkpoints with both vision towers (DINOv2 and SigLIP) are supported"
+            )
+        if self.vision_towers is None:
+            self.vision_towers = [asdict(tower) for tower in self._published_towers()]
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _published_towers(self) -> list[TowerConfig]:
+        sizes = [self.image_sizes] * 2 if isinstance(self.image_sizes, int) else list(self.image_sizes)
+        towers = []
+        for model_id, image_size in zip(self.timm_model_ids, sizes, strict=True):
+            if model_id not in PUBLISHED_TOWERS:
+                raise ValueError(f"timm_model_ids names the unknown vision tower {model_id!r}; {near_names(model_id, PUBLISHED_TOWERS)}")
+            towers.append(replace(PUBLISHED_TOWERS[model_id], image_size=image_size))
+        return towers
+
+    def _check(self) -> None:
+        dino, siglip = self.towers
+        if dino.num_patches != siglip.num_patches or dino.image_size != siglip.image_size:
+            raise ValueError(
+                f"the vision towers must cut the same image into the same patches; found {dino.image_size} px / {dino.patch_size} px "
+                f"and {siglip.image_size} px / {siglip.patch_size} px"
+            )
+        llama = self.llama
+        if llama.num_key_value_heads != llama.num_attention_heads or llama.tie_word_embeddings or llama.attention_bias:
+            raise ValueError(
+                f"text_config: grouped key/value heads ({llama.num_key_value_heads} of {llama.num_attention_heads}), tied embeddings "
+                "and attention biases are not part of the Llama-2 that OpenVLA uses"
+            )
+        if self.n_action_bins != NUM_ACTION_BINS:
+            raise ValueError(f"n_action_bins is {self.n_action_bins}; action tokens stand for {NUM_ACTION_BINS} bins")
+        if not NUM_ACTION_BINS < self.token_ids.base_vocab_size <= self.token_ids.pad < llama.vocab_size:
+            raise ValueError(
+                f"vocab_size {llama.vocab_size} less pad_to_multiple_of {self.pad_to_multiple_of} must leave more than {NUM_ACTION_BINS} "
+                f"tokens, and pad_token_id {self.pad_token_id} must lie in the rows beyond them"
+            )
+
+    @property
+    def llama(self) -> LlamaConfig:
+        """`text_config`, typed."""
+        assert isinstance(self.text_config, LlamaConfig)
+        return self.text_config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model, which projectors and heads share."""
+        return self.llama.hidden_size
+
+    @property
+    def towers(self) -> tuple[TowerConfig, TowerConfig]:
+        """DINOv2 (first three channels of an image) and SigLIP (last three)."""
+        assert self.vision_towers is not None
+        known = {item.name for item in fields(TowerConfig)}
+        for tower in self.vision_towers:
+            if unknown := set(tower) - known:
+                raise ValueError(f"vision_towers has unknown sizes {sorted(unknown)}; known: {sorted(known)}")
+        dino, siglip = (TowerConfig(**tower) for tower in self.vision_towers)
+        return dino, siglip
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the towers take."""
+        return self.towers[0].image_size
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens that one image becomes."""
+        return self.towers[0].num_patches
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The ids that the token layout relies on."""
+        llama = self.llama
+        assert isinstance(llama.bos_token_id, int)
+        assert isinstance(llama.eos_token_id, int)
+        assert self.pad_token_id is not None
+        return TokenIds(
+            base_vocab_size=llama.vocab_size - self.pad_to_multiple_of,
+            bos=llama.bos_token_id,
+            stop=llama.eos_token_id,
+            empty=self.empty_token_id,
+            pad=self.pad_token_id,
+        )
+
+
+def openvla_7b() -> OpenVLAConfig:
+    """The sizes of openvla/openvla-7b: 7,541,237,184 parameters."""
+    return OpenVLAConfig()
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a model small enough to train from scratch on a CPU; the defaults are the demo's."""
+
+    image_size: int = 64  # pixels
+    patch_size: int = 16  # pixels
+    vision_dim: int = 64  # width of each tower
+    vision_layers: int = 2  # computed blocks; one more exists, as in published towers
+    vision_heads: int = 1
+    llm_dim: int = 128
+    llm_layers: int = 3
+    llm_heads: int = 2
+    llm_mlp_dim: int = 384
+
+
+def tiny(sizes: TinySizes, base_vocab_size: int, empty_token_id: int) -> OpenVLAConfig:
+    """The OpenVLA architecture at any size; the vocabulary is that of the tokenizer that goes with it."""
+    tower = (sizes.image_size, sizes.patch_size, sizes.vision_dim, sizes.vision_layers + 1, sizes.vision_heads)
+    return OpenVLAConfig(
+        vision_towers=[asdict(TowerConfig.dino(*tower)), asdict(TowerConfig.siglip(*tower))],
+        image_sizes=[sizes.image_size] * 2,
+        timm_model_ids=["tiny-dinov2", "tiny-siglip"],
+        vision_backbone_id=f"tiny-dinosiglip-{sizes.image_size}px",
+        llm_backbone_id="tiny-llama",
+        hf_llm_id="tiny-llama",
+        text_config={
+            "hidden_size": sizes.llm_dim,
+            "num_hidden_layers": sizes.llm_layers,
+            "num_attention_heads": sizes.llm_heads,
+            "intermediate_size": sizes.llm_mlp_dim,
+            "vocab_size": base_vocab_size + 64,
+        },
+        pad_token_id=base_vocab_size,
+        empty_token_id=empty_token_id,
+    )

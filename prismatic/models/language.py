@@ -1,0 +1,140 @@
+"""Llama-2 whose attention sees in both directions. Letters: B batch, T tokens, D width, G heads, K head width.
+
+Written out here rather than taken from transformers, whose Llama is causal and changes between versions; parameter names are
+the same. Touvron et al. 2023 (arXiv:2307.09288); rotary embedding: Su et al. 2021 (arXiv:2104.09864), rotating halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+
+from prismatic.models.attention import get_attention
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, each [T, K]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotary_angles(num_tokens: int, head_dim: int, theta: float, like: torch.Tensor) -> Rotation:
+    """Cosine and sine [T, K] of position * theta^(-2i/K), computed in float32, on the device and in the dtype of `like`."""
+    # Computed anew in every forward: a buffer would be lost when a checkpoint is loaded through the meta device.
+    exponents = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
+    angles = torch.outer(torch.arange(num_tokens, device=like.device, dtype=torch.float32), theta**-exponents)  # [T, K/2]
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Queries or keys [B, G, T, K] turned by their positions."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
+
+
+class LlamaAttention(nn.Module):
+    """Bidirectional multi-head self-attention [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self._attend = get_attention(attn_implementation)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None) -> torch.Tensor:
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # 3 x [B, G, T, K]
+        attended = self._attend(rotate(query, rotation), rotate(key, rotation), value, mask)
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+
+class LlamaMLP(nn.Module):
+    """SwiGLU, [B, T, D] -> [B, T, D] (Shazeer 2020)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaLayer(nn.Module):
+    """Pre-norm Transformer block [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, attn_implementation)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """Embeddings, layers and final norm; named `model` inside the language model, as in Llama checkpoints."""
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by transformers' gradient_checkpointing_enable
+
+    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.rope_theta = _rope_theta(config)
+        self.gradient_checkpointing = False
+        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaLayer(config, attn_implementation) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states [B, T, D] after the final norm; `mask` bool [B, T] is False on padding, None when there is none."""
+        x = embeddings
+        rotation = rotary_angles(x.shape[1], self.head_dim, self.rope_theta, like=x)
+        for layer in self.layers:
+            checkpointed = self.gradient_checkpointing and self.training
+            x = self._gradient_checkpointing_func(layer, x, rotation, mask) if checkpointed else layer(x, rotation, mask)
+        return self.norm(x)
+
+
+class BidirectionalLlama(nn.Module):
+    """`model` plus `lm_head`, which is computed only where token logits are asked for."""
+
+    def __init__(self, config: LlamaConfig, attn_implementation: str | None = None) -> None:
+        super().__init__()
+        self.model = LlamaModel(config, attn_implementation)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] of embeddings [B, T, D]; every token sees every token that `mask` [B, T] keeps."""
+        return self.model(embeddings, mask)
+
+
+def _rope_theta(config: LlamaConfig) -> float:
+    parameters = dict(config.rope_parameters or {})
+    if parameters.get("rope_type", "default") != "default":
+        raise ValueError(f"text_config: rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses the default rotary embedding")
+    theta = parameters.get("rope_theta", 10000.0)
+    assert isinstance(theta, (int, float))
+    return float(theta)

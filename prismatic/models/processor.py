@@ -1,0 +1,173 @@
+"""Images and prompts -> tensors. Letters: B batch, N images, S image side.
+
+An image becomes six channels: normalised for DINOv2 (ImageNet mean and standard deviation) and for SigLIP (0.5 and 0.5).
+Both towers take the same S, so the image is resized once; bicubic with antialiasing, as Pillow does it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from prismatic.vla.constants import TokenIds, near_names
+from prismatic.vla.prompts import tokenize_prompt
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
+_STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
+_BICUBIC_CODE = 3  # torchvision's number, as the published file holds it
+
+
+def normalize_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Pixel values float32 [B, 6N, S, S] of uint8 images [B, N, S, S, 3], on the device where they are.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
+        raise ValueError(f"expected uint8 images [batch, images, size, size, 3], found {images.dtype} {list(images.shape)}")
+    mean, std = (torch.tensor(values, device=images.device)[:, :, None, None] for values in (_MEANS, _STDS))  # [2, 3, 1, 1]
+    pixels = images.permute(0, 1, 4, 2, 3).unsqueeze(2).float()  # [B, N, 1, 3, S, S]
+    return (pixels * (1 / (255 * std)) - mean / std).flatten(1, 3)
+
+
+@dataclass(frozen=True)
+class PrismaticImageProcessor:
+    """Pillow image of any size -> float32 [6, S, S], by one of the three published strategies."""
+
+    image_size: int  # S
+    image_resize_strategy: str = "resize-naive"  # squash to a square | "letterbox": pad | "resize-crop": cut
+
+    def __post_init__(self) -> None:
+        if self.image_resize_strategy not in _RESIZE_STRATEGIES:
+            raise ValueError(
+                f"image_resize_strategy {self.image_resize_strategy!r}; {near_names(self.image_resize_strategy, _RESIZE_STRATEGIES)}"
+            )
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """The image as uint8 RGB [S, S, 3]."""
+        return np.asarray(_RESIZE_STRATEGIES[self.image_resize_strategy](image.convert("RGB"), self.image_size))
+
+    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pixel values float32 [6N, S, S] of N images."""
+        resized = np.stack([self.resize(image) for image in images])
+        return normalize_pixels(torch.from_numpy(resized)[None])[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json in the published layout."""
+        size = [self.image_size, self.image_size]
+        resize_size = size if self.image_resize_strategy == "resize-naive" else self.image_size
+        letterbox = self.image_resize_strategy == "letterbox"
+        resize = {"antialias": True, "interpolation": _BICUBIC_CODE, "max_size": None, "size": resize_size}
+        float32 = [[np.asarray(values, np.float32).tolist() for values in half] for half in zip(_MEANS, _STDS, strict=True)]
+        return {
+            "image_processor_type": "PrismaticImageProcessor",
+            "image_resize_strategy": self.image_resize_strategy,
+            "input_sizes": [[3, *size]] * 2,
+            "interpolations": ["bicubic"] * 2,
+            "means": [list(values) for values in _MEANS],
+            "stds": [list(values) for values in _STDS],
+            "tvf_crop_params": [{"output_size": size}] * 2,
+            "tvf_do_letterbox": letterbox,
+            "tvf_letterbox_fill": [_FILL] * 3 if letterbox else None,
+            "tvf_normalize_params": [{"inplace": False, "mean": mean, "std": std} for mean, std in float32],
+            "tvf_resize_params": [resize] * 2,
+            "use_fused_vision_backbone": True,
+        }
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes preprocessor_config.json into `folder`."""
+        (folder / PREPROCESSOR_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> PrismaticImageProcessor:
+        """The processor that a preprocessor_config.json describes.
+
+        Raises:
+            ValueError: it describes other sizes, means or standard deviations than those of the two towers.
+        """
+        sizes = {tuple(size) for size in content["input_sizes"]}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"{PREPROCESSOR_FILE}: input_sizes {content['input_sizes']} differ; both vision towers must take the same image"
+            )
+        if not np.allclose(content["means"], _MEANS) or not np.allclose(content["stds"], _STDS):
+            raise ValueError(f"{PREPROCESSOR_FILE}: means {content['means']} and stds {content['stds']}; expected {_MEANS} and {_STDS}")
+        return cls(image_size=sizes.pop()[1], image_resize_strategy=content["image_resize_strategy"])
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> PrismaticImageProcessor:
+        """Reads preprocessor_config.json out of `folder`."""
+        path = folder / PREPROCESSOR_FILE
+        if not path.is_file():
+            raise ValueError(f"checkpoint folder {folder} lacks {PREPROCESSOR_FILE}; copy it from the base model")
+        return cls.from_dict(json.loads(path.read_text()))
+
+
+@dataclass(frozen=True)
+class PrismaticProcessor:
+    """Image processor and tokenizer of one checkpoint."""
+
+    image_processor: PrismaticImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> PrismaticProcessor:
+        """Reads preprocessor_config.json and the tokenizer files out of `folder`."""
+        return cls(PrismaticImageProcessor.from_pretrained(folder), load_tokenizer(folder))
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes preprocessor_config.json and the tokenizer files into `folder`."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def __call__(self, instruction: str, images: Sequence[Image.Image], token_ids: TokenIds) -> tuple[torch.Tensor, torch.Tensor]:
+        """(pixel_values float32 [1, 6N, S, S], prompt ids int64 [1, L] that end in the empty token)."""
+        prompt_ids = tokenize_prompt(self.tokenizer, instruction, token_ids)
+        return self.image_processor(images)[None], torch.tensor([prompt_ids])
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, read without the network.
+
+    Raises:
+        ValueError: the folder holds no tokenizer.json.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"checkpoint folder {folder} lacks tokenizer.json; copy the tokenizer files from the base model")
+    # Takes tokenizer.json as it is; AutoTokenizer would rebuild a Llama tokenizer by the rules of the installed transformers.
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+_FILL = 127  # int(255 x 0.5): SigLIP's mean, which the published processor uses for both halves
+
+
+def _squash(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _letterbox(image: Image.Image, size: int) -> Image.Image:
+    longest = max(image.size)
+    left, top = ((longest - side) // 2 for side in image.size)  # an odd difference leaves the square one pixel short, as published
+    padded = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top), (_FILL,) * 3)
+    padded.paste(image, (left, top))
+    return _crop(padded, size)
+
+
+_RESIZE_STRATEGIES = {"resize-naive": _squash, "letterbox": _letterbox, "resize-crop": _crop}

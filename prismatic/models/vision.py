@@ -1,0 +1,173 @@
+"""Images -> patch features: DINOv2 and SigLIP Vision Transformers side by side.
+
+Letters: B batch, N images, S image side, P patches an image, D tower width, T = prefix tokens + P.
+
+    pixels [B, 6N, S, S] --first 3 channels of each image--> featurizer (DINOv2)       [B*N, P, D1] \
+                         --last 3 channels of each image---> fused_featurizer (SigLIP) [B*N, P, D2] -> [B, N*P, D1+D2]
+
+All images of a batch go through a tower in one call. Features come from the second-to-last block without the final norm:
+the last block, `norm` and `attn_pool` exist because published checkpoints hold them, and are never computed.
+Parameter names are those of timm 0.9 (Dosovitskiy et al. 2021; Oquab et al. 2023; Zhai et al. 2023), with LayerScale's
+parameter named `scale_factor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prismatic.models.attention import get_attention
+from prismatic.models.configuration import OpenVLAConfig, TowerConfig
+
+_NORM_EPSILON = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Pixels [B, 3, S, S] -> patches [B, P, D]."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class VisionAttention(nn.Module):
+    """Multi-head self-attention [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: TowerConfig, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self._attend = get_attention(attn_implementation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, G, K]
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x [B, G, T, K]
+        return self.proj(self._attend(query, key, value, None).transpose(1, 2).flatten(2))
+
+
+class VisionMLP(nn.Module):
+    """Two layers around an exact (erf) GELU, [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned gain per feature. Not called `gamma`: transformers rewrites names that hold that word."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale_factor
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm Transformer block [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: TowerConfig, attn_implementation: str | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=_NORM_EPSILON)
+        self.attn = VisionAttention(config, attn_implementation)
+        self.ls1 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=_NORM_EPSILON)
+        self.mlp = VisionMLP(config.embed_dim, config.mlp_hidden_dim)
+        self.ls2 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class AttentionPool(nn.Module):
+    """Holds SigLIP's pooling weights, which OpenVLA never computes with."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.latent = nn.Parameter(torch.zeros(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=_NORM_EPSILON)
+        self.mlp = VisionMLP(dim, config.mlp_hidden_dim)
+
+
+class VisionTransformer(nn.Module):
+    """One tower."""
+
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by transformers' gradient_checkpointing_enable
+
+    def __init__(self, config: TowerConfig, attn_implementation: str | None = None) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.gradient_checkpointing = False
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.num_register_tokens, dim)) if config.num_register_tokens else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, dim))
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config, attn_implementation) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=_NORM_EPSILON)
+        if config.attn_pool:
+            self.attn_pool = AttentionPool(config)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, T, D] that enter the first block; only patches carry a position."""
+        patches = self.patch_embed(pixels) + self.pos_embed
+        prefix = [token.expand(len(pixels), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        return torch.cat([*(token.to(patches.dtype) for token in prefix), patches], dim=1) if prefix else patches
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Patch features [B, P, D] of normalised pixels [B, 3, S, S]."""
+        x = self.embed(pixels)
+        for block in self.blocks[:-1]:
+            x = self._gradient_checkpointing_func(block, x) if self.gradient_checkpointing and self.training else block(x)
+        return x[:, self.num_prefix_tokens :]
+
+    def unused_modules(self) -> list[nn.Module]:
+        """Parts that exist for the checkpoint's sake and never affect the features."""
+        return [self.blocks[-1], self.norm, *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
+
+
+class PrismaticVisionBackbone(nn.Module):
+    """Both towers."""
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__()
+        dino, siglip = config.towers
+        self.image_size = config.image_size
+        self.embed_dim = dino.embed_dim + siglip.embed_dim
+        self.featurizer = VisionTransformer(dino, config._attn_implementation)
+        self.fused_featurizer = VisionTransformer(siglip, config._attn_implementation)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch features [B, N*P, D1+D2], image after image, of pixels [B, 6N, S, S].
+
+        Raises:
+            ValueError: another shape.
+        """
+        size = self.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] % 6 or pixel_values.shape[2:] != (size, size):
+            raise ValueError(f"pixel_values must be [batch, 6 x images, {size}, {size}], found {list(pixel_values.shape)}")
+        batch_size = len(pixel_values)
+        images = pixel_values.reshape(-1, 2, 3, size, size)  # [B*N, 2, 3, S, S]
+        features = [self.featurizer(images[:, 0]), self.fused_featurizer(images[:, 1])]  # 2 x [B*N, P, D]
+        return torch.cat(features, dim=-1).view(batch_size, -1, self.embed_dim)
+
+    def unused_modules(self) -> list[nn.Module]:
+        """Parts that never affect the features."""
+        return [*self.featurizer.unused_modules(), *self.fused_featurizer.unused_modules()]

@@ -1,0 +1,129 @@
+"""OpenVLAForActionPrediction: images and text -> action states, as one transformers model with the published parameter names.
+
+Letters: B batch, N images, S image side, P patches an image, T text tokens, E inserted tokens, K action slots, D width.
+
+    pixel_values [B, 6N, S, S] -> vision_backbone -> projector -> [B, N*P, D] -+
+    input_ids    [B, T] ------> language_model.model.embed_tokens -------------+-> sequence -> language_model -> states [B, K, D]
+    extra tokens (proprio, timestep) [B, 0..2, D] -----------------------------+
+
+Heads that turn states into actions are separate modules in separate checkpoint files; `prismatic.models.action_model` pairs them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.language import BidirectionalLlama, RMSNorm
+from prismatic.models.projectors import VisionProjector
+from prismatic.models.sequence import ActionSlots, extend_mask, fill_slots, insert_after_bos, read_action_states
+from prismatic.models.vision import AttentionPool, LayerScale, PrismaticVisionBackbone, VisionTransformer
+
+
+@dataclass(frozen=True)
+class VLAOutput:
+    """What one forward pass gives."""
+
+    action_states: torch.Tensor  # [B, K, D], after the final norm
+    hidden_states: torch.Tensor  # [B, T+E, D], the same for every position
+
+
+class OpenVLAForActionPrediction(PreTrainedModel):
+    """The published architecture; `from_pretrained`, `save_pretrained`, sharding and quantization come from transformers."""
+
+    config_class = OpenVLAConfig
+    config: OpenVLAConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["VisionBlock", "LlamaLayer"]  # noqa: RUF012 (as the base class declares it)
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__(config)
+        self.vision_backbone = PrismaticVisionBackbone(config)
+        self.projector = VisionProjector(self.vision_backbone.embed_dim, config.hidden_size)
+        self.language_model = BidirectionalLlama(config.llama, config._attn_implementation)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slots: ActionSlots,
+        extra_tokens: torch.Tensor | None = None,
+        action_embeddings: torch.Tensor | None = None,
+    ) -> VLAOutput:
+        """Action states [B, K, D] from normalised pixels [B, 6N, S, S] and text [B, T] laid out as `sequence` says.
+
+        `attention_mask` bool [B, T] is False on padding (None: there is none); `extra_tokens` [B, 0..2, D] follow the patches;
+        `action_embeddings` [B, K, D] stand in the slots, which are zero without them.
+        """
+        embeddings, mask = self.embed_sequence(pixel_values, input_ids, attention_mask, slots, extra_tokens, action_embeddings)
+        hidden_states = self.language_model(embeddings, mask)
+        num_inserted = embeddings.shape[1] - input_ids.shape[1]
+        return VLAOutput(read_action_states(hidden_states, slots, num_inserted), hidden_states)
+
+    def embed_sequence(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slots: ActionSlots,
+        extra_tokens: torch.Tensor | None = None,
+        action_embeddings: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What enters the language model: embeddings [B, T+E, D] and the mask bool [B, T+E], None without padding."""
+        text = fill_slots(self.language_model.model.embed_tokens(input_ids), slots, action_embeddings)
+        inserted = self.projector(self.vision_backbone(pixel_values))  # [B, N*P, D]
+        if extra_tokens is not None:
+            inserted = torch.cat([inserted, extra_tokens.to(inserted.dtype)], dim=1)
+        return insert_after_bos(text, inserted), extend_mask(attention_mask, inserted.shape[1])
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.lm_head = value
+
+    def unused_modules(self, uses_lm_head: bool) -> list[nn.Module]:
+        """Parts that published checkpoints hold and no output depends on; `lm_head` counts among them unless it is used."""
+        return [*self.vision_backbone.unused_modules(), *([] if uses_lm_head else [self.language_model.lm_head])]
+
+    def freeze_unused(self, uses_lm_head: bool = False) -> None:
+        """Stops gradients for every parameter (and adapter) without influence, so that DDP need not search for them."""
+        for module in self.unused_modules(uses_lm_head):
+            module.requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights for a model trained from scratch (called by transformers for whatever a checkpoint does not hold)."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in = math.prod(module.weight.shape[1:])
+            init.trunc_normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.llama.initializer_range)
+        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+            init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            init.ones_(module.scale_factor)
+        elif isinstance(module, (VisionTransformer, AttentionPool)):
+            for parameter in module.parameters(recurse=False):
+                init.trunc_normal_(parameter, std=0.02)

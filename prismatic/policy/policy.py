@@ -1,0 +1,131 @@
+"""Observations -> action chunks: the one door to a trained policy, for simulators, servers and robots.
+
+    policy = Policy.from_pretrained("runs/my-run--10000_chkpt")
+    chunk = policy.predict([Observation(images={"primary": image}, instruction="pick up the cup", proprio=state)])[0]
+
+Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action dim, P proprio dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prismatic.models.action_model import ActionInputs
+from prismatic.models.processor import normalize_pixels
+from prismatic.policy.loading import load_parts
+from prismatic.policy.parts import PolicyParts
+from prismatic.policy.spec import PolicySpec
+from prismatic.vla.images import prepare_image
+from prismatic.vla.normalization import bounds_from_statistics, normalize, unnormalize
+from prismatic.vla.prompts import tokenize_prompt
+from prismatic.vla.types import ActionChunk, Observation, select_cameras
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that `device` computes fastest in without changing what the policy does: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+class Policy:
+    """A trained policy on one device."""
+
+    def __init__(self, parts: PolicyParts, unnorm_key: str | None = None) -> None:
+        """`unnorm_key` names the data set whose statistics count; needed only where the checkpoint was trained on several.
+
+        Raises:
+            ValueError: no or another key is needed, or the statistics do not fit the platform.
+        """
+        spec = parts.spec
+        key = unnorm_key or spec.unnorm_key
+        if key is None:
+            raise ValueError(f"the policy was trained on several data sets; pass unnorm_key, one of {', '.join(parts.norm_stats)}")
+        self._parts = parts
+        self._device = next(parts.model.parameters()).device
+        self._action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
+        if self._action_bounds.dim != spec.platform.action_dim:
+            raise ValueError(
+                f"statistics of {key!r} describe {self._action_bounds.dim} action dimensions, "
+                f"platform {spec.platform.name} has {spec.platform.action_dim}"
+            )
+        self._proprio_bounds = None
+        if spec.heads.use_proprio:
+            self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        unnorm_key: str | None = None,
+    ) -> Policy:
+        """The policy of a checkpoint folder or Hub id.
+
+        Raises:
+            ValueError: a file is missing or damaged, or does not fit the others.
+        """
+        target = default_device() if device is None else torch.device(device)
+        return cls(load_parts(name_or_path, target, dtype or default_dtype(target)), unnorm_key)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the checkpoint says about itself."""
+        return self._parts.spec
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk of H actions in the robot's units for each observation; the observations stay as they are.
+
+        Raises:
+            ValueError: an observation lacks a camera or proprio, or has proprio of another width.
+        """
+        if not observations:
+            return []
+        inputs = ActionInputs.from_prompts(
+            normalize_pixels(self._images(observations)),
+            *self._prompts(observations),
+            self._proprio(observations),
+            num_action_tokens=self._parts.model.num_action_tokens,
+            token_ids=self._parts.config.token_ids,
+        )
+        normalized = self._parts.model(inputs).cpu().numpy()  # [B, H, A]
+        return [ActionChunk(unnormalize(chunk, self._action_bounds)) for chunk in normalized]
+
+    def _images(self, observations: Sequence[Observation]) -> torch.Tensor:
+        """Uint8 [B, N, S, S, 3] on the device."""
+        recipe, cameras = self.spec.image, self.spec.cameras
+        prepared = [[prepare_image(image, recipe) for image in select_cameras(item.images, cameras)] for item in observations]
+        return torch.from_numpy(np.asarray(prepared)).to(self._device)
+
+    def _prompts(self, observations: Sequence[Observation]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Prompt ids int64 [B, L], padded at the end, and their mask (None without padding)."""
+        token_ids = self._parts.config.token_ids
+        rows = [tokenize_prompt(self._parts.processor.tokenizer, item.instruction, token_ids) for item in observations]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [token_ids.pad] * (length - len(row)) for row in rows], device=self._device)
+        if all(len(row) == length for row in rows):
+            return ids, None
+        lengths = torch.tensor([len(row) for row in rows], device=self._device)
+        return ids, torch.arange(length, device=self._device) < lengths[:, None]
+
+    def _proprio(self, observations: Sequence[Observation]) -> torch.Tensor | None:
+        """Normalised proprio float32 [B, P]."""
+        if self._proprio_bounds is None:
+            return None
+        rows = []
+        for item in observations:
+            if item.proprio is None or len(item.proprio) != self._proprio_bounds.dim:
+                found = "none" if item.proprio is None else f"{len(item.proprio)} values"
+                names = ", ".join(self.spec.platform.proprio_names)
+                raise ValueError(f"observation: proprio must hold {self._proprio_bounds.dim} values ({names}), found {found}")
+            rows.append(normalize(np.asarray(item.proprio, np.float32), self._proprio_bounds))
+        return torch.from_numpy(np.stack(rows)).to(self._device)

@@ -1,0 +1,123 @@
+"""`PolicySpec` <-> policy.json: all that a checkpoint must say about itself, so that no flag is repeated at evaluation.
+
+platform    what the actions and the proprioception are        cameras   the policy's cameras, in order
+image       how a camera image becomes the model's input       heads     which action head and projectors exist
+unnorm_key  whose statistics turn actions into real units      lora      adapter settings, if the run used LoRA
+provenance  how the checkpoint was made (command, data, step, versions)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prismatic.vla.constants import NormalizationType, RobotPlatform
+from prismatic.vla.images import ImageRecipe
+
+POLICY_FILE = "policy.json"
+FORMAT_VERSION = 1
+ACTION_HEADS = ("l1", "diffusion", "discrete")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The modules beside the vision-language model."""
+
+    action_head: str = "l1"  # one of ACTION_HEADS
+    use_proprio: bool = False
+    use_film: bool = False
+    num_diffusion_steps_train: int | None = None  # diffusion only
+
+    def __post_init__(self) -> None:
+        if self.action_head not in ACTION_HEADS:
+            raise ValueError(f"action head {self.action_head!r} is unknown; choose one of {', '.join(ACTION_HEADS)}")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Settings of the adapters a run trained (scaling is alpha / rank, alpha = min(rank, 16) as published)."""
+
+    rank: int = 32
+    dropout: float = 0.0
+
+    @property
+    def alpha(self) -> int:
+        return min(self.rank, 16)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Everything needed to turn an observation into actions with the weights of one folder."""
+
+    platform: RobotPlatform
+    cameras: tuple[str, ...]
+    image: ImageRecipe
+    unnorm_key: str | None  # whose statistics give actions their units; None: several data sets were trained together, choose at loading
+    heads: HeadSpec = field(default_factory=HeadSpec)
+    lora: LoraSpec | None = None
+    base_model: str | None = None  # folder or Hub id that the adapters belong to, where they are not merged
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.cameras:
+            raise ValueError("a policy needs at least the primary camera")
+
+    def save(self, folder: Path) -> None:
+        """Writes policy.json into `folder`."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        (folder / POLICY_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> PolicySpec:
+        """The specification in `folder`/policy.json.
+
+        Raises:
+            ValueError: the file is absent, is not JSON, is of a newer format, or has missing, unknown or wrong fields.
+        """
+        path = folder / POLICY_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {POLICY_FILE}: not a checkpoint written by this project. "
+                "Pass a folder that vla-scripts/finetune.py saved (its name ends in _chkpt)"
+            )
+        try:
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+        version = content.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path} has format_version {version}; this version of the code reads {FORMAT_VERSION}")
+        return _parse(content, path)
+
+
+def _parse(content: dict[str, Any], path: Path) -> PolicySpec:
+    try:
+        platform = dict(content.pop("platform"))
+        platform["normalization"] = NormalizationType(platform["normalization"])
+        for key in ("action_names", "proprio_names"):
+            platform[key] = tuple(platform[key])
+        lora = content.pop("lora", None)
+        return PolicySpec(
+            platform=_build(RobotPlatform, platform),
+            cameras=tuple(content.pop("cameras")),
+            image=_build(ImageRecipe, content.pop("image")),
+            heads=_build(HeadSpec, content.pop("heads")),
+            lora=None if lora is None else _build(LoraSpec, lora),
+            **content,
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _build(kind: type[T], values: Mapping[str, Any]) -> T:
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return kind(**values)

@@ -1,0 +1,142 @@
+"""The flags of vla-scripts/finetune.py: the familiar names with their published defaults, then ours."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from prismatic.policy.spec import HeadSpec, LoraSpec
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass
+class FinetuneConfig:
+    """Fine-tunes an OpenVLA base on one data set or mixture."""
+
+    # Where things are
+    vla_path: str = "openvla/openvla-7b"  # base model: a folder in the published layout, or a Hub id
+    data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
+    dataset_name: str = "aloha_scoop_x_into_bowl"  # a name of prismatic/vla/datasets/rlds/oxe/{configs,mixtures}.py
+    run_root_dir: Path = Path("runs")  # folder that receives logs and checkpoints
+    shuffle_buffer_size: int = 100_000  # accepted for old commands; unused, the whole data set is always shuffled
+
+    # Model
+    use_l1_regression: bool = True  # continuous actions, L1 loss
+    use_diffusion: bool = False  # continuous actions, denoising loss
+    num_diffusion_steps_train: int = 50  # diffusion only
+    use_film: bool = False  # modulate the vision features by the instruction
+    num_images_in_input: int = 1  # cameras, the primary one first
+    use_proprio: bool = False  # feed the robot's state
+
+    # Training
+    batch_size: int = 8  # samples per process and micro-batch
+    learning_rate: float = 5e-4
+    lr_warmup_steps: int = 0  # steps over which the learning rate rises from a tenth to the whole
+    num_steps_before_decay: int = 100_000  # the learning rate falls tenfold at this step
+    grad_accumulation_steps: int = 1  # micro-batches per optimizer step
+    max_steps: int = 200_000  # optimizer steps
+    use_val_set: bool = False  # validate on the val split, or on episodes split off where there is none
+    val_freq: int = 10_000  # steps between validations
+    val_time_limit: int = 180  # seconds, at most, per validation
+    save_freq: int = 10_000  # steps between checkpoints
+    save_latest_checkpoint_only: bool = False  # one folder, replaced at every save
+    resume: bool = False  # continue the run exactly from its newest complete checkpoint
+    resume_step: int | None = None  # with --resume: from this step instead
+    image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
+    diffusion_sample_freq: int = 50  # diffusion only: steps between full denoising checks
+
+    # LoRA
+    use_lora: bool = True  # False trains every weight
+    lora_rank: int = 32
+    lora_dropout: float = 0.0
+    merge_lora_during_training: bool = True  # checkpoints also hold the merged model, ready for evaluation
+
+    # Logging
+    wandb_entity: str | None = None
+    wandb_project: str | None = None  # set it to log to Weights & Biases too
+    run_id_note: str | None = None  # appended to the run's name
+    run_id_override: str | None = None  # the run's name
+    wandb_log_freq: int = 10  # steps between log lines
+
+    # Ours
+    robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
+    seed: int = 7  # weights of new modules, sampling, augmentation
+    precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = None  # clip the gradient's norm; the published recipe does not
+    val_fraction: float = 0.05  # share of episodes split off for --use_val_set when the data set has no val split
+
+    def __post_init__(self) -> None:
+        self._check_heads()
+        self._check_numbers()
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.resume_step is not None and not self.resume:
+            raise ValueError("--resume_step needs --resume True")
+        if self.wandb_entity and not self.wandb_project:
+            raise ValueError("--wandb_entity is set without --wandb_project; give both, or neither to log locally only")
+
+    def _check_heads(self) -> None:
+        if self.use_l1_regression and self.use_diffusion:
+            raise ValueError("--use_l1_regression and --use_diffusion are both True; set the one that you do not want to False")
+        if self.use_diffusion:
+            raise ValueError("--use_diffusion True: the diffusion head is not in this version yet; use --use_l1_regression True")
+        if not self.use_l1_regression:
+            raise ValueError("--use_l1_regression False: the discrete head is not in this version yet; use --use_l1_regression True")
+        if self.use_film:
+            raise ValueError("--use_film True: FiLM is not in this version yet; use --use_film False")
+
+    def _check_numbers(self) -> None:
+        positive = (
+            "batch_size",
+            "grad_accumulation_steps",
+            "max_steps",
+            "val_freq",
+            "val_time_limit",
+            "save_freq",
+            "wandb_log_freq",
+            "lora_rank",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr_warmup_steps", "num_steps_before_decay", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it cannot be negative")
+        if self.num_images_in_input < 1:
+            raise ValueError(f"--num_images_in_input is {self.num_images_in_input}; the policy needs at least the primary camera")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}; it must be in [0, 1)")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val_fraction is {self.val_fraction}; it must be in (0, 1)")
+
+    @property
+    def heads(self) -> HeadSpec:
+        return HeadSpec(action_head="l1", use_proprio=self.use_proprio, use_film=self.use_film)
+
+    @property
+    def lora(self) -> LoraSpec | None:
+        return LoraSpec(self.lora_rank, self.lora_dropout) if self.use_lora else None
+
+    @property
+    def run_id(self) -> str:
+        """The run's name; checkpoints of step N lie in `<run_root_dir>/<run_id>--<N>_chkpt`."""
+        if self.run_id_override:
+            return self.run_id_override
+        base = self.vla_path.rstrip("/").split("/")[-1]
+        parts = f"{base}+{self.dataset_name}+b{self.batch_size * self.grad_accumulation_steps}+lr-{self.learning_rate}"
+        if self.use_lora:
+            parts += f"+lora-r{self.lora_rank}+dropout-{self.lora_dropout}"
+        if self.image_aug:
+            parts += "--image_aug"
+        return f"{parts}--{self.run_id_note}" if self.run_id_note else parts
+
+    @property
+    def run_dir(self) -> Path:
+        """Holds the log; with --save_latest_checkpoint_only the checkpoint too."""
+        return Path(os.path.expanduser(self.run_root_dir)) / self.run_id

@@ -1,0 +1,162 @@
+"""Flags -> everything a run needs: checked data first, then the model, so that a mistake is told before anything expensive."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from prismatic.models.action_model import ActionModel
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.loading import BaseModel, load_base, resolve_folder
+from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
+from prismatic.policy.spec import PolicySpec
+from prismatic.training.checkpoint import base_model_path
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
+from prismatic.training.lora import add_lora
+from prismatic.vla.datasets.collator import Collator
+from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.sampler import MixtureSampler
+from prismatic.vla.images import ImageRecipe
+from prismatic.vla.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the training loop works with, on one process."""
+
+    config: FinetuneConfig
+    ranks: Ranks
+    parts: PolicyParts
+    data: TrainingData
+    train_sampler: MixtureSampler
+    collator: Collator
+    autocast: bool  # compute in bfloat16 while trained weights stay in float32
+    base_path: str  # the model that the run started from
+
+    def train_loader(self) -> DataLoader[Batch]:
+        """Endless batches of this process, from the position of `train_sampler`."""
+        return _loader(self.data.train, self.config, self.collator, sampler=self.train_sampler)
+
+    def val_loader(self) -> Iterable[Batch]:
+        """Every validation sample once, shared out over the processes."""
+        assert self.data.val is not None
+        own = Subset(self.data.val, range(self.ranks.rank, len(self.data.val), self.ranks.world_size))
+        return _loader(own, self.config, self.collator, sampler=None)
+
+    def parts_at(self, step: int) -> PolicyParts:
+        """The policy as it stands after `step` optimizer steps; its provenance says so."""
+        provenance = {**self.parts.spec.provenance, "step": step}
+        return replace(self.parts, spec=replace(self.parts.spec, provenance=provenance))
+
+    def summary(self) -> str:
+        """One line that says what is trained on what."""
+        model, spec = self.parts.model, self.parts.spec
+        total = sum(parameter.numel() for parameter in model.parameters())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        val = "" if self.data.val is None else f", {len(self.data.val):,} for validation"
+        return (
+            f"{len(self.data.train):,} samples of {self.config.dataset_name}{val}; platform {spec.platform.name}, "
+            f"cameras {', '.join(spec.cameras)}; {trained / 1e6:.2f} of {total / 1e6:.2f} M parameters trained "
+            f"on {self.ranks.world_size} x {self.ranks.device.type}"
+        )
+
+
+def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
+    """Data, model and sampler of the run that `config` describes.
+
+    Raises:
+        ValueError: unknown names, missing files, dimensions that contradict each other; each names the flag or file to change.
+    """
+    specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)
+    cameras = select_policy_cameras(specs, config.num_images_in_input)
+    base_path = base_model_path(config)
+    resolve_folder(base_path)
+    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+    torch.manual_seed(config.seed)  # adapters and heads start the same on every process
+    base = load_base(base_path, torch.bfloat16 if use_bf16 and config.use_lora else torch.float32)
+    options = DatasetOptions(
+        cameras=cameras,
+        image_size=base.vla.config.image_size,
+        use_proprio=config.use_proprio,
+        augment=config.image_aug,
+        seed=config.seed,
+        val_fraction=config.val_fraction if config.use_val_set else None,
+    )
+    data = load_training_data(specs, options)
+    spec = PolicySpec(
+        platform=specs[0].platform,
+        cameras=cameras,
+        image=ImageRecipe(size=base.vla.config.image_size, jpeg_round_trip=True, center_crop=config.image_aug),
+        unnorm_key=specs[0].name if len(specs) == 1 else None,
+        heads=config.heads,
+        lora=config.lora,
+        base_model=base_path if config.use_lora and not config.merge_lora_during_training else None,
+        provenance=_provenance(config, ranks),
+    )
+    token_ids = base.vla.config.token_ids
+    parts = PolicyParts(_build_model(base, spec, ranks), base.vla.config, base.processor, spec, data.statistics)
+    torch.manual_seed(config.seed + ranks.rank)  # dropout differs between processes
+    return Run(
+        config=config,
+        ranks=ranks,
+        parts=parts,
+        data=data,
+        train_sampler=data.train.sampler(config.seed, ranks.rank, ranks.world_size),
+        collator=Collator(base.processor.tokenizer, token_ids),
+        autocast=use_bf16,
+        base_path=base_path,
+    )
+
+
+def _build_model(base: BaseModel, spec: PolicySpec, ranks: Ranks) -> ActionModel:
+    """The base with adapters (or fully trainable) and new float32 heads, on the device; what cannot influence the loss is frozen."""
+    vla: torch.nn.Module = base.vla
+    if spec.lora is not None:
+        vla = add_lora(base.vla, spec.lora)
+        for parameter in vla.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    assert isinstance(base.vla, OpenVLAForActionPrediction)
+    base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
+    width = base.vla.config.hidden_size
+    head = build_action_head(spec.heads, spec.platform, width)
+    return ActionModel(vla, head, build_proprio_projector(spec.heads, spec.platform, width)).to(ranks.device)
+
+
+def _loader(dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        collate_fn=collator,
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        drop_last=False,
+    )
+
+
+def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:
+    """How the run was started and with what, for policy.json."""
+    return {
+        "command": shlex.join(sys.argv),
+        "run_id": config.run_id,
+        "vla_path": config.vla_path,
+        "dataset_name": config.dataset_name,
+        "num_processes": ranks.world_size,
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+    }

@@ -1,0 +1,316 @@
+"""Map-style data set: sample number -> Sample, by random access into the recorded files.
+
+Letters: M steps, H chunk, A action dim, P proprio dim, N cameras that the policy uses, S image side.
+
+    RobotDataset     the samples of one data set: step -> frames, instruction, chunk of the H actions that follow, proprio
+    VLADataset       the samples of a mixture, one data set behind the other; resized, augmented
+    load_training_data   specs -> training and validation VLADataset and their statistics
+
+By default every step of an episode is a sample: beyond its end, absolute action dimensions repeat the last target and relative ones
+are 0, no motion. The published system leaves out the last H - 1 steps instead (tail="published").
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.rlds.source import RldsSource
+from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
+from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
+from prismatic.vla.images import augment_cpu, decode_image, draw_augmentation, resize_lanczos3
+from prismatic.vla.normalization import Bounds, normalize
+from prismatic.vla.types import Sample
+
+logger = logging.getLogger(__name__)
+
+TAILS = ("repeat", "published")
+_VAL_SPLITS = ("val", "validation")
+_MAX_OPEN_FILES = 256
+_SPLIT_SEED = 0  # episodes split off for validation stay the same whatever the seed of the run
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What a sample consists of and how the recorded episodes are divided."""
+
+    cameras: tuple[str, ...]  # in the policy's order
+    image_size: int  # S, pixels
+    use_proprio: bool = False
+    augment: bool = False  # random crop and colour on the training samples
+    seed: int = 7  # keys the augmentation, together with sample and pass
+    val_fraction: float | None = None  # share of episodes split off where there is no val split; None: no validation set
+    tail: str = "repeat"  # one of TAILS
+    equal_crop_offsets: bool = False  # as published: the random crop's x and y offsets are equal
+    statistics_over_all_splits: bool = False  # as published, episodes without instruction included
+    frame_cache_bytes: int = 2**30  # keep decoded frames in shared memory if all of them fit; 0: never
+    cache_dir: Path | None = None  # for the index; None: with the data, or the user's cache folder
+
+    def __post_init__(self) -> None:
+        if self.tail not in TAILS:
+            raise ValueError(f"tail is {self.tail!r}; choose one of {', '.join(TAILS)}")
+
+
+class FrameReader:
+    """Reads single encoded images out of big files, which stay open; safe to carry into forked worker processes."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = tuple(files)
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, reference: np.void) -> np.ndarray:
+        """uint8 [height, width, 3] of one IMAGE_REF.
+
+        Raises:
+            ValueError: the image is cut off or damaged; the message names file and byte offset.
+        """
+        file, offset, length = (int(reference[name]) for name in ("file", "offset", "length"))
+        encoded = os.pread(self._descriptor(file), length, offset)
+        try:
+            return decode_image(encoded)
+        except ValueError as error:
+            raise ValueError(f"{self._files[file]}, image at byte {offset} ({length} bytes): {error}") from error
+
+    def _descriptor(self, file: int) -> int:
+        descriptor = self._descriptors.pop(file, None)
+        if descriptor is None:
+            if len(self._descriptors) >= _MAX_OPEN_FILES:
+                os.close(self._descriptors.popitem(last=False)[1])
+            descriptor = os.open(self._files[file], os.O_RDONLY)
+        self._descriptors[file] = descriptor  # most recently used last
+        return descriptor
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": self._files, "_descriptors": OrderedDict()}
+
+
+class FrameCache:
+    """Decoded frames of all samples in anonymous shared memory, filled by whichever worker process decodes them first."""
+
+    def __init__(self, num_samples: int, frame_shape: tuple[int, ...]) -> None:
+        self._memory = mmap.mmap(-1, self.num_bytes(num_samples, frame_shape))
+        self._is_filled = np.frombuffer(self._memory, np.uint8, num_samples)
+        self._frames = np.frombuffer(self._memory, np.uint8, offset=num_samples).reshape(num_samples, *frame_shape)
+
+    @staticmethod
+    def num_bytes(num_samples: int, frame_shape: tuple[int, ...]) -> int:
+        """Size of a cache for that many samples."""
+        return num_samples * (1 + int(np.prod(frame_shape)))
+
+    def get(self, sample: int) -> np.ndarray | None:
+        """A copy of the frames of `sample`, or None."""
+        return self._frames[sample].copy() if self._is_filled[sample] else None
+
+    def put(self, sample: int, frames: np.ndarray) -> None:
+        """Two processes may put the same sample: they write the same bytes."""
+        self._frames[sample] = frames
+        self._is_filled[sample] = 1
+
+
+class RobotDataset:
+    """The samples of one data set: those of `episodes`, in their order."""
+
+    def __init__(
+        self, spec: DatasetSpec, index: EpisodeIndex, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+    ) -> None:
+        self.spec, self.index, self.options = spec, index, options
+        self.chunk = spec.platform.num_actions_chunk
+        self.action_bounds = Bounds.from_statistics(statistics["action"], spec.platform.normalization)
+        self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
+        self.relative = ~absolute_action_mask(spec.entry.action_encoding, index.actions.shape[1])  # bool [A]
+        self.columns = [index.cameras.index(camera) for camera in options.cameras]
+        self.reader = FrameReader(index.files)
+        lengths = index.lengths[episodes]
+        samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
+        self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
+        self.first_steps = index.episode_starts[episodes]
+        self.last_steps = self.first_steps + lengths - 1
+
+    def __len__(self) -> int:
+        return int(self.sample_starts[-1])
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """(step of the index, last step of its episode)."""
+        episode = int(np.searchsorted(self.sample_starts, sample, side="right")) - 1
+        step = int(self.first_steps[episode]) + sample - int(self.sample_starts[episode])
+        return step, int(self.last_steps[episode])
+
+    def frames(self, sample: int) -> np.ndarray:
+        """uint8 [N, S, S, 3]: decoded and resized."""
+        step, _ = self.locate(sample)
+        size = self.options.image_size
+        return np.stack([resize_lanczos3(self.reader.read(self.index.images[step, column]), size) for column in self.columns])
+
+    def actions(self, sample: int) -> np.ndarray:
+        """float32 [H, A], normalised: the action of the sample's step and of the H - 1 that follow."""
+        step, last = self.locate(sample)
+        steps = np.arange(step, step + self.chunk)
+        chunk = self.index.actions[np.minimum(steps, last)]
+        chunk[np.ix_(steps > last, self.relative)] = 0
+        return normalize(chunk, self.action_bounds)
+
+    def proprio(self, sample: int) -> np.ndarray | None:
+        """float32 [P], normalised, if the policy uses it."""
+        if self.proprio_bounds is None:
+            return None
+        return normalize(self.index.proprio[self.locate(sample)[0]], self.proprio_bounds)
+
+    def instruction(self, sample: int) -> str:
+        """What the robot was told, as recorded."""
+        return self.index.instructions[self.index.instruction_ids[self.locate(sample)[0]]]
+
+
+class VLADataset(Dataset[Sample]):
+    """The samples of a mixture, one data set behind the other."""
+
+    def __init__(self, parts: Sequence[RobotDataset], options: DatasetOptions, augment: bool) -> None:
+        self.parts, self.options, self.augment = list(parts), options, augment
+        self.part_starts = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
+        shape = (len(options.cameras), options.image_size, options.image_size, 3)
+        fits = 0 < FrameCache.num_bytes(len(self), shape) <= options.frame_cache_bytes
+        self.cache = FrameCache(len(self), shape) if fits else None
+
+    def __len__(self) -> int:
+        return int(self.part_starts[-1])
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        """The sample with that number; a SampleKey also says which of its augmentations."""
+        number, num_earlier_passes = key if isinstance(key, SampleKey) else (int(key), 0)
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
+        part, local = self.parts[which], number - int(self.part_starts[which])
+        images = self._frames(part, local, number)
+        if self.augment:
+            rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
+            images = augment_cpu(images, draw_augmentation(rng, self.options.equal_crop_offsets))
+        return Sample(
+            images=images,
+            instruction=part.instruction(local),
+            actions=part.actions(local),
+            proprio=part.proprio(local),
+            sample_id=number,
+        )
+
+    def _frames(self, part: RobotDataset, local: int, number: int) -> np.ndarray:
+        frames = None if self.cache is None else self.cache.get(number)
+        if frames is None:
+            frames = part.frames(local)
+            if self.cache is not None:
+                self.cache.put(number, frames)
+        return frames
+
+    def sampler(self, seed: int, rank: int = 0, world_size: int = 1) -> MixtureSampler:
+        """The endless training order of one process."""
+        return MixtureSampler([len(part) for part in self.parts], [part.spec.weight for part in self.parts], seed, rank, world_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": None}  # a spawned process cannot share it
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains and validates on."""
+
+    train: VLADataset
+    val: VLADataset | None  # never augmented
+    statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
+
+
+def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) -> TrainingData:
+    """The samples of all `specs`, indexed where necessary.
+
+    Raises:
+        ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
+    """
+    train, val, statistics = [], [], {}
+    for spec in specs:
+        index = load_index(RldsSource(spec.folder), spec.entry, spec.transform, options.cache_dir)
+        spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
+        _check_cameras(spec, index, options)
+        train_episodes, val_episodes = _divide(spec, index, options.val_fraction)
+        covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
+        mask = action_normalization_mask(spec.entry.action_encoding, index.actions.shape[1])
+        statistics[spec.name] = compute_statistics(index, covered, mask)
+        train.append(_part(spec, index, train_episodes, statistics[spec.name], options))
+        if options.val_fraction is not None:
+            val.append(_part(spec, index, val_episodes, statistics[spec.name], options))
+    return TrainingData(
+        train=VLADataset(train, options, augment=options.augment),
+        val=VLADataset(val, options, augment=False) if val else None,
+        statistics=statistics,
+    )
+
+
+def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptions) -> None:
+    for camera in options.cameras:
+        if camera not in index.cameras:
+            raise ValueError(
+                f"data set {spec.name!r} has no camera {camera!r}; add it to image_obs_keys of its entry in {CONFIGS_FILE}; "
+                f"{near_names(camera, index.cameras)}"
+            )
+
+
+def _divide(spec: DatasetSpec, index: EpisodeIndex, val_fraction: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The episodes with an instruction that are trained on, and those for validation (none without `val_fraction`)."""
+    if "train" not in index.splits:
+        raise ValueError(f"data set {spec.name!r} ({spec.folder}) has no split 'train'; found: {', '.join(index.splits)}")
+    train = _labelled(spec, index, "train")
+    if val_fraction is None:
+        return train, train[:0]
+    val_split = next((split for split in _VAL_SPLITS if split in index.splits), None)
+    if val_split is not None:
+        return train, _labelled(spec, index, val_split)
+    if len(train) < 2:
+        raise ValueError(f"data set {spec.name!r} has one training episode and no val split: nothing is left to validate on; record more")
+    num_val = min(max(1, round(val_fraction * len(train))), len(train) - 1)
+    shuffled = np.random.default_rng(_SPLIT_SEED).permutation(train)
+    return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])
+
+
+def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str) -> np.ndarray:
+    episodes = index.episodes_of(split)
+    labelled = episodes[index.is_labelled()[episodes]]
+    if len(labelled) == 0:
+        raise ValueError(
+            f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode with an instruction (of {len(episodes)}); "
+            "store the text of the task as language_instruction in every step"
+        )
+    if len(labelled) < len(episodes):
+        logger.warning(
+            "data set %s, split %s: %d of %d episodes have no instruction and are left out",
+            spec.name,
+            split,
+            len(episodes) - len(labelled),
+            len(episodes),
+        )
+    return labelled
+
+
+def _part(
+    spec: DatasetSpec, index: EpisodeIndex, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+) -> RobotDataset:
+    part = RobotDataset(spec, index, episodes, statistics, options)
+    if len(part) == 0:
+        raise ValueError(
+            f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and tail='published' needs that; "
+            "use tail='repeat' or a platform with a shorter chunk"
+        )
+    return part

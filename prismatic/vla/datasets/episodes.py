@@ -1,0 +1,144 @@
+"""What every source delivers, and its one standard form: low-dimensional arrays in memory, images as references into files.
+
+Letters: T steps of an episode, A action dim, P proprio dim, C cameras of an entry.
+
+    RawEpisode  --trajectory transform of the entry, selection of keys, checks-->  Episode
+
+A source (a TFDS folder today) numbers its files and yields raw episodes. A trajectory is a nested dictionary in RLDS naming
+("action", "observation" -> {...}, "language_instruction", ...) of arrays whose first axis is time; an encoded image is an `IMAGE_REF`,
+so that a transform that slices or reorders steps treats images like every other array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
+
+# Where one encoded image lies: number of the source's file, byte offset and byte length in it.
+IMAGE_REF = np.dtype([("file", "<i4"), ("offset", "<i8"), ("length", "<i4")])
+
+Trajectory = dict[str, Any]
+TrajectoryTransform = Callable[[Trajectory], Trajectory]
+
+
+@dataclass(frozen=True)
+class RawEpisode:
+    """One recorded episode as it lies in the source."""
+
+    split: str
+    name: str  # says where the episode is, for messages
+    trajectory: Trajectory
+
+
+class EpisodeSource(Protocol):
+    """A folder of recorded episodes."""
+
+    folder: Path  # holds the files; the index is cached in it if it is writable
+    files: tuple[Path, ...]  # the files that IMAGE_REFs number, in order
+    layout: str  # describes the stored features; part of the index's key
+    num_episodes: int  # over all splits, for progress
+
+    def episodes(self) -> Iterator[RawEpisode]:
+        """All episodes, split by split, in the order of the files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode in standard form."""
+
+    actions: np.ndarray  # float32 [T, A], raw units
+    proprio: np.ndarray  # float32 [T, P], raw units; P = 0 without state_obs_keys
+    images: np.ndarray  # IMAGE_REF [T, C], in the order of the entry's cameras
+    instructions: list[str]  # one per step, a step without takes the episode's first; all "" if the episode has none
+
+
+def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTransform) -> Episode:
+    """The episode after the entry's transform, with the entry's cameras and state, checked.
+
+    Raises:
+        ValueError: a key is absent, lengths differ, a value is not a finite number; the message names the episode and the remedy.
+    """
+    trajectory = transform(raw.trajectory)
+    observation = trajectory.get("observation", {})
+    actions = _as_rows(_get(trajectory, "action", "action_encoding", raw), "action", raw)
+    columns = []
+    for key in entry.state_obs_keys:
+        if key is None:
+            columns.append(np.zeros((len(actions), 1), np.float32))
+        else:
+            columns.append(_as_rows(_get(observation, key, "state_obs_keys", raw), key, raw))
+    images = [_as_references(_get(observation, key, "image_obs_keys", raw), key, raw) for key in entry.cameras.values()]
+    _check_lengths(raw, actions, {"state": columns, "image": images})
+    return Episode(
+        actions=actions,
+        proprio=np.concatenate(columns, axis=1) if columns else np.zeros((len(actions), 0), np.float32),
+        images=np.stack(images, axis=1) if images else np.zeros((len(actions), 0), IMAGE_REF),
+        instructions=_instructions(trajectory, len(actions), raw),
+    )
+
+
+def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> Any:
+    if key not in values:
+        raise ValueError(
+            f"{raw.name}: no key {key!r}; correct {field} of the data set's entry in {CONFIGS_FILE}, "
+            f"or its transform in transforms.py beside it; {near_names(key, values)}"
+        )
+    return values[key]
+
+
+def _as_rows(values: Any, key: str, raw: RawEpisode) -> np.ndarray:
+    """float32 [T, D]; a plain column [T] becomes [T, 1]."""
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"{raw.name}: {key!r} is a group of {sorted(values)}; give the data set a transform in "
+            "prismatic/vla/datasets/rlds/oxe/transforms.py that joins them"
+        )
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub" or values.ndim not in (1, 2):
+        raise ValueError(f"{raw.name}: {key!r} should be numbers [steps, dimensions], found {values.dtype} {list(values.shape)}")
+    rows = values.astype(np.float32)
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        step, dimension = (int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{raw.name}: {key!r} is {rows[step, dimension]} at step {step}, dimension {dimension} "
+            f"({int(bad.sum())} such values); repair the recording or leave the episode out"
+        )
+    return rows
+
+
+def _as_references(values: Any, key: str, raw: RawEpisode) -> np.ndarray:
+    if getattr(values, "dtype", None) != IMAGE_REF:
+        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(
+            f"{raw.name}: camera key {key!r} should hold encoded images, found {found}. Store it as an Image feature (JPEG or PNG), "
+            f"or correct image_obs_keys of the entry in {CONFIGS_FILE}"
+        )
+    return values
+
+
+def _check_lengths(raw: RawEpisode, actions: np.ndarray, others: Mapping[str, list[np.ndarray]]) -> None:
+    for what, arrays in others.items():
+        for array in arrays:
+            if len(array) != len(actions):
+                raise ValueError(f"{raw.name}: {len(actions)} actions but {len(array)} steps of {what}; the recording is inconsistent")
+
+
+def _instructions(trajectory: Trajectory, length: int, raw: RawEpisode) -> list[str]:
+    texts = np.asarray(trajectory.get("language_instruction", ""), dtype=object)
+    if texts.ndim == 0:
+        texts = np.full(length, texts.item(), dtype=object)
+    if texts.shape != (length,):
+        raise ValueError(f"{raw.name}: language_instruction has shape {list(texts.shape)}, expected one text per step, [{length}]")
+    stripped = [(text.decode() if isinstance(text, bytes) else str(text)).strip() for text in texts]
+    first = next((text for text in stripped if text), "")
+    return [text or first for text in stripped]

@@ -1,0 +1,209 @@
+"""One pass over a source -> a checked index, cached atomically, keyed by what it was made from.
+
+Letters: M steps of all episodes, E episodes, A action dim, P proprio dim, C cameras.
+
+The index holds everything but pixels: actions and proprio after the entry's transform, the place of every encoded image, every
+instruction. It is a folder of plain .npy files, mapped into memory and so shared by all processes of a machine. Its key covers the
+names, sizes and times of the source's files, the stored layout, the entry and the source code of the transform; a change of any
+builds a new one. Several processes may ask at once: one builds, the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from prismatic.vla.datasets.episodes import Episode, EpisodeSource, TrajectoryTransform, standardize
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
+_ARRAYS = ("actions", "proprio", "images", "instruction_ids", "episode_starts")
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """All episodes of one data set; episode e is steps episode_starts[e] : episode_starts[e + 1]."""
+
+    files: tuple[Path, ...]
+    cameras: tuple[str, ...]  # the columns of `images`
+    splits: dict[str, tuple[int, int]]  # split name -> first episode and the one after the last
+    instructions: tuple[str, ...]
+    actions: np.ndarray  # float32 [M, A], raw units
+    proprio: np.ndarray  # float32 [M, P], raw units
+    images: np.ndarray  # IMAGE_REF [M, C]
+    instruction_ids: np.ndarray  # int32 [M], -1 throughout an episode without instruction
+    episode_starts: np.ndarray  # int64 [E + 1]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episode_starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [E]: steps per episode."""
+        return np.diff(self.episode_starts)
+
+    def episodes_of(self, split: str) -> np.ndarray:
+        """int64: the numbers of the episodes of `split`, in file order, those without instruction included."""
+        return np.arange(*self.splits[split])
+
+    def is_labelled(self) -> np.ndarray:
+        """bool [E]: True for episodes with an instruction."""
+        return self.instruction_ids[self.episode_starts[:-1]] >= 0
+
+    def steps_of(self, episodes: np.ndarray) -> np.ndarray:
+        """int64: the numbers of all steps of `episodes`, one episode behind the other."""
+        ranges = [np.arange(self.episode_starts[episode], self.episode_starts[episode + 1]) for episode in episodes]
+        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+
+def load_index(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform, cache_dir: Path | None = None) -> EpisodeIndex:
+    """The index of `source` under `entry`, from the cache where it is current, else built and cached.
+
+    The cache lies in `cache_dir`, or else in the source's folder if that is writable, or else in $XDG_CACHE_HOME.
+
+    Raises:
+        ValueError: the data do not fit the entry or are damaged; the message names the episode.
+    """
+    key = index_key(source, entry, transform)
+    parents = _cache_parents(source.folder, cache_dir)
+    for parent in parents:
+        if (parent / key).is_dir():
+            return _read(parent / key, source)
+    content: dict[str, Any] | None = None
+    for parent in parents:
+        try:
+            with _lock(parent):
+                if not (parent / key).is_dir():  # nobody built it while this process waited
+                    content = content or _build(source, entry, transform)
+                    _write(parent / key, content)
+                return _read(parent / key, source)
+        except OSError as error:  # read-only, full
+            logger.info("no index cache in %s: %s", parent, error)
+    logger.warning("the index of %s cannot be cached in %s; every process builds its own", source.folder, " or ".join(map(str, parents)))
+    return _to_index(content or _build(source, entry, transform), source)
+
+
+def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> str:
+    """A short name that changes with everything that the index is made from."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+    described = json.dumps([FORMAT_VERSION, files, source.layout, repr(entry), source_of(transform)])
+    return hashlib.sha256(described.encode()).hexdigest()[:24]
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """The source code of a function and of the functions of its module that it calls, directly or through others."""
+    sources: dict[str, str] = {}
+    pending = [function]
+    while pending:
+        current = inspect.unwrap(pending.pop())
+        name = f"{current.__module__}.{current.__qualname__}"
+        if name in sources:
+            continue
+        sources[name] = inspect.getsource(current)
+        called = (current.__globals__.get(global_name) for global_name in current.__code__.co_names)
+        pending += [other for other in called if inspect.isfunction(other) and other.__module__ == current.__module__]
+    return "\n".join(sources[name] for name in sorted(sources))
+
+
+def _cache_parents(folder: Path, cache_dir: Path | None) -> list[Path]:
+    if cache_dir is not None:
+        return [cache_dir]
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [folder / CACHE_FOLDER, user_cache / "prismatic" / "index"]
+
+
+@contextlib.contextmanager
+def _lock(parent: Path) -> Iterator[None]:
+    """Holds the cache folder for this process; others wait, across processes and (where the file system locks) machines."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that builds the index in %s", parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> dict[str, Any]:
+    """The arrays and the description (json values) of the index."""
+    episodes: list[Episode] = []
+    splits: dict[str, tuple[int, int]] = {}
+    with tqdm(total=source.num_episodes, desc=f"indexing {source.folder}", unit="episode", delay=2) as progress:
+        for raw in source.episodes():
+            episode = standardize(raw, entry, transform)
+            if len(episode.actions) == 0:
+                raise ValueError(f"{raw.name}: the episode has no steps; leave it out of the data set")
+            if episodes and episodes[0].actions.shape[1] != episode.actions.shape[1]:
+                raise ValueError(
+                    f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {episodes[0].actions.shape[1]}"
+                )
+            first, _ = splits.get(raw.split, (len(episodes), 0))
+            episodes.append(episode)
+            splits[raw.split] = (first, len(episodes))
+            progress.update()
+    if not episodes:
+        raise ValueError(f"{source.folder} holds no episodes; record some, or copy the data set again")
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for item in episodes for text in item.instructions if text))}
+    return {
+        "actions": np.concatenate([item.actions for item in episodes]),
+        "proprio": np.concatenate([item.proprio for item in episodes]),
+        "images": np.concatenate([item.images for item in episodes]),
+        "instruction_ids": np.array([numbers.get(text, -1) for item in episodes for text in item.instructions], np.int32),
+        "episode_starts": np.cumsum([0, *(len(item.actions) for item in episodes)], dtype=np.int64),
+        "description": {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers)},
+    }
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    """Writes the index beside its final place and renames it, so that `folder` is complete whenever it exists."""
+    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    try:
+        for name in _ARRAYS:
+            np.save(temporary / f"{name}.npy", content[name], allow_pickle=False)
+        (temporary / "description.json").write_text(json.dumps(content["description"]))
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(folder: Path, source: EpisodeSource) -> EpisodeIndex:
+    content: dict[str, Any] = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
+    content["description"] = json.loads((folder / "description.json").read_text())
+    return _to_index(content, source)
+
+
+def _load(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode=None if path.stat().st_size < 4096 else "r", allow_pickle=False)  # empty arrays cannot be mapped
+    array.setflags(write=False)
+    return array
+
+
+def _to_index(content: dict[str, Any], source: EpisodeSource) -> EpisodeIndex:
+    description = content["description"]
+    return EpisodeIndex(
+        files=source.files,
+        cameras=tuple(description["cameras"]),
+        splits={name: (first, last) for name, (first, last) in description["splits"].items()},
+        instructions=tuple(description["instructions"]),
+        **{name: content[name] for name in _ARRAYS},
+    )

@@ -1,0 +1,114 @@
+"""name of a data set or mixture -> checked, resolved specs: entry, folder, robot platform, transform and weight of each data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform, near_names
+from prismatic.vla.datasets.episodes import TrajectoryTransform
+from prismatic.vla.datasets.rlds.oxe.configs import (
+    CONFIGS_FILE,
+    OXE_DATASET_CONFIGS,
+    DatasetEntry,
+    action_normalization_mask,
+    find_entry,
+)
+from prismatic.vla.datasets.rlds.oxe.mixtures import OXE_NAMED_MIXTURES
+from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
+from prismatic.vla.datasets.rlds.source import find_dataset_folder
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set, ready to be indexed."""
+
+    name: str  # its key in dataset_statistics.json
+    entry: DatasetEntry
+    folder: Path  # of the version that is used
+    platform: RobotPlatform
+    transform: TrajectoryTransform
+    weight: float = 1.0  # passes over the data set per epoch of the mixture
+
+    def check_widths(self, action_dim: int, proprio_dim: int | None) -> None:
+        """Accepts data of these widths; `proprio_dim` None: the policy does not use the state.
+
+        Raises:
+            ValueError: a width contradicts the robot platform, or the encoding; the message names the file to edit.
+        """
+        platform = self.platform
+        for what, field, found, expected, keys in (
+            ("actions", "action_dim", action_dim, platform.action_dim, "robot_platform"),
+            ("states", "proprio_dim", proprio_dim, platform.proprio_dim, "robot_platform or state_obs_keys"),
+        ):
+            if found is not None and found != expected:
+                fitting = [other.name for other in ROBOT_PLATFORMS.values() if getattr(other, field) == found]
+                raise ValueError(
+                    f"data set {self.name!r} has {what} of {found} dimensions, robot platform {platform.name} expects {expected}. "
+                    f"Correct {keys} of its entry in {CONFIGS_FILE}, or {field} of the platform in prismatic/vla/constants.py, "
+                    f"or pass --robot_platform; platforms with {field} {found}: {', '.join(fitting) or 'none'}"
+                )
+        action_normalization_mask(self.entry.action_encoding, action_dim)
+
+
+def resolve_datasets(dataset_name: str, data_root_dir: Path, robot_platform: str | None = None) -> tuple[DatasetSpec, ...]:
+    """The specs of `dataset_name`, a data set (optionally `name:version`) or a mixture; all of one robot platform.
+
+    `robot_platform` (--robot_platform) overrides the entries'.
+
+    Raises:
+        ValueError: unknown name (near names are listed), missing folder, platform not stated or not the same for all.
+    """
+    mixtures = {name.lower(): parts for name, parts in OXE_NAMED_MIXTURES.items()}
+    parts = mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),))
+    specs = tuple(_resolve(name, weight, Path(data_root_dir), robot_platform) for name, weight in parts)
+    platforms = {spec.name: spec.platform.name for spec in specs}
+    if len(set(platforms.values())) > 1:
+        raise ValueError(f"mixture {dataset_name!r} joins different robot platforms: {platforms}; one policy drives one platform")
+    return specs
+
+
+def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str | None) -> DatasetSpec:
+    bare_name = name.partition(":")[0]
+    known = {other.lower(): other for other in (*OXE_DATASET_CONFIGS, *OXE_NAMED_MIXTURES)}
+    if bare_name.lower() not in known:
+        raise ValueError(
+            f"--dataset_name {bare_name!r} is neither an entry of {CONFIGS_FILE} nor a mixture of mixtures.py beside it "
+            f"(to train on a data set of your own, add an entry); {near_names(bare_name, known.values())}"
+        )
+    entry = find_entry(bare_name)
+    registry_name = known[bare_name.lower()]
+    platform_name = robot_platform or entry.robot_platform
+    if platform_name is None:
+        raise ValueError(
+            f"data set {registry_name!r} does not say which robot it is: add robot_platform to its entry in {CONFIGS_FILE}, "
+            f"or pass --robot_platform; platforms: {', '.join(ROBOT_PLATFORMS)}"
+        )
+    return DatasetSpec(
+        name=registry_name,
+        entry=entry,
+        folder=find_dataset_folder(data_root_dir, name),
+        platform=get_robot_platform(platform_name),
+        transform=find_transform(registry_name, entry.transform),
+        weight=weight,
+    )
+
+
+def select_policy_cameras(specs: tuple[DatasetSpec, ...], num_images_in_input: int) -> tuple[str, ...]:
+    """The first `num_images_in_input` cameras that every data set has: primary first, then the wrists.
+
+    Raises:
+        ValueError: a data set has fewer cameras, or the data sets differ in theirs.
+    """
+    choices: dict[str, tuple[str, ...]] = {}
+    for spec in specs:
+        cameras = tuple(spec.entry.cameras)
+        if num_images_in_input > len(cameras):
+            raise ValueError(
+                f"--num_images_in_input is {num_images_in_input}, data set {spec.name!r} has {len(cameras)} cameras: {', '.join(cameras)}. "
+                f"Lower the flag, or add the camera to image_obs_keys of the entry in {CONFIGS_FILE}"
+            )
+        choices[spec.name] = cameras[:num_images_in_input]
+    if len(set(choices.values())) > 1:
+        raise ValueError(f"the data sets of the mixture have different cameras: {choices}; lower --num_images_in_input")
+    return choices[specs[0].name]

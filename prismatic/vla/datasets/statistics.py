@@ -1,0 +1,63 @@
+"""Statistics of actions and proprio, in the layout of the published dataset_statistics.json.
+
+    {data set: {"action": {mean, std, max, min, q01, q99, mask}, "proprio": {mean, ..., q99}, "num_transitions", "num_trajectories"}}
+
+All lists have one value per dimension, in raw units. Ours describe the episodes that are trained on; the published system takes every
+episode of every split, those without instruction included (`published_episodes`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.index import EpisodeIndex
+
+STATISTICS_FILE = "dataset_statistics.json"
+
+# {"action": {...}, "proprio": {...}, "num_transitions": M, "num_trajectories": E} of one data set.
+DatasetStatistics = dict[str, Any]
+
+
+def compute_statistics(index: EpisodeIndex, episodes: np.ndarray, action_mask: np.ndarray) -> DatasetStatistics:
+    """Statistics over all steps of `episodes`; `action_mask` [A] says which action dimensions are normalised.
+
+    Raises:
+        ValueError: there are no episodes.
+    """
+    if len(episodes) == 0:
+        raise ValueError("statistics need at least one episode with an instruction; the training split has none")
+    steps = index.steps_of(episodes)
+    return {
+        "action": {**_describe(index.actions[steps]), "mask": [bool(flag) for flag in action_mask]},
+        "proprio": _describe(index.proprio[steps]),
+        "num_transitions": len(steps),
+        "num_trajectories": len(episodes),
+    }
+
+
+def published_episodes(index: EpisodeIndex) -> np.ndarray:
+    """The episodes that the published statistics cover: all of them."""
+    return np.arange(index.num_episodes)
+
+
+def _describe(rows: np.ndarray) -> dict[str, list[float]]:
+    """Statistics of float32 [M, D]; quantiles interpolate linearly in float32, as published."""
+    low, high = np.quantile(rows, [0.01, 0.99], axis=0) if rows.shape[1] else (rows[0], rows[0])
+    described = {
+        "mean": rows.mean(0, dtype=np.float64),
+        "std": rows.std(0, dtype=np.float64),
+        "max": rows.max(0),
+        "min": rows.min(0),
+        "q01": low,
+        "q99": high,
+    }
+    return {name: [float(value) for value in values] for name, values in described.items()}
+
+
+def save_statistics(statistics: dict[str, DatasetStatistics], folder: Path) -> None:
+    """Writes dataset_statistics.json into `folder`."""
+    (folder / STATISTICS_FILE).write_text(json.dumps(statistics, indent=2) + "\n")

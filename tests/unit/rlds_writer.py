@@ -1,0 +1,121 @@
+"""Writes small RLDS folders (TFRecord, tf.train.Example, the two JSON files) without TensorFlow; checked against it in test_rlds_oracle.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from prismatic.vla.datasets.rlds.tfrecord import masked_crc32c
+from prismatic.vla.images import encode_jpeg
+
+Episode = dict[str, Any]  # path of a step feature -> array [T, ...], list of encoded images, or list of texts
+
+
+def smooth_image(seed: int, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3] with gradients and edges, like a photograph."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_episode(
+    length: int,
+    *,
+    seed: int = 0,
+    action_dim: int = 4,
+    state_dim: int = 4,
+    instruction: str = "push the button",
+    cameras: Sequence[str] = ("image", "wrist_image"),
+    size: int = 24,
+) -> Episode:
+    rng = np.random.default_rng(seed)
+    episode: Episode = {
+        "action": rng.normal(size=(length, action_dim)).astype(np.float32),
+        "observation/state": rng.normal(size=(length, state_dim)).astype(np.float32),
+        "is_first": np.arange(length) == 0,
+        "language_instruction": [instruction] * length,
+    }
+    for number, camera in enumerate(cameras):
+        episode[f"observation/{camera}"] = [encode_jpeg(smooth_image(1000 * seed + 100 * number + t, size, size)) for t in range(length)]
+    return episode
+
+
+def write_dataset(root: Path, name: str, splits: Mapping[str, Sequence[Episode]], version: str = "1.0.0") -> Path:
+    """Writes <root>/<name in lower case>/<version> with one shard per split; returns that folder."""
+    folder = root / name.lower() / version
+    folder.mkdir(parents=True)
+    infos = []
+    for split, episodes in splits.items():
+        file = folder / f"{name.lower()}-{split}.tfrecord-00000-of-00001"
+        file.write_bytes(b"".join(frame_record(serialize_example(episode)) for episode in episodes))
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        infos.append({"name": split, "shardLengths": [str(len(episodes))], "filepathTemplate": template})
+    (folder / "dataset_info.json").write_text(json.dumps({"name": name.lower(), "fileFormat": "tfrecord", "splits": infos}))
+    first = next(episode for episodes in splits.values() for episode in episodes)
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": {"sequence": {"feature": _describe(first)}}}}}))
+    return folder
+
+
+def frame_record(payload: bytes) -> bytes:
+    length = struct.pack("<Q", len(payload))
+    return length + struct.pack("<I", masked_crc32c(length)) + payload + struct.pack("<I", masked_crc32c(payload))
+
+
+def serialize_example(episode: Episode) -> bytes:
+    entries = []
+    for path, values in episode.items():
+        key = _field(1, f"steps/{path}".encode())
+        entries.append(_field(1, key + _field(2, _feature(values))))
+    return _field(1, b"".join(entries))
+
+
+def _feature(values: Any) -> bytes:
+    if isinstance(values, list):  # encoded images or texts
+        strings = [value.encode() if isinstance(value, str) else value for value in values]
+        return _field(1, b"".join(_field(1, string) for string in strings))
+    flat = np.asarray(values).ravel()
+    if flat.dtype.kind == "f":
+        return _field(2, _field(1, flat.astype("<f4").tobytes()))
+    return _field(3, _field(1, b"".join(_varint(int(value) & (1 << 64) - 1) for value in flat)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    octets = bytearray()
+    while number > 0x7F:
+        octets.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*octets, number])
+
+
+def _describe(episode: Episode) -> dict[str, Any]:
+    root: dict[str, Any] = {"featuresDict": {"features": {}}}
+    for path, values in episode.items():
+        *groups, leaf = path.split("/")
+        node = root
+        for group in groups:
+            node = node["featuresDict"]["features"].setdefault(group, {"featuresDict": {"features": {}}})
+        node["featuresDict"]["features"][leaf] = _describe_leaf(values)
+    return root
+
+
+def _describe_leaf(values: Any) -> dict[str, Any]:
+    if isinstance(values, list):
+        return {"image": {"dtype": "uint8"}} if isinstance(values[0], bytes) else {"text": {}}
+    array = np.asarray(values)
+    return {"tensor": {"dtype": str(array.dtype), "shape": {"dimensions": [str(n) for n in array.shape[1:]]}, "encoding": "none"}}

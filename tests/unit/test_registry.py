@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rlds_writer import make_episode, write_dataset
+
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.rlds.oxe import configs, mixtures
+from prismatic.vla.datasets.rlds.oxe.configs import (
+    OXE_DATASET_CONFIGS,
+    ActionEncoding,
+    DatasetEntry,
+    StateEncoding,
+    absolute_action_mask,
+    action_normalization_mask,
+    as_entry,
+    find_entry,
+)
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_dataset_transform
+
+
+@pytest.mark.parametrize("name", OXE_DATASET_CONFIGS)
+def test_every_entry_names_a_platform_and_a_transform_that_exist(name: str) -> None:
+    entry = find_entry(name)
+    assert entry.robot_platform in ROBOT_PLATFORMS
+    assert next(iter(entry.cameras)) == "primary"
+    find_transform(name, entry.transform)
+    platform = ROBOT_PLATFORMS[entry.robot_platform]
+    assert action_normalization_mask(entry.action_encoding, platform.action_dim).shape == (platform.action_dim,)
+
+
+@pytest.mark.parametrize("name", mixtures.OXE_NAMED_MIXTURES)
+def test_every_mixture_names_entries_that_exist(name: str) -> None:
+    assert all(part in OXE_DATASET_CONFIGS and weight > 0 for part, weight in mixtures.OXE_NAMED_MIXTURES[name])
+
+
+def test_published_numbers_of_the_encodings() -> None:
+    assert {item.name: int(item) for item in StateEncoding} == {"NONE": -1, "POS_EULER": 1, "POS_QUAT": 2, "JOINT": 3, "JOINT_BIMANUAL": 4}
+    assert [ActionEncoding(number).name for number in (1, 2, 3, 4)] == ["EEF_POS", "JOINT_POS", "JOINT_POS_BIMANUAL", "EEF_R6"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "dim", "grippers"),
+    [
+        (ActionEncoding.EEF_POS, 7, [6]),
+        (ActionEncoding.EEF_POS, 4, [3]),
+        (ActionEncoding.EEF_R6, 10, [9]),
+        (ActionEncoding.DUAL_EEF_POS, 14, [6, 13]),
+    ],
+)
+def test_end_effector_actions_are_relative_and_normalised_but_for_the_grippers(encoding: ActionEncoding, dim: int, grippers: list[int]) -> None:
+    assert np.flatnonzero(absolute_action_mask(encoding, dim)).tolist() == grippers
+    assert np.flatnonzero(~action_normalization_mask(encoding, dim)).tolist() == grippers
+
+
+@pytest.mark.parametrize("dim", [6, 8, 14, 16])
+@pytest.mark.parametrize("encoding", [ActionEncoding.JOINT_POS, ActionEncoding.JOINT_POS_BIMANUAL])
+def test_joint_actions_are_absolute_and_normalised(encoding: ActionEncoding, dim: int) -> None:
+    assert absolute_action_mask(encoding, dim).all()
+    assert action_normalization_mask(encoding, dim).all()
+
+
+def test_a_width_that_cannot_be_two_arms_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"13 dimensions cannot be DUAL_EEF_POS.*configs\.py"):
+        action_normalization_mask(ActionEncoding.DUAL_EEF_POS, 13)
+
+
+def test_a_pasted_dictionary_is_an_entry() -> None:
+    entry = as_entry(
+        "mine",
+        {
+            "image_obs_keys": {"primary": "image", "secondary": "image_1", "wrist": None},
+            "depth_obs_keys": {"primary": None, "secondary": None, "wrist": None},
+            "state_obs_keys": ["state", None, None, None],
+            "state_encoding": StateEncoding.JOINT,
+            "action_encoding": ActionEncoding.JOINT_POS,
+            "aux_kwargs": {},
+        },
+    )
+    assert entry.cameras == {"primary": "image", "secondary": "image_1"}
+    assert entry.state_obs_keys == ("state", None, None, None)
+    assert entry.robot_platform is None
+
+
+def test_mistakes_in_an_entry_name_it() -> None:
+    with pytest.raises(ValueError, match="'mine'.*unknown key 'image_keys'.*image_obs_keys"):
+        as_entry("mine", {"image_keys": {}})
+    with pytest.raises(ValueError, match="'mine'.*primary"):
+        as_entry("mine", {"image_obs_keys": {"wrist": "image"}})
+    with pytest.raises(ValueError, match="camera 'left_wrst'; did you mean left_wrist"):
+        DatasetEntry(image_obs_keys={"primary": "image", "left_wrst": "x"})
+    with pytest.raises(ValueError, match="aux_kwargs"):
+        DatasetEntry(aux_kwargs={"chunk_filter_fn": 1})
+    with pytest.raises(ValueError, match="9 is not a valid ActionEncoding"):
+        as_entry("mine", {"action_encoding": 9})
+
+
+def test_cameras_come_primary_first_then_wrists_whatever_the_order_of_the_entry() -> None:
+    entry = DatasetEntry(image_obs_keys={"secondary": "s", "right_wrist": "r", "left_wrist": "l", "primary": "p"})
+    assert list(entry.cameras) == ["primary", "left_wrist", "right_wrist", "secondary"]
+
+
+def test_libero_gripper_is_clipped_and_inverted_and_nothing_given_is_altered() -> None:
+    action = np.array([[0.1] * 6 + [-1], [0.2] * 6 + [1]], np.float32)
+    state = np.arange(16, dtype=np.float32).reshape(2, 8)
+    trajectory = {"action": action, "observation": {"state": state}}
+    result = libero_dataset_transform(trajectory)
+    assert result["action"][:, -1].tolist() == [1, 0]
+    np.testing.assert_array_equal(result["observation"]["gripper_state"], state[:, 6:])
+    assert action[:, -1].tolist() == [-1, 1]
+    assert "EEF_state" not in trajectory["observation"]
+
+
+def test_a_transform_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="'libbero'.*did you mean libero"):
+        find_transform("mine", "libbero")
+    assert find_transform("libero", None) is libero_dataset_transform
+
+
+def _write(root: Path, *names: str, action_dim: int = 7, state_dim: int = 8) -> None:
+    for name in names:
+        write_dataset(root, name, {"train": [make_episode(2, action_dim=action_dim, state_dim=state_dim)]})
+
+
+def test_a_name_resolves_in_any_case_and_to_its_platform(tmp_path: Path) -> None:
+    _write(tmp_path, "aloha1_put_X_into_pot_300_demos")
+    (spec,) = resolve_datasets("ALOHA1_put_x_into_pot_300_demos", tmp_path)
+    assert (spec.name, spec.platform.name) == ("aloha1_put_X_into_pot_300_demos", "ALOHA")
+    assert spec.folder.name == "1.0.0"
+    (overridden,) = resolve_datasets("aloha1_put_X_into_pot_300_demos:1.0.0", tmp_path, robot_platform="dual_eef")
+    assert overridden.platform.name == "DUAL_EEF"
+
+
+def test_a_mixture_resolves_to_its_parts(tmp_path: Path) -> None:
+    parts = [name for name, _ in mixtures.OXE_NAMED_MIXTURES["libero_4_task_suites_no_noops"]]
+    _write(tmp_path, *parts)
+    specs = resolve_datasets("libero_4_task_suites_no_noops", tmp_path)
+    assert [spec.name for spec in specs] == parts
+    assert select_policy_cameras(specs, 2) == ("primary", "wrist")
+
+
+def test_an_unknown_name_suggests_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'libero_spatial_no_nops'.*configs\.py.*did you mean libero_spatial_no_noops"):
+        resolve_datasets("libero_spatial_no_nops", tmp_path)
+    with pytest.raises(ValueError, match="did you mean METAWORLD"):
+        _write(tmp_path, "metaworld_demo")
+        resolve_datasets("metaworld_demo", tmp_path, robot_platform="metawrld")
+
+
+def test_an_entry_without_platform_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configs.OXE_DATASET_CONFIGS, "mine", {"image_obs_keys": {"primary": "image"}, "action_encoding": 2})
+    _write(tmp_path, "mine")
+    with pytest.raises(ValueError, match="--robot_platform; platforms: LIBERO"):
+        resolve_datasets("mine", tmp_path)
+    assert resolve_datasets("mine", tmp_path, robot_platform="SINGLE_JOINT")[0].platform.name == "SINGLE_JOINT"
+
+
+def test_a_mixture_of_two_robots_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, "metaworld_demo", "libero_10_no_noops")
+    monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "both", (("metaworld_demo", 1.0), ("libero_10_no_noops", 1.0)))
+    with pytest.raises(ValueError, match="different robot platforms"):
+        resolve_datasets("both", tmp_path)
+
+
+def test_more_images_than_cameras_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, "metaworld_demo")
+    specs = resolve_datasets("metaworld_demo", tmp_path)
+    assert select_policy_cameras(specs, 1) == ("primary",)
+    with pytest.raises(ValueError, match=r"--num_images_in_input is 3.*has 2 cameras: primary, wrist"):
+        select_policy_cameras(specs, 3)
+
+
+def test_widths_that_contradict_the_platform_name_file_and_fix(tmp_path: Path) -> None:
+    _write(tmp_path, "metaworld_demo")
+    (spec,) = resolve_datasets("metaworld_demo", tmp_path)
+    spec.check_widths(4, 4)
+    spec.check_widths(4, None)
+    with pytest.raises(ValueError, match=r"actions of 7 dimensions.*METAWORLD expects 4.*configs\.py.*constants\.py.*LIBERO"):
+        spec.check_widths(7, 4)
+    with pytest.raises(ValueError, match=r"states of 39 dimensions.*state_obs_keys.*platforms with proprio_dim 39: none"):
+        spec.check_widths(4, 39)
