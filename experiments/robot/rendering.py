@@ -23,7 +23,7 @@ _LIBRARIES = {"osmesa": ("libOSMesa.so.8", "libosmesa6"), "egl": ("libEGL.so.1",
 _SLOW_FLAGS = ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_HAZE")
 
 
-class RenderingUnavailableError(RuntimeError):
+class RenderingUnavailableError(ValueError):
     """This machine lacks what off-screen rendering needs; the message says how to get it."""
 
 

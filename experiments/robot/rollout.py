@@ -57,7 +57,7 @@ class RolloutOptions:
     """How episodes are played."""
 
     num_envs: int = 2  # worker processes
-    num_open_loop_steps: int = 8  # actions executed per query
+    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
     batch_size: int = 1  # observations per policy call; fewer are padded by repetition, so that kernels and rounding stay the same
     save_video: str = "none"  # none, failures, all or first_<number per task>
     video_dir: Path | None = None
@@ -67,8 +67,9 @@ class RolloutOptions:
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_open_loop_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}, must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}, must be at least 1")
         self.num_first_videos  # noqa: B018  (checks the spelling of save_video)
         if self.save_video != "none" and self.video_dir is None:
             raise ValueError(f"--save_video {self.save_video} needs a folder for the videos (video_dir)")
@@ -256,7 +257,7 @@ class Rollout:
     def _executable(self, chunk: ActionChunk) -> np.ndarray:
         """The actions [H, A] that are executed before the next query."""
         actions = chunk.actions[: self.options.num_open_loop_steps]
-        if len(actions) < self.options.num_open_loop_steps:
+        if len(actions) < (self.options.num_open_loop_steps or 1):
             raise ValueError(
                 f"--num_open_loop_steps is {self.options.num_open_loop_steps}, but the policy predicts {len(actions)} actions a query"
             )

@@ -196,6 +196,10 @@ class TinySizes:
     llm_heads: int = 2
     llm_mlp_dim: int = 384
 
+    def __post_init__(self) -> None:
+        if self.llm_dim % (2 * self.llm_heads):
+            raise ValueError(f"llm_dim {self.llm_dim} is not an even multiple of llm_heads {self.llm_heads}; heads need an even width")
+
 
 def tiny(sizes: TinySizes, base_vocab_size: int, empty_token_id: int) -> OpenVLAConfig:
     """The OpenVLA architecture at any size; the vocabulary is that of the tokenizer that goes with it."""

@@ -96,6 +96,7 @@ def base_model_path(config: FinetuneConfig) -> str:
         "num_images_in_input",
         "batch_size",
         "grad_accumulation_steps",
+        "use_val_set",
         "seed",
     ):
         if str(saved[flag]) != str(getattr(config, flag)):

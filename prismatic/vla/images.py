@@ -218,14 +218,14 @@ def augment_batch(images: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
     crop_y, crop_x, brightness, contrast, saturation, hue = (
         torch.from_numpy(getattr(draw, item.name)).to(images.device) for item in fields(AugmentationDraw)
     )
-    pixels = images.permute(0, 1, 4, 2, 3).float().div_(255)  # [B, N, 3, S, S]
-    pixels = pixels.reshape(batch, cameras * channels, height, width)
-    pixels = _crop_and_resize(pixels, crop_y, crop_x, CROP_AREA_FRACTION**0.5).view(batch, cameras, channels, height, width)
+    pixels = images.permute(0, 4, 1, 2, 3).float().div_(255)  # [B, 3, N, S, S]
+    pixels = pixels.reshape(batch, channels * cameras, height, width)
+    pixels = _crop_and_resize(pixels, crop_y, crop_x, CROP_AREA_FRACTION**0.5).view(batch, channels, cameras, height, width)
     pixels = pixels.clamp_(0, 1).add_(_per_sample(brightness, pixels)).clamp_(0, 1)
     mean = pixels.mean((-2, -1), keepdim=True)
     pixels = pixels.sub_(mean).mul_(_per_sample(contrast, pixels)).add_(mean).clamp_(0, 1)
     pixels = _adjust_saturation_and_hue(pixels, saturation, hue)
-    return _to_uint8(pixels).permute(0, 1, 3, 4, 2).contiguous()
+    return _to_uint8(pixels).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -250,14 +250,14 @@ def _crop_and_resize(pixels: torch.Tensor, crop_y: torch.Tensor, crop_x: torch.T
 
 
 def _adjust_saturation_and_hue(pixels: torch.Tensor, saturation: torch.Tensor, hue: torch.Tensor) -> torch.Tensor:
-    """[B, N, 3, S, S] with HSV saturation times `saturation` (at most 1) and `hue` added, value unchanged.
+    """[B, 3, N, S, S] with HSV saturation times `saturation` (at most 1) and `hue` added, value unchanged.
 
     Scaling saturation by k moves every channel away from the maximum v by k, hence chroma = k * (v - min); the hexagon
     formula then gives the channels back from hue, chroma and v.
     """
     import torch
 
-    red, green, blue = pixels.unbind(2)  # each [B, N, S, S]
+    red, green, blue = pixels.unbind(1)  # each [B, N, S, S]
     value = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
@@ -276,7 +276,7 @@ def _adjust_saturation_and_hue(pixels: torch.Tensor, saturation: torch.Tensor, h
         (sextant - 2).abs_().neg_().add_(2),
         (sextant - 4).abs_().neg_().add_(2),
     )
-    return torch.stack([plane.clamp_(0, 1).mul_(chroma).add_(least) for plane in planes], dim=2)
+    return torch.stack([plane.clamp_(0, 1).mul_(chroma).add_(least) for plane in planes], dim=1)
 
 
 def _to_uint8(pixels: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,10 @@ python scripts/convert/hdf5_to_rlds.py --input_dir runs/demo/recordings --datase
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
-
+from prismatic.cli import run_script
 from prismatic.conversion.recordings import find_recordings
 from prismatic.conversion.rlds_writer import RldsSpec, write_rlds
 
@@ -29,18 +26,10 @@ class ConvertConfig:
     overwrite: bool = False  # replace an existing data set of this name and version
 
 
-def main() -> None:
-    config = draccus.parse(ConvertConfig)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        spec = RldsSpec(
-            config.dataset_name, config.data_root_dir, config.version, config.val_fraction, config.instruction, config.overwrite
-        )
-        target = write_rlds(find_recordings(config.input_dir), spec)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(target)
+def main(config: ConvertConfig) -> None:
+    spec = RldsSpec(config.dataset_name, config.data_root_dir, config.version, config.val_fraction, config.instruction, config.overwrite)
+    print(write_rlds(find_recordings(config.input_dir), spec))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, ConvertConfig)

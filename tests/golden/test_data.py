@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class Case(NamedTuple):
         return RobotDataset(self.spec, self.index, episodes[self.index.is_labelled()[episodes]], self.statistics, options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_case(golden_dir: Path, name: str, cache_dir: Path) -> Case:
     for path in (golden_dir / f"{name}.json", golden_dir / f"{name}.safetensors", golden_dir / "rlds"):
         if not path.exists():

@@ -1,4 +1,7 @@
-"""Writes small RLDS folders (TFRecord, tf.train.Example, the two JSON files) without TensorFlow; checked against it in test_rlds_oracle.py."""
+"""Writes small RLDS folders (TFRecord, tf.train.Example, the two JSON files) without TensorFlow.
+
+That TensorFlow reads what it writes is checked in test_rlds_oracle.py.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,9 @@ def write_dataset(root: Path, name: str, splits: Mapping[str, Sequence[Episode]]
         infos.append({"name": split, "shardLengths": [str(len(episodes))], "filepathTemplate": template})
     (folder / "dataset_info.json").write_text(json.dumps({"name": name.lower(), "fileFormat": "tfrecord", "splits": infos}))
     first = next(episode for episodes in splits.values() for episode in episodes)
-    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": {"sequence": {"feature": _describe(first)}}}}}))
+    (folder / "features.json").write_text(
+        json.dumps({"featuresDict": {"features": {"steps": {"sequence": {"feature": _describe(first)}}}}})
+    )
     return folder
 
 

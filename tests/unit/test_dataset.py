@@ -226,7 +226,7 @@ def test_widths_are_checked_against_the_platform(tmp_path: Path) -> None:
 
 
 def test_a_camera_that_the_set_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no camera 'left_wrist'.*did you mean wrist"):
+    with pytest.raises(ValueError, match=r"no camera 'left_wrist'.*did you mean wrist"):
         _load(tmp_path, [make_episode(3)], dataclasses.replace(OPTIONS, cameras=("primary", "left_wrist")))
 
 

@@ -18,7 +18,9 @@ from prismatic.vla.datasets.rlds.source import RldsSource
 ENTRY = DatasetEntry(robot_platform="METAWORLD")
 
 
-def _load(folder: Path, entry: DatasetEntry = ENTRY, transform: Any = identity_dataset_transform, cache_dir: Path | None = None) -> EpisodeIndex:
+def _load(
+    folder: Path, entry: DatasetEntry = ENTRY, transform: Any = identity_dataset_transform, cache_dir: Path | None = None
+) -> EpisodeIndex:
     return load_index(RldsSource(folder), entry, transform, cache_dir)
 
 
@@ -79,7 +81,9 @@ def test_the_source_of_a_transform_covers_the_functions_it_calls() -> None:
     assert "def invert_gripper_actions" in source
 
 
-def test_a_read_only_folder_falls_back_to_the_user_cache_then_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_a_read_only_folder_falls_back_to_the_user_cache_then_to_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     folder = _write(tmp_path, make_episode(4))
     (folder / CACHE_FOLDER).touch()  # a file where the folder should be: writing fails for every user, root included
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -145,7 +149,10 @@ def _spoil(**changes: Any) -> Episode:
         (make_episode(3, cameras=("image", "wrist_img")), r"episode 0.*no key 'wrist_image'.*image_obs_keys.*did you mean wrist_img"),
         ({key: value for key, value in make_episode(3).items() if key != "observation/state"}, "no key 'state'.*state_obs_keys"),
         ({key: value for key, value in make_episode(3).items() if key != "action"}, "no key 'action'"),
-        (_spoil(**{"action": np.array([[0, 0, 0, 0], [0, np.nan, 0, 0], [0, 0, 0, 0]], np.float32)}), "'action' is nan at step 1, dimension 1"),
+        (
+            _spoil(**{"action": np.array([[0, 0, 0, 0], [0, np.nan, 0, 0], [0, 0, 0, 0]], np.float32)}),
+            "'action' is nan at step 1, dimension 1",
+        ),
         (_spoil(**{"observation/state": np.full((3, 4), np.inf, np.float32)}), "'state' is inf at step 0.*12 such values"),
         (_spoil(**{"observation/image": np.zeros((3, 8), np.float32)}), "'image' should hold encoded images, found float32"),
         (_spoil(**{"observation/state": ["a", "b", "c"]}), "'state' should be numbers"),
@@ -162,7 +169,7 @@ def test_data_that_do_not_fit_the_entry_are_named(tmp_path: Path, episode: Episo
 
 
 def test_an_episode_without_steps_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="episode 1.*no steps"):
+    with pytest.raises(ValueError, match=r"episode 1.*no steps"):
         _load(_write(tmp_path, make_episode(1), make_episode(0)))
 
 
@@ -182,5 +189,3 @@ def test_steps_without_text_take_the_episodes_instruction(tmp_path: Path) -> Non
     index = _load(_write(tmp_path, _spoil(language_instruction=["", " lift it ", ""])))
     assert index.instructions == ("lift it",)
     assert index.instruction_ids.tolist() == [0, 0, 0]
-
-

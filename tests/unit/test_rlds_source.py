@@ -33,7 +33,11 @@ def test_episodes_come_in_order_with_their_arrays_texts_and_image_places(tmp_pat
 
 
 def test_nested_step_features_become_nested_dictionaries(tmp_path: Path) -> None:
-    episode = {"action/arm/joints": np.ones((3, 6), np.float32), "action/gripper": np.arange(3), "observation/image": [encode_jpeg(smooth_image(0, 8, 8))] * 3}
+    episode = {
+        "action/arm/joints": np.ones((3, 6), np.float32),
+        "action/gripper": np.arange(3),
+        "observation/image": [encode_jpeg(smooth_image(0, 8, 8))] * 3,
+    }
     trajectory = next(RldsSource(write_dataset(tmp_path, "nested", {"train": [episode]})).episodes()).trajectory
     assert trajectory["action"]["arm"]["joints"].shape == (3, 6)
     np.testing.assert_array_equal(trajectory["action"]["gripper"], [0, 1, 2])
@@ -57,7 +61,7 @@ def test_a_missing_folder_lists_what_is_there(tmp_path: Path) -> None:
     write_dataset(tmp_path, "present", {"train": [make_episode(2)]})
     with pytest.raises(ValueError, match="holds: present"):
         find_dataset_folder(tmp_path, "absent")
-    with pytest.raises(ValueError, match="data_root_dir .* is not a folder"):
+    with pytest.raises(ValueError, match=r"data_root_dir .* is not a folder"):
         find_dataset_folder(tmp_path / "nowhere", "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no version folder"):

@@ -65,7 +65,10 @@ def test_floats_integers_and_byte_ranges() -> None:
 def test_numbers_that_are_not_packed() -> None:
     floats = b"\x12\x0a" + b"".join(b"\x0d" + np.float32(value).tobytes() for value in (1.0, -4.0))  # field 2, twice field 1 fixed32
     integers = b"\x1a\x05" + b"\x08\x03" + b"\x08\x80\x01"  # field 3: 3 and 128
-    entries = b"".join(b"\x0a" + bytes([3 + 2 + len(body)]) + b"\x0a\x01" + key + b"\x12" + bytes([len(body)]) + body for key, body in ((b"f", floats), (b"i", integers)))
+    entries = b"".join(
+        b"\x0a" + bytes([3 + 2 + len(body)]) + b"\x0a\x01" + key + b"\x12" + bytes([len(body)]) + body
+        for key, body in ((b"f", floats), (b"i", integers))
+    )
     features = parse_example(_payload(b"\x0a" + bytes([len(entries)]) + entries))
     np.testing.assert_array_equal(features["f"], np.array([1.0, -4.0], np.float32))
     np.testing.assert_array_equal(features["i"], [3, 128])

@@ -5,18 +5,16 @@ python experiments/robot/metaworld/record_demos.py --output_dir runs/demo/record
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import draccus
 from tqdm import tqdm
 
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
-from experiments.robot.rendering import RenderingUnavailableError, configure_rendering
+from experiments.robot.rendering import configure_rendering
+from prismatic.cli import run_script
 
 
 @dataclass
@@ -33,22 +31,17 @@ class RecordConfig:
     num_workers: int = 2  # processes
 
 
-def main() -> None:
-    config = draccus.parse(RecordConfig)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        configure_rendering()
-        tasks = [get_metaworld_task(name).name for name in config.task_names]
-        options = RecordingOptions(config.output_dir, config.num_episodes, config.seed, config.noise_scale, num_workers=config.num_workers)
-        simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
-        num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
-        recorded = record_demonstrations(simulator, tasks, options)
-        for _ in tqdm(recorded, total=num_missing, desc="recording", unit="episode"):
-            pass
-    except (ValueError, RenderingUnavailableError) as error:
-        sys.exit(f"error: {error}")
+def main(config: RecordConfig) -> None:
+    configure_rendering()
+    tasks = [get_metaworld_task(name).name for name in config.task_names]
+    options = RecordingOptions(config.output_dir, config.num_episodes, config.seed, config.noise_scale, num_workers=config.num_workers)
+    simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
+    num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
+    recorded = record_demonstrations(simulator, tasks, options)
+    for _ in tqdm(recorded, total=num_missing, desc="recording", unit="episode"):
+        pass
     print(f"{config.output_dir}: {len(tasks)} tasks x {config.num_episodes} episodes, {num_missing} of them new")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, RecordConfig)

@@ -6,23 +6,22 @@ python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shlex
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import draccus
 from tqdm import tqdm
 
 from experiments.robot.controls import make_control
 from experiments.robot.interfaces import EpisodeSpec
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
-from experiments.robot.rendering import RenderingUnavailableError, configure_rendering
+from experiments.robot.rendering import configure_rendering
 from experiments.robot.report import Report, console_table, write_report
 from experiments.robot.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.cli import run_script
 
 
 @dataclass
@@ -37,7 +36,7 @@ class EvalConfig:
     num_control_trials_per_task: int | None = None  # episodes of each control; as many as without control by default
     with_expert: bool = False  # play the same episodes with the scripted expert, too
     num_envs: int = 2  # simulator processes
-    num_open_loop_steps: int = 8  # actions executed per query
+    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
     batch_size: int = 1  # observations per policy call
     image_size: int = 64  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
@@ -139,16 +138,11 @@ def _running_success(results: list[EpisodeResult]) -> dict[str, float]:
     return {run: sum(successes) / len(successes) for run, successes in by_run.items()}
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = draccus.parse(EvalConfig)
-        report = evaluate(config)
-    except (ValueError, RenderingUnavailableError) as error:
-        sys.exit(f"error: {error}")
+def main(config: EvalConfig) -> None:
+    report = evaluate(config)
     print(console_table(report))
     print(f"\nreport: {config.local_log_dir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, EvalConfig)

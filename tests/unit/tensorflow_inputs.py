@@ -1,0 +1,49 @@
+"""What tensorflow_oracle.py and test_rlds_oracle.py both work on; needs no TensorFlow."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rlds_writer import smooth_image
+
+from prismatic.vla.images import AugmentationDraw, draw_augmentation
+
+RESIZES = ((256, 256, 224), (480, 640, 224), (48, 64, 224), (37, 91, 64))
+SIDES = (64, 224)
+NUM_DRAWS = 6
+
+
+def encoded_images() -> dict[str, bytes]:
+    """JPEGs of odd sizes, with every chroma subsampling, quality and mode, and PNGs."""
+    images = {}
+    for height, width in ((1, 1), (17, 40), (63, 65), (64, 64), (241, 113)):
+        image = Image.fromarray(smooth_image(height, height, width))
+        for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+            for quality, progressive in ((95, False), (50, False), (90, True)):
+                name = f"{height}x{width}_{subsampling.replace(':', '')}_{quality}_{progressive}"
+                images[name] = _save(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+        images[f"{height}x{width}_grey"] = _save(image.convert("L"), "JPEG")
+        for mode in ("RGB", "L", "RGBA", "P"):
+            images[f"{height}x{width}_png_{mode}"] = _save(image.convert(mode), "PNG")
+    return images
+
+
+def _save(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def draws() -> list[AugmentationDraw]:
+    rng = np.random.default_rng(0)
+    return [draw_augmentation(rng, equal_crop_offsets=number % 2 == 1) for number in range(NUM_DRAWS)]
+
+
+def frames(side: int) -> np.ndarray:
+    """uint8 [3, side, side, 3]: smooth, noisy, and grey with saturated parts."""
+    noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    grey = np.repeat(np.clip(np.linspace(-80, 330, side), 0, 255).astype(np.uint8)[None, :, None], side, 0).repeat(3, 2)
+    return np.stack([smooth_image(side, side, side), noise, grey])

@@ -1,0 +1,87 @@
+"""Published, tiny and contradictory configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prismatic.models.configuration import OpenVLAConfig, TinySizes, openvla_7b, tiny
+from prismatic.vla.constants import TokenIds
+
+# As openvla/openvla-7b's config.json has it, norm_stats shortened.
+PUBLISHED: dict[str, Any] = {
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "architectures": ["OpenVLAForActionPrediction"],
+    "auto_map": {
+        "AutoConfig": "configuration_prismatic.OpenVLAConfig",
+        "AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction",
+    },
+    "hf_llm_id": "meta-llama/Llama-2-7b-hf",
+    "image_resize_strategy": "resize-naive",
+    "image_sizes": [224, 224],
+    "llm_backbone_id": "llama2-7b-pure",
+    "llm_max_length": 2048,
+    "model_type": "openvla",
+    "n_action_bins": 256,
+    "norm_stats": {"bridge_orig": {"action": {"q01": [0.0], "q99": [1.0]}}},
+    "output_projector_states": False,
+    "pad_to_multiple_of": 64,
+    "pad_token_id": 32000,
+    "text_config": {"model_type": "llama", "pad_token_id": 32000, "torch_dtype": "bfloat16", "vocab_size": 32064},
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "timm_override_act_layers": [None, None],
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_fused_vision_backbone": True,
+    "vision_backbone_id": "dinosiglip-vit-so-224px",
+}
+
+
+def test_published_config_has_the_sizes_of_the_preset() -> None:
+    published, preset = OpenVLAConfig(**PUBLISHED), openvla_7b()
+    assert published.token_ids == preset.token_ids == TokenIds()
+    assert published.towers == preset.towers
+    assert published.num_patches == 256
+    assert (published.hidden_size, published.llama.num_hidden_layers, published.llama.rms_norm_eps) == (4096, 32, 1e-6)
+    assert published.norm_stats == PUBLISHED["norm_stats"]
+
+
+def test_tiny_survives_a_file(tmp_path: Path) -> None:
+    config = tiny(TinySizes(image_size=48, patch_size=16, vision_layers=3), base_vocab_size=500, empty_token_id=259)
+    config.save_pretrained(tmp_path)
+    loaded = OpenVLAConfig.from_pretrained(tmp_path)
+    assert loaded.towers == config.towers
+    assert loaded.num_patches == 9
+    assert loaded.token_ids == config.token_ids == TokenIds(base_vocab_size=500, empty=259, pad=500)
+    assert loaded.llama.to_dict() == config.llama.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_fused_vision_backbone": False}, "both vision towers"),
+        (
+            {"timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_225"]},
+            "did you mean vit_so400m_patch14_siglip_224",
+        ),
+        ({"n_action_bins": 128}, "n_action_bins is 128"),
+        ({"pad_token_id": 40000}, "pad_token_id 40000"),
+        ({"image_sizes": [224, 448]}, "same patches"),
+        ({"image_sizes": [225, 225]}, "image_size 225 is not a multiple of patch_size 14"),
+        ({"text_config": {"num_key_value_heads": 8, "vocab_size": 32064}}, "grouped key/value heads"),
+    ],
+)
+def test_bad_config(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OpenVLAConfig(**{**PUBLISHED, **change})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"vision_layers": 0}, "depth is 1"), ({"vision_heads": 3}, "embed_dim 64"), ({"llm_heads": 3}, "llm_dim 128 is not")],
+)
+def test_bad_tiny_sizes(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(TinySizes(**sizes), base_vocab_size=500, empty_token_id=259)

@@ -1,0 +1,148 @@
+"""HDF5 recordings: round trip, layout, bad files; recording of experts; the split into train and val."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from toy_simulator import ToySimulator
+
+from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
+from prismatic.conversion.recordings import Recording, find_recordings, read_recording, write_recording
+from prismatic.conversion.rlds_writer import RldsSpec, split_paths, write_rlds
+
+
+def make_recording(num_steps: int = 5, **changes) -> Recording:
+    rng = np.random.default_rng(0)
+    parts = {
+        "actions": rng.normal(size=(num_steps, 4)).astype(np.float32),
+        "proprio": rng.normal(size=(num_steps, 3)).astype(np.float32),
+        "images": {name: rng.integers(0, 256, (num_steps, 8, 6, 3), dtype=np.uint8) for name in ("primary", "wrist")},
+        "instruction": "open the door",
+        "attributes": {"success": True, "seed": 3},
+    }
+    return Recording(**(parts | changes))
+
+
+def test_round_trip_is_exact_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    written, path = make_recording(), tmp_path / "task" / "episode_000000.hdf5"
+    write_recording(path, written)
+    read = read_recording(path)
+    np.testing.assert_array_equal(read.actions, written.actions)
+    np.testing.assert_array_equal(read.proprio, written.proprio)
+    assert read.images.keys() == written.images.keys()
+    for name, images in written.images.items():
+        np.testing.assert_array_equal(read.images[name], images)
+    assert (read.instruction, read.attributes["seed"]) == ("open the door", 3)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    with h5py.File(path) as file:
+        assert file["action"].dtype == np.float32
+        assert file["observations/images/wrist"].shape == (5, 8, 6, 3)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    recording = make_recording(attributes={"seed": object()})  # HDF5 cannot store it
+    with pytest.raises(TypeError):
+        write_recording(tmp_path / "episode.hdf5", recording)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_aloha_camera_names_and_a_given_instruction(tmp_path: Path) -> None:
+    path = tmp_path / "episode_0.hdf5"
+    with h5py.File(path, "w") as file:
+        file["action"], file["observations/qpos"] = np.zeros((2, 14)), np.zeros((2, 14))
+        for camera in ("cam_high", "cam_left_wrist", "cam_right_wrist"):
+            file[f"observations/images/{camera}"] = np.zeros((2, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: attribute language_instruction is missing.*--instruction"):
+        read_recording(path)
+    recording = read_recording(path, "pick up the cube")
+    assert list(recording.images) == ["primary", "left_wrist", "right_wrist"]
+    assert recording.instruction == "pick up the cube"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"proprio": np.zeros((4, 3), np.float32)}, r"same number of steps.*'action': 5, 'qpos': 4"),
+        ({"actions": np.full((5, 4), np.nan, np.float32)}, "action must be finite"),
+        ({"images": {}}, "at least the primary camera"),
+        ({"images": {"primary": np.zeros((5, 8, 8, 4), np.uint8)}}, "camera 'primary': expected a uint8 RGB"),
+        ({"instruction": "  "}, "instruction is empty"),
+    ],
+)
+def test_bad_recordings_say_what_is_wrong(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_recording(**changes)
+
+
+def test_bad_files_name_the_file_and_the_part(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.hdf5"
+    broken.write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match=r"broken.hdf5: cannot be read as HDF5"):
+        read_recording(broken)
+    with h5py.File(tmp_path / "partial.hdf5", "w") as file:
+        file["action"] = np.zeros((2, 4))
+    with pytest.raises(ValueError, match=r"partial.hdf5: /observations/qpos is missing"):
+        read_recording(tmp_path / "partial.hdf5", "go")
+    write_recording(tmp_path / "camera.hdf5", make_recording(images={"gopro": np.zeros((5, 4, 4, 3), np.uint8)}))
+    with pytest.raises(ValueError, match="camera 'gopro' is none of"):
+        read_recording(tmp_path / "camera.hdf5")
+    with pytest.raises(ValueError, match="does not exist"):
+        find_recordings(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no"):
+        find_recordings(tmp_path / "empty")
+
+
+def test_experts_are_recorded_once_with_clean_labels(tmp_path: Path) -> None:
+    options = RecordingOptions(tmp_path, num_episodes=3, seed=1, noise_scale=0.3, noise_dims=(0,), num_workers=1)
+    paths = list(record_demonstrations(ToySimulator(), ["left"], options))
+    assert sorted(paths) == find_recordings(tmp_path)
+    recording = read_recording(paths[0])
+    assert recording.attributes["success"]
+    assert set(recording.actions[:, 0].tolist()) <= {-1.0, 1.0}  # what the expert wanted
+    moved = np.diff(recording.proprio[:, 0])
+    assert np.abs(np.abs(moved) - 1).max() > 0.05  # what was executed
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    paths[1].unlink()
+    assert missing_episodes(["left"], options) == [("left", [1])]
+    assert list(record_demonstrations(ToySimulator(), ["left"], options)) == [paths[1]]
+    assert all(path.stat().st_mtime_ns == before[path] for path in (paths[0], paths[2]))
+
+
+def test_a_hopeless_expert_is_an_error(tmp_path: Path) -> None:
+    options = RecordingOptions(tmp_path, num_episodes=1, noise_scale=0.0, noise_dims=(0,), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"failed 10 times in a row.*--noise_scale"):
+        list(record_demonstrations(ToySimulator(lazy_expert=True), ["left"], options))
+
+
+def test_split_is_deterministic_and_even_over_tasks(tmp_path: Path) -> None:
+    paths = [tmp_path / task / f"episode_{index:06d}.hdf5" for task in ("a", "b") for index in range(20)]
+    splits = split_paths(paths, 0.1)
+    assert splits == split_paths(list(reversed(paths))[::-1], 0.1)
+    assert [sum(path.parent.name == task for path in splits["val"]) for task in ("a", "b")] == [2, 2]
+    assert sorted(splits["train"] + splits["val"]) == sorted(paths)
+    assert split_paths(paths, 0) == {"train": paths}
+    with pytest.raises(ValueError, match="leaves no validation episode"):
+        split_paths(paths[:1], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset_name": "My-Data"}, "--dataset_name is 'My-Data'"),
+        ({"val_fraction": 1.0}, "--val_fraction is 1.0"),
+        ({"version": "1"}, "--version is '1'"),
+    ],
+)
+def test_bad_rlds_flags_name_the_flag(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RldsSpec(**({"dataset_name": "door", "data_root_dir": tmp_path} | changes))
+
+
+def test_an_existing_data_set_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "door" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="exists already; pass --overwrite"):
+        write_rlds([tmp_path / "a.hdf5"], RldsSpec("door", tmp_path))

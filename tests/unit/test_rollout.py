@@ -1,0 +1,148 @@
+"""Rollout, controls and episode specs, with real worker processes around a toy simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
+
+from experiments.robot.controls import make_control, wrong_instructions
+from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.vla.types import ActionChunk, Observation
+
+TASKS = ["left", "right"]
+
+
+def play(
+    policy: ToyPolicy | None, run: str = "none", num_trials: int = 3, simulator: ToySimulator | None = None, **options
+) -> list[EpisodeResult]:
+    simulator = simulator or ToySimulator()
+    controls = {} if run == "expert" else {run: make_control(run, simulator, TASKS)}
+    options = {"num_open_loop_steps": 4, "filmed_run": run} | options
+    episodes = [PlannedEpisode(EpisodeSpec(task, index, seed=5), run) for task in TASKS for index in range(num_trials)]
+    results = list(Rollout(simulator, policy, controls, RolloutOptions(**options)).run(episodes))
+    return sorted(results, key=lambda result: (result.task, result.index))
+
+
+def outcomes(results: list[EpisodeResult]) -> list[tuple]:
+    return [(result.task, result.index, result.success, result.num_steps, result.num_queries) for result in results]
+
+
+def test_policy_succeeds_and_counts_queries_of_open_loop_steps() -> None:
+    policy = ToyPolicy()
+    results = play(policy, num_envs=1)
+    assert all(result.success for result in results)
+    assert [result.num_queries for result in results] == [int(np.ceil(result.num_steps / 4)) for result in results]
+    assert len(policy.batch_sizes) == sum(result.num_queries for result in results)
+    assert all(result.latency_ms is not None and result.latency_ms >= 0 for result in results)
+
+
+def test_results_do_not_depend_on_the_number_of_workers() -> None:
+    one, three = play(ToyPolicy(), num_envs=1), play(ToyPolicy(), num_envs=3)
+    assert outcomes(one) == outcomes(three)
+    assert len({result.num_steps for result in one}) > 1  # the starts differ, so the comparison says something
+
+
+def test_policy_always_sees_the_same_batch_size() -> None:
+    policy = ToyPolicy()
+    results = play(policy, num_envs=2, batch_size=3)
+    assert set(policy.batch_sizes) == {3}
+    assert outcomes(results) == outcomes(play(ToyPolicy(), num_envs=1))
+
+
+def test_expert_plays_in_the_worker() -> None:
+    results = play(None, run="expert", num_envs=1)
+    assert all(result.success and result.num_queries == 0 and result.latency_ms is None for result in results)
+
+
+def test_controls_take_away_what_the_policy_needs() -> None:
+    assert not any(result.success for result in play(ToyPolicy(), run="wrong_instruction", num_envs=1))
+    grey = play(ToyPolicy(), run="grey", num_envs=1)
+    assert {result.instruction for result in grey} == {INSTRUCTIONS["left"], INSTRUCTIONS["right"]}
+    image = np.zeros((4, 4, 3), np.uint8)
+    shown = make_control("grey", ToySimulator(), TASKS)("left", Observation({"primary": image, "wrist": image}, "go"))
+    assert {int(value) for picture in shown.images.values() for value in np.unique(picture)} == {128}
+    assert image.max() == 0  # the environment's own image is untouched
+
+
+def test_wrong_instruction_is_the_most_similar_other_one() -> None:
+    assert wrong_instructions(INSTRUCTIONS) == {
+        "left": "walk to the right",
+        "right": "walk to the left",
+        "jump": "walk to the left",
+    }
+    with pytest.raises(ValueError, match="at least two tasks"):
+        wrong_instructions({"left": "walk", "right": "walk"})
+    with pytest.raises(ValueError, match="expected one of"):
+        make_control("gray", ToySimulator(), TASKS)
+
+
+def test_a_killed_worker_is_replaced_and_its_episode_repeated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    crash = tmp_path / "crash"
+    crash.touch()
+    results = play(ToyPolicy(), num_envs=2, simulator=ToySimulator(crash_file=str(crash)))
+    assert "is repeated" in caplog.text
+    assert "exit code 3" in caplog.text
+    assert outcomes(results) == outcomes(play(ToyPolicy(), num_envs=1))
+
+
+def test_an_episode_that_crashes_twice_counts_as_failed() -> None:
+    results = play(ToyPolicy(), num_trials=1, num_envs=1, simulator=ToySimulator(broken=True))
+    assert [result.success for result in results] == [False, False]
+    assert all("the toy is broken" in (result.error or "") for result in results)
+
+
+def test_a_simulator_that_never_works_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="the toy is broken"):
+        play(ToyPolicy(), num_trials=6, num_envs=1, simulator=ToySimulator(broken=True))
+
+
+def test_videos_and_pictures(tmp_path: Path) -> None:
+    import av
+
+    results = play(ToyPolicy(), num_trials=2, num_envs=1, save_video="first_1", video_dir=tmp_path, num_pictures=1)
+    assert [bool(result.video) for result in results] == [True, False, True, False]
+    assert [len(result.pictures) for result in results] == [2, 0, 2, 0]
+    with av.open(results[0].video) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.width) == ("h264", "yuv420p", 256)
+        assert len(list(container.decode(video=0))) == results[0].num_steps + 1
+    assert not any(result.video for result in play(ToyPolicy(), num_trials=1, num_envs=1, save_video="failures", video_dir=tmp_path))
+
+
+def test_bad_options_name_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--save_video is 'some'"):
+        RolloutOptions(save_video="some", video_dir=tmp_path)
+    with pytest.raises(ValueError, match="--num_envs is 0"):
+        RolloutOptions(num_envs=0)
+
+
+def test_too_short_chunks_and_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="--num_open_loop_steps is 8, but the policy predicts 4"):
+        play(ToyPolicy(), num_envs=1, num_open_loop_steps=8)
+
+    class Diverged(ToyPolicy):
+        def _chunk(self, observation: Observation) -> ActionChunk:
+            return ActionChunk(np.full((4, 2), np.nan))
+
+    with pytest.raises(ValueError, match="not finite"):
+        play(Diverged(), num_envs=1)
+
+
+def test_episode_specs_draw_differently_for_every_field() -> None:
+    specs = [
+        EpisodeSpec("left", 0, 0),
+        EpisodeSpec("right", 0, 0),
+        EpisodeSpec("left", 1, 0),
+        EpisodeSpec("left", 0, 1),
+        EpisodeSpec("left", 0, 0, "demonstration"),
+        EpisodeSpec("left", 0, 0, attempt=1),
+    ]
+    draws = [spec.rng().random() for spec in specs] + [specs[0].rng("noise").random()]
+    assert len(set(draws)) == len(draws)
+    assert specs[0].rng().random() == draws[0]
+    with pytest.raises(ValueError, match="expected one of"):
+        EpisodeSpec("left", 0, 0, "training")
