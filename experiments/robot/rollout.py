@@ -134,7 +134,20 @@ class _Worker:
 
     def start(self, planned: PlannedEpisode, request: EpisodeRequest) -> None:
         self.planned, self.instruction, self.latencies_ms, self.heard_at = planned, "", [], time.monotonic()
-        self.connection.send(request)
+        self._send(request)
+
+    def _send(self, message: EpisodeRequest | np.ndarray) -> None:
+        """A process that has died meanwhile is noticed, and replaced, by the next `receive`."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            logger.warning("a simulator process died before it could be sent its work")
+
+    def act(self, actions: np.ndarray, latency_ms: float) -> None:
+        """Sends the next actions [H, A]."""
+        self.latencies_ms.append(latency_ms)
+        self.heard_at = time.monotonic()
+        self._send(actions)
 
     def receive(self) -> Observation | EpisodeOutcome | WorkerFailure:
         """The next message; a dead process is a failure, too."""
@@ -246,13 +259,7 @@ class Rollout:
         latency_ms = (time.perf_counter() - started) * 1e3
         assert len(chunks) == len(padded), (len(chunks), len(padded))
         for (worker, _), chunk in zip(asking, chunks, strict=False):  # the padding gets no answer
-            actions = self._executable(chunk)
-            worker.latencies_ms.append(latency_ms)
-            worker.heard_at = time.monotonic()
-            try:
-                worker.connection.send(actions)
-            except OSError:
-                logger.warning("a worker died while it waited for actions")  # the next receive() replaces it
+            worker.act(self._executable(chunk), latency_ms)
 
     def _executable(self, chunk: ActionChunk) -> np.ndarray:
         """The actions [H, A] that are executed before the next query."""

@@ -70,7 +70,7 @@ class ActionModel(nn.Module):
         """Normalised actions, float32 [B, H, A].
 
         Raises:
-            ValueError: proprio is missing or not expected, or the batch has another chunk or action dimension than the head.
+            ValueError: proprio is missing, or the batch has another chunk or action dimension than the head.
         """
         if inputs.slots.count != self.num_action_tokens:
             raise ValueError(

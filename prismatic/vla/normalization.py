@@ -72,10 +72,15 @@ def normalize_proprio_published(values: np.ndarray, bounds: Bounds) -> np.ndarra
 
 
 def unnormalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Inverse of `normalize`, float64 [..., D] in raw units; values beyond [-1, 1] are extrapolated, not clipped."""
+    """Inverse of `normalize`, float64 [..., D] in raw units; values beyond [-1, 1] are extrapolated, not clipped.
+
+    A dimension that was constant in the training data keeps its constant, also where it is not normalised: training saw 0 there,
+    and a gripper that was always commanded 1 must not be commanded 0.
+    """
     _check_dim(values, bounds)
     values = values.astype(np.float64)
-    return np.where(bounds.mask, 0.5 * (values + 1) * (bounds.high - bounds.low + _EPSILON) + bounds.low, values)
+    scaled = 0.5 * (values + 1) * (bounds.high - bounds.low + _EPSILON) + bounds.low
+    return np.where(bounds.constant, bounds.low, np.where(bounds.mask, scaled, values))
 
 
 def _check_dim(values: np.ndarray, bounds: Bounds) -> None:

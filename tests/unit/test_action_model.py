@@ -107,6 +107,17 @@ def test_backends_agree_on_padded_batches() -> None:
     torch.testing.assert_close(sdpa(build_inputs(sdpa, PROMPTS)), eager(build_inputs(eager, PROMPTS)), rtol=0, atol=1e-5)
 
 
+def test_random_weights_keep_the_scale_of_activations() -> None:
+    vla = build().vla
+    tower = vla.vision_backbone.featurizer
+    patches = tower.patch_embed(torch.randn(8, 3, 16, 16))
+    assert 0.5 < patches.std() < 2
+    assert 0.5 < tower.pos_embed.std() < 1.5
+    assert not tower.patch_embed.proj.bias.any()
+    assert torch.equal(tower.blocks[0].ls1.scale_factor, torch.ones(SIZES.vision_dim))
+    assert 0.01 < vla.language_model.model.embed_tokens.weight.std() < 0.03
+
+
 def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match=r"'spda' is not available; did you mean sdpa"):
         get_attention("spda")
@@ -201,3 +212,12 @@ def test_images_of_the_wrong_size() -> None:
     model = build()
     with pytest.raises(ValueError, match=r"pixel_values must be \[batch, 6 x images, 16, 16\], found \[3, 12, 16, 8\]"):
         model(replace(build_inputs(model, PROMPTS), pixel_values=torch.zeros(3, 12, 16, 8)))
+
+
+@torch.no_grad()
+def test_compiles_into_one_graph() -> None:
+    model = build()
+    inputs = build_inputs(model, PROMPTS)
+    expected = model(inputs)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), expected)

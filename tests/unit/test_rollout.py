@@ -9,8 +9,9 @@ import pytest
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
 from experiments.robot.controls import make_control, wrong_instructions
+from experiments.robot.episode_worker import WorkerFailure
 from experiments.robot.interfaces import EpisodeSpec
-from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
 from prismatic.vla.types import ActionChunk, Observation
 
 TASKS = ["left", "right"]
@@ -87,6 +88,18 @@ def test_a_killed_worker_is_replaced_and_its_episode_repeated(tmp_path: Path, ca
     assert "is repeated" in caplog.text
     assert "exit code 3" in caplog.text
     assert outcomes(results) == outcomes(play(ToyPolicy(), num_envs=1))
+
+
+def test_a_worker_that_is_dead_before_its_first_request_is_a_failure_not_an_exception() -> None:
+    worker = _Worker(ToySimulator())
+    worker.process.kill()
+    worker.process.join()
+    planned = PlannedEpisode(EpisodeSpec("left", 0, 0), "none")
+    worker.start(planned, RolloutOptions().request(planned))
+    message = worker.receive()
+    worker.close()
+    assert isinstance(message, WorkerFailure)
+    assert "died with exit code -9" in message.traceback
 
 
 def test_an_episode_that_crashes_twice_counts_as_failed() -> None:

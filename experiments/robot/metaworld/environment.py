@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VIDEO_SIZE = 256
 
 # The primary camera: what it looks at [m], from how far [m], from where [degrees].
-_PRIMARY_LOOKAT, _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION = (0.0, 0.67, 0.08), 1.15, 270.0, -58.0
+_PRIMARY_LOOKAT, _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION = (0.0, 0.68, 0.08), 1.0, 270.0, -58.0
 # The wrist camera in the frame of the hand turned to the world's axes (x right, y forward, z up) [m], field of view [degrees].
 _WRIST_POSITION, _WRIST_LOOKAT, _WRIST_FOV = (0.0, -0.12, 0.02), (0.0, 0.03, -0.15), 75.0
 # Meshes of the robot that no camera here shows, or only at the edge of the picture. Drawing them costs more than all
@@ -73,7 +73,7 @@ class MetaWorldEnvironment:
         _prepare_task(self._env, task)
 
     def _make_cameras(self) -> tuple[dict[str, mujoco.MjvCamera], dict[str, mujoco.MjvOption]]:
-        """Cameras and drawing options by slot name; moves the model's gripper camera to where ours is."""
+        """Cameras and drawing options by slot name, and "video" for people; moves the model's gripper camera to where ours is."""
         mj, model = self._mujoco, self._env.model
         primary = mj.MjvCamera()
         primary.type = mj.mjtCamera.mjCAMERA_FREE
@@ -83,18 +83,18 @@ class MetaWorldEnvironment:
         wrist.type, wrist.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, model.camera("gripperPOV").id
         _place_wrist_camera(mj, model, wrist.fixedcamid)
         options = {}
-        for slot in ("primary", "wrist"):
+        for slot in ("primary", "wrist", "video"):
             options[slot] = mj.MjvOption()
             options[slot].sitegroup[:] = 0  # goal markers
-            options[slot].geomgroup[_ARM_GROUP] = slot == "primary" or not self.fast_rendering
-            options[slot].geomgroup[_UNSEEN_GROUP] = not self.fast_rendering
+            options[slot].geomgroup[_ARM_GROUP] = slot != "wrist" or not self.fast_rendering
+            options[slot].geomgroup[_UNSEEN_GROUP] = slot == "video" or not self.fast_rendering
         for geom in range(model.ngeom):
             mesh = model.mesh(model.geom_dataid[geom]).name if model.geom_type[geom] == mj.mjtGeom.mjGEOM_MESH else ""
             if mesh in _UNSEEN_MESHES | _ARM_MESHES:
                 model.geom_group[geom] = _UNSEEN_GROUP if mesh in _UNSEEN_MESHES else _ARM_GROUP
             elif model.geom_group[geom] in (_UNSEEN_GROUP, _ARM_GROUP):
                 model.geom_group[geom] = 4  # collision shapes, never drawn
-        return {"primary": primary, "wrist": wrist}, options
+        return {"primary": primary, "wrist": wrist, "video": primary}, options
 
     def reset(self, episode: EpisodeSpec) -> None:
         """Draws object positions from the episode's generator and moves the hand to its start.
@@ -125,7 +125,7 @@ class MetaWorldEnvironment:
         return self.state[:4].astype(np.float32)
 
     def observe(self) -> Observation:
-        images = {slot: self._picture(slot, self.image_size) for slot in self._cameras}
+        images = {slot: self._picture(slot, self.image_size) for slot in ("primary", "wrist")}
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
 
     def step(self, action: np.ndarray) -> bool:
@@ -134,7 +134,7 @@ class MetaWorldEnvironment:
         return bool(info["success"])
 
     def render(self, size: int = VIDEO_SIZE) -> np.ndarray:
-        return self._picture("primary", size)
+        return self._picture("video", size)
 
     def _picture(self, slot: str, size: int) -> np.ndarray:
         if self._renderer is None:

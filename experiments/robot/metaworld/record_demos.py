@@ -38,7 +38,7 @@ def main(config: RecordConfig) -> None:
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
     num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
     recorded = record_demonstrations(simulator, tasks, options)
-    for _ in tqdm(recorded, total=num_missing, desc="recording", unit="episode"):
+    for _ in tqdm(recorded, total=num_missing, desc="recording", unit="episode", mininterval=0.5):
         pass
     print(f"{config.output_dir}: {len(tasks)} tasks x {config.num_episodes} episodes, {num_missing} of them new")
 

@@ -123,7 +123,7 @@ def _load_policy(checkpoint: str) -> ChunkPolicy:
 def _with_progress(rollout: Rollout, episodes: list[PlannedEpisode]) -> list[EpisodeResult]:
     """Results by task and number, whatever order they finished in; the bar shows the running success of each run."""
     results: list[EpisodeResult] = []
-    with tqdm(total=len(episodes), desc="evaluating", unit="episode") as bar:
+    with tqdm(total=len(episodes), desc="evaluating", unit="episode", mininterval=0.5) as bar:
         for result in rollout.run(episodes):
             results.append(result)
             bar.set_postfix({run: f"{100 * rate:.0f}%" for run, rate in _running_success(results).items()}, refresh=False)

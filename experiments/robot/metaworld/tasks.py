@@ -36,7 +36,7 @@ METAWORLD_TASKS: dict[str, MetaWorldTask] = {
     task.name: task
     for task in (
         MetaWorldTask("button-press", "press the button on the front"),
-        MetaWorldTask("button-press-topdown", "press the button from above", (-0.25, 0.68, 0.115), (0.25, 0.90, 0.115), 120),
+        MetaWorldTask("button-press-topdown", "press the button from above", (-0.22, 0.70, 0.115), (0.22, 0.88, 0.115), 120),
         MetaWorldTask("coffee-button", "press the button of the coffee machine"),
         MetaWorldTask("dial-turn", "turn the dial"),
         MetaWorldTask("door-lock", "lock the door"),
@@ -44,8 +44,8 @@ METAWORLD_TASKS: dict[str, MetaWorldTask] = {
         MetaWorldTask("door-unlock", "unlock the door"),
         MetaWorldTask("drawer-close", "close the drawer"),
         MetaWorldTask("drawer-open", "open the drawer"),
-        MetaWorldTask("faucet-close", "turn the faucet left", (-0.25, 0.68, 0.0), (0.25, 0.90, 0.0), 120),
-        MetaWorldTask("faucet-open", "turn the faucet right", (-0.25, 0.68, 0.0), (0.25, 0.90, 0.0), 120),
+        MetaWorldTask("faucet-close", "turn the faucet left", (-0.22, 0.70, 0.0), (0.22, 0.88, 0.0), 120),
+        MetaWorldTask("faucet-open", "turn the faucet right", (-0.22, 0.70, 0.0), (0.22, 0.88, 0.0), 120),
         MetaWorldTask("handle-press", "press the handle down"),
         MetaWorldTask("handle-press-side", "press the handle at the side down"),
         MetaWorldTask("handle-pull", "pull the handle up"),
