@@ -1,6 +1,7 @@
 """The main job, end to end, on a CPU: demonstrations -> RLDS -> fine-tuning -> closed-loop success rate.
 
-A thin driver: it prints and runs commands that could be typed one by one, and gathers what they wrote into runs/demo/report.json.
+A thin driver: it prints and runs commands that could be typed one by one. The last one writes report.json, report.html and videos
+into the output folder; the page shows all commands with the time that each took.
 """
 
 from __future__ import annotations
@@ -11,43 +12,98 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.cli import run_script
 
 ROOT = Path(__file__).parents[1]
-TASKS = ("faucet-open", "faucet-close", "button-press-topdown")
+STAGES_FILE = "stages.json"
+# Commands of the chain that are no Python script lie beside the interpreter.
+_BIN = Path(sys.executable).parent
 
 
 @dataclass
 class DemoConfig:
     """What `make demo` does."""
 
-    output_dir: Path = Path("runs/demo")  # replaced if it exists
+    output_dir: Path = Path("runs/demo")  # emptied first
     num_demonstrations: int = 50  # per task
-    num_trials_per_task: int = 40  # evaluation episodes per task, on positions that no demonstration has
-    num_control_trials_per_task: int = 20  # episodes per task and control
-    max_steps: int = 700  # optimizer steps
-    seed: int = 7
+    max_steps: int = 750  # optimizer steps
+    num_trials_per_task: int = 40  # evaluation episodes per task, on object positions that no demonstration has
+    num_control_trials_per_task: int = 20  # evaluation episodes per task with grey images, and with a wrong instruction
     num_envs: int = 2  # simulator processes
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("num_demonstrations", "max_steps", "num_trials_per_task", "num_control_trials_per_task", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
 
 
-@dataclass
-class Driver:
-    """Runs commands and remembers how long each stage took."""
+def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
+    """Stage -> command, in order."""
+    out, seed = config.output_dir, str(config.seed)
+    recordings, rlds, base, train = (str(out / name) for name in ("recordings", "rlds", "tiny-base", "train"))
+    return {
+        "record demonstrations": [
+            *("python", "experiments/robot/metaworld/record_demos.py", "--output_dir", recordings),
+            *("--num_episodes", str(config.num_demonstrations), "--num_workers", str(config.num_envs), "--seed", seed),
+        ],
+        "write RLDS": [
+            *("python", "scripts/convert/hdf5_to_rlds.py", "--input_dir", recordings),
+            *("--dataset_name", "metaworld_demo", "--data_root_dir", rlds),
+        ],
+        "make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--seed", seed],
+        "fine-tune": [
+            *("torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", "1", "vla-scripts/finetune.py"),
+            *("--vla_path", base, "--data_root_dir", rlds, "--dataset_name", "metaworld_demo"),
+            *("--run_root_dir", train, "--run_id_override", "demo", "--save_latest_checkpoint_only", "True"),
+            # A model without pretraining learns all its weights; a fixed simulated camera needs no augmentation.
+            *("--use_l1_regression", "True", "--use_lora", "False", "--image_aug", "False"),
+            *("--num_images_in_input", "2", "--use_proprio", "True", "--use_val_set", "True", "--num_workers", "0"),
+            *("--batch_size", "24", "--learning_rate", "4e-4", "--lr_warmup_steps", "20", "--max_grad_norm", "1.0"),
+            *("--max_steps", str(config.max_steps), "--num_steps_before_decay", str(config.max_steps * 3 // 4), "--seed", seed),
+        ],
+        "evaluate": [
+            *("python", "experiments/robot/metaworld/run_metaworld_eval.py", "--pretrained_checkpoint", f"{train}/demo"),
+            *("--num_trials_per_task", str(config.num_trials_per_task), "--control", "none,grey,wrong_instruction"),
+            *("--num_control_trials_per_task", str(config.num_control_trials_per_task), "--with_expert", "True"),
+            *("--num_envs", str(config.num_envs), "--save_video", "first_2", "--seed", seed),
+            *("--stages_file", str(out / STAGES_FILE), "--local_log_dir", str(out)),
+        ],
+    }
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    commands: dict[str, str] = field(default_factory=dict)
 
-    def run(self, stage: str, *command: str) -> None:
-        """Prints `command`, runs it, and stops everything if it fails."""
-        python = command[0] == "python"
-        shown = shlex.join(command)
-        print(f"\n=== {stage}\n$ {shown}", flush=True)
-        started = time.monotonic()
-        actual = [sys.executable, *command[1:]] if python else [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-        if subprocess.run(actual, cwd=ROOT, check=False).returncode:
-            raise ValueError(f"the stage {stage!r} failed; its message is above. Run its command alone to look into it:\n  {shown}")
-        self.seconds[stage] = round(time.monotonic() - started, 1)
-        self.commands[stage] = shown
+def main(config: DemoConfig) -> None:
+    """Runs every stage; stops at the first that fails."""
+    shutil.rmtree(config.output_dir, ignore_errors=True)
+    config.output_dir.mkdir(parents=True)
+    stages: list[dict[str, str | float]] = []
+    started = time.monotonic()
+    for stage, command in demo_commands(config).items():
+        (config.output_dir / STAGES_FILE).write_text(json.dumps(stages, indent=1) + "\n")
+        seconds = run_stage(stage, command)
+        stages.append({"stage": stage, "command": shlex.join(command), "seconds": seconds})
+    (config.output_dir / STAGES_FILE).write_text(json.dumps(stages, indent=1) + "\n")
+    print()
+    for entry in stages:
+        print(f"{entry['stage']:24}{entry['seconds']:7.1f} s")
+    print(f"{'in all':24}{time.monotonic() - started:7.1f} s\n\nopen {config.output_dir / 'report.html'}")
+
+
+def run_stage(stage: str, command: list[str]) -> float:
+    """Prints and runs one command; returns how long it took [s].
+
+    Raises:
+        ValueError: it failed.
+    """
+    print(f"\n=== {stage}\n$ {shlex.join(command)}", flush=True)
+    started = time.monotonic()
+    if subprocess.run([str(_BIN / command[0]), *command[1:]], cwd=ROOT, check=False).returncode:
+        raise ValueError(f"the stage {stage!r} failed, its message is above; the command alone:\n  {shlex.join(command)}")
+    return round(time.monotonic() - started, 1)
+
+
+if __name__ == "__main__":
+    run_script(main, DemoConfig)

@@ -18,7 +18,7 @@ class FinetuneConfig:
     # Where things are
     vla_path: str = "openvla/openvla-7b"  # base model: a folder in the published layout, or a Hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
-    dataset_name: str = "aloha_scoop_x_into_bowl"  # a name of prismatic/vla/datasets/rlds/oxe/{configs,mixtures}.py
+    dataset_name: str = "aloha1_scoop_X_into_bowl_45_demos"  # a name of prismatic/vla/datasets/rlds/oxe/{configs,mixtures}.py
     run_root_dir: Path = Path("runs")  # folder that receives logs and checkpoints
     shuffle_buffer_size: int = 100_000  # accepted for old commands; unused, the whole data set is always shuffled
 

@@ -6,6 +6,7 @@ python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 import time
@@ -44,6 +45,7 @@ class EvalConfig:
     save_video: str = "none"  # none, failures, all, first_<number per task>
     num_pictures: int = 6  # episodes per task whose first and last frame the page shows
     local_log_dir: Path = Path("runs/metaworld_eval")  # report.json, report.html, videos/
+    stages_file: Path | None = None  # JSON list of {stage, command, seconds}: what came before, for the report
 
     def __post_init__(self) -> None:
         if self.policy not in ("checkpoint", "expert"):
@@ -70,6 +72,7 @@ class EvalConfig:
 def evaluate(config: EvalConfig) -> Report:
     """Plays all runs and writes the report."""
     configure_rendering()
+    earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     started = time.perf_counter()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
@@ -81,8 +84,9 @@ def evaluate(config: EvalConfig) -> Report:
         title=f"MetaWorld: {config.pretrained_checkpoint if controls else 'scripted experts'}",
         runs={run: [result for result in results if result.run == run] for run in config.runs},
         settings={item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)} | {"task_names": tasks},
-        commands=[shlex.join(["python", *sys.argv])],
-        timings_s={"load": loaded - started, "episodes": time.perf_counter() - loaded},
+        commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
+        timings_s={stage["stage"]: stage["seconds"] for stage in earlier}
+        | {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded},
     )
     write_report(report, config.local_log_dir)
     return report
