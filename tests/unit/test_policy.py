@@ -1,0 +1,208 @@
+"""A checkpoint folder says all that a policy needs; what is missing, damaged or contradictory is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prismatic.models.action_model import ActionModel
+from prismatic.models.base import write_tiny_base
+from prismatic.models.configuration import TinySizes
+from prismatic.policy.adapters import merged_state_dict
+from prismatic.policy.loading import load_base
+from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
+from prismatic.policy.policy import Policy
+from prismatic.policy.saving import save_policy
+from prismatic.policy.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.training.lora import add_lora
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.images import ImageRecipe
+from prismatic.vla.types import Observation
+
+SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
+STATISTICS: dict[str, Any] = {
+    "arm": {
+        "action": {
+            "min": [-1.0, -2.0, 0.0, 1.0],
+            "max": [1.0, 2.0, 4.0, 1.0],
+            "q01": [-1.0, -2.0, 0.0, 1.0],
+            "q99": [1.0, 2.0, 4.0, 1.0],
+            "mask": [True, True, True, False],
+        },
+        "proprio": {"min": [0.0] * 4, "max": [1.0] * 4, "q01": [0.0] * 4, "q99": [1.0] * 4},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> PolicyParts:
+    """A policy of a METAWORLD arm with random weights; its fourth action dimension never changed in the data."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    write_tiny_base(folder, SIZES, seed=0)
+    base = load_base(folder, torch.float32)
+    heads, platform = HeadSpec(use_proprio=True), ROBOT_PLATFORMS["METAWORLD"]
+    torch.manual_seed(0)
+    model = ActionModel(
+        base.vla,
+        build_action_head(heads, platform, base.vla.config.hidden_size),
+        build_proprio_projector(heads, platform, base.vla.config.hidden_size),
+    )
+    image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
+    spec = PolicySpec(platform=platform, cameras=("primary", "wrist"), image=image, unnorm_key="arm", heads=heads)
+    return PolicyParts(model.eval(), base.vla.config, base.processor, spec, STATISTICS)
+
+
+@pytest.fixture
+def folder(parts: PolicyParts, tmp_path: Path) -> Path:
+    target = tmp_path / "checkpoint"
+    target.mkdir()
+    save_policy(parts, target, step=3)
+    return target
+
+
+def observation(instruction: str = "open the door", **changes: Any) -> Observation:
+    rng = np.random.default_rng(1)
+    images = {name: rng.integers(0, 256, (40, 50, 3), dtype=np.uint8) for name in ("wrist", "primary")}
+    return Observation(**{"images": images, "instruction": instruction, "proprio": np.array([0.1, 0.5, 0.9, 0.3]), **changes})
+
+
+def test_saving_and_loading_is_a_round_trip(parts: PolicyParts, folder: Path) -> None:
+    loaded = Policy.from_pretrained(folder, device="cpu")
+    assert loaded.spec == parts.spec
+    expected, found = (policy.predict([observation()])[0].actions for policy in (Policy(parts), loaded))
+    np.testing.assert_allclose(found, expected, atol=0.02)  # weights are stored in bfloat16
+
+
+def test_a_sample_is_the_same_alone_and_beside_a_longer_prompt(folder: Path) -> None:
+    policy = Policy.from_pretrained(folder, device="cpu")
+    short, long = observation("push"), observation("slowly push the small red block to the left of the big green bowl")
+    together = policy.predict([short, long])
+    for alone, chunk in zip((short, long), together, strict=True):
+        np.testing.assert_allclose(chunk.actions, policy.predict([alone])[0].actions, atol=1e-5)
+
+
+def test_predicting_changes_nothing_and_ignores_the_order_of_cameras(folder: Path) -> None:
+    policy = Policy.from_pretrained(folder, device="cpu")
+    seen = observation()
+    before = {name: image.copy() for name, image in seen.images.items()}
+    reordered = replace(seen, images={name: seen.images[name] for name in ("primary", "wrist")})
+    np.testing.assert_array_equal(policy.predict([seen])[0].actions, policy.predict([reordered])[0].actions)
+    assert all(np.array_equal(before[name], seen.images[name]) for name in before)
+    np.testing.assert_array_equal(seen.proprio, [0.1, 0.5, 0.9, 0.3])
+
+
+def test_a_dimension_that_never_changed_keeps_its_value(folder: Path) -> None:
+    actions = Policy.from_pretrained(folder, device="cpu").predict([observation()])[0].actions
+    assert actions.shape == (8, 4)
+    np.testing.assert_array_equal(actions[:, 3], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": {"primary": np.zeros((4, 4, 3), np.uint8)}}, "lacks camera 'wrist'"),
+        ({"proprio": None}, "proprio must hold 4 values .* found none"),
+        ({"proprio": np.zeros(7)}, "proprio must hold 4 values .* found 7 values"),
+        ({"instruction": " "}, "instruction is empty"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_described(folder: Path, changes: dict[str, Any], message: str) -> None:
+    policy = Policy.from_pretrained(folder, device="cpu")
+    with pytest.raises(ValueError, match=message):
+        policy.predict([observation(**changes)])
+
+
+def test_an_image_that_is_no_image_is_described() -> None:
+    with pytest.raises(ValueError, match=r"camera 'primary': expected a uint8 RGB array .* found float32 \[4, 4, 3\]"):
+        observation(images={"primary": np.zeros((4, 4, 3), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("policy.json", "has no policy.json"),
+        ("dataset_statistics.json", "lacks dataset_statistics.json"),
+        ("action_head--3_checkpoint.pt", "exactly one file action_head--"),
+        ("proprio_projector--3_checkpoint.pt", "exactly one file proprio_projector--"),
+        ("model.safetensors", "holds neither model.safetensors nor lora_adapter/"),
+        ("config.json", "lacks config.json"),
+        ("preprocessor_config.json", "lacks preprocessor_config.json"),
+        ("tokenizer.json", "lacks tokenizer.json"),
+    ],
+)
+def test_a_missing_file_is_named(folder: Path, file: str, message: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_weights_that_lack_a_key_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["projector.fc1.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing keys: projector.fc1.bias"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda spec: spec.pop("cameras"), "lacks the field 'cameras'"),
+        (lambda spec: spec["heads"].update(colour=1), "HeadSpec has no field colour"),
+        (lambda spec: spec.update(format_version=9), "format_version 9"),
+        (lambda spec: spec["heads"].update(action_head="magic"), "action head 'magic' is unknown"),
+    ],
+)
+def test_a_policy_json_that_was_edited_wrongly_is_described(folder: Path, change: Any, message: str) -> None:
+    content = json.loads((folder / "policy.json").read_text())
+    change(content)
+    (folder / "policy.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_an_unknown_unnorm_key_lists_the_known_ones(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"unnorm_key 'leg' .* \['arm'\]"):
+        Policy.from_pretrained(folder, device="cpu", unnorm_key="leg")
+
+
+def test_a_policy_of_several_data_sets_asks_for_one(parts: PolicyParts) -> None:
+    with pytest.raises(ValueError, match="pass unnorm_key, one of arm"):
+        Policy(replace(parts, spec=replace(parts.spec, unnorm_key=None)))
+
+
+def test_merging_gives_what_the_adapters_give(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "base", SIZES, seed=0)
+    base = load_base(tmp_path / "base", torch.float32)
+    plain = {key: value.clone() for key, value in base.vla.state_dict().items()}
+    adapted = add_lora(base.vla, LoraSpec(rank=4))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    merged = merged_state_dict(adapted, torch.float32)
+    expected = adapted.merge_and_unload().state_dict()
+    assert merged.keys() == expected.keys() == plain.keys()
+    for key in merged:
+        torch.testing.assert_close(merged[key], expected[key], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(merged["language_model.lm_head.weight"], plain["language_model.lm_head.weight"])
+
+
+def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+        Policy.from_pretrained(tmp_path / "nothing")
