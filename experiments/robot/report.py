@@ -177,19 +177,6 @@ def _result_to_dict(result: EpisodeResult) -> dict[str, Any]:
     return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name != "pictures"}
 
 
-def read_runs(path: Path) -> dict[str, list[EpisodeResult]]:
-    """The episodes of a report.json (without pictures), to compare or merge reports.
-
-    Raises:
-        ValueError: the file is not such a report.
-    """
-    try:
-        episodes = json.loads(path.read_text(encoding="utf-8"))["episodes"]
-        return {run: [EpisodeResult(**row) for row in rows] for run, rows in episodes.items()}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a report of this evaluation: {error!r}") from error
-
-
 def versions() -> dict[str, str]:
     """Package -> installed version, as far as installed."""
     found = {"python": platform.python_version()}

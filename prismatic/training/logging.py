@@ -25,7 +25,7 @@ class RunLogger:
     def __init__(self, config: FinetuneConfig, first_step: int, is_main: bool) -> None:
         self._path = config.run_dir / METRICS_FILE
         self._is_main = is_main
-        self._started, self._first_step = time.monotonic(), first_step
+        self._started = time.monotonic()
         self._wandb: Any = _start_wandb(config) if is_main and config.wandb_project else None
         self._bar = tqdm(total=config.max_steps, initial=first_step, desc=config.dataset_name, unit="step", disable=not is_main, leave=True)
         if is_main:

@@ -17,7 +17,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -122,22 +122,6 @@ class ImageRecipe:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"image size is {self.size}; it must be at least 1 pixel")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ImageRecipe:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: missing or unknown keys.
-        """
-        names = [item.name for item in fields(cls)]
-        if sorted(values) != sorted(names):
-            raise ValueError(f"an image recipe has the keys {names}, found {sorted(values)}")
-        return cls(**values)
 
 
 def prepare_image(image: np.ndarray, recipe: ImageRecipe) -> np.ndarray:

@@ -8,15 +8,11 @@ episode of every split, those without instruction included (`published_episodes`
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prismatic.vla.datasets.index import EpisodeIndex
-
-STATISTICS_FILE = "dataset_statistics.json"
 
 # {"action": {...}, "proprio": {...}, "num_transitions": M, "num_trajectories": E} of one data set.
 DatasetStatistics = dict[str, Any]
@@ -56,8 +52,3 @@ def _describe(rows: np.ndarray) -> dict[str, list[float]]:
         "q99": high,
     }
     return {name: [float(value) for value in values] for name, values in described.items()}
-
-
-def save_statistics(statistics: dict[str, DatasetStatistics], folder: Path) -> None:
-    """Writes dataset_statistics.json into `folder`."""
-    (folder / STATISTICS_FILE).write_text(json.dumps(statistics, indent=2) + "\n")
