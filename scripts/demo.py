@@ -29,9 +29,9 @@ class DemoConfig:
 
     output_dir: Path = Path("runs/demo")  # emptied first
     num_demonstrations: int = 50  # per task
-    max_steps: int = 750  # optimizer steps
+    max_steps: int = 1050  # optimizer steps
     num_trials_per_task: int = 40  # evaluation episodes per task, on object positions that no demonstration has
-    num_control_trials_per_task: int = 20  # evaluation episodes per task with grey images, and with a wrong instruction
+    num_control_trials_per_task: int = 15  # evaluation episodes per task with grey images, and with a wrong instruction
     num_envs: int = 2  # simulator processes
     seed: int = 7
 
@@ -62,8 +62,8 @@ def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
             # A model without pretraining learns all its weights; a fixed simulated camera needs no augmentation.
             *("--use_l1_regression", "True", "--use_lora", "False", "--image_aug", "False"),
             *("--num_images_in_input", "2", "--use_proprio", "True", "--use_val_set", "True", "--num_workers", "0"),
-            *("--batch_size", "24", "--learning_rate", "4e-4", "--lr_warmup_steps", "20", "--max_grad_norm", "1.0"),
-            *("--max_steps", str(config.max_steps), "--num_steps_before_decay", str(config.max_steps * 3 // 4), "--seed", seed),
+            *("--batch_size", "16", "--learning_rate", "2.5e-4", "--lr_warmup_steps", "20", "--max_grad_norm", "1.0"),
+            *("--max_steps", str(config.max_steps), "--num_steps_before_decay", str(config.max_steps * 6 // 7), "--seed", seed),
         ],
         "evaluate": [
             *("python", "experiments/robot/metaworld/run_metaworld_eval.py", "--pretrained_checkpoint", f"{train}/demo"),
