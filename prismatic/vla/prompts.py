@@ -15,6 +15,10 @@ from typing import Protocol
 from prismatic.vla.constants import IGNORE_INDEX, TokenIds
 
 
+# What the base model was trained with; part of policy.json, so that a checkpoint made with another one is noticed.
+PROMPT_TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
+
+
 class PromptTokenizer(Protocol):
     """The part of a transformers tokenizer that prompts need."""
 
@@ -22,14 +26,14 @@ class PromptTokenizer(Protocol):
 
 
 def build_prompt(instruction: str) -> str:
-    """The question that the base model was trained with, in lower case.
+    """`PROMPT_TEMPLATE` with the instruction in lower case.
 
     Raises:
         ValueError: the instruction is empty.
     """
     if not instruction.strip():
         raise ValueError("the instruction is empty; say what the robot should do, for example 'open the drawer'")
-    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+    return PROMPT_TEMPLATE.format(instruction=instruction.lower())
 
 
 def append_empty_token(prompt_ids: Sequence[int], token_ids: TokenIds) -> list[int]:
