@@ -14,7 +14,6 @@ from typing import Protocol
 
 from prismatic.vla.constants import IGNORE_INDEX, TokenIds
 
-
 # What the base model was trained with; part of policy.json, so that a checkpoint made with another one is noticed.
 PROMPT_TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
 
