@@ -3,6 +3,7 @@
 platform    what the actions and the proprioception are        cameras   the policy's cameras, in order
 image       how a camera image becomes the model's input       heads     which action head and projectors exist
 unnorm_key  whose statistics turn actions into real units      lora      adapter settings, if the run used LoRA
+prompt      the text around the instruction
 provenance  how the checkpoint was made (command, data, step, versions)
 """
 
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from prismatic.vla.constants import NormalizationType, RobotPlatform
 from prismatic.vla.images import ImageRecipe
+from prismatic.vla.prompts import PROMPT_TEMPLATE
 
 POLICY_FILE = "policy.json"
 FORMAT_VERSION = 1
@@ -60,12 +62,15 @@ class PolicySpec:
     unnorm_key: str | None  # whose statistics give actions their units; None: several data sets were trained together, choose at loading
     heads: HeadSpec = field(default_factory=HeadSpec)
     lora: LoraSpec | None = None
+    prompt: str = PROMPT_TEMPLATE
     base_model: str | None = None  # folder or Hub id that the adapters belong to, where they are not merged
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.cameras:
             raise ValueError("a policy needs at least the primary camera")
+        if self.prompt != PROMPT_TEMPLATE:
+            raise ValueError(f"the policy was trained with the prompt {self.prompt!r}, this version of the code builds {PROMPT_TEMPLATE!r}")
 
     def save(self, folder: Path) -> None:
         """Writes policy.json into `folder`."""

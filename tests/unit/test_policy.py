@@ -165,6 +165,7 @@ def test_weights_that_lack_a_key_are_refused(folder: Path) -> None:
         (lambda spec: spec.pop("cameras"), "lacks the field 'cameras'"),
         (lambda spec: spec["heads"].update(colour=1), "HeadSpec has no field colour"),
         (lambda spec: spec.update(format_version=9), "format_version 9"),
+        (lambda spec: spec.update(prompt="Do {instruction}"), "trained with the prompt 'Do {instruction}'"),
         (lambda spec: spec["heads"].update(action_head="magic"), "action head 'magic' is unknown"),
     ],
 )
