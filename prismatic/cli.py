@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
 
+logger = logging.getLogger(__name__)
+
 
 def run_script(main: Callable[[T], None], config_class: type[T]) -> None:
     """Calls `main` with a `config_class` made from the command line.
@@ -26,7 +28,7 @@ def run_script(main: Callable[[T], None], config_class: type[T]) -> None:
     except ValueError as error:
         if os.environ.get("PRISMATIC_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        logger.error("error: %s", error)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
