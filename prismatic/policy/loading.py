@@ -52,6 +52,18 @@ def resolve_folder(name_or_path: str | Path) -> Path:
         ) from error
 
 
+def load_config(name_or_path: str | Path) -> OpenVLAConfig:
+    """The sizes of the model in a folder or Hub id, without its weights.
+
+    Raises:
+        ValueError: no such model, or no config.json in it.
+    """
+    folder = resolve_folder(name_or_path)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
+    return OpenVLAConfig.from_pretrained(folder)
+
+
 def load_base(name_or_path: str | Path, dtype: torch.dtype) -> BaseModel:
     """The model of a folder or Hub id in the published layout, on the CPU.
 
@@ -61,10 +73,9 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype) -> BaseModel:
     folder = resolve_folder(name_or_path)
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise ValueError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
+    config = load_config(folder)
     processor = PrismaticProcessor.from_pretrained(folder)
-    return BaseModel(_load_vla(folder, dtype), processor)
+    return BaseModel(_load_vla(folder, config, dtype), processor)
 
 
 def load_parts(name_or_path: str | Path, device: torch.device, dtype: torch.dtype) -> PolicyParts:
@@ -94,8 +105,7 @@ def load_parts(name_or_path: str | Path, device: torch.device, dtype: torch.dtyp
     return PolicyParts(model, config, base.processor, spec, norm_stats)
 
 
-def _load_vla(folder: Path, dtype: torch.dtype) -> OpenVLAForActionPrediction:
-    config = OpenVLAConfig.from_pretrained(folder)
+def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
     try:
         loaded: Any = OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     except (RuntimeError, OSError, SafetensorError) as error:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from prismatic.models.action_model import ActionModel
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.loading import BaseModel, load_base, resolve_folder
+from prismatic.policy.loading import BaseModel, load_base, load_config
 from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
 from prismatic.policy.spec import PolicySpec
 from prismatic.training.checkpoint import base_model_path
@@ -82,23 +82,23 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)
     cameras = select_policy_cameras(specs, config.num_images_in_input)
     base_path = base_model_path(config)
-    resolve_folder(base_path)
+    image_size = load_config(base_path).image_size
     use_bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
-    torch.manual_seed(config.seed)  # adapters and heads start the same on every process
-    base = load_base(base_path, torch.bfloat16 if use_bf16 and config.use_lora else torch.float32)
     options = DatasetOptions(
         cameras=cameras,
-        image_size=base.vla.config.image_size,
+        image_size=image_size,
         use_proprio=config.use_proprio,
         augment=config.image_aug,
         seed=config.seed,
         val_fraction=config.val_fraction if config.use_val_set else None,
     )
     data = load_training_data(specs, options)
+    torch.manual_seed(config.seed)  # adapters and heads start the same on every process
+    base = load_base(base_path, torch.bfloat16 if use_bf16 and config.use_lora else torch.float32)
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
-        image=ImageRecipe(size=base.vla.config.image_size, jpeg_round_trip=True, center_crop=config.image_aug),
+        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=config.image_aug),
         unnorm_key=specs[0].name if len(specs) == 1 else None,
         heads=config.heads,
         lora=config.lora,
