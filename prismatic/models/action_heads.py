@@ -1,5 +1,9 @@
 """Action states -> normalised actions. Letters: B batch, H chunk, A action dim, K = H x A slots, D width of the language model.
 
+    L1RegressionActionHead    states -> actions, in one pass
+    DiffusionActionHead       states of noisy actions -> the noise in them; DDIM turns noise into actions step by step
+    DiscreteActionHead        token ids at the slots -> actions; the language model's own lm_head chooses the ids
+
 The states [B, K, D] are in row-major order (chunk, dimension); the A states of one time step are read together.
 Source: OpenVLA-OFT (Kim et al. 2025, arXiv:2502.19645); parameter names are those of its checkpoints.
 """
@@ -9,6 +13,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from prismatic.models.diffusion import DDIMSchedule
+from prismatic.vla.action_tokenizer import ActionTokenizer
+from prismatic.vla.constants import TokenIds
 
 
 class MLPResNetBlock(nn.Module):
@@ -50,5 +58,51 @@ class L1RegressionActionHead(nn.Module):
         self.model = MLPResNet(input_dim=action_dim * llm_dim, hidden_dim=llm_dim, output_dim=action_dim)
 
     def forward(self, action_states: torch.Tensor) -> torch.Tensor:
-        steps = action_states.unflatten(1, (self.num_actions_chunk, self.action_dim)).flatten(2)  # [B, H, A*D]
-        return self.model(steps.to(self.model.fc1.weight.dtype)).float()
+        return _per_step(self.model, action_states, self.num_actions_chunk)
+
+
+class NoisePredictor(nn.Module):
+    """Holds the MLP of the diffusion head under its published name."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.mlp_resnet = MLPResNet(input_dim, hidden_dim, output_dim)
+
+
+class DiffusionActionHead(nn.Module):
+    """States [B, K, D] of noisy actions -> the noise in them, float32 [B, H, A]; trained with the mean squared error."""
+
+    def __init__(self, llm_dim: int, num_actions_chunk: int, action_dim: int, num_diffusion_steps_train: int) -> None:
+        super().__init__()
+        self.num_actions_chunk = num_actions_chunk
+        self.action_dim = action_dim
+        self.schedule = DDIMSchedule(num_diffusion_steps_train)
+        self.noise_predictor = NoisePredictor(input_dim=action_dim * llm_dim, hidden_dim=llm_dim, output_dim=action_dim)
+
+    def forward(self, action_states: torch.Tensor) -> torch.Tensor:
+        return _per_step(self.noise_predictor.mlp_resnet, action_states, self.num_actions_chunk)
+
+
+class DiscreteActionHead(nn.Module):
+    """Token ids [B, K] -> normalised actions float32 [B, H, A]; has no weights."""
+
+    def __init__(self, num_actions_chunk: int, action_dim: int, token_ids: TokenIds) -> None:
+        super().__init__()
+        self.num_actions_chunk = num_actions_chunk
+        self.action_dim = action_dim
+        self.tokenizer = ActionTokenizer(token_ids)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids that stand for no action give the value of the nearest end: the choice is not restricted to action ids, as published."""
+        centers = torch.tensor(self.tokenizer.bin_centers, device=ids.device, dtype=torch.float32)
+        index = (self.tokenizer.token_ids.base_vocab_size - ids - 1).clamp(0, len(centers) - 1)
+        return centers[index].unflatten(1, (self.num_actions_chunk, self.action_dim))
+
+
+ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead
+
+
+def _per_step(mlp: MLPResNet, action_states: torch.Tensor, num_actions_chunk: int) -> torch.Tensor:
+    """float32 [B, H, A]: `mlp` on the A states of each time step."""
+    steps = action_states.unflatten(1, (num_actions_chunk, -1)).flatten(2)  # [B, H, A*D]
+    return mlp(steps.to(mlp.fc1.weight.dtype)).float()

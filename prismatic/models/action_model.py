@@ -1,22 +1,27 @@
 """ActionModel: a VLA with the small modules around it, the one thing that training wraps and a policy calls.
 
-Letters: B batch, N images, S image side, T text tokens, L prompt length, H chunk, A action dim, P proprio dim.
+Letters: B batch, N images, S image side, T text tokens, L prompt length, H chunk, A action dim, K = H x A slots,
+P proprio dim, V vocabulary.
 
-    training:    ActionModel(ActionInputs.from_batch(batch, token_ids))             -> normalised actions [B, H, A]
-    prediction:  ActionModel(ActionInputs.from_prompts(..., num_action_tokens=H*A)) -> normalised actions [B, H, A]
+    training:    ActionModel(ActionInputs.from_batch(batch, token_ids))   -> L1:        normalised actions [B, H, A]
+                                                                             diffusion: noise in inputs.noisy_actions [B, H, A]
+                                                                             discrete:  token logits [B, K + 1, V], slots and stop
+    prediction:  ActionModel.predict(ActionInputs.from_prompts(...))      -> normalised actions [B, H, A], whatever the head
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.action_heads import ActionHead, DiffusionActionHead, DiscreteActionHead
+from prismatic.models.diffusion import timestep_embedding
 from prismatic.models.processor import normalize_pixels
-from prismatic.models.projectors import ProprioProjector
+from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.models.sequence import ActionSlots, append_action_slots, slots_from_labels
+from prismatic.models.vla import OpenVLAForActionPrediction, VLAOutput
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.types import Batch
 
@@ -30,6 +35,8 @@ class ActionInputs:
     attention_mask: torch.Tensor | None  # bool [B, T]; None: nothing is padded
     slots: ActionSlots
     proprio: torch.Tensor | None = None  # float [B, P], normalised
+    noisy_actions: torch.Tensor | None = None  # float [B, H, A], diffusion only
+    timesteps: torch.Tensor | None = None  # int64 [B], diffusion only
 
     @classmethod
     def from_batch(cls, batch: Batch, token_ids: TokenIds) -> ActionInputs:
@@ -53,42 +60,117 @@ class ActionInputs:
 
 
 class ActionModel(nn.Module):
-    """`vla` (an OpenVLAForActionPrediction or a PEFT wrapper of one), `action_head` and, if used, `proprio_projector`."""
+    """`vla` (an OpenVLAForActionPrediction or a PEFT wrapper of one), `action_head` and the projectors that the policy uses."""
 
-    def __init__(self, vla: nn.Module, action_head: L1RegressionActionHead, proprio_projector: ProprioProjector | None = None) -> None:
+    def __init__(
+        self,
+        vla: nn.Module,
+        action_head: ActionHead,
+        proprio_projector: ProprioProjector | None = None,
+        noisy_action_projector: NoisyActionProjector | None = None,
+    ) -> None:
         super().__init__()
+        if isinstance(action_head, DiffusionActionHead) != (noisy_action_projector is not None):
+            raise ValueError("a diffusion head needs a noisy-action projector; no other head takes one")
         self.vla = vla
         self.action_head = action_head
         self.proprio_projector = proprio_projector
+        self.noisy_action_projector = noisy_action_projector
 
     @property
     def num_action_tokens(self) -> int:
         """K, the number of action slots in a row."""
         return self.action_head.num_actions_chunk * self.action_head.action_dim
 
+    @property
+    def bare_vla(self) -> OpenVLAForActionPrediction:
+        """The model inside a PEFT wrapper, its layers adapted in place; `vla` itself without one."""
+        inner = self.vla if isinstance(self.vla, OpenVLAForActionPrediction) else self.vla.get_base_model()  # type: ignore[operator]
+        assert isinstance(inner, OpenVLAForActionPrediction)
+        return inner
+
     def forward(self, inputs: ActionInputs) -> torch.Tensor:
-        """Normalised actions, float32 [B, H, A].
+        """What the head's training objective compares with its target, see the module's docstring.
 
         Raises:
-            ValueError: proprio is missing, or the batch has another chunk or action dimension than the head.
+            ValueError: proprio (diffusion: noisy actions) is missing, or the batch has another chunk or action dimension than the head.
         """
-        if inputs.slots.count != self.num_action_tokens:
-            raise ValueError(
-                f"the batch has {inputs.slots.count} action tokens a sample; the action head predicts {self.action_head.num_actions_chunk} "
-                f"actions of {self.action_head.action_dim} dimensions, {self.num_action_tokens} in all"
-            )
+        self._check(inputs)
+        tokens = [token for token in (self._proprio_token(inputs.proprio), self._timestep_token(inputs.timesteps)) if token is not None]
         output = self.vla(
             pixel_values=inputs.pixel_values,
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             slots=inputs.slots,
-            extra_tokens=self._proprio_token(inputs.proprio),
+            extra_tokens=torch.cat(tokens, dim=1) if tokens else None,
+            action_embeddings=self._action_embeddings(inputs.noisy_actions),
         )
+        if isinstance(self.action_head, DiscreteActionHead):
+            return self._logits(output, replace(inputs.slots, count=inputs.slots.count + 1))
         return self.action_head(output.action_states)
 
+    @torch.no_grad()
+    def predict(self, inputs: ActionInputs, noise: torch.Tensor | None = None, num_diffusion_steps: int | None = None) -> torch.Tensor:
+        """Normalised actions, float32 [B, H, A].
+
+        A diffusion head starts from `noise` [B, H, A] (None: drawn from torch's generator) and takes `num_diffusion_steps` (None: as
+        many as in training); other heads ignore both.
+        """
+        if isinstance(self.action_head, DiffusionActionHead):
+            return self._denoise(self.action_head, inputs, noise, num_diffusion_steps)
+        predicted = self(inputs)
+        if isinstance(self.action_head, DiscreteActionHead):
+            return self.action_head(predicted[:, :-1].argmax(dim=-1))
+        return predicted
+
+    def _denoise(
+        self, head: DiffusionActionHead, inputs: ActionInputs, noise: torch.Tensor | None, num_diffusion_steps: int | None
+    ) -> torch.Tensor:
+        """DDIM from noise to actions; images and proprio are encoded once for all steps."""
+        num_steps = num_diffusion_steps or head.schedule.num_train_steps
+        shape = (len(inputs.input_ids), head.num_actions_chunk, head.action_dim)
+        noisy = torch.randn(shape, device=inputs.input_ids.device) if noise is None else noise
+        vla, text = self.bare_vla, (inputs.input_ids, inputs.attention_mask, inputs.slots)
+        fixed = [vla.encode_images(inputs.pixel_values, *text)]  # [B, N*P, D]
+        if (proprio := self._proprio_token(inputs.proprio)) is not None:
+            fixed.append(proprio.to(fixed[0].dtype))
+        for timestep in head.schedule.timesteps(num_steps):
+            times = torch.full((shape[0],), timestep, device=noisy.device)
+            token = self._timestep_token(times)
+            assert token is not None
+            output = vla.run_sequence(torch.cat([*fixed, token.to(fixed[0].dtype)], dim=1), *text, self._action_embeddings(noisy))
+            noisy = head.schedule.step(head(output.action_states), timestep, noisy, num_steps)
+        return noisy
+
+    def _check(self, inputs: ActionInputs) -> None:
+        head = self.action_head
+        if inputs.slots.count != self.num_action_tokens:
+            raise ValueError(
+                f"the batch has {inputs.slots.count} action tokens a sample; the action head predicts {head.num_actions_chunk} "
+                f"actions of {head.action_dim} dimensions, {self.num_action_tokens} in all"
+            )
+        if isinstance(head, DiffusionActionHead) and (inputs.noisy_actions is None or inputs.timesteps is None):
+            raise ValueError("the diffusion head predicts noise: the inputs must hold noisy_actions and timesteps; to act, call predict()")
+
     def _proprio_token(self, proprio: torch.Tensor | None) -> torch.Tensor | None:
+        """[B, 1, D]"""
         if self.proprio_projector is None:
             return None
         if proprio is None:
             raise ValueError("the model was built with use_proprio, but the inputs hold no proprio")
         return self.proprio_projector(proprio)
+
+    def _timestep_token(self, timesteps: torch.Tensor | None) -> torch.Tensor | None:
+        """[B, 1, D], diffusion only."""
+        if self.noisy_action_projector is None or timesteps is None:
+            return None
+        return timestep_embedding(timesteps, self.bare_vla.config.hidden_size).unsqueeze(1)
+
+    def _action_embeddings(self, noisy_actions: torch.Tensor | None) -> torch.Tensor | None:
+        """[B, K, D], diffusion only."""
+        if self.noisy_action_projector is None or noisy_actions is None:
+            return None
+        return self.noisy_action_projector(noisy_actions.flatten(1))
+
+    def _logits(self, output: VLAOutput, slots: ActionSlots) -> torch.Tensor:
+        return self.bare_vla.language_model.lm_head(output.states_for(slots))

@@ -1,11 +1,19 @@
 """Full (bidirectional) attention, the only kind in this model. Letters: B batch, G heads, T tokens, K head width.
 
-No function here can look causal: none takes an `is_causal` flag, and the only mask hides padding keys.
+No function here can look causal: none takes an `is_causal` flag, and the only mask hides padding keys. A query on padding sees
+the same keys as every other (its result is never used); flash attention gives zeros there.
+
+    sdpa                torch's fused kernels; the default
+    eager               step by step, softmax in float32
+    flex_attention      torch's flex attention, compiled on a GPU
+    flash_attention_2   the flash-attn package (extra [flash]), half precision on a GPU
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,16 +37,86 @@ def eager_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 
-ATTENTION_BACKENDS: dict[str, Attention] = {"sdpa": sdpa_attention, "eager": eager_attention}
+def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """As `sdpa_attention`, through torch's flex attention.
+
+    Raises:
+        ValueError: a gradient is wanted on a CPU, where torch has none for it.
+    """
+    if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
+        raise ValueError("attn_implementation 'flex_attention' cannot train on a CPU; use 'sdpa'")
+    flex = _flex(compiled=query.device.type != "cpu")
+    if mask is None:
+        return flex(query, key, value)
+
+    def hide_padding(
+        score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, q_index: torch.Tensor, k_index: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.where(mask[batch, k_index], score, -float("inf"))
+
+    return flex(query, key, value, score_mod=hide_padding)
+
+
+@cache
+def _flex(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention as function
+
+    # Compiled, scores never leave the chip; only torch.compile makes it so.
+    return torch.compile(function, dynamic=False) if compiled else function
+
+
+def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """As `sdpa_attention`, through the flash-attn package; queries on padding give 0.
+
+    Raises:
+        ValueError: the package is absent, or the tensors are not half precision on a GPU.
+    """
+    package = _flash()
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"attn_implementation 'flash_attention_2' needs bfloat16 or float16 on a CUDA device, found {query.dtype} on "
+            f"{query.device.type}; use 'sdpa', or --precision bf16 on a GPU"
+        )
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [B, T, G, K]
+    if mask is None:
+        return package.flash_attn_func(query, key, value, causal=False).transpose(1, 2)
+    lengths = mask.sum(dim=1, dtype=torch.int32)
+    offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    longest = int(lengths.max())
+    packed = (part[mask] for part in (query, key, value))  # 3 x [real tokens, G, K]
+    attended = package.flash_attn_varlen_func(*packed, offsets, offsets, longest, longest, causal=False)
+    return torch.zeros_like(query).masked_scatter(mask[:, :, None, None], attended).transpose(1, 2)
+
+
+@cache
+def _flash() -> Any:
+    try:
+        import flash_attn
+    except ImportError as error:
+        raise ValueError(
+            "attn_implementation 'flash_attention_2' needs the package flash-attn, which is not installed here; "
+            "pip install \"openvla-oft-robot[flash]\", or use 'sdpa', which is as fast without padding"
+        ) from error
+    return flash_attn
+
+
+ATTENTION_BACKENDS: dict[str, Attention] = {
+    "sdpa": sdpa_attention,
+    "eager": eager_attention,
+    "flex_attention": flex_attention,
+    "flash_attention_2": flash_attention,
+}
 
 
 def get_attention(name: str | None) -> Attention:
     """The backend called `name` (None: sdpa).
 
     Raises:
-        ValueError: no such backend.
+        ValueError: no such backend, or its package is not installed.
     """
     backend = ATTENTION_BACKENDS.get(name or "sdpa")
     if backend is None:
         raise ValueError(f"attn_implementation {name!r} is not available; {near_names(str(name), ATTENTION_BACKENDS)}")
+    if backend is flash_attention:
+        _flash()
     return backend

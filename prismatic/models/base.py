@@ -1,4 +1,4 @@
-"""A base checkpoint with random weights and a small tokenizer, in the layout of openvla/openvla-7b.
+"""A base checkpoint with random or given weights and a tokenizer, in the layout of openvla/openvla-7b.
 
 The tokenizer is a Llama tokenizer in miniature and keeps what the token layout relies on: ids 0, 1, 2 are <unk>, <s>, </s>; a
 space is "▁", put before the text and joined to the word that follows; characters without a piece become bytes, so that any
@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from prismatic.models.configuration import TinySizes, tiny
-from prismatic.models.processor import PrismaticImageProcessor
+from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
+from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, load_tokenizer
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.vla.constants import NUM_ACTION_BINS
+from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds
 
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
+_SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
 _SPACE = "▁"
 # The first of 256 code points of Unicode's private use area: no instruction contains them.
 _FIRST_ACTION_CHARACTER = 0xE000
@@ -45,17 +49,25 @@ black blue brown green grey large long orange pink purple red round small white 
 _FRAGMENTS = "ing ed er es est ly tion ment able th he in on an re st al en or at is ou le ar ch sh ck ll ss ee oo"
 
 
-def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of about a thousand pieces; `len(tokenizer) - 1` is the base vocabulary, and that id is <PAD>."""
+def build_tokenizer(token_ids: TokenIds | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer whose <PAD> follows its base vocabulary: `len(tokenizer) - 1` pieces, the last 256 of which are action characters.
+
+    Without `token_ids` it has about a thousand pieces; with them as many as they say, the lone space at their empty id (unused pieces
+    fill the gaps), so that it goes with a model of the published sizes.
+
+    Raises:
+        ValueError: the vocabulary of `token_ids` is too small.
+    """
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     characters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     words = [_SPACE + word for word in _WORDS.split()]
     text = list(dict.fromkeys([_SPACE, *characters, *words, "Out", *_FRAGMENTS.split()]))  # each piece once, in this order
     actions = [chr(_FIRST_ACTION_CHARACTER + i) for i in range(NUM_ACTION_BINS)]
-    pieces = [*_SPECIAL_PIECES, *byte_pieces, *text, *actions]
+    pieces = _fill_up([*_SPECIAL_PIECES, *byte_pieces, *text], token_ids) + actions
 
     # Equal scores make the segmentation with the fewest pieces the best; bytes are only a last resort.
-    scores = [-100.0 if piece in _SPECIAL_PIECES or piece in byte_pieces else -1.0 for piece in pieces]
+    last_resort = {*_SPECIAL_PIECES, *byte_pieces}
+    scores = [-100.0 if piece in last_resort else -1.0 for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
     tokenizer.decoder = decoders.Sequence(
@@ -63,35 +75,75 @@ def build_tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     tokenizer.add_special_tokens([AddedToken(piece, special=True) for piece in (*_SPECIAL_PIECES, "<PAD>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<PAD>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
 
 
-def write_tiny_base(folder: Path, sizes: TinySizes, seed: int) -> None:
-    """Writes a base checkpoint with random weights (bfloat16) into the new folder `folder`, complete or not at all.
+def _fill_up(pieces: list[str], token_ids: TokenIds | None) -> list[str]:
+    """`pieces` with unused ones among them, so that the action pieces that follow end the base vocabulary of `token_ids`."""
+    if token_ids is None:
+        return pieces
+    count = token_ids.base_vocab_size - NUM_ACTION_BINS
+    if len(pieces) > count or not len(pieces) <= token_ids.empty + 1 <= count:
+        raise ValueError(
+            f"a base vocabulary of {token_ids.base_vocab_size} with the empty token at {token_ids.empty} has no room for "
+            f"{len(pieces)} pieces and {NUM_ACTION_BINS} actions"
+        )
+    rest = [piece for piece in pieces if piece != _SPACE]
+    unused = (f"\ue200unused{i}" for i in range(count))  # no text begins with that private character
+    before = [*rest, *islice(unused, token_ids.empty - len(rest)), _SPACE]
+    return [*before, *islice(unused, count - len(before))]
+
+
+def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.Tensor], tokenizer: Path | PreTrainedTokenizerFast) -> None:
+    """Writes a base checkpoint (bfloat16) into the new folder `folder`, complete or not at all; `tokenizer` may be a folder to copy from.
 
     Raises:
-        ValueError: the folder exists already.
+        ValueError: the folder exists already, or the weights do not fit the sizes; every key that differs is listed.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another folder, or delete it first")
-    tokenizer = build_tiny_tokenizer()
-    base_vocab_size = len(tokenizer) - 1
-    config = tiny(sizes, base_vocab_size, empty_token_id=tokenizer.vocab[_SPACE])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = OpenVLAForActionPrediction(config)
-    model.bfloat16()
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        PrismaticImageProcessor(sizes.image_size).save_pretrained(partial)
-        token_ids = config.token_ids
-        generation = {"bos_token_id": token_ids.bos, "eos_token_id": token_ids.stop, "pad_token_id": token_ids.pad}
-        (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
+        save_torch_state_dict(state, partial, max_shard_size="5GB", metadata={"format": "pt"})
+        config.save_published(partial)
+        _write_tokenizer(partial, tokenizer)
+        PrismaticImageProcessor(config.image_size).save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp keeps other users out
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def random_weights(config: OpenVLAConfig, seed: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Weights of a model that was never trained."""
+    with torch.random.fork_rng(devices=[] if device is None or device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        with torch.device(device or "cpu"):
+            return OpenVLAForActionPrediction(config).state_dict()
+
+
+def write_tiny_base(folder: Path, sizes: TinySizes, seed: int) -> None:
+    """Writes a base checkpoint with random weights and a tokenizer of its own into the new folder `folder`.
+
+    Raises:
+        ValueError: the folder exists already.
+    """
+    tokenizer = build_tokenizer()
+    config = tiny(sizes, base_vocab_size=len(tokenizer) - 1, empty_token_id=tokenizer.vocab[_SPACE])
+    write_base(folder, config, {} if folder.exists() else random_weights(config, seed), tokenizer)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerFast) -> None:
+    """The tokenizer's files in a form that transformers 4.40 reads too (newer ones name a class that it does not have)."""
+    if isinstance(tokenizer, Path):
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copy(tokenizer / name, folder / name)
+        load_tokenizer(folder)
+        return
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    described = {**_SPECIAL_TOKENS, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(_SPECIAL_TOKENS, indent=2) + "\n")

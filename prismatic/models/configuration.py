@@ -6,7 +6,9 @@ holds them. A config written here says them itself, in `vision_towers`, so that 
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
@@ -62,6 +64,16 @@ PUBLISHED_TOWERS: dict[str, TowerConfig] = {
     "vit_so400m_patch14_siglip_224": TowerConfig.siglip(224, 14, embed_dim=1152, depth=27, num_heads=16),
 }
 _PUBLISHED_IDS = tuple(PUBLISHED_TOWERS)
+_ROPE_THETA = 10000.0
+# Fields that a published config.json always holds.
+_PUBLISHED_FIELDS = (
+    "arch_specifier", "hf_llm_id", "image_resize_strategy", "image_sizes", "llm_backbone_id", "llm_max_length", "n_action_bins",
+    "norm_stats", "pad_to_multiple_of", "pad_token_id", "timm_model_ids", "use_fused_vision_backbone", "vision_backbone_id",
+)  # fmt: skip
+_PUBLISHED_TEXT_FIELDS = (
+    "hidden_size", "intermediate_size", "model_type", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id",
+    "vocab_size",
+)  # fmt: skip
 
 
 class OpenVLAConfig(PreTrainedConfig):
@@ -175,6 +187,48 @@ class OpenVLAConfig(PreTrainedConfig):
             empty=self.empty_token_id,
             pad=self.pad_token_id,
         )
+
+    def save_published(self, folder: Path) -> None:
+        """Writes config.json and generation_config.json in the published form, which transformers 4.40 with the published code reads too.
+
+        Not `save_pretrained`: newer versions of transformers write other names (dtype, rope_parameters) than older ones read.
+        """
+        content = {
+            **{name: getattr(self, name) for name in _PUBLISHED_FIELDS},
+            "architectures": ["OpenVLAForActionPrediction"],
+            "auto_map": {
+                "AutoConfig": "configuration_prismatic.OpenVLAConfig",
+                "AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction",
+            },
+            "model_type": self.model_type,
+            "output_projector_states": False,
+            "text_config": self._published_text_config(),
+            "timm_override_act_layers": [None, None],
+            "torch_dtype": "bfloat16",
+        }
+        if self.empty_token_id != OpenVLAConfig.empty_token_id:
+            content["empty_token_id"] = self.empty_token_id
+        if not set(self.timm_model_ids) <= set(PUBLISHED_TOWERS) or list(self.towers) != self._published_towers():
+            content["vision_towers"] = self.vision_towers
+        _write_json(folder / "config.json", content)
+        ids = self.token_ids
+        generation = {"_from_model_config": True, "bos_token_id": ids.bos, "eos_token_id": ids.stop, "pad_token_id": ids.pad}
+        _write_json(folder / "generation_config.json", generation)
+
+    def _published_text_config(self) -> dict[str, Any]:
+        """The sizes of the language model, and whatever else differs from Llama's defaults."""
+        own, default = self.llama.to_dict(), LlamaConfig().to_dict()
+        kept = [key for key in own if key in _PUBLISHED_TEXT_FIELDS or own[key] != default.get(key)]
+        content = {key: own[key] for key in kept}
+        if (theta := dict(self.llama.rope_parameters or {}).get("rope_theta", _ROPE_THETA)) != _ROPE_THETA:
+            content["rope_theta"] = theta
+        for key in ("rope_parameters", "head_dim", "dtype", "transformers_version", "architectures"):
+            content.pop(key, None)
+        return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def openvla_7b() -> OpenVLAConfig:

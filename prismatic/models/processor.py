@@ -7,7 +7,7 @@ Both towers take the same S, so the image is resized once; bicubic with antialia
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from prismatic.vla.constants import TokenIds, near_names
 from prismatic.vla.prompts import tokenize_prompt
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json")
 _MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 _STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 _BICUBIC_CODE = 3  # torchvision's number, as the published file holds it
@@ -85,7 +86,8 @@ class PrismaticImageProcessor:
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes preprocessor_config.json into `folder`."""
-        (folder / PREPROCESSOR_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        content = {**self.to_dict(), "processor_class": "PrismaticProcessor"}
+        (folder / PREPROCESSOR_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> PrismaticImageProcessor:
@@ -118,16 +120,22 @@ class PrismaticProcessor:
 
     image_processor: PrismaticImageProcessor
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_files: Mapping[str, bytes]  # name -> content, as read
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> PrismaticProcessor:
         """Reads preprocessor_config.json and the tokenizer files out of `folder`."""
-        return cls(PrismaticImageProcessor.from_pretrained(folder), load_tokenizer(folder))
+        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        return cls(PrismaticImageProcessor.from_pretrained(folder), load_tokenizer(folder), files)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes preprocessor_config.json and the tokenizer files into `folder`."""
+        """Writes preprocessor_config.json and the tokenizer files into `folder`.
+
+        The tokenizer's files are those it was read from: rewritten by another transformers, an older one could not read them.
+        """
         self.image_processor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        for name, content in self.tokenizer_files.items():
+            (folder / name).write_bytes(content)
 
     def __call__(self, instruction: str, images: Sequence[Image.Image], token_ids: TokenIds) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixel_values float32 [1, 6N, S, S], prompt ids int64 [1, L] that end in the empty token)."""

@@ -1,6 +1,7 @@
 """Small MLPs that bring vision features, proprioception and noisy actions to the width of the language model.
 
-Letters: B batch, P patches, D width of the language model, V width of the vision features. Every GELU is the exact (erf) one.
+Letters: B batch, P patches, K action slots, D width of the language model, V width of the vision features.
+Every GELU is the exact (erf) one.
 """
 
 from __future__ import annotations
@@ -36,3 +37,15 @@ class ProprioProjector(nn.Module):
         if proprio.ndim != 2 or proprio.shape[1] != self.proprio_dim:
             raise ValueError(f"proprio must be [batch, {self.proprio_dim}], found {list(proprio.shape)}")
         return self.fc2(F.gelu(self.fc1(proprio.to(self.fc1.weight.dtype)))).unsqueeze(1)
+
+
+class NoisyActionProjector(nn.Module):
+    """Noisy actions [B, K], one number per slot -> embeddings [B, K, D] (diffusion only)."""
+
+    def __init__(self, llm_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, llm_dim)
+        self.fc2 = nn.Linear(llm_dim, llm_dim)
+
+    def forward(self, noisy_actions: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(noisy_actions.unsqueeze(-1).to(self.fc1.weight.dtype))))

@@ -73,6 +73,18 @@ def fill_slots(embeddings: torch.Tensor, slots: ActionSlots, action_embeddings: 
     return embeddings.scatter(1, index, action_embeddings.to(embeddings.dtype))
 
 
+def mean_prompt_embedding(embeddings: torch.Tensor, attention_mask: torch.Tensor | None, slots: ActionSlots) -> torch.Tensor:
+    """What FiLM listens to: the mean [B, D] of text embeddings [B, T, D] over BOS, prompt, empty and stop token.
+
+    The published code averages padding too, so that a sample's features depend on its batch; here they do not.
+    """
+    chosen = ~slots.mask(embeddings.shape[1])
+    if attention_mask is not None:
+        chosen = chosen & attention_mask.bool()
+    weights = chosen.unsqueeze(-1).to(embeddings.dtype)  # [B, T, 1]
+    return (embeddings * weights).sum(dim=1) / weights.sum(dim=1)
+
+
 def read_action_states(hidden: torch.Tensor, slots: ActionSlots, num_inserted: int) -> torch.Tensor:
     """The states [B, K, D] for the slots, out of hidden states [B, T+E, D]: each one position before its slot."""
     return hidden.gather(1, _slot_index(slots.start + num_inserted - 1, slots.count, hidden.shape[-1]))

@@ -88,7 +88,14 @@ class VisionBlock(nn.Module):
         self.ls2 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        return self.transform(self.attend(x))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """The first half: tokens exchange what they hold."""
+        return x + self.ls1(self.attn(self.norm1(x)))
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """The second half: each token on its own."""
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -131,11 +138,13 @@ class VisionTransformer(nn.Module):
         prefix = [token.expand(len(pixels), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         return torch.cat([*(token.to(patches.dtype) for token in prefix), patches], dim=1) if prefix else patches
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Patch features [B, P, D] of normalised pixels [B, 3, S, S]."""
+    def forward(self, pixels: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
+        """Patch features [B, P, D] of normalised pixels [B, 3, S, S]; blocks wrapped by FiLM take `language` [B, E]."""
         x = self.embed(pixels)
+        condition = () if language is None else (language,)
         for block in self.blocks[:-1]:
-            x = self._gradient_checkpointing_func(block, x) if self.gradient_checkpointing and self.training else block(x)
+            checkpointed = self.gradient_checkpointing and self.training
+            x = self._gradient_checkpointing_func(block, x, *condition) if checkpointed else block(x, *condition)
         return x[:, self.num_prefix_tokens :]
 
     def unused_modules(self) -> list[nn.Module]:
@@ -154,8 +163,8 @@ class PrismaticVisionBackbone(nn.Module):
         self.featurizer = VisionTransformer(dino, config._attn_implementation)
         self.fused_featurizer = VisionTransformer(siglip, config._attn_implementation)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Patch features [B, N*P, D1+D2], image after image, of pixels [B, 6N, S, S].
+    def forward(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
+        """Patch features [B, N*P, D1+D2], image after image, of pixels [B, 6N, S, S]; `language` [B, E] for FiLM only.
 
         Raises:
             ValueError: another shape.
@@ -165,7 +174,9 @@ class PrismaticVisionBackbone(nn.Module):
             raise ValueError(f"pixel_values must be [batch, 6 x images, {size}, {size}], found {list(pixel_values.shape)}")
         batch_size = len(pixel_values)
         images = pixel_values.reshape(-1, 2, 3, size, size)  # [B*N, 2, 3, S, S]
-        features = [self.featurizer(images[:, 0]), self.fused_featurizer(images[:, 1])]  # 2 x [B*N, P, D]
+        if language is not None:
+            language = language.repeat_interleave(len(images) // batch_size, dim=0)  # [B*N, E]
+        features = [self.featurizer(images[:, 0], language), self.fused_featurizer(images[:, 1], language)]  # 2 x [B*N, P, D]
         return torch.cat(features, dim=-1).view(batch_size, -1, self.embed_dim)
 
     def unused_modules(self) -> list[nn.Module]:

@@ -3,8 +3,10 @@
 Letters: B batch, N images, S image side, P patches an image, T text tokens, E inserted tokens, K action slots, D width.
 
     pixel_values [B, 6N, S, S] -> vision_backbone -> projector -> [B, N*P, D] -+
+                                        ^ FiLM: mean of the prompt's embeddings |
     input_ids    [B, T] ------> language_model.model.embed_tokens -------------+-> sequence -> language_model -> states [B, K, D]
     extra tokens (proprio, timestep) [B, 0..2, D] -----------------------------+
+    noisy actions (diffusion) [B, K, D] in the action slots -------------------+
 
 Heads that turn states into actions are separate modules in separate checkpoint files; `prismatic.models.action_model` pairs them.
 """
@@ -20,9 +22,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.film import FiLMedVisionBackbone
 from prismatic.models.language import BidirectionalLlama, RMSNorm
 from prismatic.models.projectors import VisionProjector
-from prismatic.models.sequence import ActionSlots, extend_mask, fill_slots, insert_after_bos, read_action_states
+from prismatic.models.sequence import ActionSlots, extend_mask, fill_slots, insert_after_bos, mean_prompt_embedding, read_action_states
 from prismatic.models.vision import AttentionPool, LayerScale, PrismaticVisionBackbone, VisionTransformer
 
 
@@ -32,6 +35,11 @@ class VLAOutput:
 
     action_states: torch.Tensor  # [B, K, D], after the final norm
     hidden_states: torch.Tensor  # [B, T+E, D], the same for every position
+    num_inserted: int  # E
+
+    def states_for(self, slots: ActionSlots) -> torch.Tensor:
+        """The states [B, K, D] for any other run of text positions."""
+        return read_action_states(self.hidden_states, slots, self.num_inserted)
 
 
 class OpenVLAForActionPrediction(PreTrainedModel):
@@ -43,11 +51,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
     _no_split_modules = ["VisionBlock", "LlamaLayer"]  # noqa: RUF012 (as the base class declares it)
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__(config)
-        self.vision_backbone = PrismaticVisionBackbone(config)
+        self.vision_backbone: PrismaticVisionBackbone | FiLMedVisionBackbone = PrismaticVisionBackbone(config)
         self.projector = VisionProjector(self.vision_backbone.embed_dim, config.hidden_size)
         self.language_model = BidirectionalLlama(config.llama, config._attn_implementation)
         self.post_init()
@@ -66,26 +76,55 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         `attention_mask` bool [B, T] is False on padding (None: there is none); `extra_tokens` [B, 0..2, D] follow the patches;
         `action_embeddings` [B, K, D] stand in the slots, which are zero without them.
         """
-        embeddings, mask = self.embed_sequence(pixel_values, input_ids, attention_mask, slots, extra_tokens, action_embeddings)
-        hidden_states = self.language_model(embeddings, mask)
-        num_inserted = embeddings.shape[1] - input_ids.shape[1]
-        return VLAOutput(read_action_states(hidden_states, slots, num_inserted), hidden_states)
+        tokens = self.encode_images(pixel_values, input_ids, attention_mask, slots)
+        if extra_tokens is not None:
+            tokens = torch.cat([tokens, extra_tokens.to(tokens.dtype)], dim=1)
+        return self.run_sequence(tokens, input_ids, attention_mask, slots, action_embeddings)
 
-    def embed_sequence(
+    def encode_images(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, slots: ActionSlots
+    ) -> torch.Tensor:
+        """Image tokens [B, N*P, D]; with FiLM they depend on the text too."""
+        if not self.uses_film:
+            return self.projector(self.vision_backbone(pixel_values))
+        text = self.language_model.model.embed_tokens(input_ids)
+        return self.projector(self.vision_backbone(pixel_values, mean_prompt_embedding(text, attention_mask, slots)))
+
+    def run_sequence(
         self,
-        pixel_values: torch.Tensor,
+        inserted: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         slots: ActionSlots,
-        extra_tokens: torch.Tensor | None = None,
+        action_embeddings: torch.Tensor | None = None,
+    ) -> VLAOutput:
+        """The language model's pass over text and `inserted` tokens [B, E, D] (images, then extra tokens)."""
+        embeddings, mask = self.embed_sequence(inserted, input_ids, attention_mask, slots, action_embeddings)
+        hidden_states = self.language_model(embeddings, mask)
+        num_inserted = inserted.shape[1]
+        return VLAOutput(read_action_states(hidden_states, slots, num_inserted), hidden_states, num_inserted)
+
+    def embed_sequence(
+        self,
+        inserted: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slots: ActionSlots,
         action_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What enters the language model: embeddings [B, T+E, D] and the mask bool [B, T+E], None without padding."""
         text = fill_slots(self.language_model.model.embed_tokens(input_ids), slots, action_embeddings)
-        inserted = self.projector(self.vision_backbone(pixel_values))  # [B, N*P, D]
-        if extra_tokens is not None:
-            inserted = torch.cat([inserted, extra_tokens.to(inserted.dtype)], dim=1)
         return insert_after_bos(text, inserted), extend_mask(attention_mask, inserted.shape[1])
+
+    @property
+    def uses_film(self) -> bool:
+        """Whether the instruction modulates the vision towers."""
+        return isinstance(self.vision_backbone, FiLMedVisionBackbone)
+
+    def add_film(self) -> None:
+        """Wraps the vision towers with new, untrained modulation by the instruction (adapters, if any, must be in place already)."""
+        assert isinstance(self.vision_backbone, PrismaticVisionBackbone)
+        self.vision_backbone = FiLMedVisionBackbone(self.vision_backbone, self.config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.model.embed_tokens

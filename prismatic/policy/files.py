@@ -2,7 +2,8 @@
 
 model.safetensors (or shards + index), config.json, generation_config.json     the model, adapters merged
 lora_adapter/                                                                   the adapters alone
-action_head--<suffix>, proprio_projector--<suffix>                              the modules beside it
+action_head--<suffix>, proprio_projector--<suffix>,                             the modules beside it
+noisy_action_projector--<suffix>, vision_backbone--<suffix>                     (the latter with FiLM, adapters unmerged)
 tokenizer files, preprocessor_config.json, dataset_statistics.json
 policy.json, trainer_state/                                                     ours
 """
@@ -10,21 +11,32 @@ policy.json, trainer_state/                                                     
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 STATISTICS_FILE = "dataset_statistics.json"
 ADAPTER_FOLDER = "lora_adapter"
+ADAPTER_FILE = "adapter_model.safetensors"
 ACTION_HEAD = "action_head"
 PROPRIO_PROJECTOR = "proprio_projector"
+NOISY_ACTION_PROJECTOR = "noisy_action_projector"
+VISION_BACKBONE = "vision_backbone"
 
-# The published dtypes of the component files.
-COMPONENT_DTYPES = {ACTION_HEAD: torch.bfloat16, PROPRIO_PROJECTOR: torch.float32}
-# The published code wraps components in DDP before it saves them; its loader strips the prefix again.
+# The published dtypes of the component files; the FiLM weights of a vision backbone are float32 like the projectors.
+_COMPONENT_DTYPES = {
+    ACTION_HEAD: torch.bfloat16,
+    PROPRIO_PROJECTOR: torch.float32,
+    NOISY_ACTION_PROJECTOR: torch.float32,
+    VISION_BACKBONE: torch.bfloat16,
+}
+# The published code wraps all components but the vision backbone in DDP before it saves them; its loader strips the prefix again.
 _WRAPPER_PREFIX = "module."
 
 
@@ -34,10 +46,18 @@ def component_suffix(step: int | None) -> str:
 
 
 def save_component(module: torch.nn.Module, folder: Path, component: str, suffix: str) -> None:
-    """Writes `folder`/`component`--`suffix` with the published key prefix and dtype."""
-    dtype = COMPONENT_DTYPES[component]
-    state = {_WRAPPER_PREFIX + key: value.detach().to("cpu", dtype) for key, value in module.state_dict().items()}
+    """Writes `folder`/`component`--`suffix` with the published key prefix and dtypes."""
+    prefix = "" if component == VISION_BACKBONE else _WRAPPER_PREFIX
+    state = {}
+    for key, value in module.state_dict().items():
+        is_film = component == VISION_BACKBONE and (".scale." in key or ".shift." in key)
+        state[prefix + key] = value.detach().to("cpu", torch.float32 if is_film else _COMPONENT_DTYPES[component])
     torch.save(state, folder / f"{component}--{suffix}")
+
+
+def has_component(folder: Path, component: str) -> bool:
+    """Whether a file of `component` is there."""
+    return any(folder.glob(f"{component}--*checkpoint.pt"))
 
 
 def find_component(folder: Path, component: str) -> Path:
@@ -56,18 +76,43 @@ def find_component(folder: Path, component: str) -> Path:
     return found[0]
 
 
+def read_component(folder: Path, component: str) -> dict[str, torch.Tensor]:
+    """The state dict in the file of `component`, on the CPU.
+
+    Raises:
+        ValueError: the file is absent or unreadable.
+    """
+    path = find_component(folder, component)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy it again") from error
+    return {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}
+
+
 def load_component(module: torch.nn.Module, folder: Path, component: str) -> None:
     """Fills `module` with the weights of `component`, strictly.
 
     Raises:
         ValueError: the file is absent or unreadable, or its keys and shapes are not the module's; every difference is listed.
     """
-    path = find_component(folder, component)
+    load_strictly(module, read_component(folder, component), str(find_component(folder, component)))
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: the file is absent or damaged.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
-    load_strictly(module, {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}, str(path))
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy or download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else "no details"
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:

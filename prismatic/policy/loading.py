@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from prismatic.models.action_model import ActionModel
+from prismatic.models.attention import get_attention
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.processor import PrismaticProcessor
+from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.files import ACTION_HEAD, ADAPTER_FOLDER, PROPRIO_PROJECTOR, STATISTICS_FILE, load_component
-from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
-from prismatic.policy.spec import PolicySpec
+from prismatic.policy.adapters import FILM_PREFIX, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.policy.files import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    STATISTICS_FILE,
+    VISION_BACKBONE,
+    check_keys,
+    find_component,
+    load_component,
+    load_strictly,
+    read_component,
+    read_safetensors,
+)
+from prismatic.policy.flags import PolicyFlags, apply_flags, describe_published
+from prismatic.policy.parts import PolicyParts, build_action_model, head_components
+from prismatic.policy.quantization import quantize_model
+from prismatic.policy.spec import POLICY_FILE, LoraSpec, PolicySpec
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -28,6 +43,26 @@ class BaseModel:
 
     vla: OpenVLAForActionPrediction
     processor: PrismaticProcessor
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A vision-language model as a checkpoint has it, perhaps in PEFT's wrapper, with its processor."""
+
+    vla: nn.Module
+    processor: PrismaticProcessor
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is read."""
+
+    flags: PolicyFlags = field(default_factory=PolicyFlags)  # what the user says about it
+    unnorm_key: str | None = None  # helps to tell the robot of a published checkpoint trained on several data sets
+    quantization: str = "none"  # of the language model, see prismatic.policy.quantization
+    attn_implementation: str = "sdpa"  # see prismatic.models.attention
+    keep_adapters: bool = False  # leave LoRA unmerged, in PEFT's wrapper
+    base_model: str | None = None  # folder or Hub id, where the checkpoint's own note of it is not valid here
 
 
 def resolve_folder(name_or_path: str | Path) -> Path:
@@ -64,74 +99,145 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     return OpenVLAConfig.from_pretrained(folder)
 
 
-def load_base(name_or_path: str | Path, dtype: torch.dtype) -> BaseModel:
+def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> BaseModel:
     """The model of a folder or Hub id in the published layout, on the CPU.
 
     Raises:
-        ValueError: no such model, a file is missing or damaged, or weights do not fit; every key that differs is listed.
+        ValueError: no such model or attention backend, a file is missing or damaged, or weights do not fit; every key that differs
+            is listed.
     """
+    get_attention(attn_implementation)
     folder = resolve_folder(name_or_path)
     if not any((folder / name).is_file() for name in _WEIGHT_FILES):
         raise ValueError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
     config = load_config(folder)
+    config._attn_implementation = attn_implementation
     processor = PrismaticProcessor.from_pretrained(folder)
     return BaseModel(_load_vla(folder, config, dtype), processor)
 
 
-def load_parts(name_or_path: str | Path, device: torch.device, dtype: torch.dtype) -> PolicyParts:
-    """Everything in a checkpoint folder that this project wrote, in evaluation mode on `device`.
+def load_parts(
+    name_or_path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: LoadOptions | None = None,
+) -> PolicyParts:
+    """Everything in a checkpoint folder, written here or published, in evaluation mode on `device`.
 
     Raises:
-        ValueError: a file is missing or damaged, or does not fit the others.
+        ValueError: a file is missing or damaged, does not fit the others, or a flag contradicts them.
     """
+    options = options or LoadOptions()
+    if options.keep_adapters and options.quantization != "none":
+        raise ValueError(f"quantization {options.quantization!r} needs merged adapters; leave keep_adapters out")
     folder = resolve_folder(name_or_path)
-    spec = PolicySpec.load(folder)
     norm_stats = _load_statistics(folder)
-    if any((folder / name).is_file() for name in _WEIGHT_FILES):
-        base = load_base(folder, dtype)
-    elif spec.base_model and (folder / ADAPTER_FOLDER).is_dir():
-        base = _load_adapted(folder, spec.base_model, dtype)
-    else:
-        raise ValueError(
-            f"{folder} holds neither {_WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
-        )
-    config = base.vla.config
-    head = build_action_head(spec.heads, spec.platform, config.hidden_size)
-    load_component(head, folder, ACTION_HEAD)
-    projector = build_proprio_projector(spec.heads, spec.platform, config.hidden_size)
-    if projector is not None:
-        load_component(projector, folder, PROPRIO_PROJECTOR)
-    model = ActionModel(base.vla, head, projector).to(device, dtype).eval().requires_grad_(False)
+    spec = _load_spec(folder, options, norm_stats)
+    base = _load_model(folder, spec, options, dtype)
+    config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
+    model = build_action_model(base.vla, config, spec)
+    for component, module in head_components(model).items():
+        load_component(module, folder, component)
+    model = model.to(dtype).eval().requires_grad_(False)
+    quantize_model(model.bare_vla, options.quantization, device, dtype)
+    model = model.to(device)
+    check_bidirectional(model.bare_vla)
     return PolicyParts(model, config, base.processor, spec, norm_stats)
 
 
+def _load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -> PolicySpec:
+    if (folder / POLICY_FILE).is_file():
+        return apply_flags(PolicySpec.load(folder), options.flags, f"{folder / POLICY_FILE}")
+    image_size = load_config(folder).image_size
+    return describe_published(folder, options.flags, image_size, norm_stats, options.unnorm_key)
+
+
+def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
+    """The vision-language model with FiLM and adapters, merged or not."""
+    has_whole_model = any((folder / name).is_file() for name in _WEIGHT_FILES)
+    if has_whole_model and not options.keep_adapters:
+        base = load_base(folder, dtype, options.attn_implementation)
+        if spec.heads.use_film:
+            base.vla.add_film()
+            _load_film(base.vla, folder)
+        return LoadedModel(base.vla, base.processor)
+    adapter_path = folder / ADAPTER_FOLDER / ADAPTER_FILE
+    base_model = options.base_model or spec.base_model or _named_base(folder)
+    if not adapter_path.is_file() or not base_model:
+        raise ValueError(
+            f"{folder} holds neither {_WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
+            if not has_whole_model
+            else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
+        )
+    base = load_base(base_model, dtype, options.attn_implementation)
+    adapter = read_safetensors(adapter_path)
+    if options.keep_adapters:
+        return LoadedModel(_adapted(base.vla, spec, adapter, folder), base.processor)
+    if spec.heads.use_film:
+        base.vla.add_film()
+        _load_film(base.vla, folder)
+        adapter = {key: value for key, value in adapter.items() if FILM_PREFIX not in key}  # merged with the component already
+    state = base.vla.state_dict()
+    with torch.no_grad():
+        for name, merged in merge_adapter(state, adapter, str(adapter_path)):
+            state[name].copy_(merged)
+    return LoadedModel(base.vla, base.processor)
+
+
+def _load_film(vla: OpenVLAForActionPrediction, folder: Path) -> None:
+    """Fills the modulated vision towers, adapters merged."""
+    path = find_component(folder, VISION_BACKBONE)
+    load_strictly(vla.vision_backbone, merge_component(read_component(folder, VISION_BACKBONE), str(path)), str(path))
+
+
+def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[str, torch.Tensor], folder: Path) -> nn.Module:
+    """`vla` in PEFT's wrapper, with the adapters (and FiLM) of `folder`, unmerged."""
+    rank = lora_rank(adapter)
+    dtype = next(vla.parameters()).dtype
+    adapted: nn.Module = vla if rank is None else add_lora(vla, LoraSpec(rank))
+    adapted.to(dtype=dtype)
+    if spec.heads.use_film:
+        vla.add_film()
+        load_component(vla.vision_backbone, folder, VISION_BACKBONE)
+    load_adapter(adapted, adapter, str(folder / ADAPTER_FOLDER / ADAPTER_FILE))
+    return adapted
+
+
+def _named_base(folder: Path) -> str | None:
+    path = folder / ADAPTER_FOLDER / "adapter_config.json"
+    return json.loads(path.read_text()).get("base_model_name_or_path") or None if path.is_file() else None
+
+
 def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
+    with torch.device("meta"):
+        expected = OpenVLAForActionPrediction(config).state_dict()
+    check_keys(expected, _stored_tensors(folder), f"the weights in {folder} do not fit its config.json")
     try:
-        loaded: Any = OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        return OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(
             f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); copy or download them again"
         ) from error
-    vla, info = loaded
-    problems = [f"{kind.replace('_', ' ')}: {key}" for kind, keys in info.items() for key in _as_list(keys)]
-    if problems:
-        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ValueError(f"the weights in {folder} do not fit its config.json:\n  {shown}")
-    return vla
 
 
-def _as_list(keys: Any) -> list[str]:
-    return sorted(map(str, keys)) if isinstance(keys, list | set | tuple | dict) else ([str(keys)] if keys else [])
+def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Names and shapes of what the weight files hold, on the meta device.
 
-
-def _load_adapted(folder: Path, base_model: str, dtype: torch.dtype) -> BaseModel:
-    from peft import PeftModel
-
-    base = load_base(base_model, dtype)
-    adapted = PeftModel.from_pretrained(base.vla, str(folder / ADAPTER_FOLDER))
-    merged: nn.Module = adapted.merge_and_unload()
-    assert isinstance(merged, OpenVLAForActionPrediction)
-    return BaseModel(merged, base.processor)
+    Raises:
+        ValueError: a file is absent or damaged.
+    """
+    single, index = (folder / name for name in _WEIGHT_FILES)
+    files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    stored: dict[str, torch.Tensor] = {}
+    for name in files:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file")
+        try:
+            with safe_open(folder / name, "pt") as file:
+                stored |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{folder / name} cannot be read ({error}); copy or download it again") from error
+    return stored
 
 
 def _load_statistics(folder: Path) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prismatic.models.action_heads import L1RegressionActionHead
+from torch import nn
+
+from prismatic.models.action_heads import ActionHead, DiffusionActionHead, DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.action_model import ActionModel
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.processor import PrismaticProcessor
-from prismatic.models.projectors import ProprioProjector
-from prismatic.policy.spec import HeadSpec, PolicySpec
-from prismatic.vla.constants import RobotPlatform
+from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
+from prismatic.policy.files import ACTION_HEAD, NOISY_ACTION_PROJECTOR, PROPRIO_PROJECTOR
+from prismatic.policy.spec import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,29 @@ class PolicyParts:
     norm_stats: dict[str, Any]  # dataset_statistics.json
 
 
-def build_action_head(heads: HeadSpec, platform: RobotPlatform, llm_dim: int) -> L1RegressionActionHead:
-    """A new action head of the kind that `heads` names.
+def build_action_model(vla: nn.Module, config: OpenVLAConfig, spec: PolicySpec) -> ActionModel:
+    """`vla` (FiLM and adapters in place already) with a new head and new projectors of the kinds that `spec` names."""
+    heads, platform, width = spec.heads, spec.platform, config.hidden_size
+    shape = (platform.num_actions_chunk, platform.action_dim)
+    head: ActionHead
+    noisy_action_projector = None
+    if heads.action_head == "diffusion":
+        assert heads.num_diffusion_steps_train is not None
+        head = DiffusionActionHead(width, *shape, heads.num_diffusion_steps_train)
+        noisy_action_projector = NoisyActionProjector(width)
+    elif heads.action_head == "discrete":
+        head = DiscreteActionHead(*shape, config.token_ids)
+    else:
+        head = L1RegressionActionHead(width, *shape)
+    proprio_projector = ProprioProjector(width, platform.proprio_dim) if heads.use_proprio else None
+    return ActionModel(vla, head, proprio_projector, noisy_action_projector)
 
-    Raises:
-        ValueError: that kind is not available.
-    """
-    if heads.action_head != "l1" or heads.use_film:
-        film = " with FiLM" if heads.use_film else ""
-        raise ValueError(f"{heads.action_head} head{film}: only the L1 head without FiLM is in this version")
-    return L1RegressionActionHead(llm_dim, platform.num_actions_chunk, platform.action_dim)
 
-
-def build_proprio_projector(heads: HeadSpec, platform: RobotPlatform, llm_dim: int) -> ProprioProjector | None:
-    """A new projector of the robot's state, or None for a policy that does not use it."""
-    return ProprioProjector(llm_dim, platform.proprio_dim) if heads.use_proprio else None
+def head_components(model: ActionModel) -> dict[str, nn.Module]:
+    """Component name -> module, for each that has a checkpoint file of its own (the vision backbone apart)."""
+    candidates = {
+        ACTION_HEAD: None if isinstance(model.action_head, DiscreteActionHead) else model.action_head,
+        PROPRIO_PROJECTOR: model.proprio_projector,
+        NOISY_ACTION_PROJECTOR: model.noisy_action_projector,
+    }
+    return {name: module for name, module in candidates.items() if module is not None}

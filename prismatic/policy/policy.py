@@ -9,6 +9,7 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.processor import normalize_pixels
-from prismatic.policy.loading import load_parts
+from prismatic.policy.loading import LoadOptions, load_parts
 from prismatic.policy.parts import PolicyParts
 from prismatic.policy.spec import PolicySpec
 from prismatic.vla.images import prepare_image
-from prismatic.vla.normalization import bounds_from_statistics, normalize, unnormalize
+from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
 
@@ -33,6 +34,9 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """The dtype that `device` computes fastest in without changing what the policy does: bfloat16 on a GPU, float32 on a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+_NOISE_SEED = 7  # of a diffusion policy's own noise: a run can be repeated
 
 
 class Policy:
@@ -49,6 +53,7 @@ class Policy:
         if key is None:
             raise ValueError(f"the policy was trained on several data sets; pass unnorm_key, one of {', '.join(parts.norm_stats)}")
         self._parts = parts
+        self._random = torch.Generator().manual_seed(_NOISE_SEED)
         self._device = next(parts.model.parameters()).device
         self._action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
         if self._action_bounds.dim != spec.platform.action_dim:
@@ -56,6 +61,8 @@ class Policy:
                 f"statistics of {key!r} describe {self._action_bounds.dim} action dimensions, "
                 f"platform {spec.platform.name} has {spec.platform.action_dim}"
             )
+        if spec.published_normalization:
+            self._action_bounds = replace(self._action_bounds, constant=np.zeros(self._action_bounds.dim, bool))
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
@@ -67,14 +74,16 @@ class Policy:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         unnorm_key: str | None = None,
+        options: LoadOptions | None = None,
     ) -> Policy:
-        """The policy of a checkpoint folder or Hub id.
+        """The policy of a checkpoint folder or Hub id, ours or published (then `options` must say what its files do not).
 
         Raises:
-            ValueError: a file is missing or damaged, or does not fit the others.
+            ValueError: a file is missing or damaged, does not fit the others, or a flag contradicts them.
         """
         target = default_device() if device is None else torch.device(device)
-        return cls(load_parts(name_or_path, target, dtype or default_dtype(target)), unnorm_key)
+        options = replace(options or LoadOptions(), unnorm_key=unnorm_key)
+        return cls(load_parts(name_or_path, target, dtype or default_dtype(target), options), unnorm_key)
 
     @property
     def spec(self) -> PolicySpec:
@@ -82,8 +91,10 @@ class Policy:
         return self._parts.spec
 
     @torch.inference_mode()
-    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def predict(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None) -> list[ActionChunk]:
         """One chunk of H actions in the robot's units for each observation; the observations stay as they are.
+
+        A diffusion policy starts from noise: `seeds`, one per observation, make it repeatable and independent of the batch.
 
         Raises:
             ValueError: an observation lacks a camera or proprio, or has proprio of another width.
@@ -97,8 +108,20 @@ class Policy:
             num_action_tokens=self._parts.model.num_action_tokens,
             token_ids=self._parts.config.token_ids,
         )
-        normalized = self._parts.model(inputs).cpu().numpy()  # [B, H, A]
+        noise, num_steps = self._noise(len(observations), seeds), self.spec.heads.num_diffusion_steps_inference
+        normalized = self._parts.model.predict(inputs, noise, num_steps).cpu().numpy()  # [B, H, A]
         return [ActionChunk(unnormalize(chunk, self._action_bounds)) for chunk in normalized]
+
+    def _noise(self, count: int, seeds: Sequence[int] | None) -> torch.Tensor | None:
+        """Where denoising starts, float32 [B, H, A]; None for a policy that does not denoise."""
+        if self.spec.heads.action_head != "diffusion":
+            return None
+        if seeds is not None and len(seeds) != count:
+            raise ValueError(f"{count} observations but {len(seeds)} seeds")
+        platform = self.spec.platform
+        generators = [self._random] * count if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (platform.num_actions_chunk, platform.action_dim)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
 
     def _images(self, observations: Sequence[Observation]) -> torch.Tensor:
         """Uint8 [B, N, S, S, 3] on the device."""
@@ -121,11 +144,12 @@ class Policy:
         """Normalised proprio float32 [B, P]."""
         if self._proprio_bounds is None:
             return None
+        to_model_range = normalize_proprio_published if self.spec.published_normalization else normalize
         rows = []
         for item in observations:
             if item.proprio is None or len(item.proprio) != self._proprio_bounds.dim:
                 found = "none" if item.proprio is None else f"{len(item.proprio)} values"
                 names = ", ".join(self.spec.platform.proprio_names)
                 raise ValueError(f"observation: proprio must hold {self._proprio_bounds.dim} values ({names}), found {found}")
-            rows.append(normalize(np.asarray(item.proprio, np.float32), self._proprio_bounds))
+            rows.append(to_model_range(np.asarray(item.proprio, np.float32), self._proprio_bounds))
         return torch.from_numpy(np.stack(rows)).to(self._device)

@@ -8,15 +8,21 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import nn
-from transformers import GenerationConfig
 
-from prismatic.policy.adapters import is_adapted, merged_state_dict
-from prismatic.policy.files import ACTION_HEAD, ADAPTER_FOLDER, PROPRIO_PROJECTOR, STATISTICS_FILE, component_suffix, save_component
-from prismatic.policy.parts import PolicyParts
+from prismatic.policy.adapters import adapter_config, adapter_state, is_adapted, published_state
+from prismatic.policy.files import ADAPTER_FILE, ADAPTER_FOLDER, STATISTICS_FILE, VISION_BACKBONE, component_suffix, save_component
+from prismatic.policy.parts import PolicyParts, head_components
+from prismatic.policy.spec import PolicySpec
 
-# The published checkpoints store the model in bfloat16.
+# The published checkpoints store the model and the adapters in bfloat16.
 _MODEL_DTYPE = torch.bfloat16
 _MAX_SHARD_SIZE = "5GB"
+_ADAPTER_README = """---
+library_name: peft
+tags: [lora, openvla, robotics]
+---
+LoRA adapters of an OpenVLA-OFT policy. The folder above holds what else the policy needs; its `policy.json` says how it was made.
+"""
 
 
 def save_policy(parts: PolicyParts, folder: Path, step: int | None, merge: bool = True) -> None:
@@ -26,35 +32,38 @@ def save_policy(parts: PolicyParts, folder: Path, step: int | None, merge: bool 
     """
     model = parts.model
     suffix = component_suffix(step)
-    save_component(model.action_head, folder, ACTION_HEAD, suffix)
-    if model.proprio_projector is not None:
-        save_component(model.proprio_projector, folder, PROPRIO_PROJECTOR, suffix)
+    for component, module in head_components(model).items():
+        save_component(module, folder, component, suffix)
+    if model.bare_vla.uses_film:
+        save_component(model.bare_vla.vision_backbone, folder, VISION_BACKBONE, suffix)
     if is_adapted(model.vla):
-        _save_adapter(model.vla, folder / ADAPTER_FOLDER)
+        _save_adapter(model.vla, parts.spec, folder / ADAPTER_FOLDER)
     if merge or not is_adapted(model.vla):
-        state = merged_state_dict(model.vla, _MODEL_DTYPE)
-        save_torch_state_dict(state, folder, max_shard_size=_MAX_SHARD_SIZE, metadata={"format": "pt"})
+        save_model(model.vla, folder)
     _save_descriptions(parts, folder)
 
 
-def _save_adapter(vla: nn.Module, folder: Path) -> None:
-    """Writes the adapters in bfloat16 with PEFT's file names and keys."""
-    from peft import get_peft_model_state_dict
+def save_model(vla: nn.Module, folder: Path) -> None:
+    """Writes model.safetensors (or its shards and their index): plain names, adapters merged, bfloat16."""
+    state = published_state(vla, _MODEL_DTYPE)
+    save_torch_state_dict(state, folder, max_shard_size=_MAX_SHARD_SIZE, metadata={"format": "pt"})
 
-    state = {key: value.detach().to("cpu", torch.bfloat16) for key, value in get_peft_model_state_dict(vla).items()}
+
+def _save_adapter(vla: nn.Module, spec: PolicySpec, folder: Path) -> None:
+    """Writes the adapters in bfloat16 with PEFT's file names and keys."""
+    assert spec.lora is not None
     folder.mkdir()
-    save_torch_state_dict(state, folder, filename_pattern="adapter_model{suffix}.safetensors", metadata={"format": "pt"})
-    vla.peft_config["default"].save_pretrained(folder)  # type: ignore[union-attr, index]
+    pattern = ADAPTER_FILE.replace(".safetensors", "{suffix}.safetensors")
+    save_torch_state_dict(adapter_state(vla, _MODEL_DTYPE), folder, filename_pattern=pattern, metadata={"format": "pt"})
+    config = adapter_config(spec.lora, spec.base_model or str(spec.provenance.get("vla_path", "")))
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "README.md").write_text(_ADAPTER_README)
 
 
 def _save_descriptions(parts: PolicyParts, folder: Path) -> None:
     config = type(parts.config).from_dict(parts.config.to_dict())
     config.norm_stats = parts.norm_stats
-    config.dtype = _MODEL_DTYPE
-    config.architectures = ["OpenVLAForActionPrediction"]
-    config.save_pretrained(folder)
-    token_ids = parts.config.token_ids
-    GenerationConfig(bos_token_id=token_ids.bos, eos_token_id=token_ids.stop, pad_token_id=token_ids.pad).save_pretrained(folder)
+    config.save_published(folder)
     parts.processor.save_pretrained(folder)
     (folder / STATISTICS_FILE).write_text(json.dumps(parts.norm_stats, indent=2) + "\n")
     parts.spec.save(folder)

@@ -34,10 +34,21 @@ class HeadSpec:
     use_proprio: bool = False
     use_film: bool = False
     num_diffusion_steps_train: int | None = None  # diffusion only
+    num_diffusion_steps_inference: int | None = None  # diffusion only; None: as many as in training
 
     def __post_init__(self) -> None:
         if self.action_head not in ACTION_HEADS:
             raise ValueError(f"action head {self.action_head!r} is unknown; choose one of {', '.join(ACTION_HEADS)}")
+        if (self.action_head == "diffusion") != (self.num_diffusion_steps_train is not None):
+            raise ValueError(
+                f"action head {self.action_head!r} with num_diffusion_steps_train {self.num_diffusion_steps_train}: "
+                "a diffusion head needs that number, no other head has one"
+            )
+        steps, most = self.num_diffusion_steps_inference, self.num_diffusion_steps_train
+        if steps is not None and most is None:
+            raise ValueError(f"num_diffusion_steps_inference is {steps}; a policy with the {self.action_head} head takes no steps")
+        if steps is not None and most is not None and not 1 <= steps <= most:
+            raise ValueError(f"num_diffusion_steps_inference is {steps}; choose 1 to {most}, the number of training steps")
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class PolicySpec:
     heads: HeadSpec = field(default_factory=HeadSpec)
     lora: LoraSpec | None = None
     prompt: str = PROMPT_TEMPLATE
+    # As the published evaluation does it: constant proprio dimensions are -1 (training had 0), constant unnormalised actions stay 0.
+    published_normalization: bool = False
     base_model: str | None = None  # folder or Hub id that the adapters belong to, where they are not merged
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ class FinetuneConfig:
 
     # Model
     use_l1_regression: bool = True  # continuous actions, L1 loss
-    use_diffusion: bool = False  # continuous actions, denoising loss
+    use_diffusion: bool = False  # continuous actions, denoising loss; with both False actions are tokens, cross-entropy loss
     num_diffusion_steps_train: int = 50  # diffusion only
     use_film: bool = False  # modulate the vision features by the instruction
     num_images_in_input: int = 1  # cameras, the primary one first
@@ -82,12 +82,6 @@ class FinetuneConfig:
     def _check_heads(self) -> None:
         if self.use_l1_regression and self.use_diffusion:
             raise ValueError("--use_l1_regression and --use_diffusion are both True; set the one that you do not want to False")
-        if self.use_diffusion:
-            raise ValueError("--use_diffusion True: the diffusion head is not in this version yet; use --use_l1_regression True")
-        if not self.use_l1_regression:
-            raise ValueError("--use_l1_regression False: the discrete head is not in this version yet; use --use_l1_regression True")
-        if self.use_film:
-            raise ValueError("--use_film True: FiLM is not in this version yet; use --use_film False")
 
     def _check_numbers(self) -> None:
         positive = (
@@ -99,6 +93,8 @@ class FinetuneConfig:
             "save_freq",
             "wandb_log_freq",
             "lora_rank",
+            "num_diffusion_steps_train",
+            "diffusion_sample_freq",
         )
         for name in positive:
             if getattr(self, name) < 1:
@@ -117,7 +113,13 @@ class FinetuneConfig:
 
     @property
     def heads(self) -> HeadSpec:
-        return HeadSpec(action_head="l1", use_proprio=self.use_proprio, use_film=self.use_film)
+        action_head = "l1" if self.use_l1_regression else "diffusion" if self.use_diffusion else "discrete"
+        return HeadSpec(
+            action_head=action_head,
+            use_proprio=self.use_proprio,
+            use_film=self.use_film,
+            num_diffusion_steps_train=self.num_diffusion_steps_train if self.use_diffusion else None,
+        )
 
     @property
     def lora(self) -> LoraSpec | None:

@@ -10,11 +10,13 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.files import atomic_folder, check_free_space
 from prismatic.policy.saving import save_policy
@@ -29,7 +31,7 @@ from prismatic.training.checkpoint import (
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import barrier, mean_over_ranks, process_group, sum_over_ranks
 from prismatic.training.logging import METRICS_FILE, RunLogger, peak_memory
-from prismatic.training.objectives import Objective, l1_objective, metric_names
+from prismatic.training.objectives import action_errors, metric_names, training_objective
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.setup import Run, prepare_run
 from prismatic.vla.types import Batch
@@ -100,7 +102,9 @@ class Trainer:
         for micro_step in range(config.grad_accumulation_steps):
             is_last = micro_step == config.grad_accumulation_steps - 1
             with self._gradient_exchange(is_last):
-                objective = self._objective(next(batches))
+                batch = next(batches)
+                with self._autocast():
+                    objective = training_objective(self.forward, self.model, batch, self.run.token_ids)
                 (objective.loss / config.grad_accumulation_steps).backward()
             self.run.train_sampler.advance(config.batch_size * self.ranks.world_size)
             for name, value in objective.metrics.items():
@@ -109,12 +113,20 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.model.action_head, DiffusionActionHead) and self.step % config.diffusion_sample_freq == 0:
+            metrics.update(self._denoising_errors(batch))
         return metrics
 
-    def _objective(self, batch: Batch) -> Objective:
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast):
-            predicted = self.forward(ActionInputs.from_batch(batch, self.run.parts.config.token_ids))
-        return l1_objective(predicted, batch.actions)
+    def _denoising_errors(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Errors of the actions that a diffusion policy takes on a training batch, denoised to the end."""
+        self.model.eval()
+        with self._autocast():
+            actions = self.model.predict(ActionInputs.from_batch(batch, self.run.token_ids))
+        self.model.train()
+        return action_errors(actions, batch.actions)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast)
 
     def _gradient_exchange(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """DDP exchanges gradients at the last micro-batch of a step only."""
@@ -143,22 +155,28 @@ class Trainer:
         """Mean metrics over the validation samples, each counted once, for at most `val_time_limit` seconds."""
         self.model.eval()
         deadline = time.monotonic() + self.config.val_time_limit
-        names = metric_names(self.run.parts.spec.platform.num_actions_chunk)
+        generator = torch.Generator(self.ranks.device).manual_seed(self.config.seed)  # the same noise at every validation
+        names = metric_names(self.model.action_head)
         totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.ranks.device)  # sums of the metrics, number of samples
         for batch in self.run.val_loader():
-            objective = self._validation_objective(batch.to(self.ranks.device))
+            metrics = self._validation_metrics(batch.to(self.ranks.device), generator)
             one = torch.ones_like(totals[0])
-            totals += torch.stack([*(objective.metrics[name].double() for name in names), one]) * len(batch.actions)
+            totals += torch.stack([*(metrics[name].double() for name in names), one]) * len(batch.actions)
             if time.monotonic() > deadline:
                 break
         self.model.train()
         totals = sum_over_ranks(totals)
         return dict(zip((f"val/{name}" for name in names), (totals[:-1] / totals[-1]).tolist(), strict=True))
 
-    def _validation_objective(self, batch: Batch) -> Objective:
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast):
-            predicted = self.model(ActionInputs.from_batch(batch, self.run.parts.config.token_ids))
-        return l1_objective(predicted, batch.actions)
+    def _validation_metrics(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The objective's metrics; for a diffusion policy also the errors of the actions that it would take."""
+        with self._autocast():
+            metrics = training_objective(self.model, self.model, batch, self.run.token_ids, generator).metrics
+            if isinstance(self.model.action_head, DiffusionActionHead):
+                noise = torch.randn(batch.actions.shape, device=batch.actions.device, generator=generator)
+                actions = self.model.predict(ActionInputs.from_batch(batch, self.run.token_ids), noise)
+                metrics.update(action_errors(actions, batch.actions))
+        return metrics
 
     def _save(self) -> str:
         """Writes the checkpoint of this step; every process must call it, the main one writes."""
@@ -200,14 +218,16 @@ class _Window:
         self.steps = 0
         self._started = time.monotonic()
         self._totals: dict[str, torch.Tensor] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         self.steps += 1
         for name, value in metrics.items():
             self._totals[name] = self._totals.get(name, 0) + value
+            self._counts[name] += 1
 
     def means(self) -> dict[str, float]:
-        return {name: float(value) / self.steps for name, value in self._totals.items()}
+        return {name: float(value) / self._counts[name] for name, value in self._totals.items()}
 
     def seconds(self) -> float:
         return time.monotonic() - self._started

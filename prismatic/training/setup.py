@@ -14,14 +14,14 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from prismatic.models.action_model import ActionModel
-from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.adapters import add_lora
 from prismatic.policy.loading import BaseModel, load_base, load_config
-from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
+from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.spec import PolicySpec
 from prismatic.training.checkpoint import base_model_path
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
-from prismatic.training.lora import add_lora
+from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
@@ -44,6 +44,11 @@ class Run:
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The ids that the token layout relies on."""
+        return self.parts.config.token_ids
 
     def train_loader(self) -> DataLoader[Batch]:
         """Endless batches of this process, from the position of `train_sampler`."""
@@ -121,18 +126,17 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
 
 
 def _build_model(base: BaseModel, spec: PolicySpec, ranks: Ranks) -> ActionModel:
-    """The base with adapters (or fully trainable) and new float32 heads, on the device; what cannot influence the loss is frozen."""
+    """The base with adapters (or fully trainable), then FiLM, and new float32 heads, on the device; what cannot matter is frozen."""
     vla: torch.nn.Module = base.vla
     if spec.lora is not None:
         vla = add_lora(base.vla, spec.lora)
         for parameter in vla.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    assert isinstance(base.vla, OpenVLAForActionPrediction)
+    if spec.heads.use_film:
+        base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
-    width = base.vla.config.hidden_size
-    head = build_action_head(spec.heads, spec.platform, width)
-    return ActionModel(vla, head, build_proprio_projector(spec.heads, spec.platform, width)).to(ranks.device)
+    return build_action_model(vla, base.vla.config, spec).to(ranks.device)
 
 
 def _loader(dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None) -> DataLoader[Batch]:

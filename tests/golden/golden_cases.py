@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.action_heads import ActionHead, DiffusionActionHead, DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.action_model import ActionModel
 from prismatic.models.configuration import OpenVLAConfig
-from prismatic.models.projectors import ProprioProjector
+from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.models.vla import OpenVLAForActionPrediction
 
 DEFAULT_DIR = Path(__file__).parent / "data"
 FORWARD_TOLERANCE = 2e-5  # error / max(1, max|expected|) of one forward pass
+DENOISING_TOLERANCE = 1e-3  # of a whole reverse diffusion
 
 Tensors = dict[str, torch.Tensor]
 
@@ -106,18 +107,29 @@ def head_weights(folder: Path, platform: str, module: str) -> Tensors:
     return {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
 
 
-def load_l1_model(folder: Path, settings: dict[str, Any]) -> ActionModel:
-    """VLA, L1 head and (where the case uses it) proprio projector."""
+def load_model(folder: Path, settings: dict[str, Any], mode: str) -> ActionModel:
+    """VLA, the head of `mode` ("l1", "diff" or "disc") and what else the case uses (proprio, FiLM), in float32 evaluation mode."""
     vla = load_vla(folder)
-    width = vla.config.hidden_size
-    head = L1RegressionActionHead(width, settings["chunk"], settings["action_dim"])
-    head.load_state_dict(head_weights(folder, settings["platform"], "l1_action_head"))
-    projector = None
+    if settings["film"]:
+        vla.add_film()
+        vla.vision_backbone.load_state_dict(load_tensors(folder, "film_vision_backbone"))
+    shape = (settings["chunk"], settings["action_dim"])
+    width, platform = vla.config.hidden_size, settings["platform"]
+    projector = noisy_projector = None
     if settings["use_proprio"]:
-        weights = head_weights(folder, settings["platform"], "proprio_projector")
+        weights = head_weights(folder, platform, "proprio_projector")
         projector = ProprioProjector(width, weights["fc1.weight"].shape[1])
         projector.load_state_dict(weights)
-    return ActionModel(vla, head, projector).eval()
+    head: ActionHead = DiscreteActionHead(*shape, vla.config.token_ids)
+    if mode == "l1":
+        head = L1RegressionActionHead(width, *shape)
+        head.load_state_dict(head_weights(folder, platform, "l1_action_head"))
+    elif mode == "diff":
+        head = DiffusionActionHead(width, *shape, load_json(folder, "c3_ddim_scheduler.json")["config"]["num_train_timesteps"])
+        head.load_state_dict(head_weights(folder, platform, "diffusion_action_head"))
+        noisy_projector = NoisyActionProjector(width)
+        noisy_projector.load_state_dict(head_weights(folder, platform, "noisy_action_projector"))
+    return ActionModel(vla, head, projector, noisy_projector).eval()
 
 
 def load_pixels(folder: Path, settings: dict[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""d_real_vocab, L1 head: the real vocabulary of 32064 rows, whose embeddings come from a formula, with the default token ids."""
+"""d_real_vocab: the real vocabulary of 32064 rows, whose embeddings come from a formula, with the default token ids."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 from golden_cases import assert_matches, head_weights, load_case, load_config, load_json, load_pixels, load_tensors
 
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.action_model import ActionInputs, ActionModel
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.sequence import slots_from_labels
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.training.objectives import discrete_objective, slot_targets
 from prismatic.vla.constants import NormalizationType, TokenIds
 from prismatic.vla.normalization import bounds_from_statistics, unnormalize
 from prismatic.vla.prompts import append_empty_token
@@ -71,8 +72,11 @@ def test_prediction(golden_dir: Path, prompt: str) -> None:
     assert torch.equal(vla.language_model.lm_head(states).argmax(-1), recorded[f"{prompt}_predicted_token_ids"])
     statistics = load_json(golden_dir, f"{PLATFORM}.dataset_statistics.json")
     bounds = bounds_from_statistics(statistics, settings["unnorm_key"], "action", NormalizationType.BOUNDS_Q99)
-    actions = torch.from_numpy(unnormalize(model(inputs)[0].numpy(), bounds))
+    actions = torch.from_numpy(unnormalize(model.predict(inputs)[0].numpy(), bounds))
     assert_matches(actions, recorded[f"{prompt}_l1_actions"], "actions")
+    discrete = ActionModel(vla, DiscreteActionHead(*actions.shape, token_ids))
+    actions = torch.from_numpy(unnormalize(discrete.predict(inputs)[0].numpy(), bounds))
+    assert_matches(actions, recorded[f"{prompt}_discrete_actions"], "discrete actions")
 
 
 @torch.no_grad()
@@ -83,6 +87,10 @@ def test_training_states(golden_dir: Path) -> None:
     input_ids, labels = batch["batch_input_ids"], batch["batch_labels"]
     pixels = load_tensors(golden_dir, "pixels")["pool"][:1, :12].expand(len(input_ids), -1, -1, -1)
     slots = slots_from_labels(labels, model.num_action_tokens, TokenIds())
+    head = DiscreteActionHead(model.action_head.num_actions_chunk, model.action_head.action_dim, TokenIds())
+    logits = ActionModel(vla, head)(ActionInputs(pixels, input_ids, batch["batch_attention_mask"], slots))
+    targets = slot_targets(labels, model.num_action_tokens, TokenIds())
+    assert_matches(discrete_objective(logits, targets, head).loss[None], recorded["train_loss"], "loss")
     output = vla(pixels, input_ids, batch["batch_attention_mask"], slots)
     assert_matches(output.action_states, recorded["train_hidden_at_actions"], "action states")
     assert torch.equal(vla.language_model.lm_head(output.action_states).argmax(-1), recorded["train_argmax_at_actions"])

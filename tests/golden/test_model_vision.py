@@ -8,6 +8,8 @@ import pytest
 import torch
 from golden_cases import assert_matches, load_tensors, load_vla
 
+from prismatic.models.sequence import ActionSlots, mean_prompt_embedding
+
 NAME = "a_vision_and_projector"
 
 
@@ -32,6 +34,22 @@ def test_patches(golden_dir: Path, num_images: int) -> None:
     expected = load_tensors(golden_dir, NAME)[f"patches_{num_images}img"]
     pool = load_tensors(golden_dir, "pixels")["pool"]
     assert_matches(load_vla(golden_dir).vision_backbone(pool[: len(expected), : 6 * num_images]), expected, "patches")
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+@torch.no_grad()
+def test_film_patches(golden_dir: Path, num_images: int) -> None:
+    recorded = load_tensors(golden_dir, NAME)
+    vla = load_vla(golden_dir)
+    vla.add_film()
+    vla.vision_backbone.load_state_dict(load_tensors(golden_dir, "film_vision_backbone"))
+    words = recorded["language_embeddings"]
+    no_slots = ActionSlots(torch.full((len(words),), words.shape[1]), 0)
+    language = mean_prompt_embedding(words, None, no_slots)
+    assert_matches(language, recorded["film_avg_language_embedding"].view_as(language), "mean of the words")
+    expected = recorded[f"film_patches_{num_images}img"]
+    pixels = load_tensors(golden_dir, "pixels")["pool"][: len(expected), : 6 * num_images]
+    assert_matches(vla.vision_backbone(pixels, language), expected, "patches")
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ ROOMS = {
     "prismatic/vla": set(),
     "prismatic/vla/datasets": {"prismatic/vla"},
     "prismatic/models": {"prismatic/vla"},
-    "prismatic/policy": {"prismatic/vla", "prismatic/models"},
+    "prismatic/policy": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets"},
     "prismatic/training": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets", "prismatic/policy"},
     "prismatic/serving": {"prismatic/vla", "prismatic/models", "prismatic/policy"},
     "prismatic/conversion": {"prismatic/vla", "prismatic/models", "prismatic/policy"},

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from prismatic.models.base import write_tiny_base
+from prismatic.models.base import build_tokenizer, write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.models.processor import PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.vla.constants import TokenIds
+from prismatic.vla.prompts import build_training_tokens, tokenize_prompt
+
+MAKE_BASE = Path(__file__).parents[2] / "scripts" / "make_base.py"
 
 SIZES = TinySizes(image_size=16, patch_size=8, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_mlp_dim=48)
 FILES = {
@@ -20,6 +27,7 @@ FILES = {
     "model.safetensors",
     "preprocessor_config.json",
     "tokenizer.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
 }
 
@@ -65,3 +73,37 @@ def test_existing_folder_is_kept(folder: Path) -> None:
 def test_folder_without_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks preprocessor_config\.json"):
         PrismaticProcessor.from_pretrained(tmp_path)
+
+
+def test_tokenizer_of_the_published_size() -> None:
+    ids = TokenIds()
+    tokenizer = build_tokenizer(ids)
+    assert len(tokenizer) == ids.pad + 1
+    assert (tokenizer.vocab["▁"], tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (
+        ids.empty,
+        ids.pad,
+        ids.bos,
+        ids.stop,
+    )
+    actions = list(range(ids.base_vocab_size - 256, ids.base_vocab_size))
+    text = "In: What action should the robot take to open the drawer?\nOut: " + tokenizer.decode(actions)
+    assert tokenizer(text).input_ids[-257:] == [ids.empty, *actions]
+    prompt = tokenize_prompt(tokenizer, "open the drawer", ids)
+    assert prompt == build_training_tokens(prompt, actions, ids)[0][: len(prompt)] == tokenizer(text).input_ids[:-256]
+
+
+def test_given_weights_are_checked_and_kept(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, tmp_path / "weights.safetensors")
+    command = [sys.executable, str(MAKE_BASE), "--sizes_from", str(folder), "--weights", str(tmp_path / "weights.safetensors")]
+    subprocess.run([*command, "--output_dir", str(tmp_path / "copy")], check=True, cwd=MAKE_BASE.parents[1])
+    copied = load_file(tmp_path / "copy" / "model.safetensors")
+    assert all(torch.equal(copied[key], weights[key]) for key in weights)
+    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+    del weights["projector.fc1.bias"]
+    save_file(weights, tmp_path / "weights.safetensors")
+    failed = subprocess.run([*command, "--output_dir", str(tmp_path / "other")], capture_output=True, text=True, cwd=MAKE_BASE.parents[1])
+    assert failed.returncode == 2
+    assert "missing projector.fc1.bias" in failed.stderr
+    assert not (tmp_path / "other").exists()

@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from prismatic.models.action_model import ActionModel
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.adapters import merged_state_dict
+from prismatic.policy.adapters import add_lora, published_state
 from prismatic.policy.loading import load_base
-from prismatic.policy.parts import PolicyParts, build_action_head, build_proprio_projector
+from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.policy import Policy
 from prismatic.policy.saving import save_policy
 from prismatic.policy.spec import HeadSpec, LoraSpec, PolicySpec
-from prismatic.training.lora import add_lora
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Observation
@@ -48,13 +46,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> PolicyParts:
     base = load_base(folder, torch.float32)
     heads, platform = HeadSpec(use_proprio=True), ROBOT_PLATFORMS["METAWORLD"]
     torch.manual_seed(0)
-    model = ActionModel(
-        base.vla,
-        build_action_head(heads, platform, base.vla.config.hidden_size),
-        build_proprio_projector(heads, platform, base.vla.config.hidden_size),
-    )
     image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
     spec = PolicySpec(platform=platform, cameras=("primary", "wrist"), image=image, unnorm_key="arm", heads=heads)
+    model = build_action_model(base.vla, base.vla.config, spec)
     return PolicyParts(model.eval(), base.vla.config, base.processor, spec, STATISTICS)
 
 
@@ -155,7 +149,7 @@ def test_weights_that_lack_a_key_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["projector.fc1.bias"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing keys: projector.fc1.bias"):
+    with pytest.raises(ValueError, match=r"do not fit its config.json:\n  missing projector.fc1.bias \[128\]"):
         Policy.from_pretrained(folder, device="cpu")
 
 
@@ -196,7 +190,7 @@ def test_merging_gives_what_the_adapters_give(tmp_path: Path) -> None:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    merged = merged_state_dict(adapted, torch.float32)
+    merged = published_state(adapted, torch.float32)
     expected = adapted.merge_and_unload().state_dict()
     assert merged.keys() == expected.keys() == plain.keys()
     for key in merged:

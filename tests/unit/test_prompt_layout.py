@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from prismatic.models.base import build_tiny_tokenizer
+from prismatic.models.base import build_tokenizer
 from prismatic.vla.action_tokenizer import ActionTokenizer
 from prismatic.vla.constants import IGNORE_INDEX, NUM_ACTION_BINS, TokenIds
 from prismatic.vla.prompts import append_empty_token, build_prompt, build_training_tokens, tokenize_prompt
@@ -14,7 +14,7 @@ from prismatic.vla.prompts import append_empty_token, build_prompt, build_traini
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tiny_tokenizer()
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,106 @@
+"""Smaller weights for inference: the linear layers of the language model in 8 or 4 bits, everything else as it was.
+
+    int8                bitsandbytes LLM.int8(): weights and activations in 8 bits, outliers apart (Dettmers et al. 2022, arXiv:2208.07339)
+    nf4                 bitsandbytes NF4: weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)
+    int8_weight_only    torchao: weights in 8 bits, one scale per row
+    fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
+
+The language model holds nine tenths of the weights. The vision towers, the projectors, the embeddings, the LM head and the action
+head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.vla.constants import near_names
+
+Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], nn.Module]
+
+_INSTALL = 'pip install "openvla-oft-robot[quant]"'
+
+
+def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Quantizes the language model's layers in place, moving each to `device` on the way, so that they are never there unquantized.
+
+    Raises:
+        ValueError: an unknown kind, or its package is not installed.
+    """
+    if kind == "none":
+        return
+    quantizer = _find(kind)
+    for module in vla.language_model.model.layers.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, quantizer(child, device, compute_dtype))
+
+
+def _find(kind: str) -> Quantizer:
+    if kind not in _QUANTIZERS:
+        raise ValueError(f"quantization {kind!r} is unknown; {near_names(kind, QUANTIZATIONS)}")
+    return _QUANTIZERS[kind]
+
+
+def _int8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    layers: Any = _bitsandbytes().nn
+    quantized = layers.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+    quantized.weight = layers.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
+    return quantized.to(device)
+
+
+def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    layers: Any = _bitsandbytes().nn
+    quantized = layers.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
+    quantized.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+    return quantized.to(device)
+
+
+def _int8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    return _torchao("Int8WeightOnlyConfig", linear, device)
+
+
+def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    return _torchao("Float8WeightOnlyConfig", linear, device)
+
+
+def _torchao(config: str, linear: nn.Linear, device: torch.device) -> nn.Module:
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise ValueError(f"this quantization needs the package torchao, which is not installed here; {_INSTALL}") from error
+    quantization.quantize_(linear.to(device), getattr(quantization, config)())
+    return linear
+
+
+def _bitsandbytes() -> ModuleType:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ValueError(f"this quantization needs the package bitsandbytes, which is not installed here; {_INSTALL}") from error
+    return bitsandbytes
+
+
+_QUANTIZERS: dict[str, Quantizer] = {
+    "int8": _int8,
+    "nf4": _nf4,
+    "int8_weight_only": _int8_weight_only,
+    "fp8_weight_only": _fp8_weight_only,
+}
+QUANTIZATIONS = ("none", *_QUANTIZERS)
+
+
+def choose_quantization(load_in_8bit: bool, load_in_4bit: bool) -> str:
+    """The kind that the familiar flags ask for.
+
+    Raises:
+        ValueError: both are set.
+    """
+    if load_in_8bit and load_in_4bit:
+        raise ValueError("--load_in_8bit and --load_in_4bit are both True; set one")
+    return "int8" if load_in_8bit else "nf4" if load_in_4bit else "none"
