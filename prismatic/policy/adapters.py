@@ -5,7 +5,7 @@
 They sit on every linear layer, the patch convolutions and the LM head included; A ~ N(0, 1/rank^2), B = 0 (golden group g_lora).
 Modules that never receive a gradient (the last ViT block, the attention pool, the LM head under an L1 head) are wrapped too, so that
 adapter files have the published keys. Merged weights are computed in float32 and rounded once, tensor by tensor; no second model
-is held in memory (the published code merges in bfloat16).
+is held in memory (the published code merges in bfloat16, which remains an option).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def lora_rank(state: Mapping[str, torch.Tensor]) -> int | None:
     return next((value.shape[0] for key, value in state.items() if ".lora_A." in key), None)
 
 
-def published_state(model: nn.Module, dtype: torch.dtype) -> State:
+def published_state(model: nn.Module, dtype: torch.dtype, merge_dtype: torch.dtype = torch.float32) -> State:
     """The content of model.safetensors, on the CPU: plain names, adapters merged, floating-point weights as `dtype`.
 
     With FiLM the vision towers are those of the base model, unmodulated and unmerged, as published: the real ones are in the
@@ -174,18 +174,18 @@ def published_state(model: nn.Module, dtype: torch.dtype) -> State:
             owner = owner.removesuffix(".base_layer")
             if leaf == "weight" and not is_film:
                 down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
-                value = _merge(value, down, up, owner)
+                value = _merge(value, down, up, owner, merge_dtype)
         if is_film:
             owner = owner.removeprefix("vision_backbone.").replace(".block.", ".")
         merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
     return merged
 
 
-def _merge(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, source: str) -> torch.Tensor:
-    """float32 W + scaling * B A of a linear layer, or of a convolution whose B is 1 x 1."""
+def _merge(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, source: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """W + scaling * B A in `dtype`, of a linear layer or of a convolution whose B is 1 x 1."""
     rank = down.shape[0]
     scaling = LoraSpec(rank).alpha / rank
-    product = up.float().flatten(1) @ down.float().flatten(1)
+    product = up.to(dtype).flatten(1) @ down.to(dtype).flatten(1)
     if product.numel() != weight.numel():
         raise ValueError(f"{source}: the adapter is for a weight of {list(product.shape)}, the model has {list(weight.shape)}")
-    return weight.float() + scaling * product.view_as(weight)
+    return weight.to(dtype) + scaling * product.view_as(weight)

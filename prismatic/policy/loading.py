@@ -34,7 +34,7 @@ from prismatic.policy.parts import PolicyParts, build_action_model, head_compone
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import POLICY_FILE, LoraSpec, PolicySpec
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
     """
     get_attention(attn_implementation)
     folder = resolve_folder(name_or_path)
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        raise ValueError(f"{folder} holds none of {', '.join(_WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ValueError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
     config = load_config(folder)
     config._attn_implementation = attn_implementation
     processor = PrismaticProcessor.from_pretrained(folder)
@@ -154,7 +154,7 @@ def _load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -
 
 def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
     """The vision-language model with FiLM and adapters, merged or not."""
-    has_whole_model = any((folder / name).is_file() for name in _WEIGHT_FILES)
+    has_whole_model = any((folder / name).is_file() for name in WEIGHT_FILES)
     if has_whole_model and not options.keep_adapters:
         base = load_base(folder, dtype, options.attn_implementation)
         if spec.heads.use_film:
@@ -165,7 +165,7 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
     base_model = options.base_model or spec.base_model or _named_base(folder)
     if not adapter_path.is_file() or not base_model:
         raise ValueError(
-            f"{folder} holds neither {_WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
+            f"{folder} holds neither {WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
             if not has_whole_model
             else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
         )
@@ -226,7 +226,7 @@ def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: a file is absent or damaged.
     """
-    single, index = (folder / name for name in _WEIGHT_FILES)
+    single, index = (folder / name for name in WEIGHT_FILES)
     files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
     stored: dict[str, torch.Tensor] = {}
     for name in files:

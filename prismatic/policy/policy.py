@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,14 +56,14 @@ class Policy:
         self._parts = parts
         self._random = torch.Generator().manual_seed(_NOISE_SEED)
         self._device = next(parts.model.parameters()).device
-        self._action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
-        if self._action_bounds.dim != spec.platform.action_dim:
+        self.action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
+        if self.action_bounds.dim != spec.platform.action_dim:
             raise ValueError(
-                f"statistics of {key!r} describe {self._action_bounds.dim} action dimensions, "
+                f"statistics of {key!r} describe {self.action_bounds.dim} action dimensions, "
                 f"platform {spec.platform.name} has {spec.platform.action_dim}"
             )
         if spec.published_normalization:
-            self._action_bounds = replace(self._action_bounds, constant=np.zeros(self._action_bounds.dim, bool))
+            self.action_bounds = replace(self.action_bounds, constant=np.zeros(self.action_bounds.dim, bool))
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
@@ -84,6 +85,21 @@ class Policy:
         target = default_device() if device is None else torch.device(device)
         options = replace(options or LoadOptions(), unnorm_key=unnorm_key)
         return cls(load_parts(name_or_path, target, dtype or default_dtype(target), options), unnorm_key)
+
+    @property
+    def parts(self) -> PolicyParts:
+        """Model, processor, statistics and specification."""
+        return self._parts
+
+    @property
+    def llm_dim(self) -> int:
+        """Width of the language model."""
+        return self._parts.config.hidden_size
+
+    @property
+    def norm_stats(self) -> dict[str, Any]:
+        """The content of dataset_statistics.json."""
+        return self._parts.norm_stats
 
     @property
     def spec(self) -> PolicySpec:
@@ -110,7 +126,7 @@ class Policy:
         )
         noise, num_steps = self._noise(len(observations), seeds), self.spec.heads.num_diffusion_steps_inference
         normalized = self._parts.model.predict(inputs, noise, num_steps).cpu().numpy()  # [B, H, A]
-        return [ActionChunk(unnormalize(chunk, self._action_bounds)) for chunk in normalized]
+        return [ActionChunk(unnormalize(chunk, self.action_bounds)) for chunk in normalized]
 
     def _noise(self, count: int, seeds: Sequence[int] | None) -> torch.Tensor | None:
         """Where denoising starts, float32 [B, H, A]; None for a policy that does not denoise."""

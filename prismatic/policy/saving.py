@@ -43,9 +43,9 @@ def save_policy(parts: PolicyParts, folder: Path, step: int | None, merge: bool 
     _save_descriptions(parts, folder)
 
 
-def save_model(vla: nn.Module, folder: Path) -> None:
+def save_model(vla: nn.Module, folder: Path, merge_dtype: torch.dtype = torch.float32) -> None:
     """Writes model.safetensors (or its shards and their index): plain names, adapters merged, bfloat16."""
-    state = published_state(vla, _MODEL_DTYPE)
+    state = published_state(vla, _MODEL_DTYPE, merge_dtype)
     save_torch_state_dict(state, folder, max_shard_size=_MAX_SHARD_SIZE, metadata={"format": "pt"})
 
 

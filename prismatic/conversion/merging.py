@@ -1,0 +1,73 @@
+"""Adapters of a checkpoint folder -> a whole model beside them, once and for all, checked on a sample observation."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prismatic.policy.files import check_free_space
+from prismatic.policy.loading import WEIGHT_FILES, LoadOptions, load_parts
+from prismatic.policy.parts import PolicyParts
+from prismatic.policy.policy import Policy
+from prismatic.policy.saving import save_model
+from prismatic.vla.types import Observation
+
+MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CAMERA_SIZE = 256  # pixels, of the sample observation
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """How a merge went."""
+
+    folder: Path
+    max_action_difference: float  # between before and after, in the robot's units
+    max_action: float  # largest action of the sample, for comparison
+
+
+def merge_checkpoint(
+    folder: Path, base_model: str | None, merge_dtype: torch.dtype, device: torch.device, dtype: torch.dtype, options: LoadOptions
+) -> MergeResult:
+    """Writes model.safetensors (or shards) into `folder`; an existing one is replaced only when the new one is complete.
+
+    `merge_dtype` float32 rounds each merged weight once; bfloat16 adds in bfloat16, as the published script does.
+
+    Raises:
+        ValueError: `folder` holds no adapters, its base model is unknown, or the disk is full.
+    """
+    apart = replace(options, keep_adapters=True, base_model=base_model)
+    parts = load_parts(folder, device, dtype, apart)
+    sample = sample_observation(parts)
+    before = Policy(parts, options.unnorm_key).predict([sample], seeds=[0])[0].actions
+    check_free_space(folder, sum(2 * parameter.numel() for parameter in parts.model.bare_vla.parameters()))
+    temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder))
+    try:
+        save_model(parts.model.vla, temporary, merge_dtype)
+        del parts
+        new = sorted(path.name for path in temporary.iterdir())
+        for name in sorted(new, key=lambda name: name.endswith(".json")):  # an index comes last: it makes the shards count
+            (temporary / name).replace(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for name in set(WEIGHT_FILES) - set(new):
+        (folder / name).unlink(missing_ok=True)
+    merged = Policy(load_parts(folder, device, dtype, options), options.unnorm_key)
+    after = merged.predict([sample], seeds=[0])[0].actions
+    return MergeResult(folder, float(np.abs(after - before).max()), float(np.abs(before).max()))
+
+
+def sample_observation(parts: PolicyParts) -> Observation:
+    """Random pictures and a state in the middle of the training data."""
+    spec = parts.spec
+    rng = np.random.default_rng(0)
+    images = {camera: rng.integers(0, 256, (_CAMERA_SIZE, _CAMERA_SIZE, 3), dtype=np.uint8) for camera in spec.cameras}
+    proprio = None
+    if spec.heads.use_proprio:
+        statistics = parts.norm_stats[spec.unnorm_key or next(iter(parts.norm_stats))]["proprio"]
+        proprio = (np.asarray(statistics["min"]) + np.asarray(statistics["max"])) / 2
+    return Observation(images=images, instruction="pick up the object", proprio=proprio)
