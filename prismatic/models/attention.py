@@ -62,7 +62,7 @@ def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention as function
 
     # Compiled, scores never leave the chip; only torch.compile makes it so.
-    return torch.compile(function, dynamic=False) if compiled else function
+    return torch.compile(function) if compiled else function
 
 
 def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

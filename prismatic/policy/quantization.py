@@ -5,6 +5,9 @@
     int8_weight_only    torchao: weights in 8 bits, one scale per row
     fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
 
+Each layer computes in a dtype of its own, whatever its input has: `.to(device, dtype)` moves a quantized model, changes the dtype of
+what is not quantized, and leaves the rest as it is.
+
 The language model holds nine tenths of the weights. The vision towers, the projectors, the embeddings, the LM head and the action
 head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
 """
@@ -21,8 +24,20 @@ from torch import nn
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.vla.constants import near_names
 
-Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], nn.Module]
 
+class QuantizedLinear(nn.Module):
+    """A quantized linear layer; its input is cast to `compute_dtype`, its output back to the input's dtype."""
+
+    def __init__(self, layer: nn.Module, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.compute_dtype = compute_dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.to(self.compute_dtype)).to(x.dtype)
+
+
+Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], QuantizedLinear]
 _INSTALL = 'pip install "openvla-oft-robot[quant]"'
 
 
@@ -35,10 +50,16 @@ def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.dev
     if kind == "none":
         return
     quantizer = _find(kind)
-    for module in vla.language_model.model.layers.modules():
+    assert not is_quantized(vla)
+    for module in list(vla.language_model.model.layers.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, quantizer(child, device, compute_dtype))
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any layer of `model` is quantized."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def _find(kind: str) -> Quantizer:
@@ -47,35 +68,36 @@ def _find(kind: str) -> Quantizer:
     return _QUANTIZERS[kind]
 
 
-def _int8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+def _int8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
     layers: Any = _bitsandbytes().nn
     quantized = layers.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
     quantized.weight = layers.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
-    return quantized.to(device)
+    return QuantizedLinear(quantized.to(device), torch.float16)  # the package rounds inputs to float16 in any case, and warns of others
 
 
-def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
     layers: Any = _bitsandbytes().nn
     quantized = layers.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
     quantized.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
-    return quantized.to(device)
+    return QuantizedLinear(quantized.to(device), compute_dtype)
 
 
-def _int8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
-    return _torchao("Int8WeightOnlyConfig", linear, device)
+def _int8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    return _torchao("Int8WeightOnlyConfig", linear.to(device, compute_dtype))
 
 
-def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
-    return _torchao("Float8WeightOnlyConfig", linear, device)
+def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    return _torchao("Float8WeightOnlyConfig", linear.to(device, compute_dtype))
 
 
-def _torchao(config: str, linear: nn.Linear, device: torch.device) -> nn.Module:
+def _torchao(config: str, linear: nn.Linear) -> QuantizedLinear:
     try:
         from torchao import quantization
     except ImportError as error:
         raise ValueError(f"this quantization needs the package torchao, which is not installed here; {_INSTALL}") from error
-    quantization.quantize_(linear.to(device), getattr(quantization, config)())
-    return linear
+    compute_dtype = linear.weight.dtype
+    quantization.quantize_(linear, getattr(quantization, config)())
+    return QuantizedLinear(linear, compute_dtype)
 
 
 def _bitsandbytes() -> ModuleType:

@@ -19,6 +19,7 @@ from prismatic.models.vla import OpenVLAForActionPrediction
 
 DEFAULT_DIR = Path(__file__).parent / "data"
 FORWARD_TOLERANCE = 2e-5  # error / max(1, max|expected|) of one forward pass
+PUBLISHED_DIFFUSION_STEPS = 50  # where a foreign folder does not record them
 DENOISING_TOLERANCE = 1e-3  # of a whole reverse diffusion
 
 Tensors = dict[str, torch.Tensor]
@@ -125,7 +126,9 @@ def load_model(folder: Path, settings: dict[str, Any], mode: str) -> ActionModel
         head = L1RegressionActionHead(width, *shape)
         head.load_state_dict(head_weights(folder, platform, "l1_action_head"))
     elif mode == "diff":
-        head = DiffusionActionHead(width, *shape, load_json(folder, "c3_ddim_scheduler.json")["config"]["num_train_timesteps"])
+        scheduler = folder / "c3_ddim_scheduler.json"
+        num_steps = json.loads(scheduler.read_text())["config"]["num_train_timesteps"] if scheduler.is_file() else PUBLISHED_DIFFUSION_STEPS
+        head = DiffusionActionHead(width, *shape, num_steps)
         head.load_state_dict(head_weights(folder, platform, "diffusion_action_head"))
         noisy_projector = NoisyActionProjector(width)
         noisy_projector.load_state_dict(head_weights(folder, platform, "noisy_action_projector"))
