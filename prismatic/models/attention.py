@@ -12,7 +12,7 @@ the same keys as every other (its result is never used); flash attention gives z
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def flex_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
 def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention as function
 
-    # Compiled, scores never leave the chip; only torch.compile makes it so.
+    # Compiled, scores never leave the chip. Lengths stay dynamic: prompts differ, and torch gives up compiling after eight variants.
     return torch.compile(function) if compiled else function
 
 
@@ -77,15 +77,27 @@ def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
             f"attn_implementation 'flash_attention_2' needs bfloat16 or float16 on a CUDA device, found {query.dtype} on "
             f"{query.device.type}; use 'sdpa', or --precision bf16 on a GPU"
         )
+    if mask is not None:
+        return attend_packed(partial(package.flash_attn_varlen_func, causal=False), query, key, value, mask)
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [B, T, G, K]
-    if mask is None:
-        return package.flash_attn_func(query, key, value, causal=False).transpose(1, 2)
-    lengths = mask.sum(dim=1, dtype=torch.int32)
-    offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    longest = int(lengths.max())
-    packed = (part[mask] for part in (query, key, value))  # 3 x [real tokens, G, K]
-    attended = package.flash_attn_varlen_func(*packed, offsets, offsets, longest, longest, causal=False)
-    return torch.zeros_like(query).masked_scatter(mask[:, :, None, None], attended).transpose(1, 2)
+    return package.flash_attn_func(query, key, value, causal=False).transpose(1, 2)
+
+
+def attend_packed(
+    attend: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """As `sdpa_attention`, by a kernel for samples of different lengths that stand one behind the other; queries on padding give 0.
+
+    `attend` takes q, k, v [real tokens, G, K], where each sample begins (int32 [B+1], for queries and for keys) and the longest length
+    (for queries and for keys), as flash_attn_varlen_func does.
+    """
+    batch_size, _, num_tokens, _ = query.shape
+    offsets = F.pad(mask.sum(dim=1).cumsum(0), (1, 0)).int()
+    where = mask.flatten().nonzero().squeeze(1)
+    packed = [part.transpose(1, 2).flatten(0, 1)[where] for part in (query, key, value)]  # 3 x [real tokens, G, K]
+    attended = attend(*packed, offsets, offsets, num_tokens, num_tokens)  # T bounds every length, without asking the device
+    rows = attended.new_zeros(batch_size * num_tokens, *attended.shape[1:]).index_copy(0, where, attended)  # [B*T, G, K]
+    return rows.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)
 
 
 @cache

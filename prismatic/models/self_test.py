@@ -19,9 +19,10 @@ from prismatic.models.vla import OpenVLAForActionPrediction
 _NUM_TOKENS = 6
 _NUM_PADDING = 2
 _MAX_DEPTH = 4  # of a model whose layers are all tested
-# Alone or in a padded batch, other kernels round differently; a leak of padding or a lost token is far above this share of the result.
+# Alone or in a padded batch, other kernels round differently; a leak of padding or a lost token is far above this share of the
+# result (half of it, on random weights). Float32 may run as TF32 on a GPU.
 # The coarsest dtype of a layer's parameters counts; integers are the weights of bitsandbytes.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+_TOLERANCE = {torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.1}
 _COARSEST = 0.1
 
 

@@ -43,7 +43,7 @@ class VLAOutput:
 
 
 class OpenVLAForActionPrediction(PreTrainedModel):
-    """The published architecture; `from_pretrained`, `save_pretrained`, sharding and quantization come from transformers."""
+    """The published architecture; `from_pretrained` and sharding come from transformers."""
 
     config_class = OpenVLAConfig
     config: OpenVLAConfig

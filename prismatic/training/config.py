@@ -64,6 +64,8 @@ class FinetuneConfig:
     robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
     seed: int = 7  # weights of new modules, sampling, augmentation
     precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    default_instruction: str | None = None  # for episodes without one, which are left out otherwise
+    device_augmentation: bool = False  # workers only decode; images are resized and augmented on the training device
     num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
     weight_decay: float = 0.01
     max_grad_norm: float | None = None  # clip the gradient's norm; the published recipe does not

@@ -34,6 +34,7 @@ from prismatic.training.logging import METRICS_FILE, RunLogger, peak_memory
 from prismatic.training.objectives import action_errors, metric_names, training_objective
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.setup import Run, prepare_run
+from prismatic.vla.images import prepare_on_device
 from prismatic.vla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,12 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Training batches on the device, for ever, from where the sampler stands."""
         for batch in self.run.train_loader():
-            yield batch.to(self.ranks.device)
+            yield self._on_device(batch)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """`batch` on the training device, its images as the model takes them."""
+        batch = batch.to(self.ranks.device)
+        return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.device_augmentation else batch
 
     def _optimizer_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         config = self.config
@@ -159,7 +165,7 @@ class Trainer:
         names = metric_names(self.model.action_head)
         totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.ranks.device)  # sums of the metrics, number of samples
         for batch in self.run.val_loader():
-            metrics = self._validation_metrics(batch.to(self.ranks.device), generator)
+            metrics = self._validation_metrics(self._on_device(batch), generator)
             one = torch.ones_like(totals[0])
             totals += torch.stack([*(metrics[name].double() for name in names), one]) * len(batch.actions)
             if time.monotonic() > deadline:

@@ -24,6 +24,7 @@ from prismatic.training.distributed import Ranks
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.inspection.checks import quick_checks
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.sampler import MixtureSampler
 from prismatic.vla.images import ImageRecipe
@@ -96,8 +97,13 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         augment=config.image_aug,
         seed=config.seed,
         val_fraction=config.val_fraction if config.use_val_set else None,
+        default_instruction=config.default_instruction,
+        device_augmentation=config.device_augmentation,
     )
     data = load_training_data(specs, options)
+    if ranks.is_main:
+        for warning in quick_checks(data, specs):
+            logger.warning(warning)
     torch.manual_seed(config.seed)  # adapters and heads start the same on every process
     base = load_base(base_path, torch.bfloat16 if use_bf16 and config.use_lora else torch.float32)
     spec = PolicySpec(

@@ -2,20 +2,21 @@
 
 Letters: B batch, N cameras of a sample, H x W a camera's own size, S the model's image side.
 
-    training     decode -> lanczos3 to S -> random crop and colour            (decode_image, resize_lanczos3, augment_batch)
+    training     decode -> lanczos3 to S -> random crop and colour            (decode_image, resize_lanczos3, augment_cpu)
+                 decode | on the device: lanczos3, random crop and colour     (decode_image, prepare_on_device)
     evaluation   JPEG round trip -> lanczos3 to S -> centre crop              (prepare_image)
 
 The operations are those of `tf.image`, with its parameters, because published checkpoints were trained on its pixels;
-tests marked `rlds` compare with TensorFlow itself. Decoding is bit-identical. Augmentation is one torch
-implementation for a batch on any device, of which the CPU path is a batch of one. torch is imported late: simulator and
-conversion processes use the rest without it.
+tests marked `rlds` compare with TensorFlow itself. Decoding is bit-identical. Resize and augmentation exist twice, compiled for the CPU
+(`image_kernels`) and in torch for a batch on any device, and agree within rounding. torch is imported late: simulator and conversion
+processes use the rest without it.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from prismatic.vla.types import check_image
 
 if TYPE_CHECKING:
     import torch
+
+    from prismatic.vla.types import Batch
 
 # The share of the area that random crops keep in training and the centre crop keeps in evaluation.
 CROP_AREA_FRACTION = 0.9
@@ -67,36 +70,28 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 def resize_lanczos3(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [S, S, 3] out of uint8 [H, W, 3], antialiased, rounded and clipped; unchanged if it already has that size.
 
-    Within mean 0.01 levels of `tf.image.resize(lanczos3, antialias=True)`, as one float32 matrix product per direction.
+    Within mean 0.01 levels of `tf.image.resize(lanczos3, antialias=True)`.
     """
-    height, width, channels = image.shape
+    from prismatic.vla import image_kernels
+
+    height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image
-    rows = _resize_first_axis(image.reshape(height, width * channels).astype(np.float32), size)
-    columns = rows.reshape(size, width, channels).transpose(1, 0, 2).reshape(width, size * channels)
-    resized = _resize_first_axis(columns, size).reshape(size, size, channels).transpose(1, 0, 2)
-    return np.ascontiguousarray(np.clip(np.rint(resized), 0, 255).astype(np.uint8))
-
-
-def _resize_first_axis(values: np.ndarray, size: int) -> np.ndarray:
-    """float32 [size, K] out of float32 [length, K]."""
-    resized = np.empty((size, values.shape[1]), np.float32)
-    for outputs, inputs, weights in _lanczos3_bands(len(values), size):
-        np.matmul(weights, values[inputs], out=resized[outputs])
-    return resized
+    return image_kernels.resize(np.ascontiguousarray(image), *_lanczos3_taps(height, size), *_lanczos3_taps(width, size))
 
 
 @lru_cache(maxsize=32)
-def _lanczos3_bands(length: int, size: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """The weights in bands of 32 outputs with the few inputs that reach them: skipping the zeros makes it 2-3 times faster."""
+def _lanczos3_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The weights without their zeros: int64 [size], the first input of each output, and float32 [size, K] for the K inputs from there on.
+
+    K is a multiple of four where the image is large enough, because the kernel takes four taps at a time.
+    """
     weights = lanczos3_weights(length, size)
-    bands = []
-    for start in range(0, size, 32):
-        band = weights[start : start + 32]
-        used = np.flatnonzero(band.any(0))
-        inputs = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(start, start + 32), inputs, np.ascontiguousarray(band[:, inputs])))
-    return bands
+    used = weights != 0
+    first, last = used.argmax(1), length - 1 - used[:, ::-1].argmax(1)
+    num_taps = min(-(-int((last - first).max() + 1) // 4) * 4, length)
+    first = np.minimum(first, length - num_taps).astype(np.int64)
+    return first, np.take_along_axis(weights, first[:, None] + np.arange(num_taps), axis=1)
 
 
 def lanczos3_weights(length: int, size: int) -> np.ndarray:
@@ -158,6 +153,10 @@ class AugmentationDraw:
     saturation: np.ndarray  # factor on HSV saturation
     hue: np.ndarray  # added to HSV hue in [0, 1)
 
+    def rows(self) -> np.ndarray:
+        """float32 [B, 6], the fields side by side: how a draw travels in a Sample and a Batch."""
+        return np.stack([getattr(self, item.name) for item in fields(self)], axis=1)
+
 
 def draw_augmentation(rng: np.random.Generator, equal_crop_offsets: bool = False) -> AugmentationDraw:
     """The draw of one sample (B = 1): crop of 0.9 of the area, brightness +-0.2, contrast and saturation 0.8-1.2, hue +-0.05.
@@ -182,10 +181,18 @@ def stack_draws(draws: Sequence[AugmentationDraw]) -> AugmentationDraw:
 
 
 def augment_cpu(images: np.ndarray, draw: AugmentationDraw) -> np.ndarray:
-    """uint8 [N, S, S, 3]: the cameras of one sample, cropped and coloured."""
-    import torch
+    """uint8 [N, S, S, 3]: the cameras of one sample, cropped and coloured; `augment_batch` on the CPU, several times faster."""
+    from prismatic.vla import image_kernels
 
-    return augment_batch(torch.tensor(images)[None], draw)[0].numpy()
+    size = images.shape[1]
+    steps = np.linspace(0, CROP_AREA_FRACTION**0.5, size, dtype=np.float32)
+    rows, columns = ((offset + steps) * np.float32(size - 1) for offset in (draw.crop_y[0], draw.crop_x[0]))
+    planes = np.empty((3, size, size), np.float32)
+    augmented = np.empty_like(images)
+    for image, out in zip(images, augmented, strict=True):
+        means = image_kernels.crop_and_brighten(image, rows, columns, draw.brightness[0], planes)
+        image_kernels.adjust_colour(planes, means, draw.contrast[0], draw.saturation[0], draw.hue[0], out)
+    return augmented
 
 
 def augment_batch(images: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
@@ -196,12 +203,35 @@ def augment_batch(images: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:
     """
     import torch
 
+    return _augment_rows(images, torch.from_numpy(draw.rows()))
+
+
+def prepare_on_device(batch: Batch, image_size: int) -> Batch:
+    """The batch with images uint8 [B, N, S, S, 3]: resized where they lie and, if it carries draws, augmented."""
+    return replace(batch, images=prepare_batch_on_device(batch.images, batch.draws, image_size), draws=None)
+
+
+def prepare_batch_on_device(images: torch.Tensor, draws: torch.Tensor | None, image_size: int) -> torch.Tensor:
+    """uint8 [B, N, S, S, 3] out of decoded frames uint8 [B, N, H, W, 3] and draws float32 [B, 6], on the device of `images`.
+
+    The pixels of `resize_lanczos3` and `augment_cpu` with the same draws, within 1 level (rounding). Always computed in float32, whatever
+    autocast says.
+
+    Raises:
+        ValueError: the draws are for another number of samples.
+    """
+    import torch
+
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        resized = resize_lanczos3_batch(images, image_size)
+        return resized if draws is None else _augment_rows(resized, draws)
+
+
+def _augment_rows(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     batch, cameras, height, width, channels = images.shape
-    if len(draw.hue) != batch:
-        raise ValueError(f"the augmentation draw is for {len(draw.hue)} samples, the batch has {batch}")
-    crop_y, crop_x, brightness, contrast, saturation, hue = (
-        torch.from_numpy(getattr(draw, item.name)).to(images.device) for item in fields(AugmentationDraw)
-    )
+    if len(draws) != batch:
+        raise ValueError(f"the augmentation draw is for {len(draws)} samples, the batch has {batch}")
+    crop_y, crop_x, brightness, contrast, saturation, hue = draws.to(images.device).unbind(1)
     pixels = images.permute(0, 4, 1, 2, 3).float().div_(255)  # [B, 3, N, S, S]
     pixels = pixels.reshape(batch, channels * cameras, height, width)
     pixels = _crop_and_resize(pixels, crop_y, crop_x, CROP_AREA_FRACTION**0.5).view(batch, channels, cameras, height, width)
@@ -280,7 +310,14 @@ def resize_lanczos3_batch(images: torch.Tensor, size: int) -> torch.Tensor:
     height, width = images.shape[-3:-1]
     if (height, width) == (size, size):
         return images
-    rows, columns = (torch.from_numpy(lanczos3_weights(length, size)).to(images.device) for length in (height, width))
+    rows, columns = (_device_weights(length, size, images.device) for length in (height, width))
     planes = images.movedim(-1, -3).float()  # [..., 3, H, W]
     resized = rows @ (planes @ columns.T)  # [..., 3, S, S]
     return resized.round_().clamp_(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
+
+
+@lru_cache(maxsize=32)
+def _device_weights(length: int, size: int, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(lanczos3_weights(length, size)).to(device)

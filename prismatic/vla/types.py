@@ -67,11 +67,12 @@ class ActionChunk:
 class Sample:
     """One training sample: what is seen at one step and the chunk of actions that follows."""
 
-    images: np.ndarray  # uint8 [N, S, S, 3], cameras in the policy's order
+    images: np.ndarray  # uint8 [N, S, S, 3], cameras in the policy's order; as recorded if the device prepares them
     instruction: str
     actions: np.ndarray  # float32 [H, A], normalised
     proprio: np.ndarray | None  # float32 [P], normalised; None when the policy does not use it
     sample_id: int  # position in the data set, for messages and resuming
+    draw: np.ndarray | None = None  # float32 [6]: how the device is to augment it (`images.AugmentationDraw`); None: not at all
 
 
 def _no_sample_ids() -> torch.Tensor:
@@ -84,13 +85,14 @@ def _no_sample_ids() -> torch.Tensor:
 class Batch:
     """B samples as tensors, prompts padded on the right to the same T."""
 
-    images: torch.Tensor  # uint8 [B, N, S, S, 3]
+    images: torch.Tensor  # uint8 [B, N, S, S, 3]; as recorded until `images.prepare_on_device`, if the device prepares them
     input_ids: torch.Tensor  # int64 [B, T]
     attention_mask: torch.Tensor  # bool [B, T], False on padding
     labels: torch.Tensor  # int64 [B, T], IGNORE_INDEX everywhere but on action ids and the stop token
     actions: torch.Tensor  # float32 [B, H, A], normalised
     proprio: torch.Tensor | None  # float32 [B, P], normalised
     sample_ids: torch.Tensor = field(default_factory=_no_sample_ids)  # int64 [B]
+    draws: torch.Tensor | None = None  # float32 [B, 6]: the random numbers of an augmentation that the device still has to do
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""

@@ -207,3 +207,29 @@ def test_familiar_functions(workplace: Path, name: str) -> None:
         get_vla_action(cfg, vla, get_processor(cfg), obs, "Pick up the bowl", torch.nn.Linear(1, 1))
     closed = invert_gripper_action(normalize_gripper_action(np.array([[0.0, 0.9], [0.0, 0.1]])))
     np.testing.assert_array_equal(closed[:, -1], [-1, 1])
+
+
+def test_device_augmentation_trains_and_default_instruction_is_used(workplace: Path) -> None:
+    """Workers only decode; the images reach the model at its size, for training and validation alike."""
+    config = FinetuneConfig(
+        vla_path=str(workplace / "base"),
+        data_root_dir=workplace / "data",
+        dataset_name=DATASET,
+        run_root_dir=workplace,
+        run_id_override="device",
+        device_augmentation=True,
+        default_instruction="do the task",
+        num_images_in_input=2,
+        use_proprio=True,
+        batch_size=4,
+        max_steps=2,
+        save_freq=2,
+        wandb_log_freq=1,
+        num_workers=0,
+        lora_rank=4,
+        use_val_set=True,
+    )
+    finetune(config)
+    rows = [json.loads(line) for line in (workplace / "device" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
+    assert np.isfinite(predict(workplace / "device--2_chkpt")).all()

@@ -14,6 +14,7 @@ from prismatic.vla.images import AugmentationDraw, draw_augmentation
 RESIZES = ((256, 256, 224), (480, 640, 224), (48, 64, 224), (37, 91, 64))
 SIDES = (64, 224)
 NUM_DRAWS = 6
+_LARGEST = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 
 
 def encoded_images() -> dict[str, bytes]:
@@ -40,6 +41,20 @@ def _save(image: Image.Image, kind: str, **settings: Any) -> bytes:
 def draws() -> list[AugmentationDraw]:
     rng = np.random.default_rng(0)
     return [draw_augmentation(rng, equal_crop_offsets=number % 2 == 1) for number in range(NUM_DRAWS)]
+
+
+def single_draws() -> dict[str, AugmentationDraw]:
+    """One operation each, away from its neutral value; the crop is there always, in the middle unless it is the operation."""
+    middle = (1 - 0.9**0.5) / 2
+    neutral = {"crop_y": middle, "crop_x": middle, "brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+    changes: dict[str, dict[str, float]] = {
+        "crop": {"crop_y": 0.01, "crop_x": 0.045},
+        **{f"{name}_{sign}": {name: neutral[name] + sign * size} for name, size in _LARGEST.items() for sign in (-1, 1)},
+    }
+    return {
+        name: AugmentationDraw(**{key: np.array([value], np.float32) for key, value in (neutral | change).items()})
+        for name, change in changes.items()
+    }
 
 
 def frames(side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from rlds_writer import make_episode, serialize_example, smooth_image
-from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames
+from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames, single_draws
 
 from prismatic.vla.images import AugmentationDraw
 
@@ -133,6 +133,8 @@ def main(folder: Path) -> None:
         augmented[f"center_{side}"] = _convert(_crop(tf.image.convert_image_dtype(frames(side), tf.float32), offset, offset))
         for number, draw in enumerate(draws()):
             augmented[f"draw_{side}_{number}"] = _augment(frames(side), draw)
+        for name, draw in single_draws().items():
+            augmented[f"{name}_{side}"] = _augment(frames(side), draw)
     np.savez(folder / "augmented.npz", **augmented)
     example = tf.train.Example.FromString(serialize_example(make_episode(3)))
     np.savez(

@@ -17,9 +17,9 @@ ROOMS = {
     "prismatic/policy": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets"},
     "prismatic/training": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets", "prismatic/policy"},
     "prismatic/serving": {"prismatic/vla", "prismatic/models", "prismatic/policy"},
-    "prismatic/conversion": {"prismatic/vla", "prismatic/models", "prismatic/policy"},
+    "prismatic/conversion": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/vla/datasets"},
 }
-HEAVY = {"tensorflow", "tensorflow_datasets", "metaworld", "mujoco", "wandb", "peft", "bitsandbytes", "matplotlib", "av"}
+HEAVY = {"tensorflow", "tensorflow_datasets", "metaworld", "mujoco", "wandb", "peft", "bitsandbytes", "matplotlib", "av", "pyarrow"}
 
 
 def _room(path: str) -> str | None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prismatic.models.attention import ATTENTION_BACKENDS, Attention, get_attention, sdpa_attention
+from prismatic.models.attention import ATTENTION_BACKENDS, Attention, attend_packed, get_attention, sdpa_attention
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.adapters import add_lora
+from prismatic.policy.spec import LoraSpec
 
 ON_CPU = ("sdpa", "eager", "flex_attention")
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=64, llm_layers=2, llm_heads=2, llm_mlp_dim=64)
@@ -87,11 +89,52 @@ def _hides_too_much(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     ],
 )
 @pytest.mark.parametrize("layer", [0, -1])
-def test_self_test_refuses(attention: Attention, symptom: str, layer: int) -> None:
-    model = _model("sdpa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_self_test_refuses(attention: Attention, symptom: str, layer: int, dtype: torch.dtype) -> None:
+    model = _model("sdpa").to(dtype)
     model.language_model.model.layers[layer].self_attn._attend = attention
     with pytest.raises(ValueError, match=f"{symptom}.*'sdpa', torch .* use attn_implementation='sdpa'"):
         check_bidirectional(model)
+
+
+def test_self_test_refuses_what_is_not_finite() -> None:
+    model = _model("sdpa")
+    model.language_model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="layer 1: it gives NaN or infinity"):
+        check_bidirectional(model)
+
+
+def test_self_test_passes_with_unmerged_adapters() -> None:
+    model = _model("sdpa")
+    add_lora(model, LoraSpec(4))
+    check_bidirectional(model)
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, _: torch.Tensor, *longest: int
+) -> torch.Tensor:
+    """What a kernel for packed samples computes, [tokens, G, K], sample by sample."""
+    assert starts.dtype == torch.int32
+    assert min(longest) >= int(starts.diff().max())
+    results = []
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        rows = [part[begin:end].transpose(0, 1)[None] for part in (query, key, value)]
+        results.append(sdpa_attention(*rows, None)[0].transpose(0, 1))
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_packed_samples_agree_with_padded_ones(heads: tuple[torch.Tensor, ...], side: str) -> None:
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, slice(13, None) if side == "right" else slice(None, 7)] = False
+    real = mask[:, None, :, None]
+    padded, packed = ([part.clone().requires_grad_() for part in heads] for _ in range(2))
+    expected, found = sdpa_attention(*padded, mask) * real, attend_packed(_one_by_one, *packed, mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for one, other in zip(packed, padded, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_backend_suggests_a_near_one() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rlds_writer import Episode, make_episode, write_dataset
 from torch.utils.data import DataLoader
 
@@ -14,7 +15,7 @@ from prismatic.vla.datasets.dataset import DatasetOptions, FrameCache, TrainingD
 from prismatic.vla.datasets.rlds.oxe import configs, mixtures
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
-from prismatic.vla.images import decode_image, resize_lanczos3
+from prismatic.vla.images import decode_image, prepare_batch_on_device, resize_lanczos3
 from prismatic.vla.normalization import unnormalize
 from prismatic.vla.types import Sample
 
@@ -124,7 +125,7 @@ def test_the_frame_cache_changes_nothing_and_is_shared_by_workers(tmp_path: Path
     assert plain.cache is None
     assert cached.cache is not None
     loaded = [sample for batch in DataLoader(cached, batch_size=2, num_workers=2, collate_fn=list) for sample in batch]
-    monkeypatch.setattr("prismatic.vla.datasets.dataset.decode_image", lambda encoded: pytest.fail("decoded again"))
+    monkeypatch.setattr("prismatic.vla.datasets.frames.decode_image", lambda encoded: pytest.fail("decoded again"))
     for sample in loaded:
         np.testing.assert_array_equal(cached[sample.sample_id].images, sample.images)
     monkeypatch.undo()
@@ -260,3 +261,48 @@ def test_fewer_joints_are_padded_by_none_columns(tmp_path: Path, monkeypatch: py
     assert sample.proprio is not None
     assert sample.proprio.shape == (8,)
     assert (sample.proprio[5:] == 0).all()
+
+
+def test_episodes_without_instruction_take_the_default(tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, default_instruction=" lift the cup ")
+    data = _load(tmp_path, [make_episode(4), make_episode(5, seed=1, instruction="")], options).train
+    assert len(data) == 9
+    assert [data[sample].instruction for sample in (0, 8)] == ["push the button", "lift the cup"]
+    with pytest.raises(ValueError, match="--default_instruction is empty"):
+        dataclasses.replace(OPTIONS, default_instruction=" ")
+
+
+def test_an_empty_train_split_is_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "metaworld_demo", {"val": [make_episode(3)], "train": []})
+    with pytest.raises(ValueError, match="no split 'train'; found: val"):
+        load_training_data(resolve_datasets("metaworld_demo", tmp_path), OPTIONS)
+
+
+def test_the_device_gets_recorded_frames_and_draws_that_give_the_same_pixels(tmp_path: Path) -> None:
+    specs = _specs(tmp_path, [make_episode(6, size=40)])
+    options = dataclasses.replace(OPTIONS, augment=True)
+    on_cpu = load_training_data(specs, options).train
+    on_device = load_training_data(specs, dataclasses.replace(options, device_augmentation=True)).train
+    for key in (SampleKey(2, 0), SampleKey(5, 3)):
+        recorded, expected = on_device[key], on_cpu[key]
+        assert recorded.images.shape == (2, 40, 40, 3)
+        assert expected.draw is None
+        assert recorded.draw is not None
+        prepared = prepare_batch_on_device(torch.from_numpy(recorded.images[None]), torch.from_numpy(recorded.draw[None]), 24)
+        assert np.abs(prepared[0].numpy().astype(int) - expected.images).mean() < 0.1
+        np.testing.assert_array_equal(recorded.actions, expected.actions)
+
+
+def test_cameras_of_different_sizes_are_resized_by_the_worker(tmp_path: Path) -> None:
+    episode = {**make_episode(3, size=40), "observation/wrist_image": make_episode(3, size=32)["observation/wrist_image"]}
+    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, augment=True, device_augmentation=True)).train
+    assert data[0].images.shape == (2, 24, 24, 3)
+    assert data[0].draw is not None  # the device still augments
+
+
+def test_frames_that_change_size_within_a_set_are_named(tmp_path: Path) -> None:
+    episode = make_episode(3, size=40)
+    episode["observation/image"][2] = make_episode(1, size=32)["observation/image"][0]
+    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, device_augmentation=True)).train
+    with pytest.raises(ValueError, match="sample 2: camera 'primary' recorded 32 x 32"):
+        data[2]

@@ -20,6 +20,7 @@ from prismatic.vla.images import (
     draw_augmentation,
     encode_jpeg,
     lanczos3_weights,
+    prepare_batch_on_device,
     prepare_image,
     resize_lanczos3,
     resize_lanczos3_batch,
@@ -186,3 +187,37 @@ def test_augmentation_does_not_alter_its_input() -> None:
 
 def test_importing_images_does_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", "import sys, prismatic.vla.images; assert 'torch' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (60, 80), (48, 48)])
+def test_preparing_a_batch_gives_the_pixels_of_the_cpu_path(height: int, width: int) -> None:
+    rng = np.random.default_rng(3)
+    frames = np.stack([[smooth_image(10 * sample + camera, height, width) for camera in range(2)] for sample in range(3)])
+    draws = [draw_augmentation(rng) for _ in range(3)]
+    prepared = prepare_batch_on_device(torch.from_numpy(frames), torch.from_numpy(stack_draws(draws).rows()), 48).numpy()
+    assert prepared.shape == (3, 2, 48, 48, 3)
+    for sample, draw in enumerate(draws):
+        expected = augment_cpu(np.stack([resize_lanczos3(frame, 48) for frame in frames[sample]]), draw)
+        difference = np.abs(prepared[sample].astype(int) - expected)
+        assert difference.mean() < 0.1
+        assert difference.max() <= 2
+    plain = prepare_batch_on_device(torch.from_numpy(frames), None, 48).numpy()
+    assert np.abs(plain[0, 0].astype(int) - resize_lanczos3(frames[0, 0], 48)).max() <= 1
+    with pytest.raises(ValueError, match="2 samples, the batch has 3"):
+        prepare_batch_on_device(torch.from_numpy(frames), torch.zeros(2, 6), 48)
+
+
+def test_preparing_is_exact_under_autocast() -> None:
+    frames = torch.tensor(smooth_image(1, 60, 80)[None, None])
+    expected = resize_lanczos3_batch(frames, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(prepare_batch_on_device(frames, None, 48), expected)
+
+
+def test_read_only_and_strided_images_are_resized_alike() -> None:
+    image = smooth_image(8, 40, 60)
+    frozen = image.copy()
+    frozen.setflags(write=False)
+    np.testing.assert_array_equal(resize_lanczos3(frozen, 24), resize_lanczos3(image, 24))
+    turned = image[::-1, ::-1]
+    np.testing.assert_array_equal(resize_lanczos3(turned, 24), resize_lanczos3(turned.copy(), 24))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ import numpy as np
 import pytest
 from rlds_writer import Episode, make_episode, write_dataset
 
-from prismatic.vla.datasets import index as index_module
 from prismatic.vla.datasets.index import CACHE_FOLDER, EpisodeIndex, load_index, source_of
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import Trajectory, identity_dataset_transform, libero_dataset_transform
@@ -95,15 +96,31 @@ def test_a_read_only_folder_falls_back_to_the_user_cache_then_to_memory(
     assert "cannot be cached" in caplog.text
 
 
-def test_nothing_half_written_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = _write(tmp_path, make_episode(4))
+def _load_with_little_room(folder: Path, cache: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit then fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    assert _load(folder, cache_dir=cache).num_episodes == 1
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index_module.np, "save", full)
-    assert _load(folder, cache_dir=tmp_path / "cache").num_episodes == 1
+def test_nothing_half_written_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
+    folder = _write(tmp_path, make_episode(400, size=1))  # 6400 bytes of actions
+    process = multiprocessing.get_context("fork").Process(target=_load_with_little_room, args=(folder, tmp_path / "cache"))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
+
+
+def test_a_key_that_the_transform_needs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"libero_dataset_transform needs the key 'state'.*did you mean states"):
+        _load(
+            _write(tmp_path, _rename(make_episode(3, action_dim=7), "observation/state", "observation/states")),
+            transform=libero_dataset_transform,
+        )
+
+
+def _rename(episode: Episode, old: str, new: str) -> Episode:
+    return {new if key == old else key: values for key, values in episode.items()}
 
 
 def _build_and_count(folder: Path, cache: Path, barrier: Any, builds: Any) -> None:
@@ -155,6 +172,7 @@ def _spoil(**changes: Any) -> Episode:
         ),
         (_spoil(**{"observation/state": np.full((3, 4), np.inf, np.float32)}), "'state' is inf at step 0.*12 such values"),
         (_spoil(**{"observation/image": np.zeros((3, 8), np.float32)}), "'image' should hold encoded images, found float32"),
+        (_spoil(**{"observation/image": ["a", "b", "c"]}), "'image' should hold encoded images, found object"),
         (_spoil(**{"observation/state": ["a", "b", "c"]}), "'state' should be numbers"),
         (_spoil(**{"action": np.zeros((2, 4), np.float32)}), "2 actions but 3 steps"),
         (_spoil(**{"action/arm": np.zeros((3, 4), np.float32)} | {"action": None}), "group of"),

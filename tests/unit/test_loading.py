@@ -83,13 +83,13 @@ def test_an_unknown_attention_backend_is_refused_before_anything_is_read(tmp_pat
 
 def test_a_damaged_component_is_named(tmp_path: Path) -> None:
     (tmp_path / "action_head--1_checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="action_head--1_checkpoint.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"action_head--1_checkpoint\.pt cannot be read"):
         read_component(tmp_path, ACTION_HEAD)
 
 
 def test_a_component_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": Path("x")}, tmp_path / "action_head--1_checkpoint.pt")
-    with pytest.raises(ValueError, match="action_head--1_checkpoint.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"action_head--1_checkpoint\.pt cannot be read"):
         read_component(tmp_path, ACTION_HEAD)
 
 

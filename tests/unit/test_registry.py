@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import inspect
+import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.index import source_of
 from prismatic.vla.datasets.rlds.oxe import configs, mixtures
 from prismatic.vla.datasets.rlds.oxe.configs import (
     OXE_DATASET_CONFIGS,
@@ -18,23 +23,67 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     as_entry,
     find_entry,
 )
+from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_dataset_transform
 
+REPOSITORY = Path(__file__).parents[2]
+
+# Entries of ours, beside the published ones.
+OWN = {"metaworld_demo", "single_joint_task_sample", "single_eef_task_sample", "dual_joint_task_sample", "dual_eef_task_sample"}
+
 
 @pytest.mark.parametrize("name", OXE_DATASET_CONFIGS)
-def test_every_entry_names_a_platform_and_a_transform_that_exist(name: str) -> None:
+def test_every_entry_can_be_used(name: str) -> None:
     entry = find_entry(name)
-    assert entry.robot_platform in ROBOT_PLATFORMS
-    assert next(iter(entry.cameras)) == "primary"
+    assert entry.cameras
     find_transform(name, entry.transform)
-    platform = ROBOT_PLATFORMS[entry.robot_platform]
-    assert action_normalization_mask(entry.action_encoding, platform.action_dim).shape == (platform.action_dim,)
+    if entry.robot_platform is not None:
+        platform = ROBOT_PLATFORMS[entry.robot_platform]
+        assert action_normalization_mask(entry.action_encoding, platform.action_dim).shape == (platform.action_dim,)
+
+
+def test_the_75_published_names_hold_48_distinct_entries() -> None:
+    names = set(OXE_DATASET_CONFIGS) - OWN
+    assert len(names) == 75
+    described = set()
+    for name in names:
+        entry = find_entry(name)
+        cameras, depth = sorted(entry.cameras.items()), sorted(entry.depth_obs_keys.items())
+        described.add(repr((cameras, depth, entry.state_obs_keys, entry.state_encoding, entry.action_encoding)))
+    assert len(described) == 48
+
+
+@pytest.mark.parametrize("name", [*sorted(OWN), "bridge_orig", "bridge_oxe", "libero_10_no_noops"])
+def test_robots_that_are_known_need_no_flag(name: str) -> None:
+    assert find_entry(name).robot_platform in ROBOT_PLATFORMS
 
 
 @pytest.mark.parametrize("name", mixtures.OXE_NAMED_MIXTURES)
-def test_every_mixture_names_entries_that_exist(name: str) -> None:
-    assert all(part in OXE_DATASET_CONFIGS and weight > 0 for part, weight in mixtures.OXE_NAMED_MIXTURES[name])
+def test_every_mixture_names_entries_that_exist_once_each(name: str) -> None:
+    parts = mixtures.OXE_NAMED_MIXTURES[name]
+    assert all(part in OXE_DATASET_CONFIGS and weight > 0 for part, weight in parts)
+    assert len({part for part, _ in parts}) == len(parts)
+
+
+# Number of data sets and sum of the weights of the published lists (rtx_franka without its four repetitions).
+@pytest.mark.parametrize(
+    ("name", "count", "total"),
+    [
+        ("bridge", 1, 1.0),
+        ("bridge_rt_1", 2, 2.0),
+        ("rtx", 10, 14.3749758),
+        ("rtx_franka", 24, 36.5749758),
+        ("oxe_magic_soup", 23, 29.5749758),
+        ("oxe_magic_soup_plus", 27, 31.0349758),
+        ("oxe_magic_soup_plus_minus", 25, 31.3341046),
+        ("libero_4_task_suites_no_noops", 4, 4.0),
+    ],
+)
+def test_published_mixtures_have_their_weights(name: str, count: int, total: float) -> None:
+    weights = [weight for _, weight in mixtures.OXE_NAMED_MIXTURES[name]]
+    assert len(weights) == count
+    assert sum(weights) == pytest.approx(total, abs=1e-6)
 
 
 def test_published_numbers_of_the_encodings() -> None:
@@ -90,8 +139,8 @@ def test_a_pasted_dictionary_is_an_entry() -> None:
 def test_mistakes_in_an_entry_name_it() -> None:
     with pytest.raises(ValueError, match=r"'mine'.*unknown key 'image_keys'.*image_obs_keys"):
         as_entry("mine", {"image_keys": {}})
-    with pytest.raises(ValueError, match=r"'mine'.*primary"):
-        as_entry("mine", {"image_obs_keys": {"wrist": "image"}})
+    with pytest.raises(ValueError, match=r"'mine'.*needs a key for a camera.*primary"):
+        as_entry("mine", {"image_obs_keys": {"primary": None, "wrist": None}})
     with pytest.raises(ValueError, match="camera 'left_wrst'; did you mean left_wrist"):
         DatasetEntry(image_obs_keys={"primary": "image", "left_wrst": "x"})
     with pytest.raises(ValueError, match="aux_kwargs"):
@@ -108,7 +157,7 @@ def test_cameras_come_primary_first_then_wrists_whatever_the_order_of_the_entry(
 def test_libero_gripper_is_clipped_and_inverted_and_nothing_given_is_altered() -> None:
     action = np.array([[0.1] * 6 + [-1], [0.2] * 6 + [1]], np.float32)
     state = np.arange(16, dtype=np.float32).reshape(2, 8)
-    trajectory = {"action": action, "observation": {"state": state}}
+    trajectory: dict[str, Any] = {"action": action, "observation": {"state": state}}
     result = libero_dataset_transform(trajectory)
     assert result["action"][:, -1].tolist() == [1, 0]
     np.testing.assert_array_equal(result["observation"]["gripper_state"], state[:, 6:])
@@ -182,5 +231,68 @@ def test_widths_that_contradict_the_platform_name_file_and_fix(tmp_path: Path) -
     spec.check_widths(4, None)
     with pytest.raises(ValueError, match=r"actions of 7 dimensions.*METAWORLD expects 4.*configs\.py.*constants\.py.*LIBERO"):
         spec.check_widths(7, 4)
+    for name, pattern in (("configs.py", '"metaworld_demo"'), ("constants.py", 'name="METAWORLD"')):
+        with pytest.raises(ValueError, match=rf"{re.escape(name)}:\d+") as raised:
+            spec.check_widths(7, 4)
+        found = re.search(rf"(\S+{re.escape(name)}):(\d+)", str(raised.value))
+        assert found is not None
+        assert pattern in (REPOSITORY / found[1]).read_text().splitlines()[int(found[2]) - 1]
     with pytest.raises(ValueError, match=r"states of 39 dimensions.*state_obs_keys.*platforms with proprio_dim 39: none"):
         spec.check_widths(4, 39)
+
+
+def test_a_state_that_is_too_narrow_suggests_padding(tmp_path: Path) -> None:
+    _write(tmp_path, "single_joint_task_sample", action_dim=8, state_dim=5)
+    (spec,) = resolve_datasets("single_joint_task_sample", tmp_path)
+    with pytest.raises(ValueError, match=r'To pad 5 to 8 with zeros: state_obs_keys=\("state", None, None, None\)'):
+        spec.check_widths(8, 5)
+    with pytest.raises(ValueError, match="states of 9") as raised:
+        spec.check_widths(8, 9)
+    assert "pad" not in str(raised.value)
+
+
+def test_an_entry_that_stands_in_no_file_names_the_file() -> None:
+    assert entry_location("no_such_entry") == "prismatic/vla/datasets/rlds/oxe/configs.py"
+    assert platform_location("NO_SUCH_ROBOT") == "prismatic/vla/constants.py"
+    assert entry_location("droid_wipe").startswith("prismatic/vla/datasets/rlds/oxe/configs.py:")
+
+
+def test_a_published_mixture_refuses_a_data_set_that_is_absent(tmp_path: Path) -> None:
+    _write(tmp_path, "bridge_orig")
+    with pytest.raises(ValueError, match="fractal20220817_data"):
+        resolve_datasets("bridge_rt_1", tmp_path, robot_platform="BRIDGE")
+
+
+def test_a_published_entry_without_platform_names_its_line(tmp_path: Path) -> None:
+    _write(tmp_path, "taco_play")
+    with pytest.raises(ValueError, match=r"'taco_play' does not say which robot.*configs\.py:\d+.*--robot_platform; platforms: LIBERO"):
+        resolve_datasets("taco_play", tmp_path)
+
+
+def test_a_wrist_camera_alone_is_enough(tmp_path: Path) -> None:
+    _write(tmp_path, "berkeley_gnm_recon")
+    specs = resolve_datasets("berkeley_gnm_recon", tmp_path, robot_platform="LIBERO")
+    assert select_policy_cameras(specs, 1) == ("wrist",)
+
+
+def test_a_resolved_spec_survives_pickling_and_its_transform_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "bridge_orig")
+    (spec,) = resolve_datasets("bridge_orig", tmp_path)
+    (again,) = pickle.loads(pickle.dumps((spec,)))
+    assert inspect.unwrap(again.transform) is find_transform("bridge_orig", None)
+    assert "binarize_gripper_actions" in source_of(again.transform)
+
+
+def test_a_published_entry_pasted_as_it_stands_is_the_same_as_ours() -> None:
+    pasted = {
+        "image_obs_keys": {"primary": "image", "secondary": "top_image", "wrist": "wrist45_image"},
+        "depth_obs_keys": {"primary": None, "secondary": None, "wrist": None},
+        "state_obs_keys": ["robot_state", None],
+        "state_encoding": StateEncoding.JOINT,
+        "action_encoding": ActionEncoding.EEF_POS,
+    }
+    entry, ours = as_entry("mine", pasted), find_entry("berkeley_cable_routing")
+    assert entry.cameras == ours.cameras
+    for field in ("state_obs_keys", "state_encoding", "action_encoding"):
+        assert getattr(entry, field) == getattr(ours, field)
+    assert not any(entry.depth_obs_keys.values())

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from rlds_writer import make_episode, smooth_image
-from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames
+from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames, single_draws
 
 from prismatic.vla.datasets.episodes import IMAGE_REF
-from prismatic.vla.datasets.rlds.source import RldsSource, find_dataset_folder
+from prismatic.vla.datasets.rlds.source import RldsSource
+from prismatic.vla.datasets.sources import find_dataset_folder
 from prismatic.vla.images import (
     augment_batch,
     augment_cpu,
@@ -85,6 +86,17 @@ def test_augmentation_within_one_level(oracle: Path, side: int) -> None:
             difference = np.abs(augmented - expected[f"draw_{side}_{number}"].astype(int))
             assert difference.max() <= 1, draw
             assert difference.mean() < 0.01, draw
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", list(single_draws()))
+def test_each_operation_within_one_level(oracle: Path, side: int, name: str) -> None:
+    expected, draw = np.load(oracle / "augmented.npz")[f"{name}_{side}"].astype(int), single_draws()[name]
+    on_cpu, on_device = augment_cpu(frames(side), draw), augment_batch(torch.tensor(frames(side))[None], draw)[0].numpy()
+    for augmented in (on_cpu, on_device):
+        difference = np.abs(augmented - expected)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.01
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

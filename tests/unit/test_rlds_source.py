@@ -8,8 +8,9 @@ import pytest
 from rlds_writer import make_episode, smooth_image, write_dataset
 
 from prismatic.vla.datasets.episodes import IMAGE_REF
-from prismatic.vla.datasets.rlds.source import RldsSource, find_dataset_folder
+from prismatic.vla.datasets.rlds.source import RldsSource
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError
+from prismatic.vla.datasets.sources import find_dataset_folder
 from prismatic.vla.images import encode_jpeg
 
 
@@ -64,7 +65,7 @@ def test_a_missing_folder_lists_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data_root_dir .* is not a folder"):
         find_dataset_folder(tmp_path / "nowhere", "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no version folder"):
+    with pytest.raises(ValueError, match=r"holds no recordings.*found: nothing"):
         find_dataset_folder(tmp_path, "empty")
 
 

@@ -39,6 +39,8 @@ class Collator:
             labels[row, : len(row_labels)] = torch.tensor(row_labels)
         proprio = [sample.proprio for sample in samples if sample.proprio is not None]
         assert len(proprio) in (0, len(samples)), "all samples of a run carry proprio, or none"
+        draws = [sample.draw for sample in samples if sample.draw is not None]
+        assert len(draws) in (0, len(samples)), "all samples of a run are augmented on the device, or none"
         return Batch(
             images=torch.from_numpy(np.stack([sample.images for sample in samples])),
             input_ids=input_ids,
@@ -47,6 +49,7 @@ class Collator:
             actions=torch.from_numpy(np.stack([sample.actions for sample in samples])),
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             sample_ids=torch.tensor([sample.sample_id for sample in samples]),
+            draws=torch.from_numpy(np.stack(draws)) if draws else None,
         )
 
     def _tokens(self, sample: Sample) -> tuple[list[int], list[int]]:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import logging
 import mmap
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,10 @@ from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
-from prismatic.vla.datasets.rlds.source import RldsSource
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
+from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
-from prismatic.vla.images import augment_cpu, decode_image, draw_augmentation, resize_lanczos3
+from prismatic.vla.images import augment_cpu, draw_augmentation, resize_lanczos3
 from prismatic.vla.normalization import Bounds, normalize
 from prismatic.vla.types import Sample
 
@@ -39,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 TAILS = ("repeat", "published")
 _VAL_SPLITS = ("val", "validation")
-_MAX_OPEN_FILES = 256
 _SPLIT_SEED = 0  # episodes split off for validation stay the same whatever the seed of the run
 
 
@@ -56,49 +53,16 @@ class DatasetOptions:
     tail: str = "repeat"  # one of TAILS
     equal_crop_offsets: bool = False  # as published: the random crop's x and y offsets are equal
     statistics_over_all_splits: bool = False  # as published, episodes without instruction included
-    frame_cache_bytes: int = 2**30  # keep decoded frames in shared memory if all of them fit; 0: never
+    device_augmentation: bool = False  # leave resize and augmentation to `images.prepare_on_device`; workers only decode
+    default_instruction: str | None = None  # for episodes that have none; None: such episodes are left out
+    frame_cache_bytes: int = 2**28  # keep decoded frames in shared memory if all of them fit (small sets); 0: never
     cache_dir: Path | None = None  # for the index; None: with the data, or the user's cache folder
 
     def __post_init__(self) -> None:
         if self.tail not in TAILS:
             raise ValueError(f"tail is {self.tail!r}; choose one of {', '.join(TAILS)}")
-
-
-class FrameReader:
-    """Reads single encoded images out of big files, which stay open; safe to carry into forked worker processes."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = tuple(files)
-        self._descriptors: OrderedDict[int, int] = OrderedDict()
-
-    def read(self, reference: np.void) -> np.ndarray:
-        """uint8 [height, width, 3] of one IMAGE_REF.
-
-        Raises:
-            ValueError: the image is cut off or damaged; the message names file and byte offset.
-        """
-        file, offset, length = (int(reference[name]) for name in ("file", "offset", "length"))
-        encoded = os.pread(self._descriptor(file), length, offset)
-        try:
-            return decode_image(encoded)
-        except ValueError as error:
-            raise ValueError(f"{self._files[file]}, image at byte {offset} ({length} bytes): {error}") from error
-
-    def _descriptor(self, file: int) -> int:
-        descriptor = self._descriptors.pop(file, None)
-        if descriptor is None:
-            if len(self._descriptors) >= _MAX_OPEN_FILES:
-                os.close(self._descriptors.popitem(last=False)[1])
-            descriptor = os.open(self._files[file], os.O_RDONLY)
-        self._descriptors[file] = descriptor  # most recently used last
-        return descriptor
-
-    def __del__(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files, "_descriptors": OrderedDict()}
+        if self.default_instruction is not None and not self.default_instruction.strip():
+            raise ValueError("--default_instruction is empty; give the text of the task, or leave the flag out")
 
 
 class FrameCache:
@@ -136,7 +100,7 @@ class RobotDataset:
         self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
         self.relative = ~absolute_action_mask(spec.entry.action_encoding, index.actions.shape[1])  # bool [A]
         self.columns = [index.cameras.index(camera) for camera in options.cameras]
-        self.reader = FrameReader(index.files)
+        self.reader = index.reader
         lengths = index.lengths[episodes]
         samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
@@ -152,11 +116,14 @@ class RobotDataset:
         step = int(self.first_steps[episode]) + sample - int(self.sample_starts[episode])
         return step, int(self.last_steps[episode])
 
+    def recorded_frames(self, sample: int) -> list[np.ndarray]:
+        """uint8 [height, width, 3] of each camera: decoded."""
+        step, _ = self.locate(sample)
+        return [self.reader.read(self.index.images[step, column]) for column in self.columns]
+
     def frames(self, sample: int) -> np.ndarray:
         """uint8 [N, S, S, 3]: decoded and resized."""
-        step, _ = self.locate(sample)
-        size = self.options.image_size
-        return np.stack([resize_lanczos3(self.reader.read(self.index.images[step, column]), size) for column in self.columns])
+        return np.stack([resize_lanczos3(frame, self.options.image_size) for frame in self.recorded_frames(sample)])
 
     def actions(self, sample: int) -> np.ndarray:
         """float32 [H, A], normalised: the action of the sample's step and of the H - 1 that follow."""
@@ -173,8 +140,16 @@ class RobotDataset:
         return normalize(self.index.proprio[self.locate(sample)[0]], self.proprio_bounds)
 
     def instruction(self, sample: int) -> str:
-        """What the robot was told, as recorded."""
-        return self.index.instructions[self.index.instruction_ids[self.locate(sample)[0]]]
+        """What the robot was told, as recorded; else the default."""
+        number = int(self.index.instruction_ids[self.locate(sample)[0]])
+        if number < 0:
+            assert self.options.default_instruction is not None, "episodes without instruction are left out"
+            return self.options.default_instruction.strip()
+        return self.index.instructions[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Samples no longer need the trajectory transform, and a user's may not be picklable.
+        return {**self.__dict__, "spec": replace(self.spec, transform=dict)}
 
 
 class VLADataset(Dataset[Sample]):
@@ -183,7 +158,9 @@ class VLADataset(Dataset[Sample]):
     def __init__(self, parts: Sequence[RobotDataset], options: DatasetOptions, augment: bool) -> None:
         self.parts, self.options, self.augment = list(parts), options, augment
         self.part_starts = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
-        shape = (len(options.cameras), options.image_size, options.image_size, 3)
+        self.recorded_shape = _common_shape(self.parts) if options.device_augmentation else None
+        height, width = self.recorded_shape or (options.image_size, options.image_size)
+        shape = (len(options.cameras), height, width, 3)
         fits = 0 < FrameCache.num_bytes(len(self), shape) <= options.frame_cache_bytes
         self.cache = FrameCache(len(self), shape) if fits else None
 
@@ -197,25 +174,39 @@ class VLADataset(Dataset[Sample]):
             raise IndexError(f"sample {number} of {len(self)}")
         which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
         part, local = self.parts[which], number - int(self.part_starts[which])
-        images = self._frames(part, local, number)
+        images, draw = self._frames(part, local, number), None
         if self.augment:
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
-            images = augment_cpu(images, draw_augmentation(rng, self.options.equal_crop_offsets))
+            draw = draw_augmentation(rng, self.options.equal_crop_offsets)
+            if not self.options.device_augmentation:
+                images = augment_cpu(images, draw)
         return Sample(
             images=images,
             instruction=part.instruction(local),
             actions=part.actions(local),
             proprio=part.proprio(local),
             sample_id=number,
+            draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
         )
 
     def _frames(self, part: RobotDataset, local: int, number: int) -> np.ndarray:
         frames = None if self.cache is None else self.cache.get(number)
         if frames is None:
-            frames = part.frames(local)
+            frames = part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
             if self.cache is not None:
                 self.cache.put(number, frames)
         return frames
+
+    def _recorded_frames(self, part: RobotDataset, local: int) -> np.ndarray:
+        """uint8 [N, H, W, 3]: decoded, for the device to resize."""
+        frames = part.recorded_frames(local)
+        for camera, frame in zip(self.options.cameras, frames, strict=True):
+            if frame.shape[:2] != self.recorded_shape:
+                raise ValueError(
+                    f"data set {part.spec.name!r}, sample {local}: camera {camera!r} recorded {frame.shape[0]} x {frame.shape[1]} pixels, "
+                    f"earlier frames have {self.recorded_shape}; augment on the CPU, which resizes every frame by itself"
+                )
+        return np.stack(frames)
 
     def sampler(self, seed: int, rank: int = 0, world_size: int = 1) -> MixtureSampler:
         """The endless training order of one process."""
@@ -223,6 +214,12 @@ class VLADataset(Dataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": None}  # a spawned process cannot share it
+
+
+def _common_shape(parts: Sequence[RobotDataset]) -> tuple[int, int] | None:
+    """(height, width) of all cameras of all data sets; None if they differ: then workers resize, and the device only augments."""
+    shapes = {frame.shape[:2] for part in parts for frame in part.recorded_frames(0)}
+    return shapes.pop() if len(shapes) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -242,10 +239,10 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
     """
     train, val, statistics = [], [], {}
     for spec in specs:
-        index = load_index(RldsSource(spec.folder), spec.entry, spec.transform, options.cache_dir)
+        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, options.cache_dir)
         spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
         _check_cameras(spec, index, options)
-        train_episodes, val_episodes = _divide(spec, index, options.val_fraction)
+        train_episodes, val_episodes = _divide(spec, index, options)
         covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
         mask = action_normalization_mask(spec.entry.action_encoding, index.actions.shape[1])
         statistics[spec.name] = compute_statistics(index, covered, mask)
@@ -268,16 +265,17 @@ def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptio
             )
 
 
-def _divide(spec: DatasetSpec, index: EpisodeIndex, val_fraction: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _divide(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptions) -> tuple[np.ndarray, np.ndarray]:
     """The episodes with an instruction that are trained on, and those for validation (none without `val_fraction`)."""
+    val_fraction = options.val_fraction
     if "train" not in index.splits:
         raise ValueError(f"data set {spec.name!r} ({spec.folder}) has no split 'train'; found: {', '.join(index.splits)}")
-    train = _labelled(spec, index, "train")
+    train = _labelled(spec, index, "train", options.default_instruction)
     if val_fraction is None:
         return train, train[:0]
     val_split = next((split for split in _VAL_SPLITS if split in index.splits), None)
     if val_split is not None:
-        return train, _labelled(spec, index, val_split)
+        return train, _labelled(spec, index, val_split, options.default_instruction)
     if len(train) < 2:
         raise ValueError(f"data set {spec.name!r} has one training episode and no val split: nothing is left to validate on; record more")
     num_val = min(max(1, round(val_fraction * len(train))), len(train) - 1)
@@ -285,13 +283,16 @@ def _divide(spec: DatasetSpec, index: EpisodeIndex, val_fraction: float | None) 
     return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])
 
 
-def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str) -> np.ndarray:
+def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instruction: str | None) -> np.ndarray:
+    """The episodes of `split` with an instruction; all of them where there is a default for the others."""
     episodes = index.episodes_of(split)
+    if default_instruction is not None:
+        return episodes
     labelled = episodes[index.is_labelled()[episodes]]
     if len(labelled) == 0:
         raise ValueError(
             f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode with an instruction (of {len(episodes)}); "
-            "store the text of the task as language_instruction in every step"
+            "store the text of the task as language_instruction in every step, or pass --default_instruction"
         )
     if len(labelled) < len(episodes):
         logger.warning(

@@ -4,13 +4,15 @@ Letters: T steps of an episode, A action dim, P proprio dim, C cameras of an ent
 
     RawEpisode  --trajectory transform of the entry, selection of keys, checks-->  Episode
 
-A source (a TFDS folder today) numbers its files and yields raw episodes. A trajectory is a nested dictionary in RLDS naming
-("action", "observation" -> {...}, "language_instruction", ...) of arrays whose first axis is time; an encoded image is an `IMAGE_REF`,
-so that a transform that slices or reorders steps treats images like every other array.
+A source (`sources.open_source` finds out which) numbers its files and yields raw episodes. A trajectory is a nested dictionary in
+RLDS naming ("action", "observation" -> {...}, "language_instruction", ...) of arrays whose first axis is time; a recorded image is an
+`IMAGE_REF`, so that a transform that slices or reorders steps treats images like every other array. Only the source's own frame reader
+knows what a reference means.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,8 @@ import numpy as np
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
 
-# Where one encoded image lies: number of the source's file, byte offset and byte length in it.
+# Where one image lies: number of the source's file, byte offset and byte length in it. A video source may put a frame number into
+# "offset", an array file a row.
 IMAGE_REF = np.dtype([("file", "<i4"), ("offset", "<i8"), ("length", "<i4")])
 
 Trajectory = dict[str, Any]
@@ -37,6 +40,18 @@ class RawEpisode:
     trajectory: Trajectory
 
 
+class FrameReader(Protocol):
+    """Decodes single frames of a source; opens files lazily in each process, so that it may be pickled or forked at any time."""
+
+    def read(self, reference: np.void) -> np.ndarray:
+        """uint8 RGB [height, width, 3] of one IMAGE_REF.
+
+        Raises:
+            ValueError: the frame is damaged; the message names the file and the place in it.
+        """
+        ...
+
+
 class EpisodeSource(Protocol):
     """A folder of recorded episodes."""
 
@@ -47,6 +62,10 @@ class EpisodeSource(Protocol):
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files."""
+        ...
+
+    def frame_reader(self) -> FrameReader:
+        """What decodes this source's images."""
         ...
 
 
@@ -66,7 +85,7 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
     Raises:
         ValueError: a key is absent, lengths differ, a value is not a finite number; the message names the episode and the remedy.
     """
-    trajectory = transform(raw.trajectory)
+    trajectory = _transformed(raw, transform)
     observation = trajectory.get("observation", {})
     actions = _as_rows(_get(trajectory, "action", "action_encoding", raw), "action", raw)
     columns = []
@@ -83,6 +102,18 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         images=np.stack(images, axis=1) if images else np.zeros((len(actions), 0), IMAGE_REF),
         instructions=_instructions(trajectory, len(actions), raw),
     )
+
+
+def _transformed(raw: RawEpisode, transform: TrajectoryTransform) -> Trajectory:
+    try:
+        return transform(raw.trajectory)
+    except KeyError as error:
+        known = [*raw.trajectory, *raw.trajectory.get("observation", {})]
+        raise ValueError(
+            f"{raw.name}: the transform {getattr(transform, '__name__', transform)} needs the key {error}; "
+            f"give the entry in {CONFIGS_FILE} another transform, or correct it in transforms.py beside it; "
+            f"{near_names(str(error.args[0]), known)}"
+        ) from error
 
 
 def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> Any:
@@ -141,4 +172,4 @@ def _instructions(trajectory: Trajectory, length: int, raw: RawEpisode) -> list[
         raise ValueError(f"{raw.name}: language_instruction has shape {list(texts.shape)}, expected one text per step, [{length}]")
     stripped = [(text.decode() if isinstance(text, bytes) else str(text)).strip() for text in texts]
     first = next((text for text in stripped if text), "")
-    return [text or first for text in stripped]
+    return [sys.intern(text or first) for text in stripped]  # one string for all steps: millions of copies would not fit

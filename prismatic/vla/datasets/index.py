@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.vla.datasets.episodes import Episode, EpisodeSource, TrajectoryTransform, standardize
+from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameReader, TrajectoryTransform, standardize
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class EpisodeIndex:
     """All episodes of one data set; episode e is steps episode_starts[e] : episode_starts[e + 1]."""
 
     files: tuple[Path, ...]
+    reader: FrameReader  # decodes the references of `images`
     cameras: tuple[str, ...]  # the columns of `images`
     splits: dict[str, tuple[int, int]]  # split name -> first episode and the one after the last
     instructions: tuple[str, ...]
@@ -109,7 +110,7 @@ def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryT
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """The source code of a function and of the functions of its module that it calls, directly or through others."""
+    """The source code of a function and of the functions of its package that it calls, directly or through others."""
     sources: dict[str, str] = {}
     pending = [function]
     while pending:
@@ -119,8 +120,12 @@ def source_of(function: Callable[..., Any]) -> str:
             continue
         sources[name] = inspect.getsource(current)
         called = (current.__globals__.get(global_name) for global_name in current.__code__.co_names)
-        pending += [other for other in called if inspect.isfunction(other) and other.__module__ == current.__module__]
+        pending += [other for other in called if inspect.isfunction(other) and _package(other) == _package(current)]
     return "\n".join(sources[name] for name in sorted(sources))
+
+
+def _package(function: Callable[..., Any]) -> str:
+    return function.__module__.rpartition(".")[0] or function.__module__
 
 
 def _cache_parents(folder: Path, cache_dir: Path | None) -> list[Path]:
@@ -202,6 +207,7 @@ def _to_index(content: dict[str, Any], source: EpisodeSource) -> EpisodeIndex:
     description = content["description"]
     return EpisodeIndex(
         files=source.files,
+        reader=source.frame_reader(),
         cameras=tuple(description["cameras"]),
         splits={name: (first, last) for name, (first, last) in description["splits"].items()},
         instructions=tuple(description["instructions"]),

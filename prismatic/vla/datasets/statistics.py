@@ -41,14 +41,12 @@ def published_episodes(index: EpisodeIndex) -> np.ndarray:
 
 
 def _describe(rows: np.ndarray) -> dict[str, list[float]]:
-    """Statistics of float32 [M, D]; quantiles interpolate linearly in float32, as published."""
-    low, high = np.quantile(rows, [0.01, 0.99], axis=0) if rows.shape[1] else (rows[0], rows[0])
-    described = {
-        "mean": rows.mean(0, dtype=np.float64),
-        "std": rows.std(0, dtype=np.float64),
-        "max": rows.max(0),
-        "min": rows.min(0),
-        "q01": low,
-        "q99": high,
-    }
-    return {name: [float(value) for value in values] for name, values in described.items()}
+    """Statistics of float32 [M, D], a column at a time to save memory; quantiles interpolate linearly in float32, as published."""
+    described: dict[str, list[float]] = {name: [] for name in ("mean", "std", "max", "min", "q01", "q99")}
+    for column in range(rows.shape[1]):
+        values = np.ascontiguousarray(rows[:, column])
+        low, high = np.quantile(values, [0.01, 0.99])
+        found = (values.mean(dtype=np.float64), values.std(dtype=np.float64), values.max(), values.min(), low, high)
+        for numbers, value in zip(described.values(), found, strict=True):
+            numbers.append(float(value))
+    return described

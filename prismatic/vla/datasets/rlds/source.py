@@ -11,7 +11,6 @@ each other). Source of the layout: tensorflow_datasets/core/{naming,example_seri
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
+from prismatic.vla.datasets.frames import EncodedFrameReader
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example, read_records
 
 _STEPS = "steps"
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True)
@@ -45,35 +44,6 @@ class Shard:
     split: str
     path: Path
     num_episodes: int
-
-
-def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
-    """The folder of the newest version of data set `name`, or of `name:version`.
-
-    TFDS lower-cases names, so both spellings are tried.
-
-    Raises:
-        ValueError: no such folder or version; the message lists what is there.
-    """
-    name, _, version = name.partition(":")
-    data_root_dir = Path(data_root_dir).expanduser()
-    if not data_root_dir.is_dir():
-        raise ValueError(f"--data_root_dir {data_root_dir} is not a folder; it must hold one folder per data set")
-    folder = next((data_root_dir / spelling for spelling in (name, name.lower()) if (data_root_dir / spelling).is_dir()), None)
-    if folder is None:
-        present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir())
-        found = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "") or "no folder"
-        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}; --data_root_dir holds: {found}")
-    versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()}
-    if version:
-        if version not in versions:
-            raise ValueError(f"data set {name!r} has no version {version} in {folder}; found: {', '.join(sorted(versions)) or 'none'}")
-        return versions[version]
-    if versions:
-        return versions[max(versions, key=lambda text: tuple(map(int, text.split("."))))]
-    if (folder / "dataset_info.json").is_file():
-        return folder
-    raise ValueError(f"{folder} holds no version folder such as 1.0.0 with dataset_info.json; write the data set with tensorflow-datasets")
 
 
 class RldsSource:
@@ -109,6 +79,10 @@ class RldsSource:
                 raise ValueError(
                     f"{shard.path} holds {count} episodes, dataset_info.json says {shard.num_episodes}; copy the data set again completely"
                 )
+
+    def frame_reader(self) -> EncodedFrameReader:
+        """What decodes the images of the shards."""
+        return EncodedFrameReader(self.files)
 
     def _trajectory(self, name: str, payload: np.ndarray, offset: int, file_number: int) -> Trajectory:
         try:

@@ -107,8 +107,8 @@ class DatasetEntry:
         for name in self.image_obs_keys:
             if name not in CAMERA_ORDER:
                 raise ValueError(f"image_obs_keys has the camera {name!r}; {near_names(name, CAMERA_ORDER)}")
-        if not self.image_obs_keys.get("primary"):
-            raise ValueError(f"image_obs_keys needs a key for the primary camera, found {dict(self.image_obs_keys)}")
+        if not self.cameras:
+            raise ValueError(f"image_obs_keys needs a key for a camera, mostly the primary one, found {dict(self.image_obs_keys)}")
         if self.aux_kwargs:
             raise ValueError(f"aux_kwargs {sorted(self.aux_kwargs)} are not supported; do this in a trajectory transform instead")
 
@@ -165,12 +165,38 @@ def _aloha() -> DatasetEntry:
     )
 
 
+_POSE_STATE = ("EEF_state", "gripper_state")  # 6 + 1
+_NO_STATE = (None,) * 8
+_WRIST = {"primary": "image", "wrist": "wrist_image"}
+_EULER, _QUAT, _JOINT = StateEncoding.POS_EULER, StateEncoding.POS_QUAT, StateEncoding.JOINT
+
+
+def _oxe(
+    cameras: Mapping[str, str],
+    state: tuple[str | None, ...],
+    encoding: StateEncoding,
+    depth: Mapping[str, str] | None = None,
+    **special: Any,
+) -> DatasetEntry:
+    """A data set of Open X-Embodiment: mostly one arm driven by end-effector changes."""
+    return DatasetEntry(image_obs_keys=cameras, state_obs_keys=state, state_encoding=encoding, depth_obs_keys=depth or {}, **special)
+
+
+def _gnm() -> DatasetEntry:
+    return _oxe({"wrist": "image"}, ("state", None, None), _EULER)
+
+
+def _tdroid() -> DatasetEntry:
+    return _oxe({"primary": "static_image"}, _POSE_STATE, _EULER, {"primary": "static_depth_image"}, transform="tdroid")
+
+
 OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     # LIBERO, no-op steps filtered out, images re-rendered at 256 px
     "libero_spatial_no_noops": _libero(),
     "libero_object_no_noops": _libero(),
     "libero_goal_no_noops": _libero(),
     "libero_10_no_noops": _libero(),
+    "libero_4_task_suites_no_noops": _libero(),  # as unnorm_key of published checkpoints; for training the mixture of that name is taken
     # ALOHA, absolute joint angles at 25 Hz
     "aloha1_fold_shorts_20_demos": _aloha(),
     "aloha1_fold_shirt_30_demos": _aloha(),
@@ -200,4 +226,112 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
         action_encoding=ActionEncoding.DUAL_EEF_POS,
         robot_platform="DUAL_EEF",
     ),
+    # Open X-Embodiment and its kin. Where robot_platform is absent, --robot_platform must say which robot the policy drives.
+    "fractal20220817_data": _oxe({"primary": "image"}, ("base_pose_tool_reached", "gripper_closed"), _QUAT),  # RT-1
+    "kuka": _oxe({"primary": "image"}, ("clip_function_input/base_pose_tool_reached", "gripper_closed"), _QUAT),
+    "bridge_oxe": _oxe({"primary": "image", "secondary": "image_1"}, _POSE_STATE, _EULER, robot_platform="BRIDGE"),
+    "bridge_orig": _oxe({"primary": "image_0", "secondary": "image_1"}, _POSE_STATE, _EULER, robot_platform="BRIDGE"),
+    "bridge_dataset": _oxe({"primary": "image_0", "secondary": "image_1"}, _POSE_STATE, _EULER, robot_platform="BRIDGE"),
+    "taco_play": _oxe(
+        {"primary": "rgb_static", "wrist": "rgb_gripper"},
+        ("state_eef", None, "state_gripper"),
+        _EULER,
+        {"primary": "depth_static", "wrist": "depth_gripper"},
+    ),
+    "jaco_play": _oxe({"primary": "image", "wrist": "image_wrist"}, ("state_eef", None, "state_gripper"), _EULER),
+    "berkeley_cable_routing": _oxe(
+        {"primary": "image", "secondary": "top_image", "wrist": "wrist45_image"}, ("robot_state", None), _JOINT
+    ),
+    "roboturk": _oxe({"primary": "front_rgb"}, _NO_STATE, StateEncoding.NONE),
+    "nyu_door_opening_surprising_effectiveness": _oxe({"wrist": "image"}, _NO_STATE, StateEncoding.NONE),
+    "viola": _oxe({"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}, ("joint_states", "gripper_states"), _JOINT),
+    "berkeley_autolab_ur5": _oxe({"primary": "image", "wrist": "hand_image"}, ("state",), _QUAT, {"primary": "depth"}),
+    "toto": _oxe({"primary": "image"}, ("state", None), _JOINT),
+    "language_table": _oxe({"primary": "rgb"}, ("effector_translation", *(None,) * 6), _EULER),
+    "columbia_cairlab_pusht_real": _oxe(_WRIST, ("robot_state", *(None,) * 6), _EULER),
+    "stanford_kuka_multimodal_dataset_converted_externally_to_rlds": _oxe(
+        {"primary": "image"}, ("ee_position", "ee_orientation", None), _QUAT, {"primary": "depth_image"}
+    ),
+    "nyu_rot_dataset_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "stanford_hydra_dataset_converted_externally_to_rlds": _oxe(_WRIST, _POSE_STATE, _EULER),
+    "austin_buds_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _JOINT),
+    "nyu_franka_play_dataset_converted_externally_to_rlds": _oxe(
+        {"primary": "image", "secondary": "image_additional_view"},
+        ("eef_state", None, None),
+        _EULER,
+        {"primary": "depth", "secondary": "depth_additional_view"},
+    ),
+    "maniskill_dataset_converted_externally_to_rlds": _oxe(
+        _WRIST, ("tcp_pose", "gripper_state"), _QUAT, {"primary": "depth", "wrist": "wrist_depth"}
+    ),
+    "furniture_bench_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _QUAT),
+    "cmu_franka_exploration_dataset_converted_externally_to_rlds": _oxe({"primary": "highres_image"}, _NO_STATE, StateEncoding.NONE),
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": _oxe({"primary": "image"}, ("joint_state", None), _JOINT),
+    "ucsd_pick_and_place_dataset_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "austin_sailor_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _QUAT),
+    "austin_sirius_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _QUAT),
+    "bc_z": _oxe({"primary": "image"}, ("present/xyz", "present/axis_angle", None, "present/sensed_close"), _EULER),
+    "utokyo_pr2_opening_fridge_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "utokyo_xarm_pick_and_place_converted_externally_to_rlds": _oxe(
+        {"primary": "image", "secondary": "image2", "wrist": "hand_image"}, ("end_effector_pose", None, None), _EULER
+    ),
+    "utokyo_xarm_bimanual_converted_externally_to_rlds": _oxe({"primary": "image"}, ("pose_r", None, None), _EULER),
+    "robo_net": _oxe({"primary": "image", "secondary": "image1"}, _POSE_STATE, _EULER),
+    "berkeley_mvp_converted_externally_to_rlds": _oxe(
+        {"wrist": "hand_image"}, ("pose", "gripper"), _QUAT, action_encoding=ActionEncoding.JOINT_POS
+    ),
+    "berkeley_rpt_converted_externally_to_rlds": _oxe(
+        {"wrist": "hand_image"}, ("joint_pos", "gripper"), _JOINT, action_encoding=ActionEncoding.JOINT_POS
+    ),
+    "kaist_nonprehensile_converted_externally_to_rlds": _oxe({"primary": "image"}, ("state", None), _QUAT),
+    "stanford_mask_vit_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "tokyo_u_lsmo_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "dlr_sara_pour_converted_externally_to_rlds": _oxe({"primary": "image"}, ("state", None, None), _EULER),
+    "dlr_sara_grid_clamp_converted_externally_to_rlds": _oxe({"primary": "image"}, ("state", None, None), _EULER),
+    "dlr_edan_shared_control_converted_externally_to_rlds": _oxe({"primary": "image"}, ("state", None), _EULER),
+    "asu_table_top_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "stanford_robocook_converted_externally_to_rlds": _oxe(
+        {"primary": "image_1", "secondary": "image_2"}, _POSE_STATE, _EULER, {"primary": "depth_1", "secondary": "depth_2"}
+    ),
+    "imperialcollege_sawyer_wrist_cam": _oxe(_WRIST, (*(None,) * 7, "state"), StateEncoding.NONE),
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": _oxe(_WRIST, ("joint_state", "gripper_state"), _JOINT),
+    "uiuc_d3field": _oxe(
+        {"primary": "image_1", "secondary": "image_2"}, _NO_STATE, StateEncoding.NONE, {"primary": "depth_1", "secondary": "depth_2"}
+    ),
+    "utaustin_mutex": _oxe(_WRIST, ("state",), _JOINT),
+    "berkeley_fanuc_manipulation": _oxe(_WRIST, ("joint_state", None, "gripper_state"), _JOINT),
+    "cmu_playing_with_food": _oxe({"primary": "image", "wrist": "finger_vision_1"}, ("state", None, None), _EULER),
+    "cmu_play_fusion": _oxe({"primary": "image"}, ("state",), _JOINT),
+    "cmu_stretch": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
+    "berkeley_gnm_recon": _gnm(),
+    "berkeley_gnm_cory_hall": _gnm(),
+    "berkeley_gnm_sac_son": _gnm(),
+    # The published entry has an aux_kwargs filter that leaves out chunks without any motion, found by comparing normalised actions with
+    # fixed quantiles of DROID. It is not reproduced: those chunks are trained on too. An entry with aux_kwargs is refused.
+    "droid": _oxe(
+        {"primary": "exterior_image_1_left", "secondary": "exterior_image_2_left", "wrist": "wrist_image_left"}, ("proprio",), _QUAT
+    ),
+    "fmb_dataset": _oxe(
+        {"primary": "image_side_1", "secondary": "image_side_2", "wrist": "image_wrist_1"},
+        ("proprio",),
+        _EULER,
+        {"primary": "image_side_1_depth", "secondary": "image_side_2_depth", "wrist": "image_wrist_1_depth"},
+    ),
+    "dobbe": _oxe({"primary": "wrist_image"}, ("proprio",), _EULER),
+    "roboset": _oxe(
+        {"primary": "image_left", "secondary": "image_right", "wrist": "image_wrist"},
+        ("proprio",),
+        _JOINT,
+        action_encoding=ActionEncoding.JOINT_POS,
+    ),
+    "rh20t": _oxe({"primary": "image_front", "secondary": "image_side_right", "wrist": "image_wrist"}, ("proprio",), _EULER),
+    # Fine-tuning sets on the DROID robot, 5 Hz
+    "tdroid_carrot_in_bowl": _tdroid(),
+    "tdroid_pour_corn_in_pot": _tdroid(),
+    "tdroid_flip_pot_upright": _tdroid(),
+    "tdroid_move_object_onto_plate": _tdroid(),
+    "tdroid_knock_object_over": _tdroid(),
+    "tdroid_cover_object_with_towel": _tdroid(),
+    "droid_wipe": _oxe({"primary": "exterior_image_2_left", "wrist": "wrist_image_left"}, ("proprio",), _EULER),
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform, near_names
-from prismatic.vla.datasets.episodes import TrajectoryTransform
+from prismatic.vla.datasets.episodes import Trajectory, TrajectoryTransform
 from prismatic.vla.datasets.rlds.oxe.configs import (
     CONFIGS_FILE,
     OXE_DATASET_CONFIGS,
@@ -14,9 +19,10 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     action_normalization_mask,
     find_entry,
 )
+from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.mixtures import OXE_NAMED_MIXTURES
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
-from prismatic.vla.datasets.rlds.source import find_dataset_folder
+from prismatic.vla.datasets.sources import find_dataset_folder
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,33 @@ class DatasetSpec:
         """Accepts data of these widths; `proprio_dim` None: the policy does not use the state.
 
         Raises:
-            ValueError: a width contradicts the robot platform, or the encoding; the message names the file to edit.
+            ValueError: a width contradicts the robot platform, or the encoding; the message names the file and line to edit.
         """
-        platform = self.platform
-        for what, field, found, expected, keys in (
-            ("actions", "action_dim", action_dim, platform.action_dim, "robot_platform"),
-            ("states", "proprio_dim", proprio_dim, platform.proprio_dim, "robot_platform or state_obs_keys"),
-        ):
-            if found is not None and found != expected:
-                fitting = [other.name for other in ROBOT_PLATFORMS.values() if getattr(other, field) == found]
-                raise ValueError(
-                    f"data set {self.name!r} has {what} of {found} dimensions, robot platform {platform.name} expects {expected}. "
-                    f"Correct {keys} of its entry in {CONFIGS_FILE}, or {field} of the platform in prismatic/vla/constants.py, "
-                    f"or pass --robot_platform; platforms with {field} {found}: {', '.join(fitting) or 'none'}"
-                )
+        self._check_width("actions", action_dim, "action_dim")
+        if proprio_dim is not None:
+            self._check_width("states", proprio_dim, "proprio_dim")
         action_normalization_mask(self.entry.action_encoding, action_dim)
+
+    def _check_width(self, what: str, found: int, field: str) -> None:
+        expected = getattr(self.platform, field)
+        if found == expected:
+            return
+        fitting = [other.name for other in ROBOT_PLATFORMS.values() if getattr(other, field) == found]
+        keys = "robot_platform" if what == "actions" else "robot_platform or state_obs_keys"
+        padding = ""
+        if what == "states" and 0 < found < expected:
+            joined = (*self.entry.state_obs_keys, *(None,) * (expected - found))
+            padding = f" To pad {found} to {expected} with zeros: state_obs_keys=({', '.join(map(_quoted, joined))})."
+        raise ValueError(
+            f"data set {self.name!r} has {what} of {found} dimensions, robot platform {self.platform.name} expects {expected}. "
+            f"Correct {keys} of its entry in {entry_location(self.name)}, or {field} of the platform in "
+            f"{platform_location(self.platform.name)}, or pass --robot_platform; platforms with {field} {found}: "
+            f"{', '.join(fitting) or 'none'}.{padding}"
+        )
+
+
+def _quoted(key: str | None) -> str:
+    return "None" if key is None else f'"{key}"'
 
 
 def resolve_datasets(dataset_name: str, data_root_dir: Path, robot_platform: str | None = None) -> tuple[DatasetSpec, ...]:
@@ -81,17 +99,43 @@ def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str 
     platform_name = robot_platform or entry.robot_platform
     if platform_name is None:
         raise ValueError(
-            f"data set {registry_name!r} does not say which robot it is: add robot_platform to its entry in {CONFIGS_FILE}, "
-            f"or pass --robot_platform; platforms: {', '.join(ROBOT_PLATFORMS)}"
+            f"data set {registry_name!r} does not say which robot it is: add robot_platform to its entry in "
+            f"{entry_location(registry_name)}, or pass --robot_platform; platforms: {', '.join(ROBOT_PLATFORMS)}"
         )
     return DatasetSpec(
         name=registry_name,
         entry=entry,
         folder=find_dataset_folder(data_root_dir, name),
         platform=get_robot_platform(platform_name),
-        transform=find_transform(registry_name, entry.transform),
+        transform=NumpyTransform(find_transform(registry_name, entry.transform)),
         weight=weight,
     )
+
+
+class NumpyTransform:
+    """A trajectory transform whose result is numpy arrays, also if it is written with tf.* operations, and that alters nothing.
+
+    `inspect.unwrap` finds the transform itself. A class, not a closure, so that specs can be sent to worker processes.
+    """
+
+    def __init__(self, transform: TrajectoryTransform) -> None:
+        functools.update_wrapper(self, transform)
+        self._transform = transform
+
+    def __call__(self, trajectory: Trajectory) -> Trajectory:
+        # The familiar style assigns into the dictionaries that it is given, so it gets its own.
+        return _as_numpy(self._transform(_copied_groups(trajectory)))
+
+
+def _copied_groups(trajectory: Mapping[str, Any]) -> Trajectory:
+    return {key: _copied_groups(value) if isinstance(value, Mapping) else value for key, value in trajectory.items()}
+
+
+def _as_numpy(value: Any) -> Any:
+    """Groups, and in them arrays for tensors; tensors of strings become objects."""
+    if isinstance(value, Mapping):
+        return {key: _as_numpy(item) for key, item in value.items()}
+    return np.asarray(value.numpy()) if hasattr(value, "numpy") else value
 
 
 def select_policy_cameras(specs: tuple[DatasetSpec, ...], num_images_in_input: int) -> tuple[str, ...]:

@@ -1,0 +1,232 @@
+"""A data set -> one self-contained HTML page. Letters: M steps, A action dim, P proprio dim."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.episodes import EpisodeSource, FrameReader, RawEpisode, standardize
+from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.inspection.checks import Finding, check_arrays, clipped_share, instruction_counts
+from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
+from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
+from prismatic.vla.datasets.inspection.view import DatasetView
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.normalization import Bounds, normalize
+
+_NUM_CHECKED_EPISODES, _NUM_SHOWN_EPISODES, _NUM_STRIP_STEPS, _NUM_CURVE_EPISODES = 16, 4, 8, 2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One data set, looked at."""
+
+    view: DatasetView
+    findings: list[Finding]
+    strips: list[Strip]
+
+
+def inspect_dataset(spec: DatasetSpec) -> Inspection:
+    """Findings and sampled frames of one data set; the work is bounded whatever its size, but for building the index once.
+
+    Raises:
+        ValueError: no episode can be read.
+    """
+    index, findings = _load_leniently(spec)
+    view = DatasetView.of(spec, index)
+    if "train" not in index.splits:
+        findings.append(Finding(f"There is no split 'train', only {', '.join(index.splits)}.", "Training needs one; rename the split."))
+    strips, damaged = read_strips(view, _NUM_CHECKED_EPISODES, _NUM_STRIP_STEPS)
+    return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips)], strips)
+
+
+def write_page(inspections: list[Inspection], title: str, command: str, output: Path, started: float) -> None:
+    """Writes the page, complete or not at all; `started` is time.monotonic() at the beginning."""
+    import jinja2
+
+    source = (Path(__file__).parent / "inspection.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    sets = [_describe(inspection) for inspection in inspections]
+    text = environment.from_string(source).render(title=title, command=command, sets=sets, seconds=time.monotonic() - started)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, output)
+
+
+class _SoundEpisodes:
+    """A source without the episodes that its entry cannot read; those are listed in `refused`."""
+
+    def __init__(self, source: EpisodeSource, spec: DatasetSpec) -> None:
+        self._source, self._spec = source, spec
+        self.folder, self.files, self.num_episodes = source.folder, source.files, source.num_episodes
+        self.layout = source.layout
+        self.refused: list[str] = []
+
+    def episodes(self) -> Iterator[RawEpisode]:
+        """Those that training could use."""
+        width: int | None = None
+        for raw in self._source.episodes():
+            try:
+                episode = standardize(raw, self._spec.entry, self._spec.transform)
+                if len(episode.actions) == 0:
+                    raise ValueError(f"{raw.name}: the episode has no steps")
+                if episode.actions.shape[1] != (width := width or episode.actions.shape[1]):
+                    raise ValueError(f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {width}")
+            except ValueError as error:
+                self.refused.append(str(error))
+                continue
+            yield raw
+
+    def frame_reader(self) -> FrameReader:
+        """That of the whole source."""
+        return self._source.frame_reader()
+
+
+def _load_leniently(spec: DatasetSpec) -> tuple[EpisodeIndex, list[Finding]]:
+    """The index, without episodes that training would refuse (NaN, missing keys); each kind of refusal is a finding."""
+    source = open_source(spec.folder, spec.entry)
+    try:
+        return load_index(source, spec.entry, spec.transform), []
+    except ValueError as error:
+        sound = _SoundEpisodes(source, spec)
+        # Not into the usual cache: training must not take an index that leaves episodes out.
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                index = load_index(sound, spec.entry, spec.transform, Path(folder))
+            except ValueError:
+                raise error from None
+        what = f"Training will refuse this data set: {len(sound.refused)} of {source.num_episodes} episodes cannot be used."
+        return index, [Finding(what, f"First: {sound.refused[0]}." if sound.refused else f"{error}.")]
+
+
+def _describe(inspection: Inspection) -> dict[str, Any]:
+    """What the template shows of one data set."""
+    view = inspection.view
+    index, hz = view.index, view.platform.control_hz
+    return {
+        "view": view,
+        "findings": inspection.findings,
+        "encoding": view.spec.entry.action_encoding.name,
+        "tiles": [
+            (
+                f"{index.num_episodes:,}",
+                "episodes: " + ", ".join(f"{last - first} {split}" for split, (first, last) in index.splits.items()),
+            ),
+            (f"{len(index.actions):,}", "steps"),
+            (f"{len(index.actions) / hz / 60:.1f} min", f"at {hz:g} Hz"),
+            (str(len(index.cameras)), ", ".join(_camera_label(inspection, camera) for camera in index.cameras)),
+            (f"{index.actions.shape[1]} / {index.proprio.shape[1]}", "action / state dimensions"),
+            (str(view.platform.num_actions_chunk), f"actions per chunk, {view.platform.num_actions_chunk / hz:.2g} s"),
+        ],
+        "strips": [_show(strip, view) for strip in inspection.strips[:: max(1, len(inspection.strips) // _NUM_SHOWN_EPISODES)]][
+            :_NUM_SHOWN_EPISODES
+        ],
+        "quantities": [(kind, _dimensions(view, kind, rows, bounds, names)) for kind, rows, bounds, names in view.quantities()],
+        "grippers": [_gripper(view, dim) for dim in view.gripper_dims],
+        "curves": [_curves(view, strip) for strip in inspection.strips[:_NUM_CURVE_EPISODES]],
+        "lengths": _lengths(view),
+        "instructions": instruction_counts(view),
+        "num_frames": sum(len(frames) for strip in inspection.strips for frames in strip.frames.values()),
+    }
+
+
+def _camera_label(inspection: Inspection, camera: str) -> str:
+    if not inspection.strips:
+        return camera
+    height, width = inspection.strips[0].frames[camera][0].shape[:2]
+    return f"{camera} {width}x{height}"
+
+
+def _show(strip: Strip, view: DatasetView) -> dict[str, Any]:
+    number = int(view.index.instruction_ids[view.index.episode_starts[strip.episode]])
+    return {
+        "episode": strip.episode,
+        "length": int(view.index.lengths[strip.episode]),
+        "instruction": view.index.instructions[number] if number >= 0 else "(no instruction)",
+        "steps": strip.steps.tolist(),
+        "cameras": {camera: [picture(frame) for frame in frames] for camera, frames in strip.frames.items()},
+    }
+
+
+def _dimensions(view: DatasetView, kind: str, rows: np.ndarray, bounds: Bounds, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    statistics = view.statistics["action" if kind == "action" else "proprio"]
+    normalised, clipped = normalize(rows, bounds), clipped_share(rows, bounds)
+    described = []
+    for dim, name in enumerate(names):
+        numbers = {key: statistics[key][dim] for key in ("min", "q01", "mean", "q99", "max")}
+        is_normalised = bool(bounds.mask[dim])
+        span = (-1.0, 1.0) if is_normalised else (min(-1.0, numbers["min"]), max(1.0, numbers["max"]))
+        described.append(
+            {
+                "name": name,
+                "relative": kind == "action" and bool(view.relative[dim]),
+                "normalised": is_normalised,
+                "constant": bool(bounds.constant[dim]),
+                "clipped": float(clipped[dim]),
+                "numbers": numbers,
+                "raw": histogram(rows[:, dim], numbers["min"], numbers["max"], (numbers["q01"], numbers["q99"])),
+                "scaled": histogram(normalised[:, dim], span[0], span[1], marks=(0.0,)),
+                "span": span,
+            }
+        )
+    return described
+
+
+def _gripper(view: DatasetView, dim: int) -> dict[str, Any]:
+    values = view.actions[:, dim]
+    low, high = float(values.min()), float(values.max())
+    is_high = values > (low + high) / 2
+    switches = int((is_high[1:] != is_high[:-1])[view.has_next].sum())
+    ends = view.starts + view.lengths - 1
+    return {
+        "name": view.action_names[dim],
+        "low": low,
+        "high": high,
+        "sign": "both signs" if low < 0 < high else "never negative" if low >= 0 else "never positive",
+        "share": float(is_high.mean()),
+        "switches": switches / len(view.lengths),
+        "start": float(is_high[view.starts].mean()),
+        "end": float(is_high[ends].mean()),
+    }
+
+
+def _curves(view: DatasetView, strip: Strip) -> dict[str, Any]:
+    """Actions of one episode over the state's value, or over its change where the action is a motion."""
+    rows = slice(int(view.index.episode_starts[strip.episode]), int(view.index.episode_starts[strip.episode + 1]))
+    actions, states = view.index.actions[rows], view.index.proprio[rows]
+    plots = []
+    for dim, name in enumerate(view.action_names):
+        lines = {}
+        if view.use_proprio and dim < states.shape[1]:
+            state = states[:, dim]
+            lines["state"] = _unit(np.diff(state, append=state[-1:])) if view.relative[dim] else state
+        lines["action"] = _unit(actions[:, dim]) if view.relative[dim] else actions[:, dim]
+        plots.append({"name": name, "relative": bool(view.relative[dim]), "svg": curves(lines)})
+    return {"episode": strip.episode, "plots": plots}
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Scaled to at most 1: motions and state changes have different units (controller scale, metres)."""
+    return values / (np.abs(values).max() or 1.0)
+
+
+def _lengths(view: DatasetView) -> dict[str, Any]:
+    lengths, chunk = view.lengths, view.platform.num_actions_chunk
+    high = int(max(lengths.max(), chunk))
+    return {
+        "svg": histogram(lengths, 0, high, (float(chunk),), size=(1100, 90)),
+        "high": high,
+        "min": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "max": int(lengths.max()),
+        "chunk": chunk,
+    }

@@ -1,0 +1,137 @@
+"""The arrays of one data set as training will use them, and their plain descriptions.
+
+Letters: M steps, E episodes, A action dim, P proprio dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from prismatic.vla.constants import RobotPlatform
+from prismatic.vla.datasets.dataset import TrainingData
+from prismatic.vla.datasets.index import EpisodeIndex
+from prismatic.vla.datasets.rlds.oxe.configs import absolute_action_mask, action_normalization_mask
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics
+from prismatic.vla.normalization import Bounds
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """The episodes that are trained on, and how their values are normalised."""
+
+    spec: DatasetSpec
+    index: EpisodeIndex
+    episodes: np.ndarray  # int64 [E], numbers of the index
+    statistics: DatasetStatistics
+    use_proprio: bool = True
+    has_default_instruction: bool = False  # --default_instruction stands in where a text is absent
+
+    @classmethod
+    def of(cls, spec: DatasetSpec, index: EpisodeIndex) -> DatasetView:
+        """The view of the training split; of all episodes where there is no such split or it has no instruction."""
+        split = index.episodes_of("train") if "train" in index.splits else np.arange(index.num_episodes)
+        labelled = split[index.is_labelled()[split]]
+        episodes = labelled if len(labelled) else split
+        return cls(spec, index, episodes, compute_statistics(index, episodes, _normalization_mask(spec, index.actions.shape[1])))
+
+    @property
+    def platform(self) -> RobotPlatform:
+        return self.spec.platform
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """int64 [M]: the steps of the episodes, one episode behind the other."""
+        return self.index.steps_of(self.episodes)
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        """float32 [M, A], raw units."""
+        return np.asarray(self.index.actions[self.steps])
+
+    @cached_property
+    def proprio(self) -> np.ndarray:
+        """float32 [M, P], raw units."""
+        return np.asarray(self.index.proprio[self.steps])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [E]: steps per episode."""
+        return self.index.lengths[self.episodes]
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [E]: first row of each episode in `actions`."""
+        return np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
+
+    @cached_property
+    def has_next(self) -> np.ndarray:
+        """bool [M - 1]: True where row i + 1 is the next step of the same episode."""
+        follows = np.ones(len(self.steps), bool)
+        follows[self.starts] = False
+        return follows[1:]
+
+    @cached_property
+    def relative(self) -> np.ndarray:
+        """bool [A]: motions; all False where the encoding does not fit the width."""
+        try:
+            return ~absolute_action_mask(self.spec.entry.action_encoding, self.actions.shape[1])
+        except ValueError:
+            return np.zeros(self.actions.shape[1], bool)
+
+    @cached_property
+    def action_bounds(self) -> Bounds:
+        return Bounds.from_statistics(self.statistics["action"], self.platform.normalization)
+
+    @cached_property
+    def proprio_bounds(self) -> Bounds:
+        return Bounds.from_statistics(self.statistics["proprio"], self.platform.normalization)
+
+    @cached_property
+    def action_names(self) -> tuple[str, ...]:
+        return _names(self.platform.action_names, self.actions.shape[1], "action")
+
+    @cached_property
+    def proprio_names(self) -> tuple[str, ...]:
+        return _names(self.platform.proprio_names, self.proprio.shape[1], "state")
+
+    @cached_property
+    def gripper_dims(self) -> list[int]:
+        """Action dimensions that command a gripper."""
+        masked_out = np.flatnonzero(~self.action_bounds.mask).tolist()
+        return masked_out or [number for number, name in enumerate(self.action_names) if "gripper" in name]
+
+    def quantities(self) -> Iterator[tuple[str, np.ndarray, Bounds, tuple[str, ...]]]:
+        """("action" or "state", rows, bounds, names)."""
+        yield "action", self.actions, self.action_bounds, self.action_names
+        if self.use_proprio and self.proprio.shape[1]:
+            yield "state", self.proprio, self.proprio_bounds, self.proprio_names
+
+
+def training_views(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[DatasetView]:
+    """A view of each data set of a run; `specs` are those that the data were loaded with."""
+    views = []
+    for spec, part in zip(specs, data.train.parts, strict=True):
+        episodes = np.searchsorted(part.index.episode_starts, part.first_steps)
+        has_default = part.options.default_instruction is not None
+        views.append(DatasetView(spec, part.index, episodes, data.statistics[spec.name], part.proprio_bounds is not None, has_default))
+    return views
+
+
+def _normalization_mask(spec: DatasetSpec, action_dim: int) -> np.ndarray:
+    try:
+        return action_normalization_mask(spec.entry.action_encoding, action_dim)
+    except ValueError:  # reported among the warnings
+        return np.ones(action_dim, bool)
+
+
+def _names(names: tuple[str, ...], width: int, kind: str) -> tuple[str, ...]:
+    return names if len(names) == width else tuple(f"{kind} {number}" for number in range(width))

@@ -1,0 +1,82 @@
+"""data_root_dir and a name -> the folder of a data set; a folder -> the source that reads it, by what the folder holds.
+
+dataset_info.json, features.json        RLDS, written by tensorflow-datasets; in a version folder such as 1.0.0
+meta/info.json                          LeRobot v2.1 or v3
+*.hdf5, *.h5 (also in train/, val/)     raw recordings: ALOHA (ACT), LIBERO, robomimic
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prismatic.vla.datasets.episodes import EpisodeSource
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.source import RldsSource
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_RLDS_FILE, _LEROBOT_FILE = "dataset_info.json", "meta/info.json"
+_HDF5_PATTERNS = ("*.hdf5", "*.h5", "*/*.hdf5", "*/*.h5")
+
+
+def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
+    """The folder of data set `name`; of its newest version, or of `name:version`, where there are version folders.
+
+    TFDS lower-cases names, so both spellings are tried.
+
+    Raises:
+        ValueError: no such folder or version, or nothing in it that a source reads; the message lists what is there.
+    """
+    name, _, version = name.partition(":")
+    data_root_dir = Path(data_root_dir).expanduser()
+    if not data_root_dir.is_dir():
+        raise ValueError(f"--data_root_dir {data_root_dir} is not a folder; it must hold one folder per data set")
+    folder = next((data_root_dir / spelling for spelling in (name, name.lower()) if (data_root_dir / spelling).is_dir()), None)
+    if folder is None:
+        present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir())
+        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}; --data_root_dir holds: {_some(present)}")
+    versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()}
+    if version:
+        if version not in versions:
+            raise ValueError(f"data set {name!r} has no version {version} in {folder}; found: {', '.join(sorted(versions)) or 'none'}")
+        return versions[version]
+    if versions:
+        return versions[max(versions, key=lambda text: tuple(map(int, text.split("."))))]
+    _kind(folder)
+    return folder
+
+
+def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
+    """The episodes of `folder`; `entry` tells sources without a fixed layout which columns and cameras to read.
+
+    Raises:
+        ValueError: the folder holds no recordings that a source reads, or they are incomplete; the message names what was found.
+    """
+    kind = _kind(folder)
+    if kind == "rlds":
+        return RldsSource(folder)
+    if kind == "lerobot":
+        from prismatic.vla.datasets.lerobot.source import LeRobotSource
+
+        return LeRobotSource(folder, entry)
+    from prismatic.vla.datasets.hdf5.source import Hdf5Source
+
+    return Hdf5Source(folder, entry)
+
+
+def _kind(folder: Path) -> str:
+    """ "rlds", "lerobot" or "hdf5"."""
+    if (folder / _RLDS_FILE).is_file():
+        return "rlds"
+    if (folder / _LEROBOT_FILE).is_file():
+        return "lerobot"
+    if any(path.is_file() for pattern in _HDF5_PATTERNS for path in folder.glob(pattern)):
+        return "hdf5"
+    raise ValueError(
+        f"{folder} holds no recordings: expected a version folder such as 1.0.0 with {_RLDS_FILE} (RLDS, written by tensorflow-datasets), "
+        f"{_LEROBOT_FILE} (LeRobot), or .hdf5 files; found: {_some(sorted(path.name for path in folder.iterdir()))}"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") or "nothing"

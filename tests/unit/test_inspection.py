@@ -1,0 +1,289 @@
+"""Warnings about recorded data: each kind of fault is found, and sound data are left in peace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rlds_writer import encode_png, make_episode, write_dataset
+
+from prismatic.vla import constants
+from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.inspection.checks import check_arrays, looks_like, quick_checks
+from prismatic.vla.datasets.inspection.frames import Strip, check_frames
+from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
+from prismatic.vla.datasets.inspection.suggest import suggest_entry
+from prismatic.vla.datasets.rlds.oxe import configs
+from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+
+Episode = dict[str, Any]
+ENTRY = DatasetEntry(robot_platform="METAWORLD")
+
+
+def sound_episode(seed: int, length: int = 30) -> Episode:
+    """A METAWORLD-like episode: the state follows the relative actions, the gripper closes half-way."""
+    episode = make_episode(length, seed=seed, size=16)
+    action = np.random.default_rng(seed).normal(size=(length, 4)).astype(np.float32).clip(-2, 2)
+    action[:, 3] = np.where(np.arange(length) < length // 2, 1, -1)
+    state = np.cumsum(0.01 * action, axis=0, dtype=np.float32)
+    state[:, 3] = action[:, 3]
+    return {**episode, "action": action, "observation/state": np.concatenate([state[:1] * 0, state[:-1]])}
+
+
+def spec_of(folder: Path, entry: DatasetEntry = ENTRY, platform: str = "METAWORLD") -> DatasetSpec:
+    return DatasetSpec("toy", entry, folder, constants.get_robot_platform(platform), identity_dataset_transform)
+
+
+def findings(tmp_path: Path, change: Callable[[list[Episode]], Any], entry: DatasetEntry = ENTRY, platform: str = "METAWORLD") -> str:
+    episodes = [sound_episode(seed) for seed in range(6)]
+    change(episodes)
+    folder = write_dataset(tmp_path, "toy", {"train": episodes})
+    return "\n".join(str(finding) for finding in inspect_dataset(spec_of(folder, entry, platform)).findings)
+
+
+def set_action(dim: int, value: Any) -> Callable[[list[Episode]], None]:
+    def change(episodes: list[Episode]) -> None:
+        for episode in episodes:
+            episode["action"][:, dim] = value(episode) if callable(value) else value
+
+    return change
+
+
+def make_absolute(episodes: list[Episode]) -> None:
+    for episode in episodes:
+        state = episode["observation/state"]
+        episode["action"][:, :3] = np.concatenate([state[1:], state[-1:]])[:, :3]
+
+
+def make_nan(episodes: list[Episode]) -> None:
+    episodes[2]["action"][3, 1] = np.nan
+
+
+def make_wild(episodes: list[Episode]) -> None:
+    episodes[0]["action"][5, 0] = 500
+
+
+def make_rare(episodes: list[Episode]) -> None:
+    set_action(1, 0)(episodes)
+    episodes[0]["action"][5, 1] = 1
+
+
+def make_still(episodes: list[Episode]) -> None:
+    for episode in episodes:
+        episode["action"][:20, :3] = 0
+
+
+def make_unlabelled(episodes: list[Episode]) -> None:
+    episodes[1]["language_instruction"] = [""] * 30
+
+
+def make_respelt(episodes: list[Episode]) -> None:
+    episodes[1]["language_instruction"] = ["Push the  button."] * 30
+
+
+def make_short(episodes: list[Episode]) -> None:
+    episodes[:] = [sound_episode(seed, length=4) for seed in range(5)] + [sound_episode(9, length=1)]
+
+
+def share_camera(episodes: list[Episode]) -> None:
+    for episode in episodes:
+        episode["observation/wrist_image"] = episode["observation/image"]
+
+
+def blacken(episodes: list[Episode]) -> None:
+    for episode in episodes:
+        episode["observation/wrist_image"] = [encode_png(np.zeros((16, 16, 3), np.uint8))] * 30
+
+
+def damage(episodes: list[Episode]) -> None:
+    episodes[0]["observation/image"] = [b"no image"] * 30
+
+
+def test_sound_data_give_no_warning(tmp_path: Path) -> None:
+    assert findings(tmp_path, lambda episodes: None) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (make_nan, "1 of 6 episodes cannot be used"),
+        (make_wild, "action has outliers in dx"),
+        (make_still, "stands still in"),
+        (make_unlabelled, "1 of 6 episodes have no instruction"),
+        (make_respelt, "differ only in case, spaces or punctuation"),
+        (make_short, "chunk of 8 actions is longer than 100% of the episodes"),
+        (make_short, "1 episode has only one step"),
+        (lambda episodes: episodes.append(episodes[0]), "1 episode is a copy of another (same actions and states): 6 = 0"),
+        (make_absolute, "declares relative actions, but 3 dimensions equal the next state"),
+        (set_action(0, 0.25), "1 action dimension never changes: dx = 0.25"),
+        (set_action(3, 1), "The gripper never opens or closes: gripper is always 1"),
+        (set_action(3, lambda episode: 50 * (1 + episode["action"][:, 3])), "gripper command gripper runs from 0 to 100"),
+        (set_action(3, lambda episode: np.arange(30) >= 15), "starts at 0 in 100% of the episodes"),
+        (make_rare, "98 % of the values are equal (q01 = q99)"),
+        (set_action(0, lambda episode: 40 * episode["action"][:, 0]), "look like millimetres: dx up to"),
+        (share_camera, "The cameras primary and wrist show the same picture"),
+        (blacken, "The camera wrist is black (100% of the sampled frames)"),
+        (damage, "1 of 6 sampled episodes have a damaged image"),
+    ],
+)
+def test_each_fault_is_told(tmp_path: Path, change: Callable[[list[Episode]], Any], message: str) -> None:
+    assert message in findings(tmp_path, change)
+
+
+def test_absolute_encoding_of_motions_is_told(tmp_path: Path) -> None:
+    def shrink(episodes: list[Episode]) -> None:
+        for episode in episodes:
+            episode["action"][:, :3] *= 0.01
+
+    entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, robot_platform="METAWORLD")
+    assert "JOINT_POS declares absolute actions" in findings(tmp_path, shrink, entry)
+
+
+def test_degrees_and_turns_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episodes = []
+    for seed in range(3):
+        episode = make_episode(30, seed=seed, action_dim=8, state_dim=8, size=16)
+        episode["action"] = episode["observation/state"] = np.cumsum(rng.normal(size=(30, 8)), axis=0).astype(np.float32)
+        episode["action"][:, 0] = 90 * np.sin(np.arange(30))
+        episode["action"][:, 1] = np.where(np.arange(30) < 15, 3.1, -3.1)
+        episodes.append(episode)
+    folder = write_dataset(tmp_path, "toy", {"train": episodes})
+    entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, robot_platform="SINGLE_JOINT")
+    found = "\n".join(str(finding) for finding in inspect_dataset(spec_of(folder, entry, "SINGLE_JOINT")).findings)
+    assert "units look like degrees: joint_1 [rad] up to" in found
+    assert "joint_2 [rad] 3 times" in found
+
+
+def test_wrong_widths_are_told_and_shown(tmp_path: Path) -> None:
+    found = findings(tmp_path, lambda episodes: None, platform="LIBERO")
+    assert "LIBERO expects 7" in found
+    assert "configs.py" in found
+
+
+def test_data_that_no_episode_fits_are_an_error(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, "toy", {"train": [sound_episode(0)]})
+    with pytest.raises(ValueError, match="did you mean image"):
+        inspect_dataset(spec_of(folder, DatasetEntry(image_obs_keys={"primary": "imag"})))
+
+
+def _frames(kind: str, seed: int) -> list[np.ndarray]:
+    scene = np.random.default_rng(99).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    return [scene if kind == "fixed" else rng.integers(0, 255, (48, 48, 3), dtype=np.uint8) for _ in range(5)]
+
+
+@pytest.mark.parametrize(("primary", "wrist", "is_swapped"), [("moving", "fixed", True), ("fixed", "moving", False)])
+def test_swapped_cameras(primary: str, wrist: str, is_swapped: bool) -> None:
+    strips = [Strip(e, np.arange(5), {"primary": _frames(primary, e), "wrist": _frames(wrist, e)}) for e in range(3)]
+    assert any("may be swapped" in str(finding) for finding in check_frames(strips)) == is_swapped
+
+
+def test_cameras_swapped_in_one_episode() -> None:
+    dark, bright = [np.full((32, 32, 3), 40, np.uint8)] * 3, [np.full((32, 32, 3), 200, np.uint8)] * 3
+    pairs = [(dark, bright)] * 4 + [(bright, dark)]
+    strips = [Strip(10 + e, np.arange(3), {"primary": one, "wrist": other}) for e, (one, other) in enumerate(pairs)]
+    assert "swapped in some episodes: 14." in "\n".join(str(finding) for finding in check_frames(strips))
+
+
+def test_looks_like() -> None:
+    state = np.cumsum(np.random.default_rng(0).normal(size=200)) + 5
+    has_next = np.ones(199, bool)
+    assert looks_like(np.append(state[1:], state[-1]), state, has_next) == "position"
+    assert looks_like(0.02 * np.diff(state, append=state[-1]), state, has_next) == "motion"
+    assert looks_like(np.random.default_rng(1).normal(size=200) * 9, state, has_next) == ""
+
+
+def test_quick_checks_of_300_episodes_take_under_a_second(tmp_path: Path) -> None:
+    episodes = [{key: values for key, values in sound_episode(seed).items() if "wrist" not in key} for seed in range(300)]
+    folder = write_dataset(tmp_path, "toy", {"train": episodes})
+    spec = spec_of(folder, DatasetEntry(image_obs_keys={"primary": "image"}))
+    data = load_training_data([spec], DatasetOptions(cameras=("primary",), image_size=16, use_proprio=True))
+    started = time.perf_counter()
+    assert quick_checks(data, [spec]) == []
+    assert time.perf_counter() - started < 1
+
+
+def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(3)]})
+    inspection = inspect_dataset(spec_of(folder))
+    write_page([inspection], "toy", "python x", tmp_path / "page.html", time.monotonic())
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 3 * 2 * 8
+    assert 'src="http' not in text
+    assert "<script" not in text
+    assert "push the button" in text
+    assert check_arrays(inspection.view) == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def _suggest(tmp_path: Path, episodes: list[Episode]) -> tuple[DatasetEntry, Any, str]:
+    """The evaluated entry and platform, and the text."""
+    suggestion = suggest_entry(write_dataset(tmp_path, "mine", {"train": episodes}), "mine")
+    entry = eval("{" + suggestion.entry_text() + "}", vars(configs))["mine"]
+    platform_text = suggestion.platform_text()
+    platform = eval("(" + platform_text + ")", vars(constants))[0] if platform_text else constants.get_robot_platform(entry.robot_platform)
+    eval("{" + suggestion.text().split("\n\n# No known platform")[0] + "\n}", vars(configs))  # with its comments
+    return entry, platform, suggestion.text()
+
+
+def _recorded(action_dim: int, state_dim: int, absolute: bool, cameras: tuple[str, ...] = ("image", "wrist_image")) -> list[Episode]:
+    episodes = []
+    for seed in range(2):
+        episode = make_episode(40, seed=seed, action_dim=action_dim, state_dim=state_dim, cameras=cameras, size=16)
+        state = np.cumsum(np.random.default_rng(seed).normal(size=(40, state_dim)), axis=0).astype(np.float32)
+        following = np.concatenate([state[1:], state[-1:]])[:, :action_dim]
+        episode["observation/state"] = state
+        if absolute:
+            episode["action"] = following
+        episodes.append(episode)
+    return episodes
+
+
+@pytest.mark.parametrize(
+    ("action_dim", "state_dim", "absolute", "encoding", "platform"),
+    [
+        (8, 8, True, "JOINT_POS", "SINGLE_JOINT"),
+        (7, 7, False, "EEF_POS", "SINGLE_EEF"),
+        (7, 8, False, "EEF_POS", "LIBERO"),
+        (14, 14, True, "JOINT_POS_BIMANUAL", "ALOHA"),
+        (16, 16, True, "JOINT_POS_BIMANUAL", "DUAL_JOINT"),
+        (14, 14, False, "DUAL_EEF_POS", "DUAL_EEF"),
+        (5, 5, True, "JOINT_POS", "MINE"),
+    ],
+)
+def test_suggested_entry_is_python_that_fits(
+    tmp_path: Path, action_dim: int, state_dim: int, absolute: bool, encoding: str, platform: str
+) -> None:
+    entry, found, text = _suggest(tmp_path, _recorded(action_dim, state_dim, absolute))
+    assert entry.action_encoding.name == encoding
+    assert found.name == platform == entry.robot_platform
+    assert (found.action_dim, found.proprio_dim) == (action_dim, state_dim)
+    assert "prismatic/vla/datasets/rlds/oxe/configs.py" in text
+    assert ("prismatic/vla/constants.py" in text) == (platform == "MINE")
+    if platform == "MINE":
+        assert found.num_actions_chunk == found.control_hz == 25
+
+
+def test_suggested_cameras(tmp_path: Path) -> None:
+    cameras = ("cam_right_wrist", "cam_left_wrist", "cam_low", "cam_high")
+    entry, _, _ = _suggest(tmp_path, _recorded(14, 14, True, cameras))
+    assert entry.cameras == {
+        "primary": "cam_high",
+        "left_wrist": "cam_left_wrist",
+        "right_wrist": "cam_right_wrist",
+        "secondary": "cam_low",
+    }
+
+
+def test_suggestion_without_action_names_what_is_there(tmp_path: Path) -> None:
+    episode = make_episode(5)
+    episode["actions"] = episode.pop("action")
+    with pytest.raises(ValueError, match="did you mean actions"):
+        suggest_entry(write_dataset(tmp_path, "mine", {"train": [episode]}), "mine")
