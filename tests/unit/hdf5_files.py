@@ -20,18 +20,24 @@ def camera_images(seed: int, length: int, size: tuple[int, int] = (24, 32)) -> n
 
 
 def write_aloha(
-    path: Path, length: int = 6, seed: int = 0, *, compressed: bool = False, instruction: str | None = None, dim: int = 14
+    path: Path,
+    length: int = 6,
+    seed: int = 0,
+    *,
+    compressed: bool = False,
+    instruction: str | None = None,
+    size: tuple[int, int] = (24, 32),
 ) -> Path:
     """One episode as ALOHA's recording script saves it, raw or compressed; no instruction unless one is given."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file.attrs["sim"], file.attrs["compress"] = False, compressed
-        file["action"] = rng.normal(size=(length, dim)).astype(np.float32)
+        file["action"] = rng.normal(size=(length, 14)).astype(np.float32)
         for name in ("qpos", "qvel", "effort"):
-            file[f"observations/{name}"] = rng.normal(size=(length, dim))
+            file[f"observations/{name}"] = rng.normal(size=(length, 14))
         encoded = {
-            camera: [encode_jpeg(image) for image in camera_images(10 * seed + number, length)]
+            camera: [encode_jpeg(image) for image in camera_images(10 * seed + number, length, size)]
             for number, camera in enumerate(ALOHA_CAMERAS)
         }
         longest = max(len(image) for images in encoded.values() for image in images)
@@ -40,7 +46,7 @@ def write_aloha(
                 padded = np.stack([np.frombuffer(image.ljust(longest, b"\0"), np.uint8) for image in images])
                 file.create_dataset(f"observations/images/{camera}", data=padded, chunks=(1, longest))
             else:
-                file[f"observations/images/{camera}"] = camera_images(10 * seed + number, length)
+                file[f"observations/images/{camera}"] = camera_images(10 * seed + number, length, size)
         if compressed:
             file["compress_len"] = np.array([[len(image) for image in images] for images in encoded.values()])
         if instruction is not None:
