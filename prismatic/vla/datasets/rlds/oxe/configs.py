@@ -239,9 +239,7 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
         {"primary": "depth_static", "wrist": "depth_gripper"},
     ),
     "jaco_play": _oxe({"primary": "image", "wrist": "image_wrist"}, ("state_eef", None, "state_gripper"), _EULER),
-    "berkeley_cable_routing": _oxe(
-        {"primary": "image", "secondary": "top_image", "wrist": "wrist45_image"}, ("robot_state", None), _JOINT
-    ),
+    "berkeley_cable_routing": _oxe({"primary": "image", "secondary": "top_image", "wrist": "wrist45_image"}, ("robot_state", None), _JOINT),
     "roboturk": _oxe({"primary": "front_rgb"}, _NO_STATE, StateEncoding.NONE),
     "nyu_door_opening_surprising_effectiveness": _oxe({"wrist": "image"}, _NO_STATE, StateEncoding.NONE),
     "viola": _oxe({"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}, ("joint_states", "gripper_states"), _JOINT),
