@@ -51,7 +51,7 @@ def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
             *("--num_episodes", str(config.num_demonstrations), "--num_workers", str(config.num_envs), "--seed", seed),
         ],
         "write RLDS": [
-            *("python", "scripts/convert/hdf5_to_rlds.py", "--input_dir", recordings),
+            *("python", "scripts/convert/aloha_hdf5_to_rlds.py", "--input_dir", recordings),
             *("--dataset_name", "metaworld_demo", "--data_root_dir", rlds),
         ],
         "make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--seed", seed],

@@ -5,8 +5,9 @@
     /observations/images/<camera>  uint8 [T, H, W, 3]    camera: primary, wrist, ... (or ALOHA's names for them)
     attributes                     language_instruction; success, seed, task where known
 
-Files recorded by ALOHA's own scripts differ in two ways that are read here too: their cameras are called cam_high,
-cam_left_wrist and cam_right_wrist, and they lack an instruction, which the caller then gives.
+Files recorded by ALOHA's own scripts differ in ways that are read here too: their cameras are called cam_high, cam_left_wrist and
+cam_right_wrist, their images may be compressed, and they may lack an instruction, which the caller then gives. For training and
+conversion, `prismatic.vla.datasets.hdf5.source` reads a folder of them without loading its images.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.hdf5.layout import act_instruction, is_robomimic, open_file, read_frames
 from prismatic.vla.types import check_image
 
 CAMERA_SLOTS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
@@ -78,29 +80,20 @@ def write_recording(path: Path, recording: Recording) -> None:
 
 
 def read_recording(path: Path, instruction: str | None = None) -> Recording:
-    """The demonstration in `path`; `instruction` fills in, or replaces, the file's own.
+    """The demonstration in `path`, images decoded; `instruction` fills in, or replaces, the file's own.
 
     Raises:
         ValueError: not an HDF5 file, a part is missing, parts differ in length, or there is no instruction; names the file and the part.
     """
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            text = instruction or attributes.pop("language_instruction", None)
-            attributes.pop("language_instruction", None)
-            if text is None:
-                raise ValueError("attribute language_instruction is missing; record it, or pass --instruction for the whole folder")
-            for part in ("action", "observations/qpos", "observations/images"):
-                if part not in file:
-                    raise ValueError(f"/{part} is missing; found {sorted(file)} (layout: see prismatic/conversion/recordings.py)")
-            images = {_slot(name): _read_images(name, file) for name in file["observations/images"]}
-            return Recording(file["action"][()], file["observations/qpos"][()], images, str(text), attributes)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as HDF5 ({error}); delete it and record the episode again") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_file(path) as file:
+        if is_robomimic(file):
+            raise ValueError("holds many demonstrations (/data); read it with prismatic.vla.datasets.hdf5.source")
+        text = instruction or act_instruction(file, path)
+        if not text:
+            raise ValueError("attribute language_instruction is missing; record it, or pass --instruction for the whole folder")
+        attributes = {name: value for name, value in file.attrs.items() if name != "language_instruction"}
+        images = {_slot(name): read_frames(stored) for name, stored in file["observations/images"].items()}
+        return Recording(file["action"][()], file["observations/qpos"][()], images, text, attributes)
 
 
 def _slot(camera: str) -> str:
@@ -110,23 +103,3 @@ def _slot(camera: str) -> str:
             f"camera {camera!r} is none of {list(CAMERA_SLOTS)} or {list(_ALOHA_CAMERAS)}; rename /observations/images/{camera}"
         )
     return slot
-
-
-def _read_images(camera: str, file: Any) -> np.ndarray:
-    stored = file[f"observations/images/{camera}"]
-    if stored.ndim == 4:
-        return stored[()]
-    raise ValueError(f"/observations/images/{camera} has shape {list(stored.shape)}, expected raw images [steps, height, width, 3]")
-
-
-def find_recordings(folder: Path) -> list[Path]:
-    """Every recording under `folder`, sorted by path.
-
-    Raises:
-        ValueError: the folder is missing or holds none.
-    """
-    paths = sorted(path for pattern in ("*.hdf5", "*.h5") for path in folder.rglob(pattern) if not path.name.startswith("."))
-    if not paths:
-        state = "holds no *.hdf5 file" if folder.is_dir() else "does not exist"
-        raise ValueError(f"{folder} {state}; record demonstrations first, or pass the folder that holds them")
-    return paths

@@ -1,8 +1,15 @@
-"""Recordings -> an RLDS data set, written by tensorflow-datasets itself. Letters: H, W image size, P proprio dim, A action dim.
+"""Any recording that is read for training -> an RLDS data set, written by tensorflow-datasets itself.
+
+Letters: T steps, H, W image size, P proprio dim, A action dim.
 
     steps:  observation {image, wrist_image, ... (JPEG), state float32 [P]}, action float32 [A], language_instruction,
             is_first, is_last, is_terminal, reward (1 at the end), discount
     episode_metadata:  file_path
+
+    source --standardize--> Episode --decode, resize, encode--> staged episode file --tensorflow-datasets--> data_root_dir/name/version
+
+Each finished episode is kept in a hidden stage folder until the data set is complete, under a name that changes with everything it was
+made from. An interrupted conversion therefore goes on where it stopped, and the data set itself is complete or absent.
 
 TensorFlow is imported here only, when a data set is written. It must never share a process with a software renderer.
 """
@@ -10,19 +17,26 @@ TensorFlow is imported here only, when a data set is written. It must never shar
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from prismatic.conversion.recordings import Recording, read_recording
+from prismatic.conversion.noops import moving_steps
+from prismatic.conversion.staging import StagedEpisode, encode_episode, load_staged, only_writer, write_staged
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
+from prismatic.vla.datasets.hdf5.layout import instruction_from_table
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, absolute_action_mask
+from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +48,21 @@ IMAGE_KEYS = {
     "left_wrist": "left_wrist_image",
     "right_wrist": "right_wrist_image",
 }
+_VAL_SPLITS = ("val", "validation")
 
 
 @dataclass(frozen=True)
 class RldsSpec:
-    """What the data set is called and how its episodes are split."""
+    """What the data set is called, how its episodes are split, and what is done to them."""
 
     dataset_name: str  # folder and TFDS name: lower case, digits, underscores
     data_root_dir: Path  # the data set lands in data_root_dir/dataset_name/version
     version: str = "1.0.0"
-    val_fraction: float = 0.1  # of the episodes of each instruction; 0 writes no val split
-    instruction: str | None = None  # replaces what the files say
+    val_fraction: float = 0.1  # of the episodes of each instruction, where the source has no val split; 0 writes none
+    instruction: str | None = None  # replaces what the recordings say
+    instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}; replaces what the recordings say
+    image_size: int | None = None  # pixels; images become squares of this side; None keeps their size
+    filter_noops: bool = False  # leave out steps in which nothing moves
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -54,88 +72,158 @@ class RldsSpec:
             raise ValueError(f"--version is {self.version!r}, expected three numbers such as 1.0.0")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val_fraction is {self.val_fraction}; use a share of at least 0 and less than 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1 pixel")
+        if self.instructions_file is not None and not self.instructions_file.is_file():
+            raise ValueError(f"--instructions_file {self.instructions_file} does not exist")
 
     @property
     def target(self) -> Path:
         return self.data_root_dir / self.dataset_name / self.version
 
-
-def split_paths(paths: list[Path], val_fraction: float) -> dict[str, list[Path]]:
-    """{"train": ..., "val": ...}: per folder, the episodes whose names hash lowest go to val.
-
-    The same files give the same split on every machine; every folder (one task, as a rule) keeps its share in both.
-    """
-    if val_fraction == 0:
-        return {"train": list(paths)}
-    val: set[Path] = set()
-    for folder in sorted({path.parent for path in paths}):
-        members = [path for path in paths if path.parent == folder]
-        members.sort(key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
-        count = round(len(members) * val_fraction) or (1 if len(members) > 1 else 0)
-        val.update(members[: min(count, len(members) - 1)])
-    if not val:
-        raise ValueError(
-            f"--val_fraction {val_fraction} leaves no validation episode of {len(paths)}; record more, or pass --val_fraction 0"
-        )
-    return {"train": [path for path in paths if path not in val], "val": [path for path in paths if path in val]}
+    @property
+    def stage(self) -> Path:
+        return self.data_root_dir / f".{self.dataset_name}.{self.version}.partial"
 
 
-def write_rlds(paths: list[Path], spec: RldsSpec) -> Path:
-    """The folder of the new data set, complete or absent: everything is written beside it first and renamed at the end.
+def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Path:
+    """The folder of the new data set, complete or absent; `entry` says which cameras and state of `source` are written.
 
     Raises:
-        ValueError: the data set exists already, or recordings contradict each other (names both files).
+        ValueError: the data set exists already, an episode has no instruction, episodes contradict each other (names both), or another
+            process writes the same data set.
     """
     if spec.target.exists() and not spec.overwrite:
         raise ValueError(f"{spec.target} exists already; pass --overwrite True, another --version or another --dataset_name")
-    splits = split_paths(paths, spec.val_fraction)
-    shapes = _Shapes.of(read_recording(paths[0], spec.instruction), paths[0])
-    temporary = spec.data_root_dir / f".{spec.dataset_name}.{os.getpid()}.tmp"
-    try:
-        _download_and_prepare(spec, splits, shapes, temporary)
-        if spec.target.exists():
-            shutil.rmtree(spec.target)
-        spec.target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary / spec.dataset_name / spec.version, spec.target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _check_cameras(entry)
+    with only_writer(spec.stage):
+        try:
+            episodes = _stage_episodes(source, entry, spec)
+            splits = split_episodes(episodes, spec.val_fraction)
+            written = spec.stage / "tfds"
+            shutil.rmtree(written, ignore_errors=True)  # left by a process that was killed
+            _download_and_prepare(spec, splits, written)
+            _publish(written / spec.dataset_name / spec.version, spec)
+        except KeyboardInterrupt:
+            logger.info("interrupted; the same command goes on from here (finished episodes are kept in %s)", spec.stage)
+            raise
+        shutil.rmtree(spec.stage)
     logger.info("wrote %s: %s", spec.target, {name: f"{len(members)} episodes" for name, members in splits.items()})
     return spec.target
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """What every episode of one data set must agree on."""
+def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:
+    """{"train": ..., "val": ...}: the source's own val split, else per instruction the episodes whose names hash lowest.
 
-    images: dict[str, tuple[int, ...]]  # camera slot -> [H, W, 3]
-    proprio_dim: int
-    action_dim: int
-    source: Path
+    The same recordings give the same split on every machine; every instruction keeps its share in both.
+    """
+    recorded = {name: [item for item in episodes if (item.split in _VAL_SPLITS) == (name == "val")] for name in ("train", "val")}
+    if recorded["val"] and recorded["train"]:
+        return recorded
+    if val_fraction == 0:
+        return {"train": list(episodes)}
+    val: set[str] = set()
+    for instruction in sorted({item.instruction for item in episodes}):
+        members = sorted((item.name for item in episodes if item.instruction == instruction), key=_hash)
+        count = round(len(members) * val_fraction) or (1 if len(members) > 1 else 0)
+        val.update(members[: min(count, len(members) - 1)])
+    if not val:
+        raise ValueError(
+            f"--val_fraction {val_fraction} leaves no validation episode of {len(episodes)}; record more, or pass --val_fraction 0"
+        )
+    return {"train": [item for item in episodes if item.name not in val], "val": [item for item in episodes if item.name in val]}
 
-    @classmethod
-    def of(cls, recording: Recording, path: Path) -> _Shapes:
-        images = {name: images.shape[1:] for name, images in sorted(recording.images.items())}
-        return cls(images, recording.proprio.shape[1], recording.actions.shape[1], path)
 
-    def check(self, other: _Shapes) -> None:
-        for name in ("images", "proprio_dim", "action_dim"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"{other.source} has {name} {getattr(other, name)}, but {self.source} has {getattr(self, name)}; "
-                    "one data set holds one robot: convert them separately"
-                )
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _download_and_prepare(spec: RldsSpec, splits: dict[str, list[Path]], shapes: _Shapes, data_dir: Path) -> None:
+def _check_cameras(entry: DatasetEntry) -> None:
+    for name in entry.cameras:
+        if name not in IMAGE_KEYS:
+            raise ValueError(f"camera {name!r} has no RLDS key; {near_names(name, IMAGE_KEYS)}")
+
+
+def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> list[StagedEpisode]:
+    """Every episode with its images encoded, from the stage folder where it is there already."""
+    reader = source.frame_reader()
+    staged: list[StagedEpisode] = []
+    num_steps, num_idle = 0, 0
+    with tqdm(total=source.num_episodes, desc=f"reading {source.folder}", unit="episode") as progress:
+        for raw in source.episodes():
+            name = raw.name.removeprefix(f"{source.folder}{os.sep}")
+            episode = _relabel(standardize(raw, entry, identity_dataset_transform), name, spec)
+            num_steps += len(episode.actions)
+            if spec.filter_noops:
+                moving = moving_steps(episode.actions, absolute_action_mask(entry.action_encoding, episode.actions.shape[1]))
+                num_idle += int((~moving).sum())
+                episode = _select(episode, moving, name)
+            path = spec.stage / f"{_episode_key(episode, name, source, spec)}.npz"
+            if not path.is_file():
+                write_staged(path, encode_episode(episode, tuple(entry.cameras), reader, spec.image_size), name, raw.split)
+            staged.append(load_staged(path))
+            staged[0].check(staged[-1])
+            progress.update()
+    if not staged:
+        raise ValueError(f"{source.folder} holds no episodes; record some first")
+    if spec.filter_noops:
+        logger.info("left out %d of %d steps in which nothing moves", num_idle, num_steps)
+    return staged
+
+
+def _relabel(episode: Episode, name: str, spec: RldsSpec) -> Episode:
+    """The episode with the instruction that the flags give it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text = spec.instruction or ""
+    if spec.instructions_file is not None:
+        text = instruction_from_table(spec.instructions_file, Path(name)) or text
+    texts = [text] * len(episode.actions) if text.strip() else episode.instructions
+    if not all(item.strip() for item in texts):
+        raise ValueError(
+            f"{name}: no language instruction (attribute language_instruction, /language_raw, instructions.json, tasks); "
+            "record it, or pass --instruction for the whole folder or --instructions_file"
+        )
+    return Episode(episode.actions, episode.proprio, episode.images, texts)
+
+
+def _select(episode: Episode, steps: np.ndarray, name: str) -> Episode:
+    if not steps.any():
+        raise ValueError(f"{name}: nothing moves in any step; leave the episode out, or pass --filter_noops False")
+    texts = [text for text, kept in zip(episode.instructions, steps, strict=True) if kept]
+    return Episode(episode.actions[steps], episode.proprio[steps], episode.images[steps], texts)
+
+
+def _episode_key(episode: Episode, name: str, source: EpisodeSource, spec: RldsSpec) -> str:
+    """Changes with everything that the staged episode is made from."""
+    files = [source.files[number] for number in np.unique(episode.images["file"])]
+    described = [name, spec.image_size, episode.instructions, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]]
+    digest = hashlib.sha256(json.dumps(described).encode())
+    for array in (episode.actions, episode.proprio, episode.images):
+        digest.update(str(array.shape).encode() + array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _publish(written: Path, spec: RldsSpec) -> None:
+    """Moves the finished data set to its place."""
+    spec.target.parent.mkdir(parents=True, exist_ok=True)
+    if spec.target.exists():
+        os.replace(spec.target, spec.stage / "replaced")
+    os.replace(written, spec.target)
+
+
+def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEpisode]], data_dir: Path) -> None:
     """Runs a TFDS builder, made for this data set, that writes into `data_dir`."""
     tfds = _import_tfds()
-    features = _features(tfds, shapes)
+    features = _features(tfds, next(iter(splits.values()))[0])
 
     def info(self: Any) -> Any:
         return self.dataset_info_from_configs(features=features, description=f"{spec.dataset_name}: recorded demonstrations")
 
     def generators(self: Any, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {name: _examples(members, shapes, spec.instruction) for name, members in splits.items()}
+        return {name: _examples(members) for name, members in splits.items()}
 
     class_name = "".join(word.capitalize() for word in spec.dataset_name.split("_"))
     members = {
@@ -166,15 +254,12 @@ def _import_tfds() -> Any:
     return tfds
 
 
-def _features(tfds: Any, shapes: _Shapes) -> Any:
-    unknown = [name for name in shapes.images if name not in IMAGE_KEYS]
-    if unknown:
-        raise ValueError(f"{shapes.source}: camera {unknown[0]!r} has no RLDS key; {near_names(unknown[0], IMAGE_KEYS)}")
-    image = {IMAGE_KEYS[name]: tfds.features.Image(shape=shape, encoding_format="jpeg") for name, shape in shapes.images.items()}
-    state = {"state": tfds.features.Tensor(shape=(shapes.proprio_dim,), dtype=np.float32)}
+def _features(tfds: Any, first: StagedEpisode) -> Any:
+    images = {IMAGE_KEYS[name]: tfds.features.Image(shape=shape, encoding_format="jpeg") for name, shape in first.images.items()}
+    state = {"state": tfds.features.Tensor(shape=(first.proprio_dim,), dtype=np.float32)}
     step = {
-        "observation": image | state,
-        "action": tfds.features.Tensor(shape=(shapes.action_dim,), dtype=np.float32),
+        "observation": images | state,
+        "action": tfds.features.Tensor(shape=(first.action_dim,), dtype=np.float32),
         "language_instruction": tfds.features.Text(),
         **{name: tfds.features.Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")},
         **{name: tfds.features.Scalar(dtype=np.float32) for name in ("reward", "discount")},
@@ -182,22 +267,20 @@ def _features(tfds: Any, shapes: _Shapes) -> Any:
     return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step), "episode_metadata": {"file_path": tfds.features.Text()}})
 
 
-def _examples(paths: list[Path], shapes: _Shapes, instruction: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, path in enumerate(paths):
-        recording = read_recording(path, instruction)
-        shapes.check(_Shapes.of(recording, path))
-        name = f"{path.parent.name}/{path.name}"
-        yield f"{number:06d}", {"steps": list(_steps(recording)), "episode_metadata": {"file_path": name}}
+def _examples(episodes: Sequence[StagedEpisode]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, episode in enumerate(episodes):
+        yield f"{number:06d}", {"steps": list(_steps(episode)), "episode_metadata": {"file_path": episode.name}}
 
 
-def _steps(recording: Recording) -> Iterator[dict[str, Any]]:
-    last = recording.num_steps - 1
-    for step in range(recording.num_steps):
-        images = {IMAGE_KEYS[name]: images[step] for name, images in recording.images.items()}
+def _steps(staged: StagedEpisode) -> Iterator[dict[str, Any]]:
+    content = staged.read()
+    last = len(content.actions) - 1
+    for step in range(last + 1):
+        images = {IMAGE_KEYS[name]: encoded[step] for name, encoded in content.images.items()}
         yield {
-            "observation": images | {"state": recording.proprio[step].astype(np.float32)},
-            "action": recording.actions[step].astype(np.float32),
-            "language_instruction": recording.instruction,
+            "observation": images | {"state": content.proprio[step]},
+            "action": content.actions[step],
+            "language_instruction": content.instructions[step],
             "is_first": step == 0,
             "is_last": step == last,
             "is_terminal": step == last,

@@ -35,7 +35,8 @@ def _module(path: str) -> ModuleType:
 
 CONFIGS = {
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
-    "scripts/convert/hdf5_to_rlds.py": lambda: _module("scripts/convert/hdf5_to_rlds.py").ConvertConfig,
+    "scripts/convert/aloha_hdf5_to_rlds.py": lambda: _module("scripts/convert/aloha_hdf5_to_rlds.py").ConvertConfig,
+    "scripts/inspect_dataset.py": lambda: _module("scripts/inspect_dataset.py").InspectConfig,
     "vla-scripts/merge_lora_weights_and_save.py": lambda: _module("vla-scripts/merge_lora_weights_and_save.py").MergeConfig,
     "experiments/robot/metaworld/run_metaworld_eval.py": lambda: _module("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig,
 }

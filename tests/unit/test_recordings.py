@@ -7,11 +7,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hdf5_files import write_aloha
 from toy_simulator import ToySimulator
 
 from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
-from prismatic.conversion.recordings import Recording, find_recordings, read_recording, write_recording
-from prismatic.conversion.rlds_writer import RldsSpec, split_paths, write_rlds
+from prismatic.conversion.noops import moving_steps
+from prismatic.conversion.options import RldsFlags, guess_cameras
+from prismatic.conversion.recordings import Recording, read_recording, write_recording
+from prismatic.conversion.rlds_writer import RldsSpec, split_episodes, write_rlds
+from prismatic.conversion.staging import StagedEpisode
+from prismatic.vla.datasets.hdf5.layout import find_files
+from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
 
 def make_recording(num_steps: int = 5, **changes) -> Recording:
@@ -77,6 +83,14 @@ def test_bad_recordings_say_what_is_wrong(changes: dict, message: str) -> None:
         make_recording(**changes)
 
 
+def test_compressed_recordings_are_decoded(tmp_path: Path) -> None:
+    raw = read_recording(write_aloha(tmp_path / "raw.hdf5", instruction="go"))
+    decoded = read_recording(write_aloha(tmp_path / "jpeg.hdf5", compressed=True, instruction="go"))
+    for name, images in raw.images.items():
+        assert images.shape == decoded.images[name].shape
+        assert 0 < np.abs(images.astype(int) - decoded.images[name]).mean() < 12
+
+
 def test_bad_files_name_the_file_and_the_part(tmp_path: Path) -> None:
     broken = tmp_path / "broken.hdf5"
     broken.write_bytes(b"no HDF5")
@@ -90,16 +104,16 @@ def test_bad_files_name_the_file_and_the_part(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="camera 'gopro' is none of"):
         read_recording(tmp_path / "camera.hdf5")
     with pytest.raises(ValueError, match="does not exist"):
-        find_recordings(tmp_path / "nowhere")
+        find_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no"):
-        find_recordings(tmp_path / "empty")
+        find_files(tmp_path / "empty")
 
 
 def test_experts_are_recorded_once_with_clean_labels(tmp_path: Path) -> None:
     options = RecordingOptions(tmp_path, num_episodes=3, seed=1, noise_scale=0.3, noise_dims=(0,), num_workers=1)
     paths = list(record_demonstrations(ToySimulator(), ["left"], options))
-    assert sorted(paths) == find_recordings(tmp_path)
+    assert sorted(paths) == find_files(tmp_path)
     recording = read_recording(paths[0])
     assert recording.attributes["success"]
     assert set(recording.actions[:, 0].tolist()) <= {-1.0, 1.0}  # what the expert wanted
@@ -118,15 +132,52 @@ def test_a_hopeless_expert_is_an_error(tmp_path: Path) -> None:
         list(record_demonstrations(ToySimulator(lazy_expert=True), ["left"], options))
 
 
-def test_split_is_deterministic_and_even_over_tasks(tmp_path: Path) -> None:
-    paths = [tmp_path / task / f"episode_{index:06d}.hdf5" for task in ("a", "b") for index in range(20)]
-    splits = split_paths(paths, 0.1)
-    assert splits == split_paths(list(reversed(paths))[::-1], 0.1)
-    assert [sum(path.parent.name == task for path in splits["val"]) for task in ("a", "b")] == [2, 2]
-    assert sorted(splits["train"] + splits["val"]) == sorted(paths)
-    assert split_paths(paths, 0) == {"train": paths}
+def staged(name: str, instruction: str = "go", split: str = "train") -> StagedEpisode:
+    return StagedEpisode(Path(name), name, split, instruction, {}, 1, 1)
+
+
+def test_split_is_deterministic_and_even_over_instructions() -> None:
+    episodes = [staged(f"{task}/episode_{index:06d}.hdf5", task) for task in ("a", "b") for index in range(20)]
+    splits = split_episodes(episodes, 0.1)
+    backwards = split_episodes(episodes[::-1], 0.1)
+    assert {item.name for item in splits["val"]} == {item.name for item in backwards["val"]}
+    assert [sum(item.instruction == task for item in splits["val"]) for task in ("a", "b")] == [2, 2]
+    assert sorted(item.name for part in splits.values() for item in part) == sorted(item.name for item in episodes)
+    assert split_episodes(episodes, 0) == {"train": episodes}
     with pytest.raises(ValueError, match="leaves no validation episode"):
-        split_paths(paths[:1], 0.1)
+        split_episodes(episodes[:1], 0.1)
+
+
+def test_a_recorded_val_split_is_kept() -> None:
+    episodes = [staged("a"), staged("b", split="val"), staged("c")]
+    assert split_episodes(episodes, 0.5) == {"train": [episodes[0], episodes[2]], "val": [episodes[1]]}
+
+
+def test_idle_steps_of_motions_and_of_targets() -> None:
+    still, move = [0.0, 0.0], [0.1, 0.0]
+    actions = np.array([[*still, 0], [*move, 0], [*still, 0], [*still, 1], [*still, 1], [*move, 1]])  # two motions and a gripper
+    assert moving_steps(actions, np.array([False, False, True])).tolist() == [False, True, False, True, False, True]
+    joints = np.array([[0.0, 1], [0, 1], [0.2, 1], [0.2, 1], [0.2, 0]])
+    assert moving_steps(joints, np.array([True, True])).tolist() == [True, False, True, False, True]
+
+
+def test_cameras_by_their_usual_names() -> None:
+    assert guess_cameras(("observation.images.cam_high", "observation.images.cam_left_wrist")) == {
+        "primary": "observation.images.cam_high",
+        "left_wrist": "observation.images.cam_left_wrist",
+    }
+    assert guess_cameras(("agentview_rgb", "eye_in_hand_rgb")) == {"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+    assert guess_cameras(("gopro",)) == {"primary": "gopro"}
+    with pytest.raises(ValueError, match=r"which camera is 'gopro'\? .*--cameras primary=cam_high"):
+        guess_cameras(("cam_high", "gopro"))
+    with pytest.raises(ValueError, match=r"which camera is the primary one"):
+        guess_cameras(("wrist", "left_wrist"))
+    flags = RldsFlags(Path("a"), "b", Path("c"), cameras="primary=gopro, wrist=hand")
+    assert flags.entry(()).cameras == {"primary": "gopro", "wrist": "hand"}
+    with pytest.raises(ValueError, match=r"--cameras is 'top'"):
+        RldsFlags(Path("a"), "b", Path("c"), cameras="top").entry(())
+    with pytest.raises(ValueError, match=r"--action_encoding is 'JOINTPOS'; did you mean JOINT_POS"):
+        RldsFlags(Path("a"), "b", Path("c"), action_encoding="JOINTPOS")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +186,8 @@ def test_split_is_deterministic_and_even_over_tasks(tmp_path: Path) -> None:
         ({"dataset_name": "My-Data"}, "--dataset_name is 'My-Data'"),
         ({"val_fraction": 1.0}, "--val_fraction is 1.0"),
         ({"version": "1"}, "--version is '1'"),
+        ({"image_size": 0}, "--image_size is 0"),
+        ({"instructions_file": Path("nowhere.json")}, "--instructions_file nowhere.json does not exist"),
     ],
 )
 def test_bad_rlds_flags_name_the_flag(tmp_path: Path, changes: dict, message: str) -> None:
@@ -144,5 +197,7 @@ def test_bad_rlds_flags_name_the_flag(tmp_path: Path, changes: dict, message: st
 
 def test_an_existing_data_set_is_kept(tmp_path: Path) -> None:
     (tmp_path / "door" / "1.0.0").mkdir(parents=True)
+    write_aloha(tmp_path / "recorded" / "a.hdf5", instruction="go")
+    source = Hdf5Source(tmp_path / "recorded")
     with pytest.raises(ValueError, match="exists already; pass --overwrite"):
-        write_rlds([tmp_path / "a.hdf5"], RldsSpec("door", tmp_path))
+        write_rlds(source, RldsFlags(tmp_path, "door", tmp_path).entry(source.cameras), RldsSpec("door", tmp_path))

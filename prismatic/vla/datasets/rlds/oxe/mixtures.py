@@ -4,8 +4,8 @@ A weight of 1 shows every sample of a data set once per epoch, 0.5 every other s
 published size-balanced normalisation: a data set's share is its weight times its size. A data set of the registry is a mixture
 of itself, so it needs no line here.
 
-Names and weights of the Open X-Embodiment mixtures are facts of openvla-oft 213c5ff. A data set that cannot be used (absent, another
-robot platform, no such camera) stops the start with a message that names it; it is not left out in silence.
+Names and weights of the Open X-Embodiment mixtures are facts of the published system, read in a fork of openvla-oft. A data set
+that cannot be used (absent, another robot platform, no such camera) stops the start with a message that names it; it is not left out in silence.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A transform takes and returns a trajectory (nested dictionary of arrays whose fi
 It alters no array and no dictionary that it is given, and always does the same, since its result is cached. Images are references:
 select and reorder them, never compute with them. Data sets whose "action" and state already have the recommended order need none.
 
-What the published data sets need (openvla-oft 213c5ff) follows the existing layouts of Open X-Embodiment. Letters: T steps. The gripper
-ends as 1 (open) .. 0 (closed).
+What the published data sets need (read in a fork of openvla-oft) follows the existing layouts of Open X-Embodiment. Letters:
+T steps. The gripper ends as 1 (open) .. 0 (closed).
 """
 
 from __future__ import annotations

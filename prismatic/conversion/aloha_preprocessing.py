@@ -1,0 +1,74 @@
+"""Raw ALOHA recordings -> smaller ones with raw square images, divided into train/ and val/. Letters: T steps, S image side."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.hdf5.layout import act_instruction, is_robomimic, open_file, read_frame
+from prismatic.vla.images import resize_lanczos3
+
+_IMAGES = "observations/images"
+
+
+def divide(paths: list[Path], percent_val: float) -> dict[Path, str]:
+    """path -> "train" or "val": the recordings whose names hash lowest go to val, the same on every run.
+
+    Raises:
+        ValueError: two recordings have the same name.
+    """
+    names = [path.name for path in paths]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"{double} occurs more than once under --dataset_path; preprocess each folder of episodes by itself")
+    count = min(round(len(paths) * percent_val) or (1 if percent_val > 0 and len(paths) > 1 else 0), max(len(paths) - 1, 0))
+    by_hash = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    return {path: "val" if path in by_hash[:count] else "train" for path in paths}
+
+
+def preprocess_recording(path: Path, target: Path, image_size: int, instruction: str | None = None) -> None:
+    """Writes `target` like `path` with images uint8 [T, S, S, 3], decoded and resized (lanczos3); complete or absent.
+
+    Raises:
+        ValueError: `path` is damaged or not one episode in the layout of ACT; the message names it.
+    """
+    import h5py
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with open_file(path) as source, h5py.File(temporary, "w") as file:
+            if is_robomimic(source):
+                raise ValueError("holds many demonstrations (/data); this script takes one episode per file, as ALOHA records them")
+            for name, value in source.attrs.items():
+                file.attrs[name] = value
+            file.attrs["compress"] = False
+            text = instruction or act_instruction(source, path)
+            if text:
+                file.attrs["language_instruction"] = text
+            for name in _arrays(source):
+                file.create_dataset(name, data=source[name][()])
+            for camera, stored in source[_IMAGES].items():
+                _write_images(file, camera, stored, image_size)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _arrays(file: Any) -> Iterator[str]:
+    """The names of all data sets but the images and the lengths of their compressed files."""
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    return (name for name in names if not name.startswith(f"{_IMAGES}/") and name != "compress_len")
+
+
+def _write_images(file: Any, camera: str, stored: Any, image_size: int) -> None:
+    shape = (len(stored), image_size, image_size, 3)
+    images = file.create_dataset(f"{_IMAGES}/{camera}", shape, np.uint8, chunks=(1, *shape[1:]))
+    for row in range(len(stored)):
+        images[row] = resize_lanczos3(read_frame(stored, row), image_size)

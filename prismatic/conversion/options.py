@@ -1,0 +1,93 @@
+"""The flags that every conversion to RLDS has, and how they name cameras and state columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prismatic.conversion.rlds_writer import IMAGE_KEYS, RldsSpec
+from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.hdf5.layout import CAMERA_ALIASES
+from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
+
+
+@dataclass
+class RldsFlags:
+    """Flags of a conversion; a script adds nothing but other defaults."""
+
+    input_dir: Path  # the recordings; HDF5 files are searched for at any depth
+    dataset_name: str  # name in TFDS and in the registry
+    data_root_dir: Path  # the data set lands in data_root_dir/dataset_name/version
+    version: str = "1.0.0"
+    val_fraction: float = 0.1  # share of the episodes of each instruction that become the val split, where the recordings have none
+    image_size: int | None = None  # pixels; images become squares of this side (256 as in the published data sets); None keeps their size
+    cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
+    state: str = "state"  # recorded columns that make up the state, joined in this order, separated by commas
+    action_encoding: str = "JOINT_POS"  # tells motions from targets, for --filter_noops only
+    instruction: str | None = None  # for the whole folder, instead of what the recordings say
+    instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}, instead of what the recordings say
+    filter_noops: bool = False  # leave out steps in which nothing moves
+    overwrite: bool = False  # replace an existing data set of this name and version
+
+    def __post_init__(self) -> None:
+        if self.action_encoding not in ActionEncoding.__members__:
+            names = near_names(self.action_encoding, ActionEncoding.__members__)
+            raise ValueError(f"--action_encoding is {self.action_encoding!r}; {names}")
+
+    def spec(self) -> RldsSpec:
+        """What the writer needs."""
+        return RldsSpec(
+            dataset_name=self.dataset_name,
+            data_root_dir=self.data_root_dir,
+            version=self.version,
+            val_fraction=self.val_fraction,
+            instruction=self.instruction,
+            instructions_file=self.instructions_file,
+            image_size=self.image_size,
+            filter_noops=self.filter_noops,
+            overwrite=self.overwrite,
+        )
+
+    def entry(self, recorded_cameras: Iterable[str]) -> DatasetEntry:
+        """Which recorded cameras and columns are written.
+
+        Raises:
+            ValueError: the cameras are not called as usual and --cameras does not say which is which.
+        """
+        cameras = _parse_cameras(self.cameras) if self.cameras else guess_cameras(recorded_cameras)
+        states = tuple(name.strip() for name in self.state.split(",") if name.strip())
+        return DatasetEntry(image_obs_keys=cameras, state_obs_keys=states, action_encoding=ActionEncoding[self.action_encoding])
+
+
+def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:
+    """Camera slot -> recorded name, for names that are usual; the only camera is the primary one.
+
+    Raises:
+        ValueError: a name is none of the usual ones.
+    """
+    recorded = tuple(recorded)
+    slots = {key: slot for slot, key in IMAGE_KEYS.items()}
+    found: dict[str, str] = {}
+    for name in recorded:
+        short = name.rpartition(".")[2]  # observation.images.cam_high
+        slot = slots.get(CAMERA_ALIASES.get(short, short))
+        if slot is None or slot in found:
+            if len(recorded) == 1:
+                return {"primary": name}
+            raise ValueError(
+                f"which camera is {name!r}? Say it for each that is to be written, such as --cameras primary={recorded[0]}; "
+                f"slots: {', '.join(IMAGE_KEYS)}; recorded cameras: {', '.join(recorded)}"
+            )
+        found[slot] = name
+    if "primary" not in found:
+        raise ValueError(f"which camera is the primary one? Pass --cameras primary=NAME; recorded cameras: {', '.join(recorded) or 'none'}")
+    return found
+
+
+def _parse_cameras(text: str) -> Mapping[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    for slot, equals, name in pairs:
+        if not (equals and name.strip()) or slot.strip() not in IMAGE_KEYS:
+            raise ValueError(f"--cameras is {text!r}, expected pairs such as primary=top,wrist=hand; slots: {', '.join(IMAGE_KEYS)}")
+    return {slot.strip(): name.strip() for slot, _, name in pairs}

@@ -1,0 +1,188 @@
+"""A folder of HDF5 recordings -> raw episodes in RLDS naming. Letters: T steps. The layouts of the files: `hdf5.layout`.
+
+    ACT                             LIBERO / robomimic              key in the trajectory
+    /action                         actions                         "action"
+    /observations/qpos              ee_states + gripper_states      "observation" -> "state" (8 numbers as in LIBERO's RLDS sets)
+    /observations/<name>            obs/<name>                      "observation" -> the same name
+    images/cam_high                 obs/agentview_rgb               "observation" -> "image" and the same name: IMAGE_REF [T]
+
+In an IMAGE_REF, "offset" is the row (with the number of the demo in its upper half) and "length" the number of the camera.
+A file below a folder called val or validation belongs to that split, every other to train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
+from prismatic.vla.datasets.hdf5.layout import (
+    CAMERA_ALIASES,
+    INSTRUCTION_FILE,
+    INSTRUCTIONS_FILE,
+    act_instruction,
+    demo_numbers,
+    find_files,
+    is_robomimic,
+    is_upside_down,
+    libero_instruction,
+    open_file,
+    read_frame,
+)
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+
+_VAL_FOLDERS = ("val", "validation")
+_DEMO_SHIFT = 32  # offset = demo number << 32 | row
+_MAX_OPEN_FILES = 64
+
+
+class Hdf5Source:
+    """The episodes of one folder."""
+
+    def __init__(self, folder: Path, entry: DatasetEntry | None = None) -> None:
+        """Lists the files and looks into the first; every camera is offered, what `entry` asks for is checked when the index is built.
+
+        Raises:
+            ValueError: no files, or the first is damaged or of another layout.
+        """
+        self.folder = folder
+        paths = find_files(folder)
+        self._splits = {path: _split_of(path, folder) for path in paths}
+        self.files = tuple(sorted(paths, key=lambda path: (self._splits[path] != "train", self._splits[path], path)))
+        with open_file(self.files[0]) as file:
+            self.robomimic = is_robomimic(file)
+            self.cameras = _camera_names(file, self.robomimic)
+        texts = sorted(path for name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE) for path in folder.rglob(name))
+        instructions = [(str(path.relative_to(folder)), path.read_text()) for path in texts]
+        self.layout = json.dumps(["robomimic" if self.robomimic else "act", self.cameras, instructions])
+        self.num_episodes = self._count() if self.robomimic else len(self.files)
+
+    def episodes(self) -> Iterator[RawEpisode]:
+        """All episodes, split by split, in the order of the files.
+
+        Raises:
+            ValueError: a damaged file or one of another layout; the message names it.
+        """
+        for number, path in enumerate(self.files):
+            with open_file(path) as file:
+                if is_robomimic(file) != self.robomimic:
+                    raise ValueError(f"its layout differs from that of {self.files[0]}; a folder holds one kind of recording")
+                if not self.robomimic:
+                    yield RawEpisode(self._splits[path], str(path), self._act_trajectory(file, path, number))
+                    continue
+                text = libero_instruction(file, path)
+                for demo in demo_numbers(file):
+                    trajectory = self._demo_trajectory(file[f"data/demo_{demo}"], number, demo)
+                    trajectory["language_instruction"] = text
+                    yield RawEpisode(self._splits[path], f"{path}, demo_{demo}", trajectory)
+
+    def frame_reader(self) -> Hdf5FrameReader:
+        """What reads the rows of the image data sets."""
+        return Hdf5FrameReader(self.files, self.cameras, self.robomimic)
+
+    def _count(self) -> int:
+        total = 0
+        for path in self.files:
+            with open_file(path) as file:
+                total += len(file["data"]) if "data" in file else 1
+        return total
+
+    def _act_trajectory(self, file: Any, path: Path, number: int) -> Trajectory:
+        observations = file["observations"]
+        observation: Trajectory = {name: item[()] for name, item in observations.items() if hasattr(item, "shape")}
+        for camera, name in enumerate(self.cameras):
+            if name in observations["images"]:
+                _add_camera(observation, name, _references(observations["images"][name], number, camera))
+        observation.setdefault("state", observation["qpos"])
+        return {"action": file["action"][()], "observation": observation, "language_instruction": act_instruction(file, path)}
+
+    def _demo_trajectory(self, demo: Any, number: int, demo_number: int) -> Trajectory:
+        for part in ("actions", "obs"):
+            if part not in demo:
+                raise ValueError(f"{demo.name}/{part} is missing; found {sorted(demo)}")
+        obs = demo["obs"]
+        observation: Trajectory = {name: item[()] for name, item in obs.items() if item.ndim < 4}
+        for camera, name in enumerate(self.cameras):
+            if name in obs:
+                _add_camera(observation, name, _references(obs[name], number, camera, demo_number))
+        if {"ee_states", "gripper_states"} <= observation.keys():
+            observation.setdefault("state", np.concatenate([observation["ee_states"], observation["gripper_states"]], axis=1))
+        return {"action": demo["actions"][()], "observation": observation}
+
+
+class Hdf5FrameReader:
+    """Single rows of image data sets; files are opened lazily in each process."""
+
+    def __init__(self, files: tuple[Path, ...], cameras: tuple[str, ...], robomimic: bool) -> None:
+        self._files, self._cameras, self._robomimic = files, cameras, robomimic
+        self._open: OrderedDict[int, tuple[Any, bool]] = OrderedDict()  # file number -> open file, whether its images are upside down
+        self._process = os.getpid()
+
+    def read(self, reference: np.void) -> np.ndarray:
+        """uint8 RGB [height, width, 3] of one IMAGE_REF; LIBERO's images are turned upright.
+
+        Raises:
+            ValueError: the row is damaged; the message names file, data set and row.
+        """
+        number, offset, camera = (int(reference[name]) for name in ("file", "offset", "length"))
+        row, name = offset & (1 << _DEMO_SHIFT) - 1, self._cameras[camera]
+        place = f"data/demo_{offset >> _DEMO_SHIFT}/obs/{name}" if self._robomimic else f"observations/images/{name}"
+        file, upside_down = self._file(number)
+        try:
+            return read_frame(file[place], row, upside_down)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(f"{self._files[number]}, /{place}, row {row}: {error}") from error
+
+    def _file(self, number: int) -> tuple[Any, bool]:
+        import h5py
+
+        if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
+            self._open, self._process = OrderedDict(), os.getpid()
+        found = self._open.pop(number, None)
+        if found is None:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                self._open.popitem(last=False)[1][0].close()
+            try:
+                file = h5py.File(self._files[number], "r")
+            except OSError as error:
+                raise ValueError(f"{self._files[number]}: cannot be read as HDF5 ({error}); copy it again") from error
+            found = file, self._robomimic and is_upside_down(file)
+        self._open[number] = found  # most recently used last
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict(), "_process": -1}
+
+
+def _split_of(path: Path, folder: Path) -> str:
+    parts = [part.lower() for part in path.relative_to(folder).parts[:-1]]
+    return "val" if any(part in _VAL_FOLDERS for part in parts) else "train"
+
+
+def _camera_names(file: Any, robomimic: bool) -> tuple[str, ...]:
+    if not robomimic:
+        return tuple(file["observations/images"])
+    demos = demo_numbers(file)
+    if not demos:
+        raise ValueError("/data holds no demo_<number>; record the task again")
+    observations = file[f"data/demo_{demos[0]}"].get("obs", {})
+    return tuple(name for name, item in observations.items() if item.ndim == 4)
+
+
+def _references(stored: Any, number: int, camera: int, demo: int = 0) -> np.ndarray:
+    references = np.zeros(len(stored), IMAGE_REF)
+    references["file"], references["length"] = number, camera
+    references["offset"] = np.arange(len(stored), dtype=np.int64) | demo << _DEMO_SHIFT
+    return references
+
+
+def _add_camera(observation: Trajectory, name: str, references: np.ndarray) -> None:
+    observation[name] = references
+    if name in CAMERA_ALIASES:
+        observation.setdefault(CAMERA_ALIASES[name], references)

@@ -1,0 +1,156 @@
+"""The conversion scripts as processes: what tensorflow-datasets and RldsSource read back, language, no-ops, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conversion_process import REPOSITORY, command, convert, read_with_tfds
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+from hdf5_files import camera_images, write_aloha, write_libero
+from lerobot_writer import decode_video, make_episode, write_v3
+
+from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
+from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
+from prismatic.vla.datasets.rlds.source import RldsSource
+from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.images import decode_image, encode_jpeg, resize_lanczos3
+
+ALOHA = find_entry("aloha1_put_X_into_pot_300_demos")
+LIBERO = find_entry("libero_spatial_no_noops")
+
+
+def index_of(folder: Path, entry: DatasetEntry) -> EpisodeIndex:
+    return load_index(open_source(folder, entry), entry, find_transform("none", entry.transform))
+
+
+def target_of(folder: Path) -> Path:
+    return folder / "rlds" / "toy_robot" / "1.0.0"
+
+
+@pytest.mark.rlds
+def test_aloha_compressed_resized_with_a_file_of_instructions(tmp_path: Path) -> None:
+    for number in range(4):
+        write_aloha(tmp_path / "recordings" / ("val" if number == 3 else "train") / f"episode_{number}.hdf5", 5, number, compressed=True)
+    (tmp_path / "texts.json").write_text(json.dumps({"episode_1": "fold the shirt", "*": "open the pot"}))
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--image_size", "16")
+    assert done.returncode == 2
+    assert "train/episode_0.hdf5: no language instruction" in done.stderr
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--image_size", "16", "--instructions_file", str(tmp_path / "texts.json"))
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path / "rlds") == ["toy_robot"]
+    read = read_with_tfds(target_of(tmp_path), tmp_path / "read.npz")
+    assert read["splits"] == {"train": 3, "val": 1}
+    episodes = read["episodes"]
+    assert episodes["train/episode_1.hdf5"]["language_instruction"][0] == b"fold the shirt"
+    assert episodes["val/episode_3.hdf5"]["split"] == "val"
+    index = index_of(target_of(tmp_path), ALOHA)  # our reader sees the same pixels as tensorflow-datasets
+    assert isinstance(open_source(target_of(tmp_path), ALOHA), RldsSource)
+    assert {name: last - first for name, (first, last) in index.splits.items()} == {"train": 3, "val": 1}
+    for number in range(4):
+        episode = episodes[f"{'val' if number == 3 else 'train'}/episode_{number}.hdf5"]
+        step = int(np.flatnonzero((index.actions == episode["action"][0]).all(axis=1))[0])
+        np.testing.assert_array_equal(index.proprio[step : step + 5], episode["state"])
+        for camera, key in enumerate(("image", "left_wrist_image", "right_wrist_image")):
+            recorded = camera_images(10 * number + camera, 5)[2]
+            expected = decode_image(encode_jpeg(resize_lanczos3(decode_image(encode_jpeg(recorded)), 16)))
+            np.testing.assert_array_equal(index.reader.read(index.images[step + 2, camera]), expected)
+            np.testing.assert_array_equal(episode[key][2], expected)
+
+
+@pytest.mark.rlds
+def test_libero_without_idle_steps_is_what_the_source_reads(tmp_path: Path) -> None:
+    path = write_libero(tmp_path / "recordings" / "pick_up_the_bowl_demo.hdf5", (6, 5))
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/actions"][4, :6] = 0  # after the gripper has closed
+    done = convert("libero_hdf5_to_rlds.py", tmp_path, "--filter_noops", "True")
+    assert done.returncode == 0, done.stderr
+    assert "left out 1 of 11 steps" in done.stderr
+    converted, recorded = index_of(target_of(tmp_path), LIBERO), index_of(tmp_path / "recordings", LIBERO)
+    assert converted.instructions == recorded.instructions == ("put the bowl on the plate",)
+    kept = np.delete(np.arange(11), 4)
+    order = [int(np.flatnonzero((converted.actions == recorded.actions[step]).all(axis=1))[0]) for step in kept]
+    assert sorted(order) == list(range(10))
+    np.testing.assert_array_equal(converted.proprio[order], recorded.proprio[kept])
+    for camera in range(2):
+        expected = decode_image(encode_jpeg(recorded.reader.read(recorded.images[8, camera])))
+        np.testing.assert_array_equal(converted.reader.read(converted.images[order[7], camera]), expected)
+
+
+@pytest.mark.rlds
+def test_lerobot_videos(tmp_path: Path) -> None:
+    episodes = [make_episode(6, seed, f"task {seed % 2}") for seed in range(4)]
+    folder = write_v3(tmp_path / "recordings", episodes, splits={"train": "0:3", "val": "3:4"})
+    done = convert("lerobot_to_rlds.py", tmp_path)
+    assert done.returncode == 2
+    assert "which camera is 'observation.images.top'? Say it for each" in done.stderr
+    done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=wrist")
+    assert done.returncode == 0, done.stderr
+    index = index_of(target_of(tmp_path), DatasetEntry(state_obs_keys=("state",)))
+    assert {name: last - first for name, (first, last) in index.splits.items()} == {"train": 3, "val": 1}
+    assert sorted(index.instructions) == ["task 0", "task 1"]
+    frames = decode_video(folder / "videos/observation.images.wrist/chunk-000/file-000.mp4")
+    step = int(np.flatnonzero((index.actions == episodes[2].actions[4]).all(axis=1))[0])
+    np.testing.assert_array_equal(index.reader.read(index.images[step, 1]), decode_image(encode_jpeg(frames[2 * 6 + 4])))
+
+
+def _interrupt(words: list[str], sign: int, is_time: Callable[[], bool]) -> int:
+    """Starts the real process and sends it `sign` as soon as `is_time`; its exit status."""
+    process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not is_time():
+        time.sleep(0.005)
+    assert process.poll() is None, "the conversion ended before it could be interrupted"
+    process.send_signal(sign)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.rlds
+def test_interrupted_anywhere_it_leaves_no_data_set_and_goes_on(tmp_path: Path) -> None:
+    first = write_aloha(tmp_path / "recordings" / "episode_0.hdf5", 8, compressed=True, instruction="go", size=(480, 640))
+    for number in range(1, 8):
+        shutil.copy(first, first.with_name(f"episode_{number}.hdf5"))
+    words = command("aloha_hdf5_to_rlds.py", tmp_path, "--val_fraction", "0.25")
+    stage = tmp_path / "rlds" / ".toy_robot.1.0.0.partial"
+
+    def finished() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in stage.glob("[!.]*.npz")} if stage.exists() else {}
+
+    assert _interrupt(words, signal.SIGINT, lambda: len(finished()) >= 2) == 130
+    after_first = finished()
+    assert 2 <= len(after_first) < 8
+    assert _interrupt(words, signal.SIGKILL, lambda: len(finished()) > len(after_first) + 1) == -signal.SIGKILL
+    after_second = finished()
+    assert after_first.items() <= after_second.items()  # nothing was done twice
+    assert not target_of(tmp_path).parent.exists()
+    assert _interrupt(words, signal.SIGKILL, lambda: any((stage / "tfds").rglob("*.tfrecord*"))) == -signal.SIGKILL
+    assert not target_of(tmp_path).parent.exists()
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path / "rlds") == ["toy_robot"]
+    index = index_of(target_of(tmp_path), ALOHA)
+    assert {name: last - first for name, (first, last) in index.splits.items()} == {"train": 6, "val": 2}
+    assert len(index.actions) == 64
+    with h5py.File(first) as file:
+        expected = decode_image(encode_jpeg(decode_image(file["observations/images/cam_high"][5].tobytes().rstrip(b"\0"))))
+    for episode in range(8):
+        np.testing.assert_array_equal(index.reader.read(index.images[8 * episode + 5, 0]), expected)
+
+
+def test_mcap_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "run.mcap").write_bytes(b"\x89MCAP0\r\n")
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path)
+    assert done.returncode == 2
+    assert "run.mcap is an MCAP recording, which is not supported" in done.stderr

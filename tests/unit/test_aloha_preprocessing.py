@@ -1,0 +1,72 @@
+"""Preprocessing of raw ALOHA recordings: resized images, everything else kept, split, going on after an interrupt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hdf5_files import camera_images, write_aloha
+
+from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
+from prismatic.vla.images import decode_image, encode_jpeg, resize_lanczos3
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_images_are_resized_and_the_rest_is_kept(tmp_path: Path, compressed: bool) -> None:
+    path = write_aloha(tmp_path / "episode_0.hdf5", compressed=compressed)
+    preprocess_recording(path, tmp_path / "out" / path.name, 16, "fold")
+    with h5py.File(path) as before, h5py.File(tmp_path / "out" / path.name) as after:
+        for name in ("action", "observations/qpos", "observations/qvel", "observations/effort"):
+            np.testing.assert_array_equal(after[name][()], before[name][()])
+            assert after[name].dtype == before[name].dtype
+        assert (after.attrs["language_instruction"], bool(after.attrs["compress"])) == ("fold", False)
+        assert "compress_len" not in after
+        image = camera_images(1, 6)[4]
+        image = decode_image(encode_jpeg(image)) if compressed else image
+        np.testing.assert_array_equal(after["observations/images/cam_left_wrist"][4], resize_lanczos3(image, 16))
+    assert [item.name for item in (tmp_path / "out").iterdir()] == [path.name]
+
+
+def test_a_damaged_recording_leaves_nothing(tmp_path: Path) -> None:
+    path = write_aloha(tmp_path / "episode_0.hdf5", compressed=True)
+    with h5py.File(path, "a") as file:
+        file["observations/images/cam_high"][2] = 7
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: expected a JPEG or PNG image"):
+        preprocess_recording(path, tmp_path / "out" / path.name, 16)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_division_is_the_same_every_time() -> None:
+    paths = [Path(f"raw/episode_{number}.hdf5") for number in range(20)]
+    splits = divide(paths, 0.1)
+    assert sorted(splits.values()).count("val") == 2
+    assert splits == divide(paths[::-1], 0.1)
+    assert set(divide(paths, 0).values()) == {"train"}
+    assert set(divide(paths[:1], 0.5).values()) == {"train"}
+    with pytest.raises(ValueError, match=r"episode_3.hdf5 occurs more than once"):
+        divide([*paths, Path("other/episode_3.hdf5")], 0.1)
+
+
+def test_the_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    for number in range(4):
+        write_aloha(tmp_path / "raw" / f"episode_{number}.hdf5", 3, number)
+    script = str(ROOT / "experiments/robot/aloha/preprocess_split_aloha_data.py")
+    words = [sys.executable, script, "--dataset_path", str(tmp_path / "raw"), "--out_base_dir", str(tmp_path / "out")]
+    words += ["--img_resize_size", "16", "--percent_val"]
+    done = subprocess.run([*words, "0.25"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "3 train, 1 val episodes" in done.stdout, done.stderr
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.hdf5")}
+    lost = sorted(written)[0]
+    lost.unlink()
+    subprocess.run([*words, "0.25"], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.hdf5")}
+    assert {path for path in written if written[path] != again[path]} == {lost}
+    done = subprocess.run([*words, "0"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "is there from a run with another --percent_val" in done.stderr

@@ -1,0 +1,203 @@
+"""LeRobot v2.1 and v3.0 folders through the index and the data set: values, frames, splits, names, bad input."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot_writer import decode_video, encode_video, make_episode, write_v2, write_v3
+from rlds_writer import smooth_image
+
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.lerobot.source import LeRobotSource
+from prismatic.vla.datasets.lerobot.video import VideoReader, read_frame_table
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+
+ENTRY = DatasetEntry(image_obs_keys={"primary": "top", "wrist": "observation.images.wrist"}, robot_platform="METAWORLD")
+EPISODES = [make_episode(7, 1, "push"), make_episode(9, 2, "pull"), make_episode(5, 3, "push")]
+WRITERS = {"v2.1": write_v2, "v3.0": write_v3}
+
+
+def index_of(folder: Path, entry: DatasetEntry = ENTRY) -> EpisodeIndex:
+    return load_index(open_source(folder, entry), entry, identity_dataset_transform)
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_every_value_and_every_frame(tmp_path: Path, version: str) -> None:
+    folder = WRITERS[version](tmp_path / "door", EPISODES)
+    assert isinstance(open_source(find_dataset_folder(tmp_path, "door"), ENTRY), LeRobotSource)
+    index = index_of(folder)
+    np.testing.assert_array_equal(index.actions, np.concatenate([episode.actions for episode in EPISODES]))
+    np.testing.assert_array_equal(index.proprio, np.concatenate([episode.state for episode in EPISODES]))
+    assert [index.instructions[number] for number in index.instruction_ids[index.episode_starts[:-1]]] == ["push", "pull", "push"]
+    videos = {path: decode_video(path) for path in index.files if path.suffix == ".mp4"}
+    for column, camera in enumerate(("observation.images.top", "observation.images.wrist")):
+        paths = [path for path in videos if camera in str(path)]
+        expected = np.concatenate([videos[path] for path in paths])
+        assert len(expected) == 21
+        for step in np.random.default_rng(0).permutation(21):
+            np.testing.assert_array_equal(index.reader.read(index.images[step, column]), expected[step])
+        recorded = np.concatenate([episode.images[camera] for episode in EPISODES])
+        assert np.abs(expected.astype(int) - recorded).mean() < 15  # chroma is coarse; another frame is 60 away
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_images_in_parquet_are_exact(tmp_path: Path, version: str) -> None:
+    folder = WRITERS[version](tmp_path / "door", EPISODES, as_images=True)
+    index = index_of(folder)
+    for column, camera in enumerate(("observation.images.top", "observation.images.wrist")):
+        recorded = np.concatenate([episode.images[camera] for episode in EPISODES])
+        for step in np.random.default_rng(0).permutation(21):
+            np.testing.assert_array_equal(index.reader.read(index.images[step, column]), recorded[step])
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_training_data_with_splits_of_info_json(tmp_path: Path, version: str) -> None:
+    folder = WRITERS[version](tmp_path / "door", EPISODES, splits={"train": "0:2", "val": "2:3"})
+    spec = DatasetSpec("door", ENTRY, folder, ROBOT_PLATFORMS["METAWORLD"], identity_dataset_transform)
+    options = DatasetOptions(cameras=("primary", "wrist"), image_size=32, use_proprio=True, val_fraction=0.1)
+    data = load_training_data((spec,), options)
+    assert (len(data.train), len(data.val)) == (16, 5)
+    sample = data.train[15]
+    assert (sample.images.shape, sample.actions.shape, sample.instruction) == ((2, 32, 32, 3), (8, 4), "pull")
+    assert data.statistics["door"]["num_transitions"] == 16
+
+
+def test_a_transform_sees_the_columns_under_their_names(tmp_path: Path) -> None:
+    source = LeRobotSource(write_v2(tmp_path / "door", EPISODES), ENTRY)
+    trajectory = next(source.episodes()).trajectory
+    assert trajectory["timestamp"].shape == (7,)
+    observation = trajectory["observation"]
+    assert observation["state"] is observation["observation.state"]
+    assert observation["top"] is observation["images.top"] is observation["observation.images.top"]
+
+
+def test_only_the_cameras_of_the_entry_are_looked_up(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    for path in (folder / "videos/chunk-000/observation.images.wrist").iterdir():
+        path.unlink()
+    entry = DatasetEntry(image_obs_keys={"primary": "images.top"}, robot_platform="METAWORLD")
+    assert index_of(folder, entry).cameras == ("primary",)
+    with pytest.raises(ValueError, match=r"episode_000000.mp4 is absent \(3 files in all\)"):
+        LeRobotSource(folder, ENTRY)
+
+
+def test_the_unnamed_index_of_a_task_table_is_read(tmp_path: Path) -> None:
+    folder = write_v3(tmp_path / "door", EPISODES, as_images=True, task_column="__index_level_0__")
+    assert index_of(folder).instructions == ("push", "pull")
+
+
+@pytest.mark.parametrize(
+    ("codec", "gop", "options"),
+    [
+        ("libx264", 12, {}),
+        ("libx264", 250, {"bf": "3"}),
+        ("libx264", 12, {"x264-params": "open-gop=1:bframes=3:scenecut=0"}),
+        ("libx265", 10, {"x265-params": "open-gop=1:bframes=4:log-level=none"}),
+        ("mpeg4", 8, {"bf": "2"}),
+        ("libsvtav1", 2, {"preset": "12"}),
+    ],
+    ids=["h264", "h264 one key", "h264 open gop", "h265 open gop", "mpeg4", "av1"],
+)
+def test_random_access_is_bit_identical_to_decoding_from_the_start(tmp_path: Path, codec: str, gop: int, options: dict) -> None:
+    images = np.stack([np.roll(smooth_image(5, 64, 96), 3 * step, axis=1) for step in range(40)])
+    images[20:] = images[20:, ::-1]  # a cut
+    encode_video(tmp_path / "a.mp4", images, codec, gop, **options)
+    expected = decode_video(tmp_path / "a.mp4")
+    assert len(expected) == len(read_frame_table(tmp_path / "a.mp4").timestamps) == 40
+    reader = VideoReader()
+    for number in [*np.random.default_rng(0).permutation(40), 39, 38, 0, 0, 1, 2, 5, 39]:
+        np.testing.assert_array_equal(reader.read(tmp_path / "a.mp4", int(number)), expected[number])
+
+
+def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:
+    encode_video(tmp_path / "a.mp4", np.stack([smooth_image(step, 32, 32) for step in range(30)]))
+    expected, reader = decode_video(tmp_path / "a.mp4"), VideoReader()
+    reader.read(tmp_path / "a.mp4", 3)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read(tmp_path / "a.mp4", 20), expected[20])
+    context = multiprocessing.get_context("fork")
+    queues = [context.Queue() for _ in range(2)]
+
+    def work(first: int, queue: multiprocessing.Queue) -> None:
+        queue.put([reader.read(tmp_path / "a.mp4", number) for number in range(first, 30, 2)])
+
+    for first, queue in enumerate(queues):
+        context.Process(target=work, args=(first, queue), daemon=True).start()
+    for first, queue in enumerate(queues):
+        np.testing.assert_array_equal(np.stack(queue.get(timeout=20)), expected[first::2])
+
+
+def test_more_videos_than_stay_open(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.mp4" for number in range(20)]
+    for number, path in enumerate(paths):
+        encode_video(path, np.full((3, 16, 16, 3), 10 * number, np.uint8), "mpeg4")
+    reader = VideoReader()
+    for _ in range(2):
+        for number, path in enumerate(paths):
+            assert abs(int(reader.read(path, 1).mean()) - 10 * number) <= 3
+    assert len(reader._decoders) == 16
+
+
+def test_near_names_of_a_wrong_camera_and_state(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    with pytest.raises(ValueError, match=r"no key 'tops'; correct image_obs_keys.*did you mean top"):
+        index_of(folder, DatasetEntry(image_obs_keys={"primary": "tops"}))
+    with pytest.raises(ValueError, match=r"no key 'sate'; correct state_obs_keys.*did you mean state"):
+        index_of(folder, DatasetEntry(image_obs_keys={"primary": "top"}, state_obs_keys=("sate",)))
+
+
+def _info(folder: Path, **changes: object) -> None:
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_damaged_sets_say_what_is_wrong(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    _info(folder, codebase_version="v1.6")
+    with pytest.raises(ValueError, match=r"codebase_version 'v1.6'; v2.0, v2.1 and v3.0 are read"):
+        index_of(folder)
+    _info(folder, codebase_version="v2.1", splits={"train": "all"})
+    with pytest.raises(ValueError, match=r"split 'train' is 'all', expected episode numbers"):
+        index_of(folder)
+    _info(folder, splits={"train": "0:4"})
+    with pytest.raises(ValueError, match=r"split 'train' is '0:4', but episode 3 is not"):
+        index_of(folder)
+    _info(folder, splits={"train": "0:3"})
+    video = folder / "videos/chunk-000/observation.images.top/episode_000001.mp4"
+    whole = video.read_bytes()
+    encode_video(video, EPISODES[1].images["observation.images.top"][:4])
+    with pytest.raises(ValueError, match=r"episode 1: step 8 is at 0.800 s of .*nearest of its 4 frames"):
+        index_of(folder)
+    video.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"episode_000001.mp4 cannot be read as a video.*git lfs pull"):
+        index_of(folder)
+    video.write_bytes(whole)
+    (folder / "data/chunk-000/episode_000002.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"episode_000002.parquet cannot be read.*git lfs pull"):
+        index_of(folder)
+    (folder / "meta" / "episodes.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"episodes.jsonl is absent"):
+        index_of(folder)
+
+
+def test_episodes_in_no_split_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES, splits={"train": "1:3"})
+    assert index_of(folder).num_episodes == 2
+    assert "1 of 3 episodes are in no split" in caplog.text
+
+
+def test_a_length_that_meta_contradicts(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    path = folder / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"length": 9', '"length": 8'))
+    with pytest.raises(ValueError, match=r"episode 1: 9 steps in the file, meta/ says 8"):
+        index_of(folder)
