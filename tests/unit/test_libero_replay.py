@@ -1,4 +1,4 @@
-"""Replaying raw LIBERO demonstrations: idle steps, success, files that go on after an interrupt; the real simulator where it is installed."""
+"""Replaying raw LIBERO demonstrations: idle steps, success, files that go on after an interrupt."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
 from prismatic.conversion.recordings import Recording, read_recording, write_recording
 from prismatic.conversion.rlds_writer import RldsSpec, split_episodes, write_rlds
-from prismatic.conversion.staging import StagedEpisode
+from prismatic.conversion.staging import StagedEpisode, only_writer
 from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
@@ -201,3 +201,14 @@ def test_an_existing_data_set_is_kept(tmp_path: Path) -> None:
     source = Hdf5Source(tmp_path / "recorded")
     with pytest.raises(ValueError, match="exists already; pass --overwrite"):
         write_rlds(source, RldsFlags(tmp_path, "door", tmp_path).entry(source.cameras), RldsSpec("door", tmp_path))
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        only_writer(tmp_path / "stage"),
+        pytest.raises(ValueError, match="another process writes the same data"),
+        only_writer(tmp_path / "stage"),
+    ):
+        pass
+    with only_writer(tmp_path / "stage"):  # the lock goes with its process or block
+        pass

@@ -5,7 +5,8 @@ published size-balanced normalisation: a data set's share is its weight times it
 of itself, so it needs no line here.
 
 Names and weights of the Open X-Embodiment mixtures are facts of the published system, read in a fork of openvla-oft. A data set
-that cannot be used (absent, another robot platform, no such camera) stops the start with a message that names it; it is not left out in silence.
+that cannot be used (absent, another robot platform, no such camera) stops the start with a message that names it; it is not left
+out in silence.
 """
 
 from __future__ import annotations
