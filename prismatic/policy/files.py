@@ -11,11 +11,11 @@ policy.json, trainer_state/                                                     
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file that is no checkpoint, or that would run code
 
 import torch
 from safetensors import SafetensorError
@@ -85,7 +85,7 @@ def read_component(folder: Path, component: str) -> dict[str, torch.Tensor]:
     path = find_component(folder, component)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy it again") from error
     return {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}
 

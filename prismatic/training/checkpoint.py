@@ -101,10 +101,12 @@ def base_model_path(config: FinetuneConfig) -> str:
         "batch_size",
         "grad_accumulation_steps",
         "use_val_set",
+        "default_instruction",
         "seed",
     ):
-        if str(saved[flag]) != str(getattr(config, flag)):
-            raise ValueError(f"--resume True: --{flag} is {getattr(config, flag)!r}, the run in {folder} was started with {saved[flag]!r}")
+        if str(saved.get(flag)) != str(getattr(config, flag)):
+            found = saved.get(flag)
+            raise ValueError(f"--resume True: --{flag} is {getattr(config, flag)!r}, the run in {folder} was started with {found!r}")
     return str(saved["vla_path"])
 
 

@@ -51,25 +51,28 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_base(folder / "base", SIZES, seed=0)
     shutil.copytree(ROOT / "tests/golden/data/rlds" / DATASET, folder / "data" / DATASET)
     for name, flags in VARIANTS.items():
-        defaults = {"num_images_in_input": 2, "use_proprio": True}
-        config = FinetuneConfig(
-            **{**defaults, **flags},
-            vla_path=str(folder / "base"),
-            data_root_dir=folder / "data",
-            dataset_name=DATASET,
-            run_root_dir=folder,
-            run_id_override=name,
-            batch_size=4,
-            max_steps=2,
-            save_freq=2,
-            wandb_log_freq=1,
-            num_workers=0,
-            lora_rank=4,
-            learning_rate=0.02,  # so that two steps move the adapters far from where they began
-            use_val_set=True,
-        )
-        finetune(config)
+        # The learning rate lets two steps move the adapters far from where they began.
+        finetune(_config(folder, name, {"learning_rate": 0.02, **flags}))
     return folder
+
+
+def _config(workplace: Path, name: str, flags: dict[str, Any]) -> FinetuneConfig:
+    defaults: dict[str, Any] = {"num_images_in_input": 2, "use_proprio": True}
+    return FinetuneConfig(
+        **{**defaults, **flags},
+        vla_path=str(workplace / "base"),
+        data_root_dir=workplace / "data",
+        dataset_name=DATASET,
+        run_root_dir=workplace,
+        run_id_override=name,
+        batch_size=4,
+        max_steps=2,
+        save_freq=2,
+        wandb_log_freq=1,
+        num_workers=0,
+        lora_rank=4,
+        use_val_set=True,
+    )
 
 
 def observation() -> Observation:
@@ -211,25 +214,7 @@ def test_familiar_functions(workplace: Path, name: str) -> None:
 
 def test_device_augmentation_trains_and_default_instruction_is_used(workplace: Path) -> None:
     """Workers only decode; the images reach the model at its size, for training and validation alike."""
-    config = FinetuneConfig(
-        vla_path=str(workplace / "base"),
-        data_root_dir=workplace / "data",
-        dataset_name=DATASET,
-        run_root_dir=workplace,
-        run_id_override="device",
-        device_augmentation=True,
-        default_instruction="do the task",
-        num_images_in_input=2,
-        use_proprio=True,
-        batch_size=4,
-        max_steps=2,
-        save_freq=2,
-        wandb_log_freq=1,
-        num_workers=0,
-        lora_rank=4,
-        use_val_set=True,
-    )
-    finetune(config)
+    finetune(_config(workplace, "device", {"device_augmentation": True, "default_instruction": "do the task"}))
     rows = [json.loads(line) for line in (workplace / "device" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
     assert np.isfinite(predict(workplace / "device--2_chkpt")).all()
