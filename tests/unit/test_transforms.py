@@ -401,3 +401,8 @@ def test_a_transform_written_with_tensorflow_runs_eagerly(tmp_path: Path) -> Non
     np.testing.assert_array_equal(episode["offsets"], np.tile(np.arange(1, T)[:, None], (1, 2)))
     assert episode["instructions"].tolist() == ["DO IT"] * (T - 1)
     assert "tf.strings.upper" in str(episode["source"])
+
+
+def test_a_zero_quaternion_is_no_rotation() -> None:
+    quaternions = np.array([[0.0, 0, 0, 0], [0, 0, 2 * np.sin(0.25), 2 * np.cos(0.25)]], np.float32)
+    np.testing.assert_allclose(quaternion_to_euler(quaternions), [[0, 0, 0], [0, 0, 0.5]], atol=1e-6)

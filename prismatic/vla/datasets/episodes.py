@@ -114,6 +114,8 @@ def _transformed(raw: RawEpisode, transform: TrajectoryTransform) -> Trajectory:
             f"give the entry in {CONFIGS_FILE} another transform, or correct it in transforms.py beside it; "
             f"{near_names(str(error.args[0]), known)}"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{raw.name}: the transform {getattr(transform, '__name__', transform)} refuses the episode: {error}") from error
 
 
 def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> Any:

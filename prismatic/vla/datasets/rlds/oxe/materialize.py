@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,5 +155,10 @@ def select_policy_cameras(specs: tuple[DatasetSpec, ...], num_images_in_input: i
             )
         choices[spec.name] = cameras[:num_images_in_input]
     if len(set(choices.values())) > 1:
-        raise ValueError(f"the data sets of the mixture have different cameras: {choices}; lower --num_images_in_input")
+        common = Counter(choices.values()).most_common(1)[0][0]
+        odd = {name: ", ".join(cameras) for name, cameras in choices.items() if cameras != common}
+        raise ValueError(
+            f"the data sets of the mixture have different cameras: most have {', '.join(common)}, but {odd}; "
+            "leave these out of the mixture, or lower --num_images_in_input"
+        )
     return choices[specs[0].name]

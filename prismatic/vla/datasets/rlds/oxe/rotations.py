@@ -11,10 +11,13 @@ import numpy as np
 
 
 def quaternion_to_euler(quaternions: np.ndarray) -> np.ndarray:
-    """float32 [T, 3] roll, pitch, yaw in radians, of [T, 4] x, y, z, w (any length but 0)."""
+    """float32 [T, 3] roll, pitch, yaw in radians, of [T, 4] x, y, z, w of any length; all zeros give no rotation."""
     from scipy.spatial.transform import Rotation
 
-    return Rotation.from_quat(quaternions).as_euler("xyz").astype(np.float32) if len(quaternions) else np.zeros((0, 3), np.float32)
+    if not len(quaternions):
+        return np.zeros((0, 3), np.float32)
+    is_zero = ~np.any(quaternions, axis=1, keepdims=True)  # [T, 1]
+    return Rotation.from_quat(np.where(is_zero, (0.0, 0.0, 0.0, 1.0), quaternions)).as_euler("xyz").astype(np.float32)
 
 
 def euler_to_quaternion(angles: np.ndarray) -> np.ndarray:
