@@ -113,7 +113,7 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:
-    """{"train": ..., "val": ...}: the source's own val split, else per instruction the episodes whose names hash lowest.
+    """{"train": ..., "val": ...}: the source's own val split, else per instruction the episodes whose file names hash lowest.
 
     The same recordings give the same split on every machine; every instruction keeps its share in both.
     """
@@ -124,7 +124,8 @@ def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> di
         return {"train": list(episodes)}
     val: set[str] = set()
     for instruction in sorted({item.instruction for item in episodes}):
-        members = sorted((item.name for item in episodes if item.instruction == instruction), key=_hash)
+        names = (item.name for item in episodes if item.instruction == instruction)
+        members = sorted(names, key=lambda name: (hashlib.sha256(Path(name).name.encode()).hexdigest(), name))
         count = round(len(members) * val_fraction) or (1 if len(members) > 1 else 0)
         val.update(members[: min(count, len(members) - 1)])
     if not val:
@@ -132,10 +133,6 @@ def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> di
             f"--val_fraction {val_fraction} leaves no validation episode of {len(episodes)}; record more, or pass --val_fraction 0"
         )
     return {"train": [item for item in episodes if item.name not in val], "val": [item for item in episodes if item.name in val]}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_cameras(entry: DatasetEntry) -> None:
@@ -210,6 +207,7 @@ def _publish(written: Path, spec: RldsSpec) -> None:
     """Moves the finished data set to its place."""
     spec.target.parent.mkdir(parents=True, exist_ok=True)
     if spec.target.exists():
+        shutil.rmtree(spec.stage / "replaced", ignore_errors=True)  # left by a process that was killed here
         os.replace(spec.target, spec.stage / "replaced")
     os.replace(written, spec.target)
 

@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lerobot_writer import decode_video, encode_video, make_episode, write_v2, write_v3
 from rlds_writer import smooth_image
@@ -89,6 +91,23 @@ def test_only_the_cameras_of_the_entry_are_looked_up(tmp_path: Path) -> None:
     assert index_of(folder, entry).cameras == ("primary",)
     with pytest.raises(ValueError, match=r"episode_000000.mp4 is absent \(3 files in all\)"):
         LeRobotSource(folder, ENTRY)
+
+
+def test_v3_episodes_over_several_data_and_meta_files(tmp_path: Path) -> None:
+    folder = write_v3(tmp_path / "door", EPISODES, as_images=True)
+    data, meta = folder / "data/chunk-000/file-000.parquet", folder / "meta/episodes/chunk-000/file-000.parquet"
+    steps, rows = pq.read_table(data), pq.read_table(meta).to_pylist()
+    pq.write_table(steps.slice(0, 7), data)
+    pq.write_table(steps.slice(7), data.with_name("file-001.parquet"))
+    for row in rows[1:]:
+        row["data/file_index"] = 1
+    pq.write_table(pa.Table.from_pylist(rows[:2]), meta)
+    pq.write_table(pa.Table.from_pylist(rows[2:]), meta.with_name("file-001.parquet"))
+    index = index_of(folder)
+    np.testing.assert_array_equal(index.actions, np.concatenate([episode.actions for episode in EPISODES]))
+    recorded = np.concatenate([episode.images["observation.images.top"] for episode in EPISODES])
+    for step in (20, 3, 7, 15):
+        np.testing.assert_array_equal(index.reader.read(index.images[step, 0]), recorded[step])
 
 
 def test_the_unnamed_index_of_a_task_table_is_read(tmp_path: Path) -> None:
