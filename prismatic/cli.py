@@ -58,3 +58,5 @@ def _prepare_process() -> None:
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
     for noisy in ("httpx", "absl", "matplotlib", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for imported_by_peft in ("torchao", "torch.utils._pytree"):  # the first warns of every kernel built for another torch
+        logging.getLogger(imported_by_peft).setLevel(logging.ERROR)
