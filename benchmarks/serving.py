@@ -1,0 +1,137 @@
+"""Throughput and latency of deploy.py with several clients at once, over HTTP, image encoding and decoding included.
+
+python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --json serving.json
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.cli import run_script
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class ServingBenchmarkConfig:
+    """Flags of the benchmark."""
+
+    pretrained_checkpoint: str = ""  # folder of a checkpoint
+    clients: list[int] = field(default_factory=lambda: [1, 4, 16])  # at once; one line of the table each
+    seconds: float = 10  # of each measurement, after one second of warm-up
+    image_size: int = 256  # pixels, square
+    deploy_flags: str = ""  # further flags of deploy.py, in one text
+    json: Path | None = None  # where the table is written, too
+
+    def __post_init__(self) -> None:
+        if not self.pretrained_checkpoint:
+            raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder")
+
+
+def start_server(config: ServingBenchmarkConfig) -> tuple[subprocess.Popen[str], int]:
+    """A running deploy.py and its port.
+
+    Raises:
+        ValueError: it did not start; the message has what it said.
+    """
+    command = [sys.executable, "vla-scripts/deploy.py", "--pretrained_checkpoint", config.pretrained_checkpoint, "--port", "0"]
+    process = subprocess.Popen([*command, *config.deploy_flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.search(r"serving on http://[^ ]*:(\d+):", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            return process, int(found[1])
+    raise ValueError(f"deploy.py did not start:\n{''.join(lines)}")
+
+
+def make_body(info: dict[str, Any], image_size: int) -> bytes:
+    """A request with noise images, in the OpenVLA-OFT form."""
+    rng = np.random.default_rng(0)
+    names = {"primary": "full_image", "wrist": "wrist_image", "left_wrist": "left_wrist_image", "right_wrist": "right_wrist_image"}
+    arrays = {names.get(camera, camera): rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8) for camera in info["cameras"]}
+    arrays["state"] = np.zeros(info["proprio_dim"])
+    encoded = {
+        name: {"__numpy__": base64.b64encode(array.tobytes()).decode(), "dtype": array.dtype.str, "shape": list(array.shape)}
+        for name, array in arrays.items()
+    }
+    return json.dumps({**encoded, "instruction": "pick up the bowl and place it on the plate"}).encode()
+
+
+def call(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
+    """The answer to one request.
+
+    Raises:
+        ValueError: a status other than 200.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body)
+    reply = connection.getresponse()
+    content = reply.read()
+    if reply.status != 200:
+        raise ValueError(f"{path} answered {reply.status}: {content[:300]!r}")
+    return content
+
+
+def measure(port: int, body: bytes, num_clients: int, seconds: float) -> dict[str, float]:
+    """Requests per second and latency percentiles [ms] of clients that each ask again as soon as they are answered."""
+    measured_from = time.perf_counter() + 1.0
+    until = measured_from + seconds
+    latencies: list[float] = []
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while (started := time.perf_counter()) < until:
+            connection.request("POST", "/act", body)
+            reply = connection.getresponse()
+            reply.read()
+            if reply.status == 200 and started >= measured_from:
+                latencies.append(time.perf_counter() - started)
+
+    threads = [threading.Thread(target=client) for _ in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if not latencies:
+        raise ValueError("no request was answered; look at the server's log")
+    p50, p99 = (1e3 * float(np.percentile(latencies, rank)) for rank in (50, 99))
+    return {"clients": num_clients, "requests_per_s": len(latencies) / seconds, "p50_ms": p50, "p99_ms": p99}
+
+
+def main(config: ServingBenchmarkConfig) -> None:
+    """Prints one line per number of clients."""
+    process, port = start_server(config)
+    try:
+        info = json.loads(call(port, "GET", "/info"))
+        body = make_body(info, config.image_size)
+        rows = [measure(port, body, count, config.seconds) for count in config.clients]
+        page = call(port, "GET", "/metrics").decode()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    for row in rows:
+        times = f"p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:7.1f} ms"
+        print(f"{row['clients']:3.0f} clients  {row['requests_per_s']:8.1f} requests/s  {times}")
+    batches = {size: float(count) for size, count in re.findall(r'prismatic_batch_size_bucket\{le="([^"]+)"\} ([\d.]+)', page)}
+    print("calls of the policy with at most so many observations:", batches)
+    if config.json is not None:
+        content = {"platform": info["platform"], "body_bytes": len(body), "rows": rows, "batch_sizes": batches}
+        config.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main, ServingBenchmarkConfig)

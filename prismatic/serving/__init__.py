@@ -1,0 +1,1 @@
+"""A policy over the network: one port, three protocols."""

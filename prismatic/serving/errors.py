@@ -1,0 +1,40 @@
+"""What a client is told when its request cannot be answered: an HTTP status and a sentence that says what to fix."""
+
+from __future__ import annotations
+
+
+class RequestError(ValueError):
+    """A request that its sender must change."""
+
+    status = 400
+
+
+class UnauthorizedError(RequestError):
+    """No API key, or a wrong one."""
+
+    status = 401
+
+
+class TooLargeError(RequestError):
+    """A body beyond the server's limit."""
+
+    status = 413
+
+
+class BusyError(RequestError):
+    """The server has as much work as it accepts; the same request may succeed later."""
+
+    status = 503
+    retry_after_s = 1
+
+
+class SlowPredictionError(RequestError):
+    """The policy did not answer in time."""
+
+    status = 504
+
+
+class PredictionError(RequestError):
+    """The policy failed; the server's log has the reason."""
+
+    status = 500

@@ -1,0 +1,124 @@
+"""Named images, state and text of a client -> `PolicyRequest`, checked against what the policy needs before it is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prismatic.policy.spec import PolicySpec
+from prismatic.serving.arrays import MAX_SIDE, as_array, describe
+from prismatic.serving.errors import RequestError
+from prismatic.vla.constants import near_names
+from prismatic.vla.types import Observation
+
+MAX_INSTRUCTION_CHARACTERS = 1024
+_MAX_IGNORED_NAMES = 32
+
+
+@dataclass(frozen=True)
+class PolicyRequest:
+    """One observation, and whose statistics its answer needs (None: the server's)."""
+
+    observation: Observation
+    unnorm_key: str | None = None
+
+
+@dataclass
+class ObservationReader:
+    """Turns what clients send into requests; remembers the names of images that the policy has no use for."""
+
+    spec: PolicySpec
+    unnorm_keys: tuple[str, ...]  # data sets whose statistics the checkpoint has
+    ignored_names: set[str] = field(default_factory=set)
+
+    def read(self, images: Mapping[str, tuple[str | None, Any]], state: Any, instruction: Any, unnorm_key: Any = None) -> PolicyRequest:
+        """`images`: the client's name -> our camera (None: unknown) and the encoded image, [height, width, 3] or [3, height, width].
+
+        Raises:
+            RequestError: something is missing or is not what the policy needs.
+        """
+        found = self._select(images)
+        observation = Observation(
+            images={camera: read_image(value, name) for camera, (name, value) in found.items()},
+            instruction=_read_instruction(instruction),
+            proprio=self._read_state(state),
+        )
+        return PolicyRequest(observation, self._read_unnorm_key(unnorm_key))
+
+    def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
+        """Needed camera -> the client's name and image."""
+        by_camera = {camera: (name, value) for name, (camera, value) in images.items() if camera is not None}
+        needed = [camera for camera in self.spec.cameras if "wrist" in camera]
+        offered = [camera for camera in by_camera if "wrist" in camera]
+        if len(needed) == len(offered) == 1:  # the only wrist camera may have any wrist's name
+            by_camera[needed[0]] = by_camera.pop(offered[0])
+        missing = [camera for camera in self.spec.cameras if camera not in by_camera]
+        if missing:
+            unknown = [name for name, (camera, _) in images.items() if camera is None]
+            also = f"; {', '.join(map(repr, unknown[:8]))} is no camera name known here" if unknown else ""
+            raise RequestError(
+                f"the observation lacks camera {', '.join(missing)}; the policy needs {', '.join(self.spec.cameras)}, "
+                f"found {', '.join(images) or 'no image'}{also}. GET /info lists the names of each protocol"
+            )
+        self._note_ignored(name for camera, (name, _) in by_camera.items() if camera not in self.spec.cameras)
+        self._note_ignored(name for name, (camera, _) in images.items() if camera is None)
+        return {camera: by_camera[camera] for camera in self.spec.cameras}
+
+    def _note_ignored(self, names: Any) -> None:
+        for name in names:
+            if len(self.ignored_names) < _MAX_IGNORED_NAMES:
+                self.ignored_names.add(name[:64])
+
+    def _read_state(self, state: Any) -> np.ndarray | None:
+        if not self.spec.heads.use_proprio:
+            return None
+        platform = self.spec.platform
+        expected = f"the policy needs {platform.proprio_dim} numbers ({', '.join(platform.proprio_names)})"
+        if state is None:
+            raise RequestError(f"the observation lacks the state; {expected}")
+        array = as_array(state, "state")
+        if array.dtype.kind not in "fiu":
+            raise RequestError(f"state: expected float numbers, found {array.dtype.name}")
+        if array.size != platform.proprio_dim:
+            raise RequestError(f"state: {expected}, found shape {list(array.shape)}")
+        values = array.reshape(-1).astype(np.float64)
+        if not np.isfinite(values).all():
+            bad = ", ".join(platform.proprio_names[index] for index in np.flatnonzero(~np.isfinite(values)))
+            raise RequestError(f"state: {bad} is not finite (NaN or infinite); check the robot's sensors before sending")
+        return values
+
+    def _read_unnorm_key(self, key: Any) -> str | None:
+        if key is None or key == "":
+            return None
+        if not isinstance(key, str) or key not in self.unnorm_keys:
+            raise RequestError(f"unnorm_key {str(key)[:80]!r} is not in the checkpoint; {near_names(str(key)[:80], self.unnorm_keys)}")
+        return key
+
+
+def read_image(value: Any, name: str) -> np.ndarray:
+    """Uint8 RGB [height, width, 3].
+
+    Raises:
+        RequestError: not an encoded uint8 image with three channels, first or last.
+    """
+    array = as_array(value, f"image {name!r}")
+    if array.dtype != np.uint8:
+        hint = "; scale [0, 1] by 255 and convert to uint8" if array.dtype.kind == "f" else ""
+        raise RequestError(f"image {name!r}: expected uint8, found {array.dtype.name}{hint}")
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        array = np.ascontiguousarray(array.transpose(1, 2, 0))
+    if array.ndim != 3 or array.shape[2] != 3 or not all(1 <= side <= MAX_SIDE for side in array.shape[:2]):
+        raise RequestError(f"image {name!r}: expected RGB [height, width, 3] or [3, height, width], found shape {list(array.shape)}")
+    return array
+
+
+def _read_instruction(text: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        found = "an empty text" if isinstance(text, str) else describe(text)
+        raise RequestError(f"the instruction must be a text that says what to do, found {found}")
+    if len(text) > MAX_INSTRUCTION_CHARACTERS:
+        raise RequestError(f"the instruction has {len(text)} characters; send at most {MAX_INSTRUCTION_CHARACTERS}")
+    return text

@@ -1,0 +1,1 @@
+"""Payloads of each protocol <-> `PolicyRequest` and action chunks."""

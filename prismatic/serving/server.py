@@ -1,0 +1,281 @@
+"""One port for every protocol: HTTP and websocket endpoints over a `PolicyService`, and the process around them.
+
+POST /act                     OpenVLA-OFT and OpenVLA clients
+websocket /                   openpi-client, policy-websocket
+websocket /vla-eval           vla-eval
+GET /healthz /health          alive (no API key needed)
+GET /info /config /metrics    facts, batching settings, Prometheus
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from prismatic.serving.errors import BusyError, RequestError, TooLargeError
+from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
+from prismatic.serving.service import PolicyService
+from prismatic.vla.types import ActionChunk
+
+_ERROR_CLOSE_CODE = 1011
+_POLICY_VIOLATION = 1008
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(service: PolicyService) -> Starlette:
+    """The application of one server."""
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("OK\n")
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def info(request: Request) -> Response:
+        tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
+        return JSONResponse({**service.info(), "camera_names": tables})
+
+    async def config(request: Request) -> Response:
+        batching = service.options.batching
+        values = {"max_batch_size": batching.max_batch_size, "max_wait_time": batching.window_s}
+        if request.query_params.keys() - {"api_key"}:
+            return JSONResponse({"config": values, "errors": ["settings are fixed when the server starts; restart it with its flags"]}, 400)
+        return JSONResponse({"applied": {}, "config": values})
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    def guarded(endpoint: Endpoint) -> Endpoint:
+        @functools.wraps(endpoint)
+        async def wrapper(request: Request) -> Response:
+            try:
+                service.check_key(request.headers, request.query_params)
+                return await endpoint(request)
+            except RequestError as error:
+                return error_response(error)
+
+        return wrapper
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/health", health),
+            Route("/info", guarded(info)),
+            Route("/config", guarded(config)),
+            Route("/metrics", guarded(metrics)),
+            Route("/act", functools.partial(_act, service), methods=["POST"]),
+            WebSocketRoute("/", functools.partial(_serve_websocket, service, "openpi", _openpi_session)),
+            WebSocketRoute("/vla-eval", functools.partial(_serve_websocket, service, "vla-eval", _vla_eval_session)),
+        ]
+    )
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """Status and message of `error`."""
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Api-Key"
+    return JSONResponse({"error": str(error)}, error.status, headers=headers)
+
+
+async def _act(service: PolicyService, request: Request) -> Response:
+    started = time.perf_counter()
+    try:
+        service.check_key(request.headers, request.query_params)
+        with service.batcher.admission():
+            body = await asyncio.wait_for(_read_body(request, service.options.max_body_bytes), service.options.request_timeout_s)
+            read = await asyncio.to_thread(openvla_rest.decode_act, body, service.reader)
+            chunk = await service.answer(lambda: read.request)
+            response: Response = Response(openvla_rest.encode_actions(chunk, read), media_type="application/json")
+    except RequestError as error:
+        response = error_response(error)
+    except (asyncio.TimeoutError, TimeoutError):
+        response = JSONResponse({"error": f"the body did not arrive within {service.options.request_timeout_s:g} s"}, 408)
+    except ClientDisconnect:
+        response = JSONResponse({"error": "the client went away"}, 499)
+    _record(service, "act", response.status_code, started)
+    return response
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    parts: list[bytes] = []
+    size = int(announced) if announced.isdigit() and len(announced) < 19 else 0
+    if size <= limit:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                break
+            parts.append(part)
+    if size > limit:
+        raise TooLargeError(f"the body exceeds {limit >> 20} MB (--max_body_mb); send smaller camera images")
+    return b"".join(parts)
+
+
+Session = Callable[[PolicyService, WebSocket], Awaitable[None]]
+
+
+async def _serve_websocket(service: PolicyService, protocol: str, session: Session, websocket: WebSocket) -> None:
+    try:
+        service.check_key(websocket.headers, websocket.query_params)
+    except RequestError as error:
+        await websocket.send_denial_response(error_response(error))
+        return
+    await websocket.accept()
+    gauge = service.metrics.connections.labels(protocol)
+    gauge.inc()
+    try:
+        await session(service, websocket)
+    except WebSocketDisconnect:
+        pass
+    finally:
+        gauge.dec()
+
+
+async def _openpi_session(service: PolicyService, websocket: WebSocket) -> None:
+    await websocket.send_bytes(openpi.encode_metadata(service.info()))
+    while True:
+        message = await _receive(websocket)
+        started = time.perf_counter()
+        try:
+            with service.batcher.admission():
+                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), service.reader))
+                answer = openpi.encode_chunk(service.simulator_actions(chunk), 1e3 * (time.perf_counter() - started))
+                await websocket.send_bytes(answer)
+        except RequestError as error:
+            _record(service, "openpi", error.status, started)
+            await websocket.send_text(str(error))
+            await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
+            return
+        _record(service, "openpi", 200, started)
+
+
+async def _vla_eval_session(service: PolicyService, websocket: WebSocket) -> None:
+    buffer = vla_eval.ActionBuffer()
+    while True:
+        frame, started, seq = await _receive(websocket), time.perf_counter(), 0
+        try:
+            message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
+            seq = message.seq
+            reply = await _vla_eval_reply(service, buffer, message)
+            status = 200
+        except RequestError as error:
+            reply, status = vla_eval.encode_message("error", {"error": str(error)}, seq), error.status
+            buffer.clear()
+        if reply is not None:
+            await websocket.send_bytes(reply)
+        _record(service, "vla-eval", status, started)
+
+
+async def _vla_eval_reply(service: PolicyService, buffer: vla_eval.ActionBuffer, message: vla_eval.Message) -> bytes | None:
+    if message.type == "hello":
+        return vla_eval.encode_message("hello", vla_eval.hello_payload(service.policy.spec, service.converts_gripper), message.seq)
+    if message.type in ("episode_start", "episode_end"):
+        buffer.clear()
+        return None
+    if message.type == "error":
+        logger.warning("vla-eval client: %s", str(message.payload)[:500])
+        return None
+    if message.type != "observation":
+        raise RequestError(f"message type {message.type[:40]!r} is unknown; send hello, episode_start, observation or episode_end")
+    if not buffer:
+        with service.batcher.admission():
+            chunk: ActionChunk = await service.answer(functools.partial(vla_eval.decode_observation, message.payload, service.reader))
+        buffer.fill(service.simulator_actions(chunk))
+    return vla_eval.encode_message("action", {"actions": buffer.next()}, message.seq)
+
+
+async def _receive(websocket: WebSocket) -> dict[str, Any]:
+    message: dict[str, Any] = dict(await websocket.receive())
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    return message
+
+
+def _binary(message: dict[str, Any]) -> bytes:
+    data = message.get("bytes")
+    if data is None:
+        raise RequestError("a text frame was sent; this protocol takes binary frames with msgpack")
+    return bytes(data)
+
+
+def _record(service: PolicyService, protocol: str, status: int, started: float) -> None:
+    service.metrics.requests.labels(protocol, str(status)).inc()
+    if status == 200:
+        service.metrics.latency.labels(protocol).observe(time.perf_counter() - started)
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM or SIGINT: refuses new requests, answers those in the house, on websockets too, then closes."""
+
+    def __init__(self, config: uvicorn.Config, service: PolicyService, drain_s: float) -> None:
+        super().__init__(config)
+        self._service, self._drain_s = service, drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        batcher = self._service.batcher
+        batcher.refuse_new()
+        for server in self.servers:
+            server.close()
+        until = time.monotonic() + self._drain_s
+        while batcher.admitted and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        logger.info(
+            "shutting down: %s", "all requests are answered" if not batcher.admitted else f"{batcher.admitted} requests are dropped"
+        )
+        await super().shutdown(sockets)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises:
+        ValueError: the address is taken, or is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--host {host} --port {port}: {error}; choose another address or stop the server that has it") from error
+    return found
+
+
+def serve(service: PolicyService, bound: socket.socket, max_connections: int, drain_s: float) -> None:
+    """Answers requests on `bound` until SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=service.options.max_body_bytes,
+        ws_per_message_deflate=False,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=int(drain_s),
+    )
+    # uvicorn raises the signal again once it has shut down; a server that was asked to stop and did so exits with status 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        DrainingServer(config, service, drain_s).run(sockets=[bound])
+    finally:
+        service.batcher.close()

@@ -1,0 +1,131 @@
+"""What every protocol shares: the policy behind its batcher, the limits, the API key, and the facts that clients may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prismatic.policy.policy import Policy
+from prismatic.serving.batching import Batcher, BatchingOptions
+from prismatic.serving.errors import RequestError, SlowPredictionError, UnauthorizedError
+from prismatic.serving.metrics import ServerMetrics
+from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.vla.types import ActionChunk, Observation
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """Limits of one server."""
+
+    batching: BatchingOptions = field(default_factory=BatchingOptions)
+    max_body_bytes: int = 32 << 20
+    request_timeout_s: float = 30.0
+    api_key: str | None = None
+    robosuite_gripper: bool = True  # websockets of a LIBERO policy: -1 open, +1 close, as the simulator takes it
+
+
+class PolicyService:
+    """One policy that many connections ask."""
+
+    def __init__(self, policy: Policy, options: ServiceOptions, unnorm_key: str | None = None) -> None:
+        self.policy, self.options = policy, options
+        self.unnorm_key = unnorm_key or policy.spec.unnorm_key
+        self.metrics = ServerMetrics()
+        self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats))
+        self._doors: dict[str | None, Policy] = {None: policy, self.unnorm_key: policy}
+        self._doors_lock = threading.Lock()
+        self.batcher = Batcher(self._predict, options.batching, self.metrics)
+
+    def check_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> None:
+        """Accepts the API key as `Authorization: Api-Key|Bearer KEY`, `X-API-Key: KEY`, or `?api_key=KEY` for clients without headers.
+
+        Raises:
+            UnauthorizedError: it is missing or wrong.
+        """
+        if self.options.api_key is None:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() not in ("api-key", "bearer"):
+            given = headers.get("x-api-key", "") or query.get("api_key", "")
+        if not hmac.compare_digest(given.strip().encode(), self.options.api_key.encode()):
+            found = "another key" if given else "none"
+            raise UnauthorizedError(f"this server needs its API key ({found} was sent); send the header 'Authorization: Api-Key KEY'")
+
+    async def answer(self, decode: Callable[[], PolicyRequest]) -> ActionChunk:
+        """The chunk for what `decode` reads (in a thread: images take milliseconds).
+
+        Raises:
+            RequestError: a request that does not fit, no answer in time, or a policy that failed.
+        """
+        request = await asyncio.to_thread(decode)
+        if request.unnorm_key is not None:
+            await asyncio.to_thread(self._door, request.unnorm_key)  # statistics that do not fit are found before queueing
+        future = self.batcher.submit(request)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.options.request_timeout_s)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise SlowPredictionError(f"no answer within {self.options.request_timeout_s:g} s; the server is overloaded") from error
+
+    def warm_up(self) -> float:
+        """Seconds of a first prediction, so that no client pays for it.
+
+        Raises:
+            ValueError: the policy cannot predict.
+        """
+        spec = self.policy.spec
+        images = {camera: np.zeros((spec.image.size, spec.image.size, 3), np.uint8) for camera in spec.cameras}
+        proprio = np.zeros(spec.platform.proprio_dim) if spec.heads.use_proprio else None
+        started = time.perf_counter()
+        self.policy.predict([Observation(images, "warm up", proprio)])
+        return time.perf_counter() - started
+
+    def info(self) -> dict[str, Any]:
+        """What a client may want to know before it asks: plain values only."""
+        spec = self.policy.spec
+        return {
+            "policy": asdict(spec),
+            "platform": spec.platform.name,
+            "cameras": list(spec.cameras),
+            "needs_state": spec.heads.use_proprio,
+            "num_actions_chunk": spec.platform.num_actions_chunk,
+            "action_dim": spec.platform.action_dim,
+            "proprio_dim": spec.platform.proprio_dim,
+            "control_hz": spec.platform.control_hz,
+            "unnorm_key": self.unnorm_key,
+            "unnorm_keys": list(self.reader.unnorm_keys),
+            "websocket_gripper": "robosuite (-1 open, +1 close)" if self.converts_gripper else "as trained",
+            "ignored_images": sorted(self.reader.ignored_names),
+        }
+
+    @property
+    def converts_gripper(self) -> bool:
+        return self.options.robosuite_gripper and self.policy.spec.platform.name == "LIBERO"
+
+    def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:
+        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are.
+
+        A LIBERO policy is trained on a gripper of 1 = open, 0 = closed; the simulator takes -1 = open, +1 = closed.
+        """
+        if not self.converts_gripper:
+            return chunk.actions
+        gripper = np.where(chunk.actions[:, -1:] > 0.5, -1.0, 1.0)
+        return np.concatenate([chunk.actions[:, :-1], gripper], axis=1)
+
+    def _door(self, unnorm_key: str | None) -> Policy:
+        with self._doors_lock:
+            if unnorm_key not in self._doors:
+                try:
+                    self._doors[unnorm_key] = Policy(self.policy.parts, unnorm_key)
+                except ValueError as error:
+                    raise RequestError(f"unnorm_key {unnorm_key!r}: {error}") from error
+            return self._doors[unnorm_key]
+
+    def _predict(self, unnorm_key: str | None, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
+        return self._door(unnorm_key).predict(observations)

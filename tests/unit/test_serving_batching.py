@@ -1,0 +1,103 @@
+"""Batches form when several clients ask, one bad request disturbs nobody, and the house has a limit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+pytest.importorskip("prometheus_client", reason="needs the extra [serve]")
+
+from prismatic.serving.batching import Batcher, BatchingOptions
+from prismatic.serving.errors import BusyError, PredictionError, RequestError
+from prismatic.serving.metrics import ServerMetrics
+from prismatic.serving.observations import PolicyRequest
+from prismatic.vla.types import ActionChunk, Observation
+
+
+class Recorder:
+    """A policy that notes the batches it gets; instructions say what goes wrong."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, unnorm_key: str | None, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.go.wait(5)
+        texts = [observation.instruction for observation in observations]
+        self.batches.append(texts)
+        if "refuse" in texts:
+            raise ValueError("no such thing")
+        if "break" in texts:
+            raise RuntimeError("device lost")
+        return [ActionChunk(np.full((2, 3), np.nan if text == "nan" else len(text))) for text in texts]
+
+
+@pytest.fixture
+def policy() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def batcher(policy: Recorder) -> Iterator[Batcher]:
+    made = Batcher(policy, BatchingOptions(max_batch_size=4, max_queue=3, window_s=0.05), ServerMetrics())
+    yield made
+    policy.go.set()
+    made.close()
+
+
+def request(text: str, unnorm_key: str | None = None) -> PolicyRequest:
+    return PolicyRequest(Observation({}, text), unnorm_key)
+
+
+def test_waiting_requests_are_predicted_together_at_most_the_maximum(batcher: Batcher, policy: Recorder) -> None:
+    policy.go.clear()
+    answers = [batcher.submit(request("a" * length)) for length in range(1, 8)]
+    policy.go.set()
+    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+    assert max(map(len, policy.batches)) == 4
+    assert len(policy.batches) <= 3
+
+
+def test_one_client_never_waits_for_others(batcher: Batcher) -> None:
+    import time
+
+    started = time.perf_counter()
+    for _ in range(5):
+        batcher.submit(request("a")).result(5)
+    assert time.perf_counter() - started < 0.05  # the window alone is as long
+
+
+def test_different_statistics_are_not_mixed(batcher: Batcher, policy: Recorder) -> None:
+    policy.go.clear()
+    answers = [batcher.submit(request(key * 2, key)) for key in ("a", "b", "a", "b")]
+    policy.go.set()
+    assert all(answer.result(5) is not None for answer in answers)
+    assert all(len(set(texts)) == 1 for texts in policy.batches)
+
+
+@pytest.mark.parametrize(("text", "kind", "message"), [("refuse", RequestError, "no such"), ("break", PredictionError, "RuntimeError")])
+def test_a_request_that_fails_disturbs_no_other(batcher: Batcher, policy: Recorder, text: str, kind: type[Exception], message: str) -> None:
+    policy.go.clear()
+    good, bad, other = (batcher.submit(request(name)) for name in ("good", text, "other"))
+    policy.go.set()
+    assert (good.result(5).actions[0, 0], other.result(5).actions[0, 0]) == (4, 5)
+    with pytest.raises(kind, match=message):
+        bad.result(5)
+
+
+def test_actions_that_are_not_finite_are_never_sent(batcher: Batcher) -> None:
+    with pytest.raises(PredictionError, match="not finite"):
+        batcher.submit(request("nan")).result(5)
+
+
+def test_the_house_is_bounded_and_closes(batcher: Batcher) -> None:
+    with batcher.admission(), batcher.admission(), batcher.admission(), pytest.raises(BusyError, match="--max_queue"), batcher.admission():
+        pass
+    assert batcher.admitted == 0
+    batcher.refuse_new()
+    with pytest.raises(BusyError, match="shutting down"), batcher.admission():
+        pass

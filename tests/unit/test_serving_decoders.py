@@ -1,0 +1,236 @@
+"""Payload decoders: what real clients send is read; anything else is a `RequestError`, quickly and within bounded memory.
+
+`python tests/unit/test_serving_decoders.py 100000` runs the seeded campaign at length and prints its figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import time
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("msgpack", reason="needs the extra [serve]")
+
+import msgpack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prismatic.policy.spec import HeadSpec, PolicySpec
+from prismatic.serving.arrays import as_array, json_array, pack_openpi, pack_vla_eval, read_json
+from prismatic.serving.errors import RequestError
+from prismatic.serving.msgpack_reader import MAX_VALUES, read_msgpack
+from prismatic.serving.observations import ObservationReader
+from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.images import ImageRecipe
+
+RECIPE = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
+SPEC = PolicySpec(
+    platform=ROBOT_PLATFORMS["LIBERO"], cameras=("primary", "wrist"), image=RECIPE, unnorm_key="arm", heads=HeadSpec(use_proprio=True)
+)
+IMAGE, STATE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3), np.linspace(0, 1, 8)
+
+
+def act_body() -> bytes:
+    body: dict[str, Any] = {
+        "full_image": json_array(IMAGE),
+        "wrist_image": json_array(IMAGE),
+        "state": json_array(STATE),
+        "instruction": "go",
+    }
+    return json.dumps(body).encode()
+
+
+def openpi_frame() -> bytes:
+    return pack_openpi({"observation/image": IMAGE, "observation/wrist_image": IMAGE, "observation/state": STATE, "prompt": "go"})
+
+
+def vla_eval_frame() -> bytes:
+    payload = {"images": {"agentview": IMAGE, "wrist": IMAGE}, "states": STATE, "task_description": "go"}
+    return pack_vla_eval({"type": "observation", "payload": payload, "seq": 3, "timestamp": 0.5})
+
+
+def decode_act(data: bytes, reader: ObservationReader) -> object:
+    return openvla_rest.decode_act(data, reader).request
+
+
+def decode_vla_eval(data: bytes, reader: ObservationReader) -> object:
+    return vla_eval.decode_observation(vla_eval.decode_message(data).payload, reader)
+
+
+DECODERS = {
+    "act": (decode_act, act_body),
+    "openpi": (openpi.decode_observation, openpi_frame),
+    "vla-eval": (decode_vla_eval, vla_eval_frame),
+}
+
+
+def reader() -> ObservationReader:
+    return ObservationReader(SPEC, ("arm",))
+
+
+def damaged(good: bytes, rng: random.Random) -> bytes:
+    """`good` with some bytes changed, cut, doubled or replaced."""
+    data = bytearray(good)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data)) if data else 0
+        kind = rng.randrange(5)
+        if kind == 0 and data:
+            data[at] = rng.randrange(256)
+        elif kind == 1:
+            del data[at : at + rng.randint(1, 40)]
+        elif kind == 2:
+            data[at:at] = rng.choice(
+                [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"[" * 50, b'{"a":', b"\xc1", b"NaN"]
+            )
+        elif kind == 3:
+            data[at:at] = rng.randbytes(rng.randint(1, 30))
+        else:
+            data = data[: rng.randint(0, len(data))]
+    return bytes(data)
+
+
+def campaign(count: int) -> dict[str, int]:
+    """How many of `count` damaged inputs were refused and how many could still be read.
+
+    Raises:
+        Exception: whatever a decoder raises that is not a RequestError.
+    """
+    rng, found = random.Random(0), {"refused": 0, "read": 0}
+    goods = [(decode, make()) for decode, make in DECODERS.values()]
+    own = reader()
+    for number in range(count):
+        decode, good = goods[number % len(goods)]
+        try:
+            decode(damaged(good, rng), own)
+            found["read"] += 1
+        except RequestError:
+            found["refused"] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_clients_send_is_read(name: str) -> None:
+    decode, make = DECODERS[name]
+    observation = decode(make(), reader()).observation  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(observation.images["primary"], IMAGE)
+    np.testing.assert_array_equal(observation.proprio, STATE)
+    assert observation.instruction == "go"
+
+
+def test_damaged_inputs_are_refused_without_growth() -> None:
+    campaign(300)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    found = campaign(2000)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert found["refused"] > 1000
+    assert grown < 100_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["full_image", "wrist", "state", "encoded", "__numpy__", "dtype", "shape", "instruction"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(JSON)
+def test_any_json_is_read_or_refused(value: Any) -> None:
+    with contextlib.suppress(RequestError):
+        decode_act(json.dumps(value).encode(), reader())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_as_msgpack_does_or_refused(data: bytes) -> None:
+    try:
+        ours = read_msgpack(data)
+    except RequestError:
+        return
+    assert repr(plain(ours)) == repr(msgpack.unpackb(data, strict_map_key=False, raw=False, unicode_errors="strict"))
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x91" * 40 + b"\x00", "levels"),
+        (b"\xdd" + (2 * MAX_VALUES).to_bytes(4, "big") + b"\x00" * 2 * MAX_VALUES, "values"),
+        (b"\xdd\xff\xff\xff\xff", "ends too early"),
+        (b"\xc7\x01\x01\x00", "type byte 0xc7 is not supported"),
+        (b"\x00\x00", "bytes follow"),
+        (b"\xa1\xff", "not UTF-8"),
+    ],
+)
+def test_msgpack_that_would_cost_memory_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        read_msgpack(data)
+
+
+@pytest.mark.parametrize("body", [b"[" * 40_000, b"[" + b"[]," * 60_000 + b"0]", b"\xff\xfe", b"1" * 10_000, b'{"a": '])
+def test_json_that_is_no_observation_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError):
+        read_json(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "|O"}, "dtype '|O' is not accepted"),
+        ({"dtype": "V8"}, "is not accepted"),
+        ({"dtype": "<c16"}, "is not accepted"),
+        ({"shape": [2**30, 2**30, 3]}, "do not fill the shape"),
+        ({"shape": [-1, 3]}, "list of at most 4 sizes"),
+        ({"shape": [True]}, "list of at most 4 sizes"),
+        ({"__numpy__": "???"}, "not valid base64"),
+        ({"__numpy__": 5}, "must be base64 text"),
+    ],
+)
+def test_an_array_that_lies_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message.replace("|", r"\|").replace("?", r"\?")):
+        as_array({**json_array(IMAGE), **change}, "image")
+
+
+def test_big_endian_values_are_kept() -> None:
+    np.testing.assert_array_equal(as_array(json_array(STATE.astype(">f8")), "state"), STATE)
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused() -> None:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(stream, "PNG")
+    with pytest.raises(RequestError, match="8000 x 8000 pixels"):
+        as_array({"__image__": True, "format": "png", "data": stream.getvalue(), "shape": [1, 1, 3]}, "image")
+
+
+if __name__ == "__main__":
+    import resource
+
+    campaign(5000)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    figures = campaign(int(sys.argv[1]))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(figures, f"{time.perf_counter() - started:.1f} s, peak memory {before >> 10} -> {after >> 10} MiB")

@@ -1,0 +1,91 @@
+"""Serves a checkpoint on one port to OpenVLA(-OFT), openpi and vla-eval clients.
+
+    python vla-scripts/deploy.py --pretrained_checkpoint runs/my-run--10000_chkpt
+
+The checkpoint describes itself; the familiar flags are needed only for a published one, which does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, fields
+
+from prismatic.cli import run_script
+from prismatic.policy.flags import PolicyFlags
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeployConfig(PolicyFlags):
+    """Flags of the server, beside those that describe a published checkpoint."""
+
+    pretrained_checkpoint: str = ""  # folder or Hub id
+    unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
+    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
+    port: int = 8777  # 0: any free one
+    api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
+    device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
+    quantization: str = "none"  # see prismatic/policy/quantization.py
+    max_body_mb: float = 32  # MB of one request
+    max_queue: int = 64  # requests being read, waiting or predicted; more get 503
+    max_batch_size: int = 16  # observations in one call of the policy
+    batch_window_ms: float = 4  # the longest that a free policy waits for other clients' requests
+    request_timeout_s: float = 30  # a request unanswered for so long gets 504
+    shutdown_timeout_s: float = 30  # for answering what is in the house after SIGTERM
+    max_connections: int = 512  # open at once
+    robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
+
+    def __post_init__(self) -> None:
+        if not self.pretrained_checkpoint:
+            raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder")
+        for name in ("max_body_mb", "max_queue", "max_batch_size", "request_timeout_s", "shutdown_timeout_s", "max_connections"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0")
+        if not 0 <= self.batch_window_ms <= 1000:
+            raise ValueError(f"--batch_window_ms is {self.batch_window_ms:g}, must be 0 to 1000")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port is {self.port}, must be 0 to 65535")
+
+    @property
+    def flags(self) -> PolicyFlags:
+        return PolicyFlags(**{item.name: getattr(self, item.name) for item in fields(PolicyFlags)})
+
+
+def deploy(config: DeployConfig) -> None:
+    """Loads the policy and serves it until SIGTERM or Ctrl-C."""
+    try:
+        from prismatic.serving.server import open_socket, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
+    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.policy import Policy
+    from prismatic.serving.batching import BatchingOptions
+    from prismatic.serving.service import PolicyService, ServiceOptions
+
+    bound = open_socket(config.host, config.port)  # before minutes of loading
+    load_options = LoadOptions(flags=config.flags, quantization=config.quantization)
+    policy = Policy.from_pretrained(config.pretrained_checkpoint, device=config.device, unnorm_key=config.unnorm_key, options=load_options)
+    options = ServiceOptions(
+        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),
+        max_body_bytes=int(config.max_body_mb * (1 << 20)),
+        request_timeout_s=config.request_timeout_s,
+        api_key=config.api_key or os.environ.get("PRISMATIC_API_KEY") or None,
+        robosuite_gripper=config.robosuite_gripper,
+    )
+    service = PolicyService(policy, options, config.unnorm_key)
+    seconds = service.warm_up()
+    if config.host not in _LOOPBACK and options.api_key is None:
+        logger.warning("anyone who reaches %s can use this policy: pass --api_key, or bind to 127.0.0.1", config.host)
+    logger.info("platform %s, cameras %s, warm-up %.2f s", policy.spec.platform.name, ", ".join(policy.spec.cameras), seconds)
+    bound.listen(1024)
+    host, port = bound.getsockname()[:2]
+    logger.info("serving on http://%s:%d: POST /act, websockets / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port)
+    serve(service, bound, config.max_connections, config.shutdown_timeout_s)
+
+
+if __name__ == "__main__":
+    run_script(deploy, DeployConfig)
