@@ -10,6 +10,8 @@ Source: OpenVLA-OFT (Kim et al. 2025, arXiv:2502.19645); parameter names are tho
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -94,9 +96,16 @@ class DiscreteActionHead(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids that stand for no action give the value of the nearest end: the choice is not restricted to action ids, as published."""
-        centers = torch.tensor(self.tokenizer.bin_centers, device=ids.device, dtype=torch.float32)
+        centers = _bin_centers(self.tokenizer, ids.device)
         index = (self.tokenizer.token_ids.base_vocab_size - ids - 1).clamp(0, len(centers) - 1)
         return centers[index].unflatten(1, (self.num_actions_chunk, self.action_dim))
+
+
+@lru_cache(maxsize=8)
+def _bin_centers(tokenizer: ActionTokenizer, device: torch.device) -> torch.Tensor:
+    """float32 [bins]; kept, because a CUDA graph cannot upload them."""
+    with torch.inference_mode(False):
+        return torch.tensor(tokenizer.bin_centers, device=device, dtype=torch.float32)
 
 
 ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prismatic.models.action_heads import ActionHead, DiffusionActionHead, DiscreteActionHead
-from prismatic.models.diffusion import timestep_embedding
+from prismatic.models.diffusion import ddim_step, timestep_embedding
 from prismatic.models.processor import normalize_pixels
 from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.models.sequence import ActionSlots, append_action_slots, slots_from_labels
@@ -130,17 +130,26 @@ class ActionModel(nn.Module):
         num_steps = num_diffusion_steps or head.schedule.num_train_steps
         shape = (len(inputs.input_ids), head.num_actions_chunk, head.action_dim)
         noisy = torch.randn(shape, device=inputs.input_ids.device) if noise is None else noise
-        vla, text = self.bare_vla, (inputs.input_ids, inputs.attention_mask, inputs.slots)
-        fixed = [vla.encode_images(inputs.pixel_values, *text)]  # [B, N*P, D]
-        if (proprio := self._proprio_token(inputs.proprio)) is not None:
-            fixed.append(proprio.to(fixed[0].dtype))
-        for timestep in head.schedule.timesteps(num_steps):
-            times = torch.full((shape[0],), timestep, device=noisy.device)
-            token = self._timestep_token(times)
-            assert token is not None
-            output = vla.run_sequence(torch.cat([*fixed, token.to(fixed[0].dtype)], dim=1), *text, self._action_embeddings(noisy))
-            noisy = head.schedule.step(head(output.action_states), timestep, noisy, num_steps)
+        observed = self.observe(inputs)
+        for row in head.schedule.table(num_steps).to(noisy.device):
+            noisy = self.denoise(inputs, observed, noisy, row)
         return noisy
+
+    def observe(self, inputs: ActionInputs) -> torch.Tensor:
+        """What stays the same for all denoising steps: tokens [B, E-1, D] of images and proprio."""
+        tokens = self.bare_vla.encode_images(inputs.pixel_values, inputs.input_ids, inputs.attention_mask, inputs.slots)  # [B, N*P, D]
+        proprio = self._proprio_token(inputs.proprio)
+        return tokens if proprio is None else torch.cat([tokens, proprio.to(tokens.dtype)], dim=1)
+
+    def denoise(self, inputs: ActionInputs, observed: torch.Tensor, noisy: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Noisy actions [B, H, A] one step on; `row` [3] of `DDIMSchedule.table` says from where to where."""
+        assert isinstance(self.action_head, DiffusionActionHead)
+        timestep, share, next_share = row.unbind()
+        token = self._timestep_token(timestep.expand(len(noisy)))
+        assert token is not None
+        inserted = torch.cat([observed, token.to(observed.dtype)], dim=1)
+        output = self.bare_vla.run_sequence(inserted, inputs.input_ids, inputs.attention_mask, inputs.slots, self._action_embeddings(noisy))
+        return ddim_step(self.action_head(output.action_states), noisy, share, next_share)
 
     def _check(self, inputs: ActionInputs) -> None:
         head = self.action_head

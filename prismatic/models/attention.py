@@ -1,7 +1,7 @@
 """Full (bidirectional) attention, the only kind in this model. Letters: B batch, G heads, T tokens, K head width.
 
 No function here can look causal: none takes an `is_causal` flag, and the only mask hides padding keys. A query on padding sees
-the same keys as every other (its result is never used); flash attention gives zeros there.
+the same keys as every other (its result is never used); flash attention gives zeros there, `attend_segments` another mixture of padding.
 
     sdpa                torch's fused kernels; the default
     eager               step by step, softmax in float32
@@ -25,8 +25,32 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | N
 
 def sdpa_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Attended values [B, G, T, K] from q, k, v [B, G, T, K]; `mask` bool [B, T] is False on keys to hide."""
+    if mask is not None and _runs_segments(query):
+        return attend_segments(query, key, value, mask)
     visible = None if mask is None else mask[:, None, None, :].expand(-1, -1, query.shape[2], -1)  # [B, 1, T, T]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+
+
+def _runs_segments(query: torch.Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
+
+
+def attend_segments(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """As `sdpa_attention`, for prediction on a GPU: a mask keeps torch's fastest kernels from running, lengths do not.
+
+    The padding at the end of a row counts as a sample of its own. So nothing is moved, no shape depends on a value, and a CUDA graph
+    can capture it for any lengths.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch_size, _, num_tokens, _ = query.shape
+    ends = torch.arange(1, batch_size + 1, device=query.device) * num_tokens
+    bounds = torch.stack([ends - num_tokens + mask.sum(dim=1), ends], dim=1).flatten()
+    offsets = F.pad(bounds, (1, 0)).int()  # [2B+1]: where each sample begins, where its padding begins, ...
+    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # 3 x [B*T, G, K]
+    attended = varlen_attn(query, key, value, offsets, offsets, num_tokens, num_tokens)
+    assert isinstance(attended, torch.Tensor)
+    return attended.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)
 
 
 def eager_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -64,10 +64,22 @@ class DDIMSchedule:
 
     def step(self, noise: torch.Tensor, timestep: int, noisy: torch.Tensor, num_steps: int) -> torch.Tensor:
         """x at the next of `num_steps` timesteps, from x at `timestep` and the noise predicted there."""
+        return ddim_step(noise, noisy, *self._shares(timestep, num_steps))
+
+    def table(self, num_steps: int) -> torch.Tensor:
+        """float32 [num_steps, 3]: each step's timestep, its share of signal and the next one's, for `ddim_step`."""
+        rows = [torch.stack([torch.tensor(float(t)), *self._shares(t, num_steps)]) for t in self.timesteps(num_steps)]
+        return torch.stack(rows)
+
+    def _shares(self, timestep: int, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         shares = torch.cat([self.alphas_cumprod, torch.ones(1)])  # beyond the last step (index -1) nothing but signal is left
-        share, next_share = shares[timestep], shares[max(timestep - self.num_train_steps // num_steps, -1)]
-        clean = ((noisy - (1 - share).sqrt() * noise) / share.sqrt()).clamp(-1, 1)
-        return next_share.sqrt() * clean + (1 - next_share).sqrt() * noise
+        return shares[timestep], shares[max(timestep - self.num_train_steps // num_steps, -1)]
+
+
+def ddim_step(noise: torch.Tensor, noisy: torch.Tensor, share: torch.Tensor, next_share: torch.Tensor) -> torch.Tensor:
+    """x where the share of signal is `next_share`, from x where it is `share` and the noise predicted there."""
+    clean = ((noisy - (1 - share).sqrt() * noise) / share.sqrt()).clamp(-1, 1)
+    return next_share.sqrt() * clean + (1 - next_share).sqrt() * noise
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int) -> torch.Tensor:

@@ -46,6 +46,18 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
 
 
+class Stacked:
+    """Projections of the same input as one product, once `prismatic.policy.stacking` has filled it in; not part of the state dict."""
+
+    def __init__(self) -> None:
+        self.layer: tuple[nn.Module, ...] = ()  # a tuple hides the module from the state dict: its weight is that of the projections
+        self.count = 0
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One output per projection, all of one width; empty if nothing is stacked."""
+        return self.layer[0](x).chunk(self.count, dim=-1) if self.layer else ()
+
+
 class LlamaAttention(nn.Module):
     """Bidirectional multi-head self-attention [B, T, D] -> [B, T, D]."""
 
@@ -56,12 +68,12 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.stacked = Stacked()
         self._attend = get_attention(attn_implementation)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None) -> torch.Tensor:
-        query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # 3 x [B, G, T, K]
+        projected = self.stacked(x) or (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)  # 3 x [B, G, T, K]
         attended = self._attend(rotate(query, rotation), rotate(key, rotation), value, mask)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
@@ -74,9 +86,11 @@ class LlamaMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.stacked = Stacked()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.stacked(x) or (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(F.silu(gate) * up)
 
 
 class LlamaLayer(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,17 @@ def normalize_pixels(images: torch.Tensor) -> torch.Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[-1] != 3:
         raise ValueError(f"expected uint8 images [batch, images, size, size, 3], found {images.dtype} {list(images.shape)}")
-    mean, std = (torch.tensor(values, device=images.device)[:, :, None, None] for values in (_MEANS, _STDS))  # [2, 3, 1, 1]
+    scale, shift = _channel_constants(images.device)
     pixels = images.permute(0, 1, 4, 2, 3).contiguous().unsqueeze(2)  # [B, N, 1, 3, S, S]; bytes are cheaper to reorder than floats
-    return (pixels * (1 / (255 * std))).sub_(mean / std).flatten(1, 3)
+    return (pixels * scale).sub_(shift).flatten(1, 3)
+
+
+@lru_cache(maxsize=8)
+def _channel_constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and subtrahend, float32 [2, 3, 1, 1]; kept, because a CUDA graph cannot upload them."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device)[:, :, None, None] for values in (_MEANS, _STDS))
+        return 1 / (255 * std), mean / std
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,15 @@ def extend_mask(attention_mask: torch.Tensor | None, num_inserted: int) -> torch
     if attention_mask is None:
         return None
     mask = attention_mask.bool()
-    # Without padding the mask is dropped, which lets the fastest attention kernels run. A compiled graph cannot look at
-    # values: callers that compile pass None themselves.
-    if not torch.compiler.is_compiling() and bool(mask.all()):
+    # Without padding the mask is dropped, which lets the fastest attention kernels run. A compiled or captured graph cannot look at
+    # values: callers that compile or capture pass None themselves.
+    if not _is_traced(mask) and bool(mask.all()):
         return None
     return insert_after_bos(mask, mask.new_ones(len(mask), num_inserted))
+
+
+def _is_traced(x: torch.Tensor) -> bool:
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _slot_index(start: torch.Tensor, count: int, dim: int) -> torch.Tensor:

@@ -13,7 +13,9 @@ parameter named `scale_factor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 from torch import nn
@@ -152,6 +154,23 @@ class VisionTransformer(nn.Module):
         return [self.blocks[-1], self.norm, *([self.attn_pool] if hasattr(self, "attn_pool") else [])]
 
 
+@contextmanager
+def _second_stream(device: torch.device | None) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+    """Gives a context whose GPU work runs beside the block's; what follows waits for both. None, or a CPU: one after the other."""
+    if device is None or device.type != "cuda":
+        yield nullcontext
+        return
+    first, second = torch.cuda.current_stream(device), _side_stream(device)
+    second.wait_stream(first)
+    yield lambda: torch.cuda.stream(second)
+    first.wait_stream(second)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 class PrismaticVisionBackbone(nn.Module):
     """Both towers."""
 
@@ -162,6 +181,7 @@ class PrismaticVisionBackbone(nn.Module):
         self.embed_dim = dino.embed_dim + siglip.embed_dim
         self.featurizer = VisionTransformer(dino, config._attn_implementation)
         self.fused_featurizer = VisionTransformer(siglip, config._attn_implementation)
+        self.side_by_side = False  # on a GPU, both towers at the same time: alone, neither fills it
 
     def forward(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """Patch features [B, N*P, D1+D2], image after image, of pixels [B, 6N, S, S]; `language` [B, E] for FiLM only.
@@ -176,8 +196,11 @@ class PrismaticVisionBackbone(nn.Module):
         images = pixel_values.reshape(-1, 2, 3, size, size)  # [B*N, 2, 3, S, S]
         if language is not None:
             language = language.repeat_interleave(len(images) // batch_size, dim=0)  # [B*N, E]
-        features = [self.featurizer(images[:, 0], language), self.fused_featurizer(images[:, 1], language)]  # 2 x [B*N, P, D]
-        return torch.cat(features, dim=-1).view(batch_size, -1, self.embed_dim)
+        with _second_stream(images.device if self.side_by_side else None) as on_second:
+            with on_second():
+                dino = self.featurizer(images[:, 0], language)  # [B*N, P, D1]
+            siglip = self.fused_featurizer(images[:, 1], language)  # [B*N, P, D2]
+        return torch.cat([dino, siglip], dim=-1).view(batch_size, -1, self.embed_dim)
 
     def unused_modules(self) -> list[nn.Module]:
         """Parts that never affect the features."""

@@ -121,6 +121,12 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """Whether the instruction modulates the vision towers."""
         return isinstance(self.vision_backbone, FiLMedVisionBackbone)
 
+    @property
+    def bare_vision_backbone(self) -> PrismaticVisionBackbone:
+        """Both towers, without FiLM's wrapper."""
+        backbone = self.vision_backbone
+        return backbone.vision_backbone if isinstance(backbone, FiLMedVisionBackbone) else backbone
+
     def add_film(self) -> None:
         """Wraps the vision towers with new, untrained modulation by the instruction (adapters, if any, must be in place already)."""
         assert isinstance(self.vision_backbone, PrismaticVisionBackbone)

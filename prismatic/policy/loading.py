@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from prismatic.models.action_heads import DiscreteActionHead
+from prismatic.models.action_model import ActionModel
 from prismatic.models.attention import get_attention
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.processor import PrismaticProcessor
@@ -62,6 +64,8 @@ class LoadOptions:
     quantization: str = "none"  # of the language model, see prismatic.policy.quantization
     attn_implementation: str = "sdpa"  # see prismatic.models.attention
     keep_adapters: bool = False  # leave LoRA unmerged, in PEFT's wrapper
+    engine: str = "eager"  # see prismatic.policy.engine
+    max_batch_size: int = 16  # observations in one call that the engine prepares for; larger ones run plainly
     base_model: str | None = None  # folder or Hub id, where the checkpoint's own note of it is not valid here
 
 
@@ -140,9 +144,18 @@ def load_parts(
         load_component(module, folder, component)
     model = model.to(dtype).eval().requires_grad_(False)
     quantize_model(model.bare_vla, options.quantization, device, dtype)
-    model = model.to(device)
+    _move_used_parts(model, device)
     check_bidirectional(model.bare_vla)
     return PolicyParts(model, config, base.processor, spec, norm_stats)
+
+
+def _move_used_parts(model: ActionModel, device: torch.device) -> None:
+    """Moves what predictions depend on to `device`; the rest of a published checkpoint (0.3 GiB of the 7B model) stays where it is."""
+    unused = model.bare_vla.unused_modules(uses_lm_head=isinstance(model.action_head, DiscreteActionHead))
+    stays = {id(tensor) for module in unused for tensor in module.parameters()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in stays:
+            tensor.data = tensor.data.to(device)
 
 
 def _load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -> PolicySpec:

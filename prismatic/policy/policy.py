@@ -3,11 +3,12 @@
     policy = Policy.from_pretrained("runs/my-run--10000_chkpt")
     chunk = policy.predict([Observation(images={"primary": image}, instruction="pick up the cup", proprio=state)])[0]
 
-Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action dim, P proprio dim.
+Letters: B batch, H chunk, A action dim, P proprio dim.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.models.action_model import ActionInputs
-from prismatic.models.processor import normalize_pixels
+from prismatic.policy.engine import EagerEngine, Engine, EngineInputs
+from prismatic.policy.graphs import make_engine
 from prismatic.policy.loading import LoadOptions, load_parts
 from prismatic.policy.parts import PolicyParts
 from prismatic.policy.spec import PolicySpec
-from prismatic.vla.images import prepare_image
 from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
@@ -37,16 +37,18 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+DEFAULT_FRAME_SIZE = (256, 256)  # height and width of a camera image, where nobody says
+_USUAL_INSTRUCTION_TOKENS = 48  # the longest instruction of LIBERO has 40
 _NOISE_SEED = 7  # of a diffusion policy's own noise: a run can be repeated
 
 
 class Policy:
     """A trained policy on one device."""
 
-    def __init__(self, parts: PolicyParts, unnorm_key: str | None = None) -> None:
+    def __init__(self, parts: PolicyParts, unnorm_key: str | None = None, engine: Engine | None = None) -> None:
         """`unnorm_key` names the data set whose statistics count; needed only where the checkpoint was trained on several.
 
-        Raises:
+        `engine` runs the model (by default plainly). Raises:
             ValueError: no or another key is needed, or the statistics do not fit the platform.
         """
         spec = parts.spec
@@ -54,8 +56,8 @@ class Policy:
         if key is None:
             raise ValueError(f"the policy was trained on several data sets; pass unnorm_key, one of {', '.join(parts.norm_stats)}")
         self._parts = parts
+        self._engine = engine or EagerEngine(parts)
         self._random = torch.Generator().manual_seed(_NOISE_SEED)
-        self._device = next(parts.model.parameters()).device
         self.action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
         if self.action_bounds.dim != spec.platform.action_dim:
             raise ValueError(
@@ -84,7 +86,16 @@ class Policy:
         """
         target = default_device() if device is None else torch.device(device)
         options = replace(options or LoadOptions(), unnorm_key=unnorm_key)
-        return cls(load_parts(name_or_path, target, dtype or default_dtype(target), options), unnorm_key)
+        parts = load_parts(name_or_path, target, dtype or default_dtype(target), options)
+        return cls(parts, unnorm_key, make_engine(parts, options.engine, options.max_batch_size))
+
+    def with_unnorm_key(self, unnorm_key: str | None) -> Policy:
+        """The same model in the units of another data set that it was trained on.
+
+        Raises:
+            ValueError: there is no such data set, or its statistics do not fit.
+        """
+        return Policy(self._parts, unnorm_key, self._engine)
 
     @property
     def parts(self) -> PolicyParts:
@@ -106,7 +117,6 @@ class Policy:
         """What the checkpoint says about itself."""
         return self._parts.spec
 
-    @torch.inference_mode()
     def predict(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None) -> list[ActionChunk]:
         """One chunk of H actions in the robot's units for each observation; the observations stay as they are.
 
@@ -117,18 +127,34 @@ class Policy:
         """
         if not observations:
             return []
-        inputs = ActionInputs.from_prompts(
-            normalize_pixels(self._images(observations)),
-            *self._prompts(observations),
-            self._proprio(observations),
-            num_action_tokens=self._parts.model.num_action_tokens,
-            token_ids=self._parts.config.token_ids,
+        tokenizer, token_ids = self._parts.processor.tokenizer, self._parts.config.token_ids
+        inputs = EngineInputs(
+            frames=[image for item in observations for image in select_cameras(item.images, self.spec.cameras)],
+            prompts=[tokenize_prompt(tokenizer, item.instruction, token_ids) for item in observations],
+            proprio=self._proprio(observations),
+            noise=self._noise(len(observations), seeds),
         )
-        noise, num_steps = self._noise(len(observations), seeds), self.spec.heads.num_diffusion_steps_inference
-        normalized = self._parts.model.predict(inputs, noise, num_steps).cpu().numpy()  # [B, H, A]
-        return [ActionChunk(unnormalize(chunk, self.action_bounds)) for chunk in normalized]
+        return [ActionChunk(unnormalize(chunk, self.action_bounds)) for chunk in self._engine(inputs)]
 
-    def _noise(self, count: int, seeds: Sequence[int] | None) -> torch.Tensor | None:
+    def warm_up(
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
+        instructions: Sequence[str] = (),
+    ) -> float:
+        """Seconds that it took to prepare for calls of these batch sizes, so that none of them pays for it.
+
+        `frame_size` (height, width) is that of the camera images. Without `instructions`, prompts of any usual length are prepared for.
+        """
+        started = time.perf_counter()
+        tokenizer, token_ids = self._parts.processor.tokenizer, self._parts.config.token_ids
+        lengths = sorted({len(tokenize_prompt(tokenizer, text, token_ids)) for text in instructions or ("go",)})
+        if not instructions:
+            lengths = [lengths[0] + more for more in range(_USUAL_INSTRUCTION_TOKENS)]
+        self._engine.warm_up(batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
+        return time.perf_counter() - started
+
+    def _noise(self, count: int, seeds: Sequence[int] | None) -> np.ndarray | None:
         """Where denoising starts, float32 [B, H, A]; None for a policy that does not denoise."""
         if self.spec.heads.action_head != "diffusion":
             return None
@@ -137,26 +163,9 @@ class Policy:
         platform = self.spec.platform
         generators = [self._random] * count if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (platform.num_actions_chunk, platform.action_dim)
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self._device)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).numpy()
 
-    def _images(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """Uint8 [B, N, S, S, 3] on the device."""
-        recipe, cameras = self.spec.image, self.spec.cameras
-        prepared = [[prepare_image(image, recipe) for image in select_cameras(item.images, cameras)] for item in observations]
-        return torch.from_numpy(np.asarray(prepared)).to(self._device)
-
-    def _prompts(self, observations: Sequence[Observation]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Prompt ids int64 [B, L], padded at the end, and their mask (None without padding)."""
-        token_ids = self._parts.config.token_ids
-        rows = [tokenize_prompt(self._parts.processor.tokenizer, item.instruction, token_ids) for item in observations]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [token_ids.pad] * (length - len(row)) for row in rows], device=self._device)
-        if all(len(row) == length for row in rows):
-            return ids, None
-        lengths = torch.tensor([len(row) for row in rows], device=self._device)
-        return ids, torch.arange(length, device=self._device) < lengths[:, None]
-
-    def _proprio(self, observations: Sequence[Observation]) -> torch.Tensor | None:
+    def _proprio(self, observations: Sequence[Observation]) -> np.ndarray | None:
         """Normalised proprio float32 [B, P]."""
         if self._proprio_bounds is None:
             return None
@@ -168,4 +177,4 @@ class Policy:
                 names = ", ".join(self.spec.platform.proprio_names)
                 raise ValueError(f"observation: proprio must hold {self._proprio_bounds.dim} values ({names}), found {found}")
             rows.append(to_model_range(np.asarray(item.proprio, np.float32), self._proprio_bounds))
-        return torch.from_numpy(np.stack(rows)).to(self._device)
+        return np.stack(rows).astype(np.float32)

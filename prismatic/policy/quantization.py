@@ -4,6 +4,7 @@
     nf4                 bitsandbytes NF4: weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)
     int8_weight_only    torchao: weights in 8 bits, one scale per row
     fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
+    fp8                 weights and activations as float8, one scale per row of each; the fastest (see `prismatic.policy.fp8`)
 
 Each layer computes in a dtype of its own, whatever its input has: `.to(device, dtype)` moves a quantized model, changes the dtype of
 what is not quantized, and leaves the rest as it is.
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.fp8 import Fp8Linear, check_fp8
 from prismatic.vla.constants import near_names
 
 
@@ -90,6 +92,11 @@ def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: tor
     return _torchao("Float8WeightOnlyConfig", linear.to(device, compute_dtype))
 
 
+def _fp8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    check_fp8(device)
+    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device)), compute_dtype)
+
+
 def _torchao(config: str, linear: nn.Linear) -> QuantizedLinear:
     try:
         from torchao import quantization
@@ -113,6 +120,7 @@ _QUANTIZERS: dict[str, Quantizer] = {
     "nf4": _nf4,
     "int8_weight_only": _int8_weight_only,
     "fp8_weight_only": _fp8_weight_only,
+    "fp8": _fp8,
 }
 QUANTIZATIONS = ("none", *_QUANTIZERS)
 

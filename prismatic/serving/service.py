@@ -122,7 +122,7 @@ class PolicyService:
         with self._doors_lock:
             if unnorm_key not in self._doors:
                 try:
-                    self._doors[unnorm_key] = Policy(self.policy.parts, unnorm_key)
+                    self._doors[unnorm_key] = self.policy.with_unnorm_key(unnorm_key)
                 except ValueError as error:
                     raise RequestError(f"unnorm_key {unnorm_key!r}: {error}") from error
             return self._doors[unnorm_key]

@@ -5,6 +5,7 @@ Letters: B batch, N cameras of a sample, H x W a camera's own size, S the model'
     training     decode -> lanczos3 to S -> random crop and colour            (decode_image, resize_lanczos3, augment_cpu)
                  decode | on the device: lanczos3, random crop and colour     (decode_image, prepare_on_device)
     evaluation   JPEG round trip -> lanczos3 to S -> centre crop              (prepare_image)
+                 JPEG round trip | on the device: lanczos3, centre crop       (jpeg_round_trip, prepare_frames)
 
 The operations are those of `tf.image`, with its parameters, because published checkpoints were trained on its pixels;
 tests marked `rlds` compare with TensorFlow itself. Decoding is bit-identical. Resize and augmentation exist twice, compiled for the CPU
@@ -127,19 +128,35 @@ def prepare_image(image: np.ndarray, recipe: ImageRecipe) -> np.ndarray:
     """
     check_image("to prepare", image)
     if recipe.jpeg_round_trip:
-        image = decode_image(encode_jpeg(image))
+        image = jpeg_round_trip(image)
     image = resize_lanczos3(image, recipe.size)
     return center_crop(image) if recipe.center_crop else image
+
+
+def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: the image as a JPEG file returns it, with what the format loses."""
+    return decode_image(encode_jpeg(image))
+
+
+def prepare_frames(frames: torch.Tensor, recipe: ImageRecipe) -> torch.Tensor:
+    """`prepare_image` without its JPEG round trip for frames uint8 [F, H, W, 3] on their device: uint8 [F, S, S, 3], within 1 level."""
+    resized = resize_lanczos3_batch(frames, recipe.size)
+    return _crop_center(resized, CROP_AREA_FRACTION) if recipe.center_crop else resized
 
 
 def center_crop(image: np.ndarray, area_fraction: float = CROP_AREA_FRACTION) -> np.ndarray:
     """uint8 [H, W, 3]: the central part with `area_fraction` of the area, resized back to the same size (bilinear)."""
     import torch
 
+    return _crop_center(torch.tensor(image)[None], area_fraction)[0].numpy()
+
+
+def _crop_center(images: torch.Tensor, area_fraction: float) -> torch.Tensor:
+    """uint8 [F, H, W, 3] out of the same."""
     side = area_fraction**0.5
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255  # [1, 3, H, W]
-    offset = torch.tensor([(1 - side) / 2])
-    return _to_uint8(_crop_and_resize(pixels, offset, offset, side))[0].permute(1, 2, 0).numpy()
+    pixels = images.permute(0, 3, 1, 2).float() / 255  # [F, 3, H, W]
+    offset = pixels.new_full((len(images),), (1 - side) / 2)
+    return _to_uint8(_crop_and_resize(pixels, offset, offset, side)).permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)

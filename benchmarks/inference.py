@@ -1,0 +1,214 @@
+"""Latency, throughput and memory of the policy at the real 7B shape with random weights: from camera images and text to actions.
+
+python benchmarks/inference.py --json inference.json                                  # every shape and kind; needs a GPU with 40 GB
+python benchmarks/inference.py --shapes libero --kinds bf16 --batch_sizes 1 --profile true
+
+A call is `Policy.predict`: uint8 camera images and an instruction on the host in, actions in the robot's units on the host out. The error
+is the root mean square of the difference from the eager bfloat16 policy, as a share of the spread of that policy's actions over 8
+observations (random weights; the constant part, which nothing moves, is left out).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prismatic.cli import run_script
+from prismatic.models.base import build_tokenizer
+from prismatic.models.configuration import OpenVLAConfig, openvla_7b
+from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.graphs import make_engine
+from prismatic.policy.parts import PolicyParts, build_action_model
+from prismatic.policy.policy import Policy
+from prismatic.policy.quantization import quantize_model
+from prismatic.policy.spec import HeadSpec, PolicySpec
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.images import ImageRecipe
+from prismatic.vla.types import Observation
+
+# Tokens in the language model: LIBERO 605, diffusion 606, ALOHA 1155, as in docs of the published code's speed.
+INSTRUCTION = "pick up the black bowl between the plate and the box and place it on the right small round plate"
+SHAPES: dict[str, tuple[str, tuple[str, ...], HeadSpec]] = {
+    "libero": ("LIBERO", ("primary", "wrist"), HeadSpec(use_proprio=True)),
+    "aloha-film": ("ALOHA", ("primary", "left_wrist", "right_wrist"), HeadSpec(use_proprio=True, use_film=True)),
+    "libero-diffusion": (
+        "LIBERO",
+        ("primary", "wrist"),
+        HeadSpec("diffusion", use_proprio=True, num_diffusion_steps_train=50, num_diffusion_steps_inference=10),
+    ),
+}
+# kind -> (engine, quantization)
+KINDS = {
+    "eager": ("eager", "none"),
+    "graph": ("graph", "none"),
+    "bf16": ("compiled", "none"),
+    "fp8": ("compiled", "fp8"),
+    "nf4": ("compiled", "nf4"),
+}
+DEVICE = torch.device("cuda")
+
+
+@dataclass
+class InferenceConfig:
+    """The flags."""
+
+    shapes: list[str] = field(default_factory=lambda: list(SHAPES))
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
+    num_calls: int = 1000  # at batch 1; larger batches as many observations
+    frame_size: int = 256  # pixels, of the square camera images
+    all_lengths: bool = True  # warm up for prompts of any usual length, as deploy.py does; else for the benchmark's own
+    profile: bool = False  # also print where the time of a call goes
+    json: Path | None = None  # also write the figures here
+
+    def __post_init__(self) -> None:
+        for name, known in (("shapes", SHAPES), ("kinds", KINDS)):
+            if unknown := set(getattr(self, name)) - set(known):
+                raise ValueError(f"--{name}: {', '.join(sorted(unknown))} is unknown; choose among {', '.join(known)}")
+
+
+def main(config: InferenceConfig) -> None:
+    """Prints one line per shape, kind and batch size."""
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device; the 7B policy needs one with 20 GB")
+    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
+    print(figures["gpu"], figures["torch"], flush=True)
+    for shape in config.shapes:
+        expected: np.ndarray | None = None
+        for kind in ["eager", *[kind for kind in config.kinds if kind != "eager"]]:
+            parts = build_parts(shape, KINDS[kind][1])
+            actions = measure_kind(config, shape, kind, parts, expected, figures["rows"])
+            expected = actions if kind == "eager" else expected
+            del parts
+            if config.json is not None:
+                config.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure_kind(
+    config: InferenceConfig, shape: str, kind: str, parts: PolicyParts, expected: np.ndarray | None, rows: list[dict[str, Any]]
+) -> np.ndarray:
+    """Actions [8, H, A] of 8 observations; adds one row per batch size."""
+    observations = make_observations(parts.spec, config.frame_size)
+    _free()
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    policy = Policy(parts, engine=make_engine(parts, KINDS[kind][0]))
+    instructions = () if config.all_lengths else (INSTRUCTION,)
+    policy.warm_up((1,), (config.frame_size,) * 2, instructions)
+    warm_up_s = time.perf_counter() - started
+    actions = np.stack([policy.predict([item], seeds=[0])[0].actions for item in observations])
+    error = None if expected is None else _rms(actions - expected) / _rms(expected - expected.mean(axis=0))
+    if kind == "eager" and kind not in config.kinds:
+        return actions
+    for count in config.batch_sizes:
+        batch = [observations[number % len(observations)] for number in range(count)]
+        policy.predict(batch)
+        times = time_calls(policy, observations, count, max(20, (50 if kind == "eager" else config.num_calls) // count))
+        row = {"shape": shape, "kind": kind, "batch": count, **times, "warm_up_s": warm_up_s, "error": error, **_memory()}
+        rows.append(row)
+        print(
+            "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True
+        )
+        if config.profile:
+            print_profile(policy, batch)
+    return actions
+
+
+def build_parts(shape: str, quantization: str) -> PolicyParts:
+    """The policy of `shape` on the GPU with random weights, the same in every call."""
+    platform_name, cameras, heads = SHAPES[shape]
+    platform, config = ROBOT_PLATFORMS[platform_name], openvla_7b()
+    spec = PolicySpec(platform, cameras, ImageRecipe(config.image_size, center_crop=True), "random", heads)
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with DEVICE:
+            vla = OpenVLAForActionPrediction(config)
+            if heads.use_film:
+                vla.add_film()
+            model = build_action_model(vla, config, spec).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(default)
+    quantize_model(vla, quantization, DEVICE, torch.bfloat16)
+    for module in vla.unused_modules(uses_lm_head=False):
+        module.cpu()  # as when a checkpoint is loaded
+    bounds = {name: [value] * platform.action_dim for name, value in (("min", -1.0), ("max", 1.0), ("q01", -1.0), ("q99", 1.0))}
+    states = {name: [value] * platform.proprio_dim for name, value in (("min", -1.0), ("max", 1.0), ("q01", -1.0), ("q99", 1.0))}
+    return PolicyParts(model, config, _processor(config), spec, {"random": {"action": bounds, "proprio": states}})
+
+
+def _processor(config: OpenVLAConfig) -> PrismaticProcessor:
+    return PrismaticProcessor(PrismaticImageProcessor(config.image_size), build_tokenizer(config.token_ids), {})
+
+
+def make_observations(spec: PolicySpec, frame_size: int) -> list[Observation]:
+    """Eight, with smooth random pictures."""
+    rng = np.random.default_rng(0)
+
+    def picture() -> np.ndarray:
+        coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 9, 9)))
+        smooth = torch.nn.functional.interpolate(coarse, size=frame_size, mode="bicubic")[0].permute(1, 2, 0).numpy()
+        return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+
+    return [
+        Observation({camera: picture() for camera in spec.cameras}, INSTRUCTION, rng.uniform(-1, 1, spec.platform.proprio_dim))
+        for _ in range(8)
+    ]
+
+
+def time_calls(policy: Policy, observations: list[Observation], count: int, num_calls: int) -> dict[str, float]:
+    """Milliseconds of a call with `count` observations (median, 99th percentile), and observations per second."""
+    durations = []
+    for call in range(num_calls):
+        batch = [observations[(call + number) % len(observations)] for number in range(count)]
+        started = time.perf_counter()
+        policy.predict(batch)
+        durations.append(time.perf_counter() - started)
+    median, p99 = (1e3 * float(np.percentile(durations, rank)) for rank in (50, 99))
+    return {"median_ms": median, "p99_ms": p99, "samples_per_s": count * len(durations) / sum(durations)}
+
+
+def print_profile(policy: Policy, batch: list[Observation]) -> None:
+    """Milliseconds on the GPU by kernel, and of the whole call."""
+    num_calls = 10
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        started = time.perf_counter()
+        for _ in range(num_calls):
+            policy.predict(batch)
+        wall = 1e3 * (time.perf_counter() - started) / num_calls
+    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            totals[event.name[:100]][0] += event.device_time / 1e3 / num_calls
+            totals[event.name[:100]][1] += 1 / num_calls
+    print(f"    {wall:.2f} ms a call (with the profiler), kernels {sum(ms for ms, _ in totals.values()):.2f} ms:")
+    for name, (ms, calls) in sorted(totals.items(), key=lambda item: -item[1][0])[:24]:
+        print(f"    {ms:7.3f} ms {calls:6.1f} x  {name}")
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _memory() -> dict[str, float]:
+    """Peak GiB of tensors, and of what torch holds for them."""
+    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30, "reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    run_script(main, InferenceConfig)

@@ -1,0 +1,34 @@
+"""torch.compile for the repeated blocks of a model: each kind is compiled once for all its copies, for any batch size and length."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import nn
+
+from prismatic.models.film import FiLMedVisionBlock
+from prismatic.models.language import LlamaLayer
+from prismatic.models.vision import VisionBlock
+from prismatic.models.vla import OpenVLAForActionPrediction
+
+_MAX_VARIANTS = 64  # of one kind: towers, with and without a mask, batches of one, models in one process
+
+
+def compile_blocks(vla: OpenVLAForActionPrediction) -> None:
+    """Lets every Transformer block run compiled from its next call on; torch keeps the code on disk, for later processes."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
+    compiled: dict[type[nn.Module], Any] = {}
+    for block in [*vla.language_model.model.layers, *_vision_blocks(vla)]:
+        kind = type(block)
+        assert kind in (LlamaLayer, VisionBlock, FiLMedVisionBlock)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(kind.forward, dynamic=True)
+        block.forward = types.MethodType(compiled[kind], block)
+
+
+def _vision_blocks(vla: OpenVLAForActionPrediction) -> list[nn.Module]:
+    backbone = vla.bare_vision_backbone
+    return [*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks]

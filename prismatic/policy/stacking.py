@@ -1,0 +1,55 @@
+"""Projections of the same input, computed as one product: query, key and value; gate and up.
+
+The weights are stacked once and every projection's own weight becomes a view of its part: the state dict keeps its names, and no number
+exists twice. The outputs are those of the single products, up to the order in which a kernel sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from prismatic.models.language import LlamaLayer, Stacked
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.fp8 import Fp8Linear
+from prismatic.policy.quantization import QuantizedLinear
+
+
+def stack_projections(vla: OpenVLAForActionPrediction) -> None:
+    """Stacks where the layers' kind allows it (plain linear layers and fp8); adapters and other quantized layers stay apart.
+
+    Call it once the model is on its device: moving it afterwards would tear the views from the stack.
+    """
+    for layer in vla.language_model.model.layers:
+        assert isinstance(layer, LlamaLayer)
+        attention, mlp = layer.self_attn, layer.mlp
+        _stack(attention.stacked, (attention.q_proj, attention.k_proj, attention.v_proj))
+        _stack(mlp.stacked, (mlp.gate_proj, mlp.up_proj))
+
+
+def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
+    if stacked.layer:
+        return
+    layer: nn.Module
+    if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
+        layer = _share_rows(projections, nn.Linear(1, 1, bias=False))
+    else:
+        quantized = [projection for projection in projections if isinstance(projection, QuantizedLinear)]
+        if not all(isinstance(projection.layer, Fp8Linear) for projection in quantized) or len(quantized) < len(projections):
+            return
+        layer = QuantizedLinear(_share_rows([part.layer for part in quantized], Fp8Linear.empty()), quantized[0].compute_dtype)
+    stacked.layer, stacked.count = (layer,), len(projections)
+
+
+def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:
+    """`whole` with every parameter stacked from those of `parts`, which become views of it."""
+    for name in ("weight", "scale"):
+        if not hasattr(whole, name):
+            continue
+        rows = torch.cat([getattr(part, name).data for part in parts])
+        setattr(whole, name, nn.Parameter(rows, requires_grad=False))
+        for part, view in zip(parts, rows.split([len(getattr(part, name)) for part in parts]), strict=True):
+            setattr(part, name, nn.Parameter(view, requires_grad=False))
+    return whole
