@@ -10,6 +10,7 @@ is held in memory (the published code merges in bfloat16, which remains an optio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from prismatic.policy.files import check_keys
+from prismatic.policy.quantization import QuantizedLinear
 from prismatic.policy.spec import LoraSpec
 
 if TYPE_CHECKING:
@@ -37,8 +39,10 @@ _LM_HEAD = "language_model.lm_head"
 
 
 def add_lora(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
-    """`model` with trainable adapters on frozen weights; the modules are wrapped in place."""
+    """`model` with trainable adapters on frozen weights, quantized ones too; the modules are wrapped in place."""
     from peft import LoraConfig, get_peft_model
+
+    from prismatic.policy.adapted_linear import AdaptedLinear
 
     config = LoraConfig(
         r=lora.rank,
@@ -47,7 +51,10 @@ def add_lora(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
         target_modules=list(LORA_TARGET_MODULES),
         init_lora_weights="gaussian",
     )
-    return get_peft_model(model, config)
+    config._register_custom_module({nn.Linear: AdaptedLinear, QuantizedLinear: AdaptedLinear})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
+        return get_peft_model(model, config)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -156,25 +163,31 @@ def lora_rank(state: Mapping[str, torch.Tensor]) -> int | None:
     return next((value.shape[0] for key, value in state.items() if ".lora_A." in key), None)
 
 
-def published_state(model: nn.Module, dtype: torch.dtype, merge_dtype: torch.dtype = torch.float32) -> State:
+def published_state(
+    model: nn.Module, dtype: torch.dtype, merge_dtype: torch.dtype = torch.float32, originals: Mapping[str, torch.Tensor] | None = None
+) -> State:
     """The content of model.safetensors, on the CPU: plain names, adapters merged, floating-point weights as `dtype`.
 
     With FiLM the vision towers are those of the base model, unmodulated and unmerged, as published: the real ones are in the
-    file of the vision backbone.
+    file of the vision backbone. Layers that are quantized take their weights from `originals`, the base model's by plain name.
     """
     merged: State = {}
     state = model.state_dict()
-    for key, value in state.items():
+    quantized = tuple(f"{name}.layer." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
+    assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
+    keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
+    for key in keys:
         name = key.removeprefix(_PEFT_PREFIX)
         if ".lora_" in name or ".scale." in name or ".shift." in name:
             continue
         is_film = name.startswith(FILM_PREFIX)
         owner, _, leaf = name.rpartition(".")
-        if owner.endswith(".base_layer"):
-            owner = owner.removesuffix(".base_layer")
-            if leaf == "weight" and not is_film:
-                down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
-                value = _merge(value, down, up, owner, merge_dtype)
+        is_adapted_layer = owner.endswith(".base_layer")
+        owner = owner.removesuffix(".base_layer")
+        value = state[key] if key in state else originals[f"{owner}.{leaf}"]  # type: ignore[index]
+        if is_adapted_layer and leaf == "weight" and not is_film:
+            down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
+            value = _merge(value.to(down.device), down, up, owner, merge_dtype)
         if is_film:
             owner = owner.removeprefix("vision_backbone.").replace(".block.", ".")
         merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,7 +226,7 @@ def _named_base(folder: Path) -> str | None:
 def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
     with torch.device("meta"):
         expected = OpenVLAForActionPrediction(config).state_dict()
-    check_keys(expected, _stored_tensors(folder), f"the weights in {folder} do not fit its config.json")
+    check_keys(expected, StoredWeights(folder).shapes(), f"the weights in {folder} do not fit its config.json")
     try:
         return OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype)
     except (RuntimeError, OSError, SafetensorError) as error:
@@ -233,24 +235,51 @@ def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVL
         ) from error
 
 
-def _stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Names and shapes of what the weight files hold, on the meta device.
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """The tensors in a model folder by name, each read from the disk when it is asked for.
 
     Raises:
         ValueError: a file is absent or damaged.
     """
-    single, index = (folder / name for name in WEIGHT_FILES)
-    files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    stored: dict[str, torch.Tensor] = {}
-    for name in files:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file")
+
+    def __init__(self, folder: Path) -> None:
+        single, index = (folder / name for name in WEIGHT_FILES)
+        files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        self._paths: dict[str, Path] = {}
+        for name in files:
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file"
+                )
+            with self._open(folder / name) as file:
+                self._paths |= dict.fromkeys(file.keys(), folder / name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with self._open(self._paths[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def shapes(self) -> dict[str, torch.Tensor]:
+        """Every tensor on the meta device: its shape without its content."""
+        shapes: dict[str, torch.Tensor] = {}
+        for path in sorted(set(self._paths.values())):
+            with self._open(path) as file:
+                shapes |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+        return shapes
+
+    @staticmethod
+    @contextmanager
+    def _open(path: Path) -> Iterator[Any]:
         try:
-            with safe_open(folder / name, "pt") as file:
-                stored |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+            with safe_open(path, "pt") as file:
+                yield file
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{folder / name} cannot be read ({error}); copy or download it again") from error
-    return stored
+            raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
 
 
 def _load_statistics(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, layer: nn.Module, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.layer = layer
+        self.in_features = self.out_features = 0  # of the layer that it stands for; adapters are sized by them
         self.compute_dtype = compute_dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,10 +54,13 @@ def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.dev
         return
     quantizer = _find(kind)
     assert not is_quantized(vla)
-    for module in list(vla.language_model.model.layers.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, quantizer(child, device, compute_dtype))
+    with torch.random.fork_rng(devices=[]):  # packages fill new layers with random numbers before they get their weights
+        for module in list(vla.language_model.model.layers.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    quantized = quantizer(child, device, compute_dtype)
+                    quantized.in_features, quantized.out_features = child.in_features, child.out_features
+                    setattr(module, name, quantized)
 
 
 def is_quantized(model: nn.Module) -> bool:

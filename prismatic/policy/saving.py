@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,10 +26,13 @@ LoRA adapters of an OpenVLA-OFT policy. The folder above holds what else the pol
 """
 
 
-def save_policy(parts: PolicyParts, folder: Path, step: int | None, merge: bool = True) -> None:
+def save_policy(
+    parts: PolicyParts, folder: Path, step: int | None, merge: bool = True, originals: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Fills the existing `folder`; `step` names the component files, None for the one latest checkpoint.
 
     With `merge` (or without adapters) the folder holds the whole model; otherwise the adapters alone, which need their base.
+    A quantized model is merged into `originals`, the weights that it was made from.
     """
     model = parts.model
     suffix = component_suffix(step)
@@ -39,13 +43,15 @@ def save_policy(parts: PolicyParts, folder: Path, step: int | None, merge: bool 
     if is_adapted(model.vla):
         _save_adapter(model.vla, parts.spec, folder / ADAPTER_FOLDER)
     if merge or not is_adapted(model.vla):
-        save_model(model.vla, folder)
+        save_model(model.vla, folder, originals=originals)
     _save_descriptions(parts, folder)
 
 
-def save_model(vla: nn.Module, folder: Path, merge_dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    vla: nn.Module, folder: Path, merge_dtype: torch.dtype = torch.float32, originals: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Writes model.safetensors (or its shards and their index): plain names, adapters merged, bfloat16."""
-    state = published_state(vla, _MODEL_DTYPE, merge_dtype)
+    state = published_state(vla, _MODEL_DTYPE, merge_dtype, originals)
     save_torch_state_dict(state, folder, max_shard_size=_MAX_SHARD_SIZE, metadata={"format": "pt"})
 
 

@@ -7,6 +7,7 @@ exists twice. The outputs are those of the single products, up to the order in w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from prismatic.policy.quantization import QuantizedLinear
 
 
 def stack_projections(vla: OpenVLAForActionPrediction) -> None:
-    """Stacks where the layers' kind allows it (plain linear layers and fp8); adapters and other quantized layers stay apart.
+    """Stacks where the layers' kind allows it: plain or fp8 layers, adapted ones without dropout. Others stay apart.
 
     Call it once the model is on its device: moving it afterwards would tear the views from the stack.
     """
@@ -32,15 +33,26 @@ def stack_projections(vla: OpenVLAForActionPrediction) -> None:
 def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
     if stacked.layer:
         return
-    layer: nn.Module
-    if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
-        layer = _share_rows(projections, nn.Linear(1, 1, bias=False))
-    else:
-        quantized = [projection for projection in projections if isinstance(projection, QuantizedLinear)]
-        if not all(isinstance(projection.layer, Fp8Linear) for projection in quantized) or len(quantized) < len(projections):
-            return
-        layer = QuantizedLinear(_share_rows([part.layer for part in quantized], Fp8Linear.empty()), quantized[0].compute_dtype)
+    layer = _joined(projections)
+    if layer is None:
+        return
     stacked.layer, stacked.count = (layer,), len(projections)
+
+
+def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
+    """One layer that computes what all of `projections` do; None where their kind does not allow it."""
+    if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
+        trained = [projection for projection in projections if any(value.requires_grad for value in projection.parameters())]
+        return None if trained else _share_rows(projections, nn.Linear(1, 1, bias=False))
+    if all(getattr(projection, "is_stackable", False) for projection in projections):
+        from prismatic.policy.adapted_linear import StackedAdaptedLinear
+
+        bases: list[Any] = [projection.base_layer for projection in projections]
+        return StackedAdaptedLinear(projections, _share_rows(bases, nn.Linear(1, 1, bias=False)))  # type: ignore[arg-type]
+    quantized = [projection for projection in projections if isinstance(projection, QuantizedLinear)]
+    if not all(isinstance(projection.layer, Fp8Linear) for projection in quantized) or len(quantized) < len(projections):
+        return None
+    return QuantizedLinear(_share_rows([part.layer for part in quantized], Fp8Linear.empty()), quantized[0].compute_dtype)
 
 
 def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:

@@ -9,6 +9,9 @@ from pathlib import Path
 from prismatic.policy.spec import HeadSpec, LoraSpec
 
 PRECISIONS = ("auto", "bf16", "fp32")
+BASE_QUANTIZATIONS = ("none", "nf4", "int8")
+SWITCHES = ("auto", "True", "False")
+OPTIMIZERS = ("adamw", "adamw_8bit")
 
 
 @dataclass
@@ -64,6 +67,12 @@ class FinetuneConfig:
     robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
     seed: int = 7  # weights of new modules, sampling, augmentation
     precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    compile: str = "auto"  # compile the model's blocks: auto (on a GPU), True or False
+    cuda_graphs: str = "auto"  # replay recorded steps: auto (on a GPU, where the model is compiled), True or False
+    activation_memory_budget: float = 0.85  # compiled: share of a block's activations to keep; the rest is computed again when needed
+    gradient_checkpointing: bool = False  # keep only each block's input: a quarter less speed, a fraction of the memory
+    quantize_base: str = "none"  # hold the frozen language model in nf4 (4 bits) or int8; with LoRA only, for cards with little memory
+    optimizer: str = "adamw"  # adamw_8bit keeps AdamW's moments in 8 bits (bitsandbytes)
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
     device_augmentation: bool = False  # workers only decode; images are resized and augmented on the training device
     num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
@@ -76,6 +85,7 @@ class FinetuneConfig:
         self._check_numbers()
         if self.precision not in PRECISIONS:
             raise ValueError(f"--precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        self._check_memory_savers()
         if self.resume_step is not None and not self.resume:
             raise ValueError("--resume_step needs --resume True")
         if self.wandb_entity and not self.wandb_project:
@@ -84,6 +94,20 @@ class FinetuneConfig:
     def _check_heads(self) -> None:
         if self.use_l1_regression and self.use_diffusion:
             raise ValueError("--use_l1_regression and --use_diffusion are both True; set the one that you do not want to False")
+
+    def _check_memory_savers(self) -> None:
+        for name, choices in (
+            ("compile", SWITCHES),
+            ("cuda_graphs", SWITCHES),
+            ("quantize_base", BASE_QUANTIZATIONS),
+            ("optimizer", OPTIMIZERS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if not 0 < self.activation_memory_budget <= 1:
+            raise ValueError(f"--activation_memory_budget is {self.activation_memory_budget}; it must be above 0 and at most 1")
+        if self.quantize_base != "none" and not self.use_lora:
+            raise ValueError(f"--quantize_base {self.quantize_base} needs --use_lora True: quantized weights cannot be trained themselves")
 
     def _check_numbers(self) -> None:
         positive = (

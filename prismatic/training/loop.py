@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.files import atomic_folder, check_free_space
+from prismatic.policy.loading import StoredWeights, resolve_folder
 from prismatic.policy.saving import save_policy
+from prismatic.training.capture import CapturedPass, uses_cuda_graphs
 from prismatic.training.checkpoint import (
     TrainerState,
     checkpoint_folder,
@@ -58,13 +61,14 @@ class Trainer:
         self.run, self.config, self.ranks = run, run.config, run.ranks
         self.model = run.parts.model
         self.trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = build_optimizer(self.trained.values(), self.config.learning_rate, self.config.weight_decay)
+        self.optimizer = build_optimizer(self.trained.values(), self.config.learning_rate, self.config.weight_decay, self.config.optimizer)
         self.step = 0
         if self.config.resume:
             self._resume()
         check_free_space(self.config.run_dir, self._checkpoint_bytes())
         self.forward: torch.nn.Module = self.model
-        if self.ranks.world_size > 1:
+        self.captured = CapturedPass(self.accumulate, self.trained.values()) if uses_cuda_graphs(self.config, self.ranks) else None
+        if self.captured is None and self.ranks.world_size > 1:
             device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
 
@@ -75,11 +79,11 @@ class Trainer:
             log.message(self.run.summary())
             if self.step >= config.max_steps:
                 log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {config.max_steps}")
-            batches = self._batches()
+            batches = self.batches()
             window = _Window()
             self.model.train()
             while self.step < config.max_steps:
-                window.add(self._optimizer_step(batches))
+                window.add(self.optimizer_step(batches))
                 self.step += 1
                 log.step()
                 if self.step % config.wandb_log_freq == 0 or self.step == config.max_steps:
@@ -90,39 +94,54 @@ class Trainer:
                 if self.step % config.save_freq == 0 or self.step == config.max_steps:
                     log.message(f"saved {self._save()}")
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """Training batches on the device, for ever, from where the sampler stands."""
         for batch in self.run.train_loader():
             yield self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Batch:
         """`batch` on the training device, its images as the model takes them."""
+        if batch.attention_mask is not None and bool(
+            batch.attention_mask.all()
+        ):  # asked before the batch moves: asking the device would wait for it
+            batch = replace(batch, attention_mask=None)
         batch = batch.to(self.ranks.device)
         return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.device_augmentation else batch
 
-    def _optimizer_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+    def optimizer_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+        """One update of the weights; its mean metrics, still on the device."""
         config = self.config
         factor = learning_rate_factor(self.step, config.lr_warmup_steps, config.num_steps_before_decay)
         set_learning_rate(self.optimizer, config.learning_rate * factor)
         metrics: dict[str, torch.Tensor] = {}
         for micro_step in range(config.grad_accumulation_steps):
-            is_last = micro_step == config.grad_accumulation_steps - 1
-            with self._gradient_exchange(is_last):
-                batch = next(batches)
-                with self._autocast():
-                    objective = training_objective(self.forward, self.model, batch, self.run.token_ids)
-                (objective.loss / config.grad_accumulation_steps).backward()
+            batch = next(batches)
+            with self._gradient_exchange(is_last=micro_step == config.grad_accumulation_steps - 1):
+                found = self.accumulate(batch) if self.captured is None else self.captured(batch)
             self.run.train_sampler.advance(config.batch_size * self.ranks.world_size)
-            for name, value in objective.metrics.items():
+            for name, value in found.items():
                 metrics[name] = metrics.get(name, 0) + value / config.grad_accumulation_steps
+        if self.captured is not None:
+            self.captured.gradients.average(self.ranks.world_size)
         if config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.captured is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.captured.gradients.zero()
         if isinstance(self.model.action_head, DiffusionActionHead) and self.step % config.diffusion_sample_freq == 0:
             metrics.update(self._denoising_errors(batch))
         return metrics
 
+    def accumulate(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Adds one micro-batch's share to the gradients; its metrics."""
+        with self._autocast():
+            objective = training_objective(self.forward, self.model, batch, self.run.token_ids)
+        (objective.loss / self.config.grad_accumulation_steps).backward()
+        return objective.metrics
+
+    @torch.compiler.set_stance("force_eager")
     def _denoising_errors(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Errors of the actions that a diffusion policy takes on a training batch, denoised to the end."""
         self.model.eval()
@@ -132,7 +151,8 @@ class Trainer:
         return action_errors(actions, batch.actions)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast)
+        # No weight is used twice in a pass, so that there is nothing to cache; and a CUDA graph must hold the casts themselves.
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast, cache_enabled=False)
 
     def _gradient_exchange(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """DDP exchanges gradients at the last micro-batch of a step only."""
@@ -157,6 +177,7 @@ class Trainer:
         }
 
     @torch.inference_mode()
+    @torch.compiler.set_stance("force_eager")  # other shapes and modes than in training are not worth compiling
     def _validate(self) -> dict[str, float]:
         """Mean metrics over the validation samples, each counted once, for at most `val_time_limit` seconds."""
         self.model.eval()
@@ -193,7 +214,8 @@ class Trainer:
             suffix_step = None if self.config.save_latest_checkpoint_only else self.step
             parts = self.run.parts_at(self.step)
             with atomic_folder(folder, keep=(METRICS_FILE,)) as temporary:
-                save_policy(parts, temporary, suffix_step, merge=self.config.merge_lora_during_training)
+                originals = StoredWeights(resolve_folder(self.run.base_path)) if self.config.quantize_base != "none" else None
+                save_policy(parts, temporary, suffix_step, self.config.merge_lora_during_training, originals)
                 save_trainer_state(temporary, self._state(), self.trained, self.optimizer, random_states)
         barrier()
         return str(folder)

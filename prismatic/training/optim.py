@@ -1,5 +1,7 @@
 """AdamW and the learning-rate rule of the published recipe: linear warm-up from 10 %, then one tenfold decay.
 
+Moments in 8 bits: Dettmers et al. 2022 (arXiv:2110.02861), block-wise quantization; small tensors keep 32 bits.
+
 The published code resets the decayed rate whenever warm-up is on; here the two factors multiply.
 """
 
@@ -17,10 +19,24 @@ def learning_rate_factor(step: int, lr_warmup_steps: int, num_steps_before_decay
     return warmup * decay
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient, fused where the device offers it."""
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float, kind: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW over the parameters that require a gradient, fused where the device offers it; "adamw_8bit" keeps its moments in 8 bits.
+
+    Raises:
+        ValueError: the package for 8 bits is not installed.
+    """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    if kind == "adamw":
+        return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            '--optimizer adamw_8bit needs the package bitsandbytes, which is not installed here; pip install "openvla-oft-robot[quant]"'
+        ) from error
+    return AdamW8bit(trainable, lr=learning_rate, weight_decay=weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

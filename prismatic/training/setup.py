@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, Subset
 
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.adapters import add_lora
+from prismatic.policy.compilation import compile_blocks
 from prismatic.policy.loading import BaseModel, load_base, load_config
 from prismatic.policy.parts import PolicyParts, build_action_model
+from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import PolicySpec
+from prismatic.policy.stacking import stack_projections
 from prismatic.training.checkpoint import base_model_path
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
@@ -117,7 +120,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         provenance=_provenance(config, ranks),
     )
     token_ids = base.vla.config.token_ids
-    parts = PolicyParts(_build_model(base, spec, ranks), base.vla.config, base.processor, spec, data.statistics)
+    parts = PolicyParts(_build_model(base, spec, config, ranks), base.vla.config, base.processor, spec, data.statistics)
     torch.manual_seed(config.seed + ranks.rank)  # dropout differs between processes
     return Run(
         config=config,
@@ -131,9 +134,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     )
 
 
-def _build_model(base: BaseModel, spec: PolicySpec, ranks: Ranks) -> ActionModel:
+def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:
     """The base with adapters (or fully trainable), then FiLM, and new float32 heads, on the device; what cannot matter is frozen."""
     vla: torch.nn.Module = base.vla
+    quantize_model(base.vla, config.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
         vla = add_lora(base.vla, spec.lora)
         for parameter in vla.parameters():
@@ -142,7 +146,21 @@ def _build_model(base: BaseModel, spec: PolicySpec, ranks: Ranks) -> ActionModel
     if spec.heads.use_film:
         base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
-    return build_action_model(vla, base.vla.config, spec).to(ranks.device)
+    model = build_action_model(vla, base.vla.config, spec).to(ranks.device)
+    if config.gradient_checkpointing:
+        # Random states are kept for dropout alone; a CUDA graph could not read them.
+        options = {"use_reentrant": False, "preserve_rng_state": config.lora_dropout > 0}
+        model.bare_vla.gradient_checkpointing_enable(options)
+    if uses_compiler(config, ranks):
+        torch._functorch.config.activation_memory_budget = config.activation_memory_budget
+        stack_projections(model.bare_vla)
+        compile_blocks(model.bare_vla)
+    return model
+
+
+def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
+    """Whether the model's blocks are compiled."""
+    return config.compile == "True" or (config.compile == "auto" and ranks.device.type == "cuda")
 
 
 def _loader(dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None) -> DataLoader[Batch]:

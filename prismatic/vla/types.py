@@ -87,7 +87,7 @@ class Batch:
 
     images: torch.Tensor  # uint8 [B, N, S, S, 3]; as recorded until `images.prepare_on_device`, if the device prepares them
     input_ids: torch.Tensor  # int64 [B, T]
-    attention_mask: torch.Tensor  # bool [B, T], False on padding
+    attention_mask: torch.Tensor | None  # bool [B, T], False on padding; None: nothing is padded
     labels: torch.Tensor  # int64 [B, T], IGNORE_INDEX everywhere but on action ids and the stop token
     actions: torch.Tensor  # float32 [B, H, A], normalised
     proprio: torch.Tensor | None  # float32 [B, P], normalised

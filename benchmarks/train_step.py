@@ -1,0 +1,184 @@
+"""Speed and memory of a training step with the real 7B shape, random weights and the real data loader, on one GPU.
+
+    python benchmarks/train_step.py --work_dir /dev/shm/train_step --json train_step.json
+
+Every case runs through `prepare_run` and `Trainer`, as fine-tuning does: read, decode, augment, forward, backward, AdamW. The first steps
+(compilation, caches) are timed apart. A case with a cap may use no more memory of the card than that, as on a smaller card.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismatic.cli import run_script
+from prismatic.models.base import build_tokenizer, random_weights, write_base
+from prismatic.models.configuration import openvla_7b
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
+from prismatic.training.loop import Trainer
+from prismatic.training.setup import prepare_run
+
+DATA = Path(__file__).parents[1] / "tests" / "golden" / "data" / "rlds"
+PEAK_TFLOPS = 790  # what a large bf16 matrix product reaches on an H100 or H200
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration to measure."""
+
+    flags: dict[str, Any]
+    goal: str
+    cap_gib: float | None = None
+    steps: int = 20
+
+
+LIBERO = {"dataset_name": "libero_spatial_no_noops", "num_images_in_input": 2}
+ALOHA = {"dataset_name": "aloha1_put_X_into_pot_300_demos", "num_images_in_input": 3, "use_film": True}
+SMALL = {"batch_size": 1, "quantize_base": "nf4", "gradient_checkpointing": True}
+CASES = {
+    "libero-b8": Case({**LIBERO, "batch_size": 8}, "24 samples/s, 40 GiB"),
+    "libero-b24": Case({**LIBERO, "batch_size": 24, "activation_memory_budget": 1.0}, "28 samples/s"),
+    "aloha-film-b4": Case({**ALOHA, "batch_size": 4}, "11.5 samples/s"),
+    "libero-b1": Case({**LIBERO, "batch_size": 1}, "20 GiB", cap_gib=22),
+    "libero-b1-nf4": Case({**LIBERO, **SMALL}, "12 GiB", cap_gib=22),
+    "aloha-film-b1-nf4": Case({**ALOHA, **SMALL, "optimizer": "adamw_8bit"}, "16 GiB", cap_gib=22),
+}
+
+
+@dataclass
+class TrainStepConfig:
+    """The flags."""
+
+    work_dir: Path  # receives the base model (15 GB), which is deleted again; a memory file system is quickest
+    cases: list[str] = field(default_factory=lambda: list(CASES))  # which to run
+    flags: dict[str, Any] = field(default_factory=dict)  # training flags for all of them, for instance {compile: "False"}
+    num_workers: int = 8
+    warmup_steps: int = 12
+    profile: bool = False  # also print where the time of three steps goes
+    keep_base: bool = False  # leave the base model for another run
+    json: Path | None = None  # also write the figures here
+
+
+def main(config: TrainStepConfig) -> None:
+    """Entry point."""
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device; this benchmark trains a 7B model")
+    base = config.work_dir / "base_7b"
+    if not base.exists():
+        sizes = openvla_7b()
+        write_base(base, sizes, random_weights(sizes, 7, torch.device("cuda")), build_tokenizer(sizes.token_ids))
+    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for name in config.cases:
+        _free()
+        try:
+            figures[name] = measure(CASES[name], base, config)
+        except torch.OutOfMemoryError as error:
+            figures[name] = {"error": str(error).splitlines()[0]}
+        print(name, json.dumps({**figures[name], "goal": CASES[name].goal}), flush=True)
+        if config.json is not None:
+            config.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if not config.keep_base:
+        shutil.rmtree(base)
+
+
+def measure(case: Case, base: Path, config: TrainStepConfig) -> dict[str, Any]:
+    """The figures of one case."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0 if case.cap_gib is None else case.cap_gib * GIB / total)
+    trainer, load_seconds = _timed(lambda: build_trainer(case, base, config))
+    batches = trainer.batches()
+    warmup = [_timed(lambda: _step(trainer, batches))[1] for _ in range(config.warmup_steps)]
+    steps, loop_seconds = _timed(lambda: [_timed(lambda: _step(trainer, batches))[1] for _ in range(case.steps)])
+    flops = count_flops(trainer) if case.cap_gib is None else 0
+    batch_size = trainer.config.batch_size
+    seconds = statistics.median(steps)
+    found = {
+        "samples_per_second": round(batch_size * case.steps / loop_seconds, 2),
+        "median_step_ms": round(seconds * 1e3, 1),
+        "tflops": round(flops / seconds / 1e12, 1),
+        "share_of_peak": round(flops / seconds / 1e12 / PEAK_TFLOPS, 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "load_s": round(load_seconds, 1),
+        "warmup_s": [round(value, 1) for value in warmup],
+    }
+    if config.profile:
+        _profile(trainer, batches)
+    return found
+
+
+def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
+    """The case's trainer, ready for its first step."""
+    flags = FinetuneConfig(
+        vla_path=str(base),
+        data_root_dir=DATA,
+        run_root_dir=config.work_dir / "runs",
+        use_proprio=True,
+        num_workers=config.num_workers,
+        device_augmentation=True,
+        **{**case.flags, **config.flags},
+    )
+    torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(prepare_run(flags, Ranks(0, 1, torch.device("cuda", 0))))
+    trainer.model.train()
+    return trainer
+
+
+def count_flops(trainer: Trainer) -> int:
+    """Floating-point operations of one micro-batch, forward and backward, counted while it runs uncompiled."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = next(trainer.batches())
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        trainer.accumulate(batch)
+    return counter.get_total_flops()
+
+
+def _step(trainer: Trainer, batches: Any) -> None:
+    trainer.optimizer_step(batches)
+    trainer.step += 1
+    torch.cuda.synchronize()
+
+
+def _timed(call: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def _profile(trainer: Trainer, batches: Any) -> None:
+    """Prints the kernels that take the most time, milliseconds a step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            _step(trainer, batches)
+    times: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_time:
+            times[event.name[:110]] += event.device_time / 3e3
+            calls[event.name[:110]] += 1
+    print(f"  all kernels {sum(times.values()):.1f} ms a step")
+    for name, milliseconds in times.most_common(28):
+        print(f"  {milliseconds:7.2f} ms {calls[name] // 3:5d} x {name}")
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    run_script(main, TrainStepConfig)

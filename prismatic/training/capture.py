@@ -1,0 +1,141 @@
+"""The forward and backward pass of a micro-batch as one CUDA graph: the processor launches it at once, rather than thousands of kernels.
+
+A graph fixes every shape and address. So one is recorded for each shape of batch (prompts differ in length), all in one memory pool, and
+gradients are summed in one flat buffer, which several processes average by a single message. What is computed is the same, kernel by
+kernel. Method: "whole-network capture" in torch's notes on CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
+from prismatic.vla.types import Batch
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, torch.Tensor]
+_Shape = tuple[tuple[int, ...] | None, ...]
+_MAX_GRAPHS = 64  # further shapes run without one
+
+
+def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
+    """Whether steps are recorded: where the model is compiled for a GPU, and nothing in it waits for the processor.
+
+    Raises:
+        ValueError: they were asked for where that is impossible.
+    """
+    reason = _obstacle(config, ranks)
+    if config.cuda_graphs == "True" and reason:
+        raise ValueError(f"--cuda_graphs True: {reason}; leave the flag out")
+    return config.cuda_graphs != "False" and reason is None
+
+
+def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
+    if ranks.device.type != "cuda":
+        return "there is no CUDA device"
+    if config.compile == "False":
+        return "--compile is False"
+    if config.quantize_base == "int8":
+        return "--quantize_base int8 looks for outliers on the processor"
+    if config.gradient_checkpointing and config.lora_dropout > 0:
+        return "--gradient_checkpointing has to restore the random state of --lora_dropout"
+    if ranks.world_size > 1 and not torch.cuda.can_device_access_peer(ranks.device, (ranks.device.index + 1) % torch.cuda.device_count()):
+        return "gradients of GPUs without a direct link are better exchanged during the backward pass"
+    return None
+
+
+class GradientBuffer:
+    """One flat float32 tensor that holds the gradients of all `parameters`; each parameter's `grad` is a view of it."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        owned = list(parameters)
+        assert {parameter.dtype for parameter in owned} == {torch.float32}
+        sizes = [parameter.numel() for parameter in owned]
+        self._flat = torch.zeros(sum(sizes), device=owned[0].device)
+        for parameter, part in zip(owned, self._flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def zero(self) -> None:
+        """Sets every gradient to 0; they stay where they are."""
+        self._flat.zero_()
+
+    def average(self, world_size: int) -> None:
+        """Replaces the gradients by their mean over all processes."""
+        if world_size > 1:
+            dist.all_reduce(self._flat, dist.ReduceOp.AVG)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded pass with the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    metrics: Metrics
+
+    def replay(self, batch: Batch) -> Metrics:
+        for own, new in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            if own is not None and new is not None:
+                own.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.metrics
+
+
+class CapturedPass:
+    """Calls `run`, which adds to the gradients of `parameters` and returns metrics, by replaying recordings of it."""
+
+    def __init__(self, run: Callable[[Batch], Metrics], parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.gradients = GradientBuffer(parameters)
+        self._run = run
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._recordings: dict[_Shape, _Recording] = {}
+        self._compiled: set[bool] = set()  # whether padded (True) and unpadded batches ran before
+
+    def __call__(self, batch: Batch) -> Metrics:
+        """The metrics of `batch`, which lies on the device; they are overwritten by a later call."""
+        shape = tuple(None if value is None else tuple(value.shape) for value in _tensors(batch))
+        is_padded = batch.attention_mask is not None
+        if shape not in self._recordings and is_padded in self._compiled and len(self._recordings) < _MAX_GRAPHS:
+            recording = self._record(batch)
+            if recording is not None:
+                self._recordings[shape] = recording
+        if shape in self._recordings:
+            return self._recordings[shape].replay(batch)
+        self._compiled.add(is_padded)
+        return self._run_plainly(batch)
+
+    def _run_plainly(self, batch: Batch) -> Metrics:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            metrics = self._run(batch)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return metrics
+
+    def _record(self, batch: Batch) -> _Recording | None:
+        """The recorded pass, not yet computed; None if something had to be compiled first, which a recording does not allow."""
+        own = replace(
+            batch, **{item.name: value.clone() for item, value in zip(fields(batch), _tensors(batch), strict=True) if value is not None}
+        )
+        graph = torch.cuda.CUDAGraph()
+        options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}  # the data loader's threads go on
+        try:
+            with torch.compiler.set_stance("fail_on_recompile"), torch.cuda.graph(graph, **options):  # type: ignore[arg-type]
+                metrics = self._run(own)
+        except RuntimeError as error:
+            if "recompile" not in str(error):
+                raise
+            return None
+        return _Recording(graph, own, metrics)
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor | None]:
+    values = [getattr(batch, item.name) for item in fields(batch)]
+    return [value if isinstance(value, torch.Tensor) else None for value in values]
