@@ -118,10 +118,11 @@ class ActionModel(nn.Module):
         """
         if isinstance(self.action_head, DiffusionActionHead):
             return self._denoise(self.action_head, inputs, noise, num_diffusion_steps)
-        predicted = self(inputs)
+        self._check(inputs)
+        states = self.bare_vla.action_states(self.observe(inputs), inputs.input_ids, inputs.attention_mask, inputs.slots)
         if isinstance(self.action_head, DiscreteActionHead):
-            return self.action_head(predicted[:, :-1].argmax(dim=-1))
-        return predicted
+            return self.action_head(self.bare_vla.language_model.lm_head(states).argmax(dim=-1))
+        return self.action_head(states)
 
     def _denoise(
         self, head: DiffusionActionHead, inputs: ActionInputs, noise: torch.Tensor | None, num_diffusion_steps: int | None
@@ -136,7 +137,7 @@ class ActionModel(nn.Module):
         return noisy
 
     def observe(self, inputs: ActionInputs) -> torch.Tensor:
-        """What stays the same for all denoising steps: tokens [B, E-1, D] of images and proprio."""
+        """Tokens [B, 0..E, D] of images and proprio; all denoising steps see the same ones."""
         tokens = self.bare_vla.encode_images(inputs.pixel_values, inputs.input_ids, inputs.attention_mask, inputs.slots)  # [B, N*P, D]
         proprio = self._proprio_token(inputs.proprio)
         return tokens if proprio is None else torch.cat([tokens, proprio.to(tokens.dtype)], dim=1)
@@ -148,8 +149,9 @@ class ActionModel(nn.Module):
         token = self._timestep_token(timestep.expand(len(noisy)))
         assert token is not None
         inserted = torch.cat([observed, token.to(observed.dtype)], dim=1)
-        output = self.bare_vla.run_sequence(inserted, inputs.input_ids, inputs.attention_mask, inputs.slots, self._action_embeddings(noisy))
-        return ddim_step(self.action_head(output.action_states), noisy, share, next_share)
+        text = (inputs.input_ids, inputs.attention_mask, inputs.slots)
+        states = self.bare_vla.action_states(inserted, *text, self._action_embeddings(noisy))
+        return ddim_step(self.action_head(states), noisy, share, next_share)
 
     def _check(self, inputs: ActionInputs) -> None:
         head = self.action_head

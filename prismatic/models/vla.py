@@ -25,7 +25,15 @@ from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.film import FiLMedVisionBackbone
 from prismatic.models.language import BidirectionalLlama, RMSNorm
 from prismatic.models.projectors import VisionProjector
-from prismatic.models.sequence import ActionSlots, extend_mask, fill_slots, insert_after_bos, mean_prompt_embedding, read_action_states
+from prismatic.models.sequence import (
+    ActionSlots,
+    extend_mask,
+    fill_slots,
+    insert_after_bos,
+    mean_prompt_embedding,
+    read_action_states,
+    state_rows,
+)
 from prismatic.models.vision import AttentionPool, LayerScale, PrismaticVisionBackbone, VisionTransformer
 
 
@@ -103,6 +111,18 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         hidden_states = self.language_model(embeddings, mask)
         num_inserted = inserted.shape[1]
         return VLAOutput(read_action_states(hidden_states, slots, num_inserted), hidden_states, num_inserted)
+
+    def action_states(
+        self,
+        inserted: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slots: ActionSlots,
+        action_embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`run_sequence`'s action states [B, K, D], for prediction: states that nothing depends on are not computed."""
+        embeddings, mask = self.embed_sequence(inserted, input_ids, attention_mask, slots, action_embeddings)
+        return self.language_model(embeddings, mask, state_rows(slots, inserted.shape[1]))
 
     def embed_sequence(
         self,

@@ -27,7 +27,7 @@ class Fp8Linear(nn.Module):
         rows = (weight / scale[:, None]).to(FP8)
         self.weight = nn.Parameter(rows.view(torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(scale.view(torch.int32), requires_grad=False)
-        self.one = nn.Parameter(scale.new_ones(1).view(torch.int32), requires_grad=False)
+        self.one = nn.Parameter(scale.new_ones(1).view(torch.int32), requires_grad=False)  # kept: making it would be a launch a product
 
     @classmethod
     def empty(cls) -> Fp8Linear:

@@ -24,7 +24,7 @@ import torch
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.compilation import compile_blocks
-from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, JpegRoundTrips, group_by_size, idle_inputs, make_inputs
+from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
 from prismatic.policy.parts import PolicyParts
 from prismatic.policy.stacking import stack_projections
 from prismatic.vla.constants import near_names
@@ -53,7 +53,6 @@ class GraphEngine:
     def __init__(self, parts: PolicyParts, compiled: bool, max_batch_size: int = 16) -> None:
         self._parts = parts
         self._plain = EagerEngine(parts)
-        self._jpeg = JpegRoundTrips()
         self._device = next(parts.model.parameters()).device
         self._batch_sizes = batch_sizes_up_to(max_batch_size)
         self._lock = threading.Lock()
@@ -71,7 +70,7 @@ class GraphEngine:
         if bucket is None:
             return self._plain(inputs)
         with self._lock, torch.inference_mode(), self._recorder.stream():
-            frames = self._jpeg(_fill_up(inputs.frames, bucket.batch_size * len(inputs.frames) // len(inputs)), self._parts.spec.image)
+            frames = _fill_up(inputs.frames, bucket.batch_size * len(self._parts.spec.cameras))
             self._image_program(bucket.batch_size, frames).run(frames)
             actions = self._action_program(bucket).run(inputs)
             return actions[: len(inputs)]

@@ -45,9 +45,7 @@ def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
 
 def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:
     """`whole` with every parameter stacked from those of `parts`, which become views of it."""
-    for name in ("weight", "scale"):
-        if not hasattr(whole, name):
-            continue
+    for name in dict(whole.named_parameters()):
         rows = torch.cat([getattr(part, name).data for part in parts])
         setattr(whole, name, nn.Parameter(rows, requires_grad=False))
         for part, view in zip(parts, rows.split([len(getattr(part, name)) for part in parts]), strict=True):
