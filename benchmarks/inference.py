@@ -1,6 +1,6 @@
 """Latency, throughput and memory of the policy at the real 7B shape with random weights: from camera images and text to actions.
 
-python benchmarks/inference.py --json inference.json                                  # every shape and kind; needs a GPU with 40 GB
+python benchmarks/inference.py --json inference.json                                  # every shape and kind; needs a GPU with 48 GB
 python benchmarks/inference.py --shapes libero --kinds bf16 --batch_sizes 1 --profile true
 
 A call is `Policy.predict`: uint8 camera images and an instruction on the host in, actions in the robot's units on the host out. The error
@@ -78,7 +78,7 @@ class InferenceConfig:
 def main(config: InferenceConfig) -> None:
     """Prints one line per shape, kind and batch size."""
     if not torch.cuda.is_available():
-        raise ValueError("no CUDA device; the 7B policy needs one with 20 GB")
+        raise ValueError("no CUDA device; the 7B policy needs one with 48 GB")
     figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
     print(figures["gpu"], figures["torch"], flush=True)
     for shape in config.shapes:
@@ -128,16 +128,11 @@ def build_parts(shape: str, quantization: str) -> PolicyParts:
     platform, config = ROBOT_PLATFORMS[platform_name], openvla_7b()
     spec = PolicySpec(platform, cameras, ImageRecipe(config.image_size, center_crop=True), "random", heads)
     torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with DEVICE:
-            vla = OpenVLAForActionPrediction(config)
-            if heads.use_film:
-                vla.add_film()
-            model = build_action_model(vla, config, spec).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(default)
+    with DEVICE:
+        vla = OpenVLAForActionPrediction(config)
+        if heads.use_film:
+            vla.add_film()
+        model = build_action_model(vla, config, spec).bfloat16().eval().requires_grad_(False)
     quantize_model(vla, quantization, DEVICE, torch.bfloat16)
     for module in vla.unused_modules(uses_lm_head=False):
         module.cpu()  # as when a checkpoint is loaded
@@ -200,8 +195,7 @@ def _rms(values: np.ndarray) -> float:
 
 
 def _memory() -> dict[str, float]:
-    """Peak GiB of tensors, and of what torch holds for them."""
-    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30, "reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
+    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
 def _free() -> None:

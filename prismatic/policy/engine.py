@@ -41,6 +41,11 @@ class EngineInputs:
 class Engine(Protocol):
     """What runs a policy's model."""
 
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Those that it prepares for."""
+        ...
+
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
         ...
@@ -56,6 +61,8 @@ class EagerEngine:
     def __init__(self, parts: PolicyParts) -> None:
         self._parts = parts
         self._device = next(parts.model.parameters()).device
+
+    batch_sizes = (1,)
 
     @torch.inference_mode()
     def __call__(self, inputs: EngineInputs) -> np.ndarray:

@@ -27,6 +27,8 @@ def stack_projections(vla: OpenVLAForActionPrediction) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         _stack(attention.stacked, (attention.q_proj, attention.k_proj, attention.v_proj))
         _stack(mlp.stacked, (mlp.gate_proj, mlp.up_proj))
+        if layer.input_layernorm.weight.is_cuda:
+            torch.cuda.empty_cache()  # the parts' old memory is too small for the next stack, and would add up
 
 
 def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
@@ -36,16 +38,19 @@ def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
     if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
         layer = _share_rows(projections, nn.Linear(1, 1, bias=False))
     else:
-        quantized = [projection for projection in projections if isinstance(projection, QuantizedLinear)]
-        if not all(isinstance(projection.layer, Fp8Linear) for projection in quantized) or len(quantized) < len(projections):
+        quantized = [part for part in projections if isinstance(part, QuantizedLinear)]
+        inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear)]
+        if len(inner) < len(projections):
             return
-        layer = QuantizedLinear(_share_rows([part.layer for part in quantized], Fp8Linear.empty()), quantized[0].compute_dtype)
+        layer = QuantizedLinear(_share_rows(inner, Fp8Linear.empty(inner[0].weight.device)), quantized[0].compute_dtype)
     stacked.layer, stacked.count = (layer,), len(projections)
 
 
 def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:
-    """`whole` with every parameter stacked from those of `parts`, which become views of it."""
-    for name in dict(whole.named_parameters()):
+    """`whole` with the weights (and their scales) of `parts` one below the other, which become views of it."""
+    for name in ("weight", "scale"):
+        if not hasattr(whole, name):
+            continue
         rows = torch.cat([getattr(part, name).data for part in parts])
         setattr(whole, name, nn.Parameter(rows, requires_grad=False))
         for part, view in zip(parts, rows.split([len(getattr(part, name)) for part in parts]), strict=True):
