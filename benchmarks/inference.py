@@ -51,7 +51,7 @@ KINDS = {
     "graph": ("graph", "none"),
     "bf16": ("compiled", "none"),
     "fp8": ("compiled", "fp8"),
-    "nf4": ("compiled", "nf4"),
+    "nf4": ("eager", "nf4"),
 }
 DEVICE = torch.device("cuda")
 

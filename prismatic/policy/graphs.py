@@ -26,7 +26,9 @@ from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.compilation import compile_blocks
 from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
+from prismatic.policy.fp8 import Fp8Linear
 from prismatic.policy.parts import PolicyParts
+from prismatic.policy.quantization import QuantizedLinear
 from prismatic.policy.stacking import stack_projections
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import prepare_frames
@@ -288,10 +290,10 @@ def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engi
 
 
 def _captures(parts: PolicyParts, device: torch.device) -> bool:
-    """Whether the policy can be compiled and captured: LLM.int8() looks at values on the way, and needs each call step by step."""
+    """Whether compiling and capturing is sure to work: layers quantized by other packages may look at values on the way."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return not any(type(module).__name__ == "Linear8bitLt" for module in parts.model.modules())
+    return not any(isinstance(module, QuantizedLinear) and not isinstance(module.layer, Fp8Linear) for module in parts.model.modules())
 
 
 class Recorder:

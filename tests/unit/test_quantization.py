@@ -77,7 +77,8 @@ def test_a_dtype_passed_to_to_leaves_quantized_weights_alone(vla: OpenVLAForActi
         quantized.to(CPU, dtype)
         after = quantized.language_model(embeddings.to(dtype))
         assert after.dtype == dtype
-        torch.testing.assert_close(after.float(), before, atol=0.15, rtol=0.05)
+        # fp8 rounds the activations too, and those of another dtype to other numbers
+        torch.testing.assert_close(after.float(), before, atol=0.6 if kind == "fp8" else 0.15, rtol=0.05)
     assert _stored_bits(quantized) == bits
 
 
