@@ -29,7 +29,8 @@ class DeployConfig(PolicyFlags):
     port: int = 8777  # 0: any free one
     api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
-    quantization: str = "none"  # see prismatic/policy/quantization.py
+    quantization: str = "none"  # see prismatic/policy/quantization.py; fp8 is the fastest
+    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/engine.py)
     max_body_mb: float = 32  # MB of one request
     max_queue: int = 64  # requests being read, waiting or predicted; more get 503
     max_batch_size: int = 16  # observations in one call of the policy
@@ -67,7 +68,9 @@ def deploy(config: DeployConfig) -> None:
     from prismatic.serving.service import PolicyService, ServiceOptions
 
     bound = open_socket(config.host, config.port)  # before minutes of loading
-    load_options = LoadOptions(flags=config.flags, quantization=config.quantization)
+    load_options = LoadOptions(
+        flags=config.flags, quantization=config.quantization, engine=config.engine, max_batch_size=config.max_batch_size
+    )
     policy = Policy.from_pretrained(config.pretrained_checkpoint, device=config.device, unnorm_key=config.unnorm_key, options=load_options)
     options = ServiceOptions(
         batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),

@@ -59,6 +59,7 @@ class GenerateConfig:
     center_crop: bool | None = None
     load_in_8bit: bool = False
     load_in_4bit: bool = False
+    engine: str = "auto"  # see prismatic/policy/engine.py
 
 
 def get_vla(cfg: HasCheckpoint) -> Policy:
@@ -72,7 +73,8 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
     known = {item.name for item in fields(PolicyFlags)}
     flags = PolicyFlags(**{name: getattr(cfg, name) for name in known if hasattr(cfg, name)})
     quantization = choose_quantization(getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False))
-    return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, LoadOptions(flags, quantization=quantization))
+    options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
+    return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ P proprio dim, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from prismatic.models.diffusion import ddim_step, timestep_embedding
 from prismatic.models.processor import normalize_pixels
 from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.models.sequence import ActionSlots, append_action_slots, slots_from_labels
-from prismatic.models.vla import OpenVLAForActionPrediction, VLAOutput
+from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.types import Batch
 
@@ -96,18 +96,13 @@ class ActionModel(nn.Module):
             ValueError: proprio (diffusion: noisy actions) is missing, or the batch has another chunk or action dimension than the head.
         """
         self._check(inputs)
-        tokens = [token for token in (self._proprio_token(inputs.proprio), self._timestep_token(inputs.timesteps)) if token is not None]
-        output = self.vla(
-            pixel_values=inputs.pixel_values,
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            slots=inputs.slots,
-            extra_tokens=torch.cat(tokens, dim=1) if tokens else None,
-            action_embeddings=self._action_embeddings(inputs.noisy_actions),
-        )
-        if isinstance(self.action_head, DiscreteActionHead):
-            return self._logits(output, replace(inputs.slots, count=inputs.slots.count + 1))
-        return self.action_head(output.action_states)
+        inserted = self.observe(inputs)
+        if (timestep := self._timestep_token(inputs.timesteps)) is not None:
+            inserted = torch.cat([inserted, timestep.to(inserted.dtype)], dim=1)
+        text = (inputs.input_ids, inputs.attention_mask, inputs.slots)
+        is_discrete = isinstance(self.action_head, DiscreteActionHead)
+        states = self.bare_vla.action_states(inserted, *text, self._action_embeddings(inputs.noisy_actions), with_stop=is_discrete)
+        return self.bare_vla.language_model.lm_head(states) if is_discrete else self.action_head(states)
 
     @torch.no_grad()
     def predict(self, inputs: ActionInputs, noise: torch.Tensor | None = None, num_diffusion_steps: int | None = None) -> torch.Tensor:
@@ -136,7 +131,7 @@ class ActionModel(nn.Module):
         return noisy
 
     def observe(self, inputs: ActionInputs) -> torch.Tensor:
-        """What stays the same for all denoising steps: tokens [B, E-1, D] of images and proprio."""
+        """Tokens [B, 0..E, D] of images and proprio; all denoising steps see the same ones."""
         tokens = self.bare_vla.encode_images(inputs.pixel_values, inputs.input_ids, inputs.attention_mask, inputs.slots)  # [B, N*P, D]
         proprio = self._proprio_token(inputs.proprio)
         return tokens if proprio is None else torch.cat([tokens, proprio.to(tokens.dtype)], dim=1)
@@ -148,8 +143,9 @@ class ActionModel(nn.Module):
         token = self._timestep_token(timestep.expand(len(noisy)))
         assert token is not None
         inserted = torch.cat([observed, token.to(observed.dtype)], dim=1)
-        output = self.bare_vla.run_sequence(inserted, inputs.input_ids, inputs.attention_mask, inputs.slots, self._action_embeddings(noisy))
-        return ddim_step(self.action_head(output.action_states), noisy, share, next_share)
+        text = (inputs.input_ids, inputs.attention_mask, inputs.slots)
+        states = self.bare_vla.action_states(inserted, *text, self._action_embeddings(noisy))
+        return ddim_step(self.action_head(states), noisy, share, next_share)
 
     def _check(self, inputs: ActionInputs) -> None:
         head = self.action_head
@@ -180,6 +176,3 @@ class ActionModel(nn.Module):
         if self.noisy_action_projector is None or noisy_actions is None:
             return None
         return self.noisy_action_projector(noisy_actions.flatten(1))
-
-    def _logits(self, output: VLAOutput, slots: ActionSlots) -> torch.Tensor:
-        return self.bare_vla.language_model.lm_head(output.states_for(slots))

@@ -38,19 +38,27 @@ def _runs_segments(query: torch.Tensor) -> bool:
 def attend_segments(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """As `sdpa_attention`, for prediction on a GPU: a mask keeps torch's fastest kernels from running, lengths do not.
 
-    The padding at the end of a row counts as a sample of its own. So nothing is moved, no shape depends on a value, and a CUDA graph
-    can capture it for any lengths.
+    The padding at the end of a row counts as a sample of its own (without queries where these are a selection, [B, G, R, K]). So nothing
+    is moved, no shape depends on a value, and a CUDA graph can capture it for any lengths.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    batch_size, _, num_tokens, _ = query.shape
-    ends = torch.arange(1, batch_size + 1, device=query.device) * num_tokens
-    bounds = torch.stack([ends - num_tokens + mask.sum(dim=1), ends], dim=1).flatten()
-    offsets = F.pad(bounds, (1, 0)).int()  # [2B+1]: where each sample begins, where its padding begins, ...
+    batch_size, _, num_queries, _ = query.shape
+    num_tokens = key.shape[2]
+    ends = torch.arange(1, batch_size + 1, device=query.device)
+    lengths = mask.sum(dim=1)
+    key_offsets = _offsets((ends - 1) * num_tokens + lengths, ends * num_tokens)
+    all_query = num_queries == num_tokens
+    query_offsets = key_offsets if all_query else _offsets(ends * num_queries, ends * num_queries)
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))  # 3 x [B*T, G, K]
-    attended = varlen_attn(query, key, value, offsets, offsets, num_tokens, num_tokens)
+    attended = varlen_attn(query, key, value, query_offsets, key_offsets, num_queries, num_tokens)
     assert isinstance(attended, torch.Tensor)
-    return attended.unflatten(0, (batch_size, num_tokens)).transpose(1, 2)
+    return attended.unflatten(0, (batch_size, num_queries)).transpose(1, 2)
+
+
+def _offsets(ends: torch.Tensor, padded_ends: torch.Tensor) -> torch.Tensor:
+    """int32 [2B+1]: where each sample begins, where its padding begins, ..."""
+    return F.pad(torch.stack([ends, padded_ends], dim=1).flatten(), (1, 0)).int()
 
 
 def eager_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -142,6 +150,9 @@ ATTENTION_BACKENDS: dict[str, Attention] = {
     "flex_attention": flex_attention,
     "flash_attention_2": flash_attention,
 }
+
+
+SELECTIVE_BACKENDS = (sdpa_attention, eager_attention)  # take fewer queries than keys; the others cannot hide padding then
 
 
 def get_attention(name: str | None) -> Attention:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
-from prismatic.models.attention import get_attention
+from prismatic.models.attention import SELECTIVE_BACKENDS, get_attention
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, each [T, K]
 
@@ -39,11 +39,16 @@ def rotary_angles(num_tokens: int, head_dim: int, theta: float, like: torch.Tens
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Queries or keys [B, G, T, K] turned by their positions."""
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
     return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
+
+
+def take_rows(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """[B, R, D]: the tokens of x [B, T, D] at positions `rows` int64 [B, R]; all of them without `rows`."""
+    return x if rows is None else x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 class Stacked:
@@ -70,11 +75,14 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.stacked = Stacked()
         self._attend = get_attention(attn_implementation)
+        self.selects_rows = self._attend in SELECTIVE_BACKENDS
 
-    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None) -> torch.Tensor:
-        projected = self.stacked(x) or (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Every token attends; with `rows` int64 [B, R] only those do, and [B, R, D] comes out."""
+        projected = (() if rows is not None else self.stacked(x)) or (self.q_proj(take_rows(x, rows)), self.k_proj(x), self.v_proj(x))
         query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)  # 3 x [B, G, T, K]
-        attended = self._attend(rotate(query, rotation), rotate(key, rotation), value, mask)
+        query_rotation = rotation if rows is None else tuple(part[rows].unsqueeze(1) for part in rotation)
+        attended = self._attend(rotate(query, query_rotation), rotate(key, rotation), value, mask)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -103,8 +111,9 @@ class LlamaLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+    def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """With `rows` int64 [B, R] only their outputs [B, R, D]."""
+        x = take_rows(x, rows) + self.self_attn(self.input_layernorm(x), rotation, mask, rows)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -122,14 +131,19 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(LlamaLayer(config, attn_implementation) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states [B, T, D] after the final norm; `mask` bool [B, T] is False on padding, None when there is none."""
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] after the final norm; `mask` bool [B, T] is False on padding, None when there is none.
+
+        `rows` int64 [B, R]: the positions whose states [B, R, D] are wanted; the last layer computes no others.
+        """
         x = embeddings
         rotation = rotary_angles(x.shape[1], self.head_dim, self.rope_theta, like=x)
-        for layer in self.layers:
+        last = self.layers[-1]
+        selected_last = rows is not None and last.self_attn.selects_rows  # type: ignore[union-attr]
+        for layer in self.layers[:-1] if selected_last else self.layers:
             checkpointed = self.gradient_checkpointing and self.training
             x = self._gradient_checkpointing_func(layer, x, rotation, mask) if checkpointed else layer(x, rotation, mask)
-        return self.norm(x)
+        return self.norm(last(x, rotation, mask, rows) if selected_last else take_rows(x, rows))
 
 
 class BidirectionalLlama(nn.Module):
@@ -140,9 +154,12 @@ class BidirectionalLlama(nn.Module):
         self.model = LlamaModel(config, attn_implementation)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states [B, T, D] of embeddings [B, T, D]; every token sees every token that `mask` [B, T] keeps."""
-        return self.model(embeddings, mask)
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] of embeddings [B, T, D]; every token sees every token that `mask` [B, T] keeps.
+
+        With `rows` int64 [B, R] only the states [B, R, D] of those positions.
+        """
+        return self.model(embeddings, mask, rows)
 
 
 def _rope_theta(config: LlamaConfig) -> float:

@@ -87,7 +87,12 @@ def mean_prompt_embedding(embeddings: torch.Tensor, attention_mask: torch.Tensor
 
 def read_action_states(hidden: torch.Tensor, slots: ActionSlots, num_inserted: int) -> torch.Tensor:
     """The states [B, K, D] for the slots, out of hidden states [B, T+E, D]: each one position before its slot."""
-    return hidden.gather(1, _slot_index(slots.start + num_inserted - 1, slots.count, hidden.shape[-1]))
+    return hidden.gather(1, state_rows(slots, num_inserted).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def state_rows(slots: ActionSlots, num_inserted: int) -> torch.Tensor:
+    """int64 [B, K]: where the states for the slots stand, each one position before its slot."""
+    return slots.start[:, None] + (num_inserted - 1) + torch.arange(slots.count, device=slots.start.device)
 
 
 def extend_mask(attention_mask: torch.Tensor | None, num_inserted: int) -> torch.Tensor | None:
@@ -107,5 +112,5 @@ def _is_traced(x: torch.Tensor) -> bool:
 
 
 def _slot_index(start: torch.Tensor, count: int, dim: int) -> torch.Tensor:
-    """Int64 [B, K, D] for gather and scatter along the sequence: positions start ... start + K - 1."""
+    """Int64 [B, K, D] for scatter along the sequence: positions start ... start + K - 1."""
     return (start[:, None] + torch.arange(count, device=start.device)).unsqueeze(-1).expand(-1, -1, dim)

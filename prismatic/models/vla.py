@@ -14,7 +14,7 @@ Heads that turn states into actions are separate modules in separate checkpoint 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,7 +25,15 @@ from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.film import FiLMedVisionBackbone
 from prismatic.models.language import BidirectionalLlama, RMSNorm
 from prismatic.models.projectors import VisionProjector
-from prismatic.models.sequence import ActionSlots, extend_mask, fill_slots, insert_after_bos, mean_prompt_embedding, read_action_states
+from prismatic.models.sequence import (
+    ActionSlots,
+    extend_mask,
+    fill_slots,
+    insert_after_bos,
+    mean_prompt_embedding,
+    read_action_states,
+    state_rows,
+)
 from prismatic.models.vision import AttentionPool, LayerScale, PrismaticVisionBackbone, VisionTransformer
 
 
@@ -36,10 +44,6 @@ class VLAOutput:
     action_states: torch.Tensor  # [B, K, D], after the final norm
     hidden_states: torch.Tensor  # [B, T+E, D], the same for every position
     num_inserted: int  # E
-
-    def states_for(self, slots: ActionSlots) -> torch.Tensor:
-        """The states [B, K, D] for any other run of text positions."""
-        return read_action_states(self.hidden_states, slots, self.num_inserted)
 
 
 class OpenVLAForActionPrediction(PreTrainedModel):
@@ -103,6 +107,20 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         hidden_states = self.language_model(embeddings, mask)
         num_inserted = inserted.shape[1]
         return VLAOutput(read_action_states(hidden_states, slots, num_inserted), hidden_states, num_inserted)
+
+    def action_states(
+        self,
+        inserted: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slots: ActionSlots,
+        action_embeddings: torch.Tensor | None = None,
+        with_stop: bool = False,
+    ) -> torch.Tensor:
+        """`run_sequence`'s action states [B, K, D], and the stop token's behind them `with_stop`; no other state is computed to the end."""
+        embeddings, mask = self.embed_sequence(inserted, input_ids, attention_mask, slots, action_embeddings)
+        read = replace(slots, count=slots.count + with_stop)
+        return self.language_model(embeddings, mask, state_rows(read, inserted.shape[1]))
 
     def embed_sequence(
         self,

@@ -1,4 +1,8 @@
-"""torch.compile for the repeated blocks of a model: each kind is compiled once for all its copies, for any batch size and length."""
+"""torch.compile for the repeated blocks of a model: each kind is compiled once for all its copies.
+
+The language model's layers take any batch size and length from the start. The vision towers see one number of tokens: they are compiled
+for the first batch size exactly, and for all others together when a second one comes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def compile_blocks(vla: OpenVLAForActionPrediction) -> None:
         kind = type(block)
         assert kind in (LlamaLayer, VisionBlock, FiLMedVisionBlock)
         if kind not in compiled:
-            compiled[kind] = torch.compile(kind.forward, dynamic=True)
+            compiled[kind] = torch.compile(kind.forward, dynamic=True if kind is LlamaLayer else None)
         block.forward = types.MethodType(compiled[kind], block)
 
 

@@ -5,14 +5,12 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
     eager       operation after operation; needs no compiler
     graph       the same operations, captured once per shape in CUDA graphs (`prismatic.policy.graphs`)
     compiled    "graph", with operations joined by torch.compile; on a CPU compiled only
-    auto        "compiled" on a GPU that can, else "eager"
+    auto        "compiled" on a GPU, for plain and fp8 weights; else "eager"
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +20,7 @@ import torch
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.processor import normalize_pixels
 from prismatic.policy.parts import PolicyParts
-from prismatic.vla.images import ImageRecipe, jpeg_round_trip, prepare_frames, prepare_image
+from prismatic.vla.images import prepare_frames, prepare_image
 
 ENGINES = ("auto", "eager", "graph", "compiled")
 
@@ -43,6 +41,11 @@ class EngineInputs:
 class Engine(Protocol):
     """What runs a policy's model."""
 
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Those that it prepares for."""
+        ...
+
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
         ...
@@ -58,7 +61,8 @@ class EagerEngine:
     def __init__(self, parts: PolicyParts) -> None:
         self._parts = parts
         self._device = next(parts.model.parameters()).device
-        self._jpeg = JpegRoundTrips()
+
+    batch_sizes = (1,)
 
     @torch.inference_mode()
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
@@ -82,25 +86,10 @@ class EagerEngine:
             return torch.from_numpy(np.stack([prepare_image(frame, recipe) for frame in frames]))
         prepared: list[torch.Tensor] = [torch.empty(0)] * len(frames)
         for numbers in group_by_size(frames):
-            stacked = np.stack(self._jpeg([frames[number] for number in numbers], recipe))
-            for number, image in zip(numbers, prepare_frames(torch.from_numpy(stacked).to(self._device), recipe), strict=True):
+            stacked = torch.from_numpy(np.stack([frames[number] for number in numbers])).to(self._device)
+            for number, image in zip(numbers, prepare_frames(stacked, recipe), strict=True):
                 prepared[number] = image
         return torch.stack(prepared)
-
-
-class JpegRoundTrips:
-    """The JPEG round trip of an image recipe, several images at a time."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="jpeg")
-
-    def __call__(self, frames: Sequence[np.ndarray], recipe: ImageRecipe) -> Sequence[np.ndarray]:
-        """The frames as the recipe's JPEG files return them; the same frames where it has none."""
-        if not recipe.jpeg_round_trip:
-            return frames
-        if len(frames) == 1:
-            return [jpeg_round_trip(frames[0])]
-        return list(self._pool.map(jpeg_round_trip, frames))
 
 
 def make_inputs(

@@ -27,18 +27,18 @@ class Fp8Linear(nn.Module):
         rows = (weight / scale[:, None]).to(FP8)
         self.weight = nn.Parameter(rows.view(torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(scale.view(torch.int32), requires_grad=False)
-        self.one = nn.Parameter(scale.new_ones(1).view(torch.int32), requires_grad=False)
+        self.one = nn.Parameter(scale.new_ones(1).view(torch.int32), requires_grad=False)  # kept: making it would be a launch a product
 
     @classmethod
-    def empty(cls) -> Fp8Linear:
-        """One with parameters still to be set."""
-        return cls(torch.zeros(1, 1))
+    def empty(cls, device: torch.device) -> Fp8Linear:
+        """One whose weight and scales are still to be set."""
+        return cls(torch.zeros(1, 1, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.flatten(0, -2)
         largest = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=_TINY)  # [R, 1]
         scaled = (rows.float() * (_LARGEST / largest)).clamp(-_LARGEST, _LARGEST).to(FP8)
-        product = _multiply(scaled, self.weight.view(FP8), self.one.view(torch.float32)[0])
+        product = _multiply(scaled, self.weight.view(FP8), self.one.view(torch.float32))
         scale = (largest / _LARGEST) * self.scale.view(torch.float32)
         return (product * scale).to(x.dtype).unflatten(0, x.shape[:-1])
 

@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,18 +25,21 @@ import torch
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.compilation import compile_blocks
-from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, JpegRoundTrips, group_by_size, idle_inputs, make_inputs
+from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
+from prismatic.policy.fp8 import Fp8Linear
 from prismatic.policy.parts import PolicyParts
+from prismatic.policy.quantization import QuantizedLinear
 from prismatic.policy.stacking import stack_projections
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import prepare_frames
 
 _PROMPT_STEP = 8  # tokens; padding of prompts in a batch
-_MAX_PROGRAMS = 128  # of each kind; the least recently used is forgotten
+_MAX_PROGRAMS = 128  # of each kind; the least recently used is forgotten, so that clients cannot fill the memory
 _ALIGNMENT = 16  # bytes
 
+T = TypeVar("T")
+
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ class GraphEngine:
     def __init__(self, parts: PolicyParts, compiled: bool, max_batch_size: int = 16) -> None:
         self._parts = parts
         self._plain = EagerEngine(parts)
-        self._jpeg = JpegRoundTrips()
         self._device = next(parts.model.parameters()).device
-        self._batch_sizes = batch_sizes_up_to(max_batch_size)
+        self.batch_sizes = batch_sizes_up_to(max_batch_size)
         self._lock = threading.Lock()
-        self._programs: OrderedDict[Hashable, ImageProgram | ActionProgram] = OrderedDict()
+        self._image_programs: Recent[ImageProgram] = Recent()
+        self._action_programs: Recent[ActionProgram] = Recent()
         self._images: dict[int, torch.Tensor] = {}
         self._recorder = Recorder(self._device)
         stack_projections(parts.model.bare_vla)
@@ -67,11 +71,11 @@ class GraphEngine:
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
-        bucket = find_bucket([len(row) for row in inputs.prompts], self._batch_sizes)
+        bucket = find_bucket([len(row) for row in inputs.prompts], self.batch_sizes)
         if bucket is None:
             return self._plain(inputs)
         with self._lock, torch.inference_mode(), self._recorder.stream():
-            frames = self._jpeg(_fill_up(inputs.frames, bucket.batch_size * len(inputs.frames) // len(inputs)), self._parts.spec.image)
+            frames = _fill_up(inputs.frames, bucket.batch_size * len(self._parts.spec.cameras))
             self._image_program(bucket.batch_size, frames).run(frames)
             actions = self._action_program(bucket).run(inputs)
             return actions[: len(inputs)]
@@ -79,28 +83,17 @@ class GraphEngine:
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
         """Captures the programs of these batch sizes and of prompts of these lengths."""
         for count in batch_sizes:
-            buckets = {find_bucket([length] * count, self._batch_sizes) for length in prompt_lengths}
+            buckets = {find_bucket([length] * count, self.batch_sizes) for length in prompt_lengths}
             for bucket in sorted(filter(None, buckets), key=lambda bucket: bucket.prompt_length):
                 self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
 
     def _image_program(self, batch_size: int, frames: Sequence[np.ndarray]) -> ImageProgram:
         key = (batch_size, *(frame.shape for frame in frames))
-        program = self._recall(key, lambda: ImageProgram(self._parts, self._buffer(batch_size), frames, self._recorder))
-        assert isinstance(program, ImageProgram)
-        return program
+        return self._image_programs.recall(key, lambda: ImageProgram(self._parts, self._buffer(batch_size), frames, self._recorder))
 
     def _action_program(self, bucket: Bucket) -> ActionProgram:
-        program = self._recall(bucket, lambda: ActionProgram(self._parts, self._buffer(bucket.batch_size), bucket, self._recorder))
-        assert isinstance(program, ActionProgram)
-        return program
-
-    def _recall(self, key: Hashable, make: Callable[[], ImageProgram | ActionProgram]) -> ImageProgram | ActionProgram:
-        if key not in self._programs:
-            self._programs[key] = make()
-            if len(self._programs) > _MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        images = self._buffer(bucket.batch_size)
+        return self._action_programs.recall(bucket, lambda: ActionProgram(self._parts, images, bucket, self._recorder))
 
     def _buffer(self, batch_size: int) -> torch.Tensor:
         """uint8 [B, N, S, S, 3]: where the image program writes and the action program reads."""
@@ -109,6 +102,22 @@ class GraphEngine:
             shape = (batch_size, len(spec.cameras), spec.image.size, spec.image.size, 3)
             self._images[batch_size] = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         return self._images[batch_size]
+
+
+class Recent(Generic[T]):
+    """The last `_MAX_PROGRAMS` programs of one kind that were used."""
+
+    def __init__(self) -> None:
+        self._programs: OrderedDict[Hashable, T] = OrderedDict()
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The program of `key`, made if there is none."""
+        if key not in self._programs:
+            self._programs[key] = make()
+            if len(self._programs) > _MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key]
 
 
 def batch_sizes_up_to(largest: int) -> list[int]:
@@ -281,10 +290,10 @@ def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engi
 
 
 def _captures(parts: PolicyParts, device: torch.device) -> bool:
-    """Whether the policy can be compiled and captured: LLM.int8() looks at values on the way, and needs each call step by step."""
+    """Whether compiling and capturing is sure to work: layers quantized by other packages may look at values on the way."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return not any(type(module).__name__ == "Linear8bitLt" for module in parts.model.modules())
+    return not any(isinstance(module, QuantizedLinear) and not isinstance(module.layer, Fp8Linear) for module in parts.model.modules())
 
 
 class Recorder:

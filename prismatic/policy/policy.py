@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 DEFAULT_FRAME_SIZE = (256, 256)  # height and width of a camera image, where nobody says
 _USUAL_INSTRUCTION_TOKENS = 48  # the longest instruction of LIBERO has 40
+_MAX_KNOWN_PROMPTS = 1024
 _NOISE_SEED = 7  # of a diffusion policy's own noise: a run can be repeated
 
 
@@ -57,6 +59,8 @@ class Policy:
             raise ValueError(f"the policy was trained on several data sets; pass unnorm_key, one of {', '.join(parts.norm_stats)}")
         self._parts = parts
         self._engine = engine or EagerEngine(parts)
+        tokenize = partial(tokenize_prompt, parts.processor.tokenizer, token_ids=parts.config.token_ids)
+        self._tokenize = lru_cache(maxsize=_MAX_KNOWN_PROMPTS)(tokenize)  # control loops repeat their instruction
         self._random = torch.Generator().manual_seed(_NOISE_SEED)
         self.action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
         if self.action_bounds.dim != spec.platform.action_dim:
@@ -127,10 +131,9 @@ class Policy:
         """
         if not observations:
             return []
-        tokenizer, token_ids = self._parts.processor.tokenizer, self._parts.config.token_ids
         inputs = EngineInputs(
             frames=[image for item in observations for image in select_cameras(item.images, self.spec.cameras)],
-            prompts=[tokenize_prompt(tokenizer, item.instruction, token_ids) for item in observations],
+            prompts=[self._tokenize(item.instruction) for item in observations],
             proprio=self._proprio(observations),
             noise=self._noise(len(observations), seeds),
         )
@@ -138,20 +141,20 @@ class Policy:
 
     def warm_up(
         self,
-        batch_sizes: Sequence[int] = (1,),
+        batch_sizes: Sequence[int] | None = None,
         frame_size: tuple[int, int] = DEFAULT_FRAME_SIZE,
         instructions: Sequence[str] = (),
     ) -> float:
         """Seconds that it took to prepare for calls of these batch sizes, so that none of them pays for it.
 
-        `frame_size` (height, width) is that of the camera images. Without `instructions`, prompts of any usual length are prepared for.
+        `batch_sizes` are the engine's own by default; `frame_size` (height, width) is that of the camera images. Without `instructions`,
+        prompts of any usual length are prepared for.
         """
         started = time.perf_counter()
-        tokenizer, token_ids = self._parts.processor.tokenizer, self._parts.config.token_ids
-        lengths = sorted({len(tokenize_prompt(tokenizer, text, token_ids)) for text in instructions or ("go",)})
+        lengths = sorted({len(self._tokenize(text)) for text in instructions or ("a",)})
         if not instructions:
             lengths = [lengths[0] + more for more in range(_USUAL_INSTRUCTION_TOKENS)]
-        self._engine.warm_up(batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
+        self._engine.warm_up(batch_sizes or self._engine.batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
         return time.perf_counter() - started
 
     def _noise(self, count: int, seeds: Sequence[int] | None) -> np.ndarray | None:

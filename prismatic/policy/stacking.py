@@ -28,6 +28,8 @@ def stack_projections(vla: OpenVLAForActionPrediction) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         _stack(attention.stacked, (attention.q_proj, attention.k_proj, attention.v_proj))
         _stack(mlp.stacked, (mlp.gate_proj, mlp.up_proj))
+        if layer.input_layernorm.weight.is_cuda:
+            torch.cuda.empty_cache()  # the parts' old memory is too small for the next stack, and would add up
 
 
 def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
@@ -49,14 +51,15 @@ def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
 
         bases: list[Any] = [projection.base_layer for projection in projections]
         return StackedAdaptedLinear(projections, _share_rows(bases, nn.Linear(1, 1, bias=False)))  # type: ignore[arg-type]
-    quantized = [projection for projection in projections if isinstance(projection, QuantizedLinear)]
-    if not all(isinstance(projection.layer, Fp8Linear) for projection in quantized) or len(quantized) < len(projections):
+    quantized = [part for part in projections if isinstance(part, QuantizedLinear)]
+    inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear)]
+    if len(inner) < len(projections):
         return None
-    return QuantizedLinear(_share_rows([part.layer for part in quantized], Fp8Linear.empty()), quantized[0].compute_dtype)
+    return QuantizedLinear(_share_rows(inner, Fp8Linear.empty(inner[0].weight.device)), quantized[0].compute_dtype)
 
 
 def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:
-    """`whole` with every parameter stacked from those of `parts`, which become views of it."""
+    """`whole` with the weights (and their scales) of `parts` one below the other, which become views of it."""
     for name in ("weight", "scale"):
         if not hasattr(whole, name):
             continue

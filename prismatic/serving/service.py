@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -74,17 +73,12 @@ class PolicyService:
             raise SlowPredictionError(f"no answer within {self.options.request_timeout_s:g} s; the server is overloaded") from error
 
     def warm_up(self) -> float:
-        """Seconds of a first prediction, so that no client pays for it.
+        """Seconds of preparing for batches and prompts of every usual size, so that no client pays for it.
 
         Raises:
             ValueError: the policy cannot predict.
         """
-        spec = self.policy.spec
-        images = {camera: np.zeros((spec.image.size, spec.image.size, 3), np.uint8) for camera in spec.cameras}
-        proprio = np.zeros(spec.platform.proprio_dim) if spec.heads.use_proprio else None
-        started = time.perf_counter()
-        self.policy.predict([Observation(images, "warm up", proprio)])
-        return time.perf_counter() - started
+        return self.policy.warm_up()
 
     def info(self) -> dict[str, Any]:
         """What a client may want to know before it asks: plain values only."""

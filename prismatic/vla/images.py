@@ -5,10 +5,11 @@ Letters: B batch, N cameras of a sample, H x W a camera's own size, S the model'
     training     decode -> lanczos3 to S -> random crop and colour            (decode_image, resize_lanczos3, augment_cpu)
                  decode | on the device: lanczos3, random crop and colour     (decode_image, prepare_on_device)
     evaluation   JPEG round trip -> lanczos3 to S -> centre crop              (prepare_image)
-                 JPEG round trip | on the device: lanczos3, centre crop       (jpeg_round_trip, prepare_frames)
+                 the same on the device, for a batch                          (prepare_frames)
 
 The operations are those of `tf.image`, with its parameters, because published checkpoints were trained on its pixels;
-tests marked `rlds` compare with TensorFlow itself. Decoding is bit-identical. Resize and augmentation exist twice, compiled for the CPU
+tests marked `rlds` compare with TensorFlow itself. Decoding is bit-identical, and so is the round trip on the device
+(`prismatic.vla.jpeg`). Resize and augmentation exist twice, compiled for the CPU
 (`image_kernels`) and in torch for a batch on any device, and agree within rounding. torch is imported late: simulator and conversion
 processes use the rest without it.
 """
@@ -128,18 +129,17 @@ def prepare_image(image: np.ndarray, recipe: ImageRecipe) -> np.ndarray:
     """
     check_image("to prepare", image)
     if recipe.jpeg_round_trip:
-        image = jpeg_round_trip(image)
+        image = decode_image(encode_jpeg(image))
     image = resize_lanczos3(image, recipe.size)
     return center_crop(image) if recipe.center_crop else image
 
 
-def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: the image as a JPEG file returns it, with what the format loses."""
-    return decode_image(encode_jpeg(image))
-
-
 def prepare_frames(frames: torch.Tensor, recipe: ImageRecipe) -> torch.Tensor:
-    """`prepare_image` without its JPEG round trip for frames uint8 [F, H, W, 3] on their device: uint8 [F, S, S, 3], within 1 level."""
+    """`prepare_image` for frames uint8 [F, H, W, 3] on their device: uint8 [F, S, S, 3], within 1 level (the round trip is exact)."""
+    if recipe.jpeg_round_trip:
+        from prismatic.vla.jpeg import round_trip_batch
+
+        frames = round_trip_batch(frames)
     resized = resize_lanczos3_batch(frames, recipe.size)
     return _crop_center(resized, CROP_AREA_FRACTION) if recipe.center_crop else resized
 

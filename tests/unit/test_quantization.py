@@ -20,7 +20,8 @@ from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_model
 
 # Root mean square difference of the actions as a share of their own.
-BOUNDS = {"int8": 0.05, "nf4": 0.5, "int8_weight_only": 0.05, "fp8_weight_only": 0.12}
+BOUNDS = {"int8": 0.05, "nf4": 0.5, "int8_weight_only": 0.05, "fp8_weight_only": 0.12, "fp8": 0.15}
+PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int8_weight_only": "torchao", "fp8_weight_only": "torchao", "fp8": "torch"}
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=32, vision_layers=1, llm_dim=256, llm_layers=2, llm_heads=4, llm_mlp_dim=512)
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ def _inputs(config: OpenVLAConfig) -> ActionInputs:
 
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_actions_stay_close(vla: OpenVLAForActionPrediction, config: OpenVLAConfig, kind: str) -> None:
-    pytest.importorskip("bitsandbytes" if kind in ("int8", "nf4") else "torchao")
+    pytest.importorskip(PACKAGES[kind])
     torch.manual_seed(1)
     head = L1RegressionActionHead(256, 3, 4).eval()
     expected = ActionModel(vla, head).predict(_inputs(config))
@@ -65,7 +66,7 @@ def test_actions_stay_close(vla: OpenVLAForActionPrediction, config: OpenVLAConf
 
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_a_dtype_passed_to_to_leaves_quantized_weights_alone(vla: OpenVLAForActionPrediction, kind: str) -> None:
-    pytest.importorskip("bitsandbytes" if kind in ("int8", "nf4") else "torchao")
+    pytest.importorskip(PACKAGES[kind])
     embeddings = torch.randn(1, 9, SIZES.llm_dim, generator=torch.Generator().manual_seed(0))
     quantized = copy.deepcopy(vla)
     assert not is_quantized(quantized)
@@ -76,7 +77,8 @@ def test_a_dtype_passed_to_to_leaves_quantized_weights_alone(vla: OpenVLAForActi
         quantized.to(CPU, dtype)
         after = quantized.language_model(embeddings.to(dtype))
         assert after.dtype == dtype
-        torch.testing.assert_close(after.float(), before, atol=0.15, rtol=0.05)
+        # fp8 rounds the activations too, and those of another dtype to other numbers
+        torch.testing.assert_close(after.float(), before, atol=0.6 if kind == "fp8" else 0.15, rtol=0.05)
     assert _stored_bits(quantized) == bits
 
 

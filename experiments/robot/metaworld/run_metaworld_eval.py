@@ -39,6 +39,7 @@ class EvalConfig:
     num_envs: int = 2  # simulator processes
     num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
     batch_size: int = 1  # observations per policy call
+    engine: str = "auto"  # see prismatic/policy/engine.py
     image_size: int = 64  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
     seed: int = 7
@@ -77,7 +78,7 @@ def evaluate(config: EvalConfig) -> Report:
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
     controls = {run: make_control(run, simulator, tasks) for run in config.runs if run != EXPERT_RUN}
-    policy = _load_policy(config.pretrained_checkpoint) if controls else None
+    policy = _load_policy(config) if controls else None
     loaded = time.perf_counter()
     results = _with_progress(Rollout(simulator, policy, controls, _options(config)), plan_episodes(config, tasks))
     report = Report(
@@ -118,10 +119,11 @@ def _options(config: EvalConfig) -> RolloutOptions:
     )
 
 
-def _load_policy(checkpoint: str) -> ChunkPolicy:
+def _load_policy(config: EvalConfig) -> ChunkPolicy:
+    from prismatic.policy.loading import LoadOptions
     from prismatic.policy.policy import Policy  # imports torch and transformers
 
-    return Policy.from_pretrained(checkpoint)
+    return Policy.from_pretrained(config.pretrained_checkpoint, options=LoadOptions(engine=config.engine))
 
 
 def _with_progress(rollout: Rollout, episodes: list[PlannedEpisode]) -> list[EpisodeResult]:

@@ -1,0 +1,127 @@
+"""Programs of fixed shapes give the actions of the plain engine, whatever the batch size, prompt length and camera size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_policies import HEADS, make_observations, make_parts, predict
+
+from prismatic.policy.engine import EagerEngine
+from prismatic.policy.graphs import Block, Bucket, GraphEngine, Recorder, batch_sizes_up_to, find_bucket, make_engine
+from prismatic.policy.policy import Policy
+from prismatic.policy.quantization import quantize_model
+from prismatic.policy.stacking import stack_projections
+from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_programs_agree_with_the_plain_engine(head: str) -> None:
+    plain, parts = Policy(make_parts(head)), make_parts(head)
+    policy = Policy(parts, engine=GraphEngine(parts, compiled=False, max_batch_size=4))
+    # One, at its own length; three in the bucket of four, of different lengths; the same again; more than any bucket holds.
+    for count in (1, 3, 2, 3, 5):
+        observations = make_observations(count)
+        np.testing.assert_allclose(predict(policy, observations), predict(plain, observations), atol=1e-5)
+
+
+def test_cameras_of_other_sizes_get_a_program_of_their_own() -> None:
+    plain, parts = Policy(make_parts("l1")), make_parts("l1")
+    policy = Policy(parts, engine=GraphEngine(parts, compiled=False))
+    for wrist_size in ((30, 40), (28, 28), (56, 20), (30, 40)):
+        observations = make_observations(2, wrist_size)
+        np.testing.assert_allclose(predict(policy, observations), predict(plain, observations), atol=1e-5)
+
+
+def test_a_warm_engine_records_nothing_for_usual_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = make_parts("l1")
+    policy = Policy(parts, engine=GraphEngine(parts, compiled=False, max_batch_size=2))
+    assert policy.warm_up(frame_size=(30, 40)) > 0
+
+    def fail(*args: Any) -> None:
+        raise AssertionError("a program was recorded")
+
+    monkeypatch.setattr(Recorder, "record", fail)
+    for observation in make_observations(3):
+        assert np.isfinite(predict(policy, [observation])).all()
+    assert np.isfinite(predict(policy, make_observations(2))).all()
+
+
+def test_other_units_share_the_engine() -> None:
+    parts = make_parts("l1")
+    wide = {"action": {name: [2 * value for value in values] for name, values in parts.norm_stats["arm"]["action"].items()}}
+    parts = replace(parts, norm_stats={**parts.norm_stats, "wide": {**parts.norm_stats["arm"], **wide}})
+    policy, observations = Policy(parts, engine=GraphEngine(parts, compiled=False)), make_observations(1)
+    np.testing.assert_allclose(predict(policy.with_unnorm_key("wide"), observations), 2 * predict(policy, observations), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([23], Bucket(1, 23, padded=False)),
+        ([23, 23], Bucket(2, 24, padded=True)),
+        ([17, 25, 8], Bucket(4, 32, padded=True)),
+        ([24] * 6, Bucket(6, 24, padded=True)),
+        ([24] * 7, None),
+    ],
+)
+def test_the_smallest_bucket_that_holds_a_batch(lengths: list[int], expected: Bucket | None) -> None:
+    assert batch_sizes_up_to(6) == [1, 2, 4, 6]
+    assert find_bucket(lengths, batch_sizes_up_to(6)) == expected
+
+
+def test_a_block_keeps_its_tensors_apart() -> None:
+    block = Block({"a": ((3,), torch.uint8), "b": ((2, 2), torch.float32), "c": ((2,), torch.int64)}, torch.device("cpu"))
+    block.write("a", np.array([1, 2], np.uint8))
+    block.write("b", np.full((2, 2), 0.5, np.float32))
+    block.write("c", np.array([-1]))
+    block.upload()
+    assert [tensor.tolist() for tensor in block.tensors.values()] == [[1, 2, 2], [[0.5, 0.5], [0.5, 0.5]], [-1, -1]]
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_stacked_projections_change_neither_names_nor_outputs(quantization: str) -> None:
+    vla = make_parts("l1").model.bare_vla
+    quantize_model(vla, quantization, torch.device("cpu"), torch.float32)
+    embeddings = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    expected, names = vla.language_model(embeddings), list(vla.state_dict())
+    numbers = sum(parameter.numel() for parameter in vla.parameters())
+    stack_projections(vla)
+    torch.testing.assert_close(vla.language_model(embeddings), expected)
+    assert list(vla.state_dict()) == names
+    assert sum(parameter.numel() for parameter in vla.parameters()) == numbers
+    attention: Any = vla.language_model.model.layers[0].self_attn
+    with torch.no_grad():  # the projections and the stack are the same memory
+        for parameter in attention.k_proj.parameters():
+            parameter.zero_()
+    assert not torch.equal(vla.language_model(embeddings), expected)
+
+
+def test_states_that_are_not_read_are_not_needed() -> None:
+    language_model = make_parts("l1").model.bare_vla.language_model
+    embeddings = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) < torch.tensor([[9], [7]])
+    rows = torch.tensor([[2, 8], [0, 3]])
+    for hidden in (None, mask):
+        everything = language_model(embeddings, hidden)
+        torch.testing.assert_close(language_model(embeddings, hidden, rows), everything[torch.arange(2)[:, None], rows])
+
+
+def test_frames_prepared_as_a_batch_are_those_prepared_one_by_one() -> None:
+    images = [item.images["wrist"] for item in make_observations(3, (64, 80))]
+    recipe = ImageRecipe(28, jpeg_round_trip=True, center_crop=True)
+    expected = np.stack([prepare_image(image, recipe) for image in images]).astype(int)
+    found = prepare_frames(torch.from_numpy(np.stack(images)), recipe).numpy()
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_an_unknown_engine_or_one_that_needs_a_gpu_is_named() -> None:
+    parts = make_parts("l1")
+    assert isinstance(make_engine(parts, "auto"), EagerEngine)
+    with pytest.raises(ValueError, match="--engine 'compile' is unknown; did you mean compiled"):
+        make_engine(parts, "compile")
+    with pytest.raises(ValueError, match="--engine graph needs a CUDA device, the policy is on cpu"):
+        make_engine(parts, "graph")
