@@ -91,6 +91,8 @@ class PolicyService:
             "num_actions_chunk": spec.platform.num_actions_chunk,
             "action_dim": spec.platform.action_dim,
             "proprio_dim": spec.platform.proprio_dim,
+            "action_names": list(spec.platform.action_names),
+            "relative_actions": list(spec.platform.relative_actions),
             "control_hz": spec.platform.control_hz,
             "unnorm_key": self.unnorm_key,
             "unnorm_keys": list(self.reader.unnorm_keys),

@@ -7,6 +7,7 @@ To add a robot with new dimensions, add one entry to `ROBOT_PLATFORMS`; a data s
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -44,6 +45,10 @@ class NormalizationType(str, Enum):
     BOUNDS_Q99 = "bounds_q99"  # 1st percentile -> -1, 99th percentile -> +1, the rest is clipped
 
 
+# Names of action dimensions that are motions; a client holds a robot still by commanding 0 there.
+_MOTION = re.compile(r"((left|right)_)?(d(x|y|z|roll|pitch|yaw)|delta_\w+)( \[.*\])?")
+
+
 @dataclass(frozen=True)
 class RobotPlatform:
     """What a robot's actions and proprioception are; heads and data are checked against it."""
@@ -66,6 +71,11 @@ class RobotPlatform:
                 raise ValueError(f"robot platform {self.name}: {field} lists {len(names)} names for {size} dimensions")
         if self.num_actions_chunk < 1:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
+
+    @property
+    def relative_actions(self) -> tuple[bool, ...]:
+        """One per action dimension: True for a motion (dx, left_dyaw, delta_elbow), False for a target, which is held by repeating it."""
+        return tuple(_MOTION.fullmatch(name) is not None for name in self.action_names)
 
 
 def _both_arms(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     find_entry,
 )
 from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
-from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_dataset_transform
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,6 +42,20 @@ def test_every_entry_can_be_used(name: str) -> None:
     if entry.robot_platform is not None:
         platform = ROBOT_PLATFORMS[entry.robot_platform]
         assert action_normalization_mask(entry.action_encoding, platform.action_dim).shape == (platform.action_dim,)
+
+
+@pytest.mark.parametrize("name", [name for name in OXE_DATASET_CONFIGS if find_entry(name).robot_platform is not None])
+def test_platforms_and_encodings_agree_on_what_is_a_motion(name: str) -> None:
+    entry = find_entry(name)
+    platform = ROBOT_PLATFORMS[entry.robot_platform or ""]
+    assert (~absolute_action_mask(entry.action_encoding, platform.action_dim)).tolist() == list(platform.relative_actions)
+
+
+def test_a_platform_that_calls_a_motion_a_target_is_refused() -> None:
+    platform = replace(ROBOT_PLATFORMS["LIBERO"], action_names=("vx", "dy", "dz", "droll", "delta_pitch", "dyaw [rad]", "gripper"))
+    spec = DatasetSpec("libero_10_no_noops", find_entry("libero_10_no_noops"), Path(), platform, libero_dataset_transform)
+    with pytest.raises(ValueError, match=r"contradicts the names of vx in"):
+        spec.check_widths(7, 8)
 
 
 def test_the_75_published_names_hold_48_distinct_entries() -> None:

@@ -17,7 +17,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     CONFIGS_FILE,
     OXE_DATASET_CONFIGS,
     DatasetEntry,
-    action_normalization_mask,
+    absolute_action_mask,
     find_entry,
 )
 from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
@@ -46,7 +46,18 @@ class DatasetSpec:
         self._check_width("actions", action_dim, "action_dim")
         if proprio_dim is not None:
             self._check_width("states", proprio_dim, "proprio_dim")
-        action_normalization_mask(self.entry.action_encoding, action_dim)
+        self._check_motions(~absolute_action_mask(self.entry.action_encoding, action_dim))
+
+    def _check_motions(self, is_relative: np.ndarray) -> None:
+        """Entry and platform must agree on what is a motion: a robot is held still by commanding 0 to motions and repeating targets."""
+        called = np.asarray(self.platform.relative_actions)
+        if (called == is_relative).all():
+            return
+        odd = ", ".join(name for name, differs in zip(self.platform.action_names, called != is_relative, strict=True) if differs)
+        raise ValueError(
+            f"data set {self.name!r} has action_encoding {self.entry.action_encoding.name}, which contradicts the names of {odd} in "
+            f"{platform_location(self.platform.name)}: a motion is called dx, dyaw, delta_..., a target anything else. Correct either"
+        )
 
     def _check_width(self, what: str, found: int, field: str) -> None:
         expected = getattr(self.platform, field)
