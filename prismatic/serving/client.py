@@ -18,9 +18,10 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,8 +31,18 @@ from prismatic.serving.errors import RequestError
 from prismatic.serving.msgpack_reader import read_msgpack
 from prismatic.vla.types import Observation
 
+T = TypeVar("T")
+
 DEFAULT_PORT = 8777
 _MAX_REPLY_BYTES = 16 << 20
+# Camera -> its key in /act, as the published clients name it.
+_ACT_NAMES = {
+    "primary": "full_image",
+    "wrist": "wrist_image",
+    "left_wrist": "left_wrist_image",
+    "right_wrist": "right_wrist_image",
+    "secondary": "secondary_image",
+}
 # What the server says of trouble that may pass; anything else is the client's mistake.
 _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 _PASSING_ERRORS = ("BusyError", "SlowPredictionError", "PredictionError")
@@ -183,7 +194,7 @@ class PolicyClient:
             raise ServerUnavailableError("the server sent actions that are not finite")
         return actions
 
-    def _guarded(self, call: Any) -> Any:
+    def _guarded(self, call: Callable[[], T]) -> T:
         """`call()`; whatever breaks the connection becomes a ServerUnavailableError, and the connection is closed."""
         from websockets.exceptions import WebSocketException
 
@@ -217,6 +228,7 @@ class _Websocket:
     def __init__(self, host: str, port: int, options: ConnectionOptions) -> None:
         self._url = f"ws://[{host}]:{port}/" if ":" in host else f"ws://{host}:{port}/"
         self._options = options
+        self._stack = ExitStack()  # websockets means its connections to be context managers
         self._connection: Any = None
 
     @property
@@ -229,7 +241,7 @@ class _Websocket:
 
         self.close()
         try:
-            self._connection = connect(
+            connection = connect(
                 self._url,
                 compression=None,
                 max_size=_MAX_REPLY_BYTES,
@@ -238,6 +250,7 @@ class _Websocket:
                 additional_headers=self._options.headers,
                 proxy=None,
             )
+            self._connection = self._stack.enter_context(connection)
         except InvalidStatus as error:
             _raise_for_status(error.response.status_code, bytes(error.response.body or b""))
             raise
@@ -266,9 +279,8 @@ class _Websocket:
         raise ServerUnavailableError(frame)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = None
+        self._stack.close()
 
 
 class _Rest:
@@ -289,8 +301,8 @@ class _Rest:
         return PolicyInfo.parse(self._call("GET", "/info", None))
 
     def ask(self, observation: Observation) -> np.ndarray:
-        content: dict[str, Any] = {camera: json_array(image) for camera, image in observation.images.items()}
-        content["full_image"] = content.pop("primary")
+        images = observation.images.items()
+        content: dict[str, Any] = {_ACT_NAMES.get(camera, camera): json_array(image) for camera, image in images}
         if observation.proprio is not None:
             content["state"] = json_array(np.asarray(observation.proprio, np.float64))
         reply = self._call("POST", "/act", json.dumps({**content, "instruction": observation.instruction}))

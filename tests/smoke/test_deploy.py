@@ -15,104 +15,25 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from policy_server import ROOT, Server, write_checkpoint
 
-from prismatic.models.base import write_tiny_base
-from prismatic.models.configuration import TinySizes
-from prismatic.policy.loading import load_base
-from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.policy import Policy
-from prismatic.policy.saving import save_policy
-from prismatic.policy.spec import HeadSpec, PolicySpec
-from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Observation
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = Path(__file__).parent / "clients"
-SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
-CAMERAS = {"LIBERO": ("primary", "wrist"), "ALOHA": ("primary", "left_wrist", "right_wrist")}
 PACKAGES = {
     "openpi": ["openpi-client==0.1.2", "typing-extensions"],
     "vla_eval": ["vla-eval==0.8.0"],
     "oft": ["json-numpy==2.1.1", "requests", "numpy"],
 }
-
-
-def write_checkpoint(folder: Path, platform_name: str) -> Path:
-    """A policy with random weights; its actions are within [-1, 1]."""
-    platform = ROBOT_PLATFORMS[platform_name]
-    write_tiny_base(folder / "base", SIZES, seed=0)
-    base = load_base(folder / "base", torch.float32)
-    torch.manual_seed(0)
-    image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
-    heads = HeadSpec(use_proprio=True)
-    spec = PolicySpec(platform=platform, cameras=CAMERAS[platform_name], image=image, unnorm_key="arm", heads=heads)
-
-    def bounds(dim: int) -> dict[str, list[float]]:
-        return {"min": [-1.0] * dim, "max": [1.0] * dim, "q01": [-1.0] * dim, "q99": [1.0] * dim}
-
-    statistics = {"arm": {"action": bounds(platform.action_dim), "proprio": bounds(platform.proprio_dim)}}
-    model = build_action_model(base.vla, base.vla.config, spec).eval()
-    target = folder / "checkpoint"
-    target.mkdir()
-    save_policy(PolicyParts(model, base.vla.config, base.processor, spec, statistics), target, step=1)
-    return target
-
-
-class Server:
-    """A running deploy.py."""
-
-    def __init__(self, checkpoint: Path, *flags: str) -> None:
-        command = [
-            sys.executable,
-            "vla-scripts/deploy.py",
-            "--pretrained_checkpoint",
-            str(checkpoint),
-            "--port",
-            "0",
-            "--device",
-            "cpu",
-            *flags,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
-                self.port = int(found[1])
-                break
-        else:
-            raise AssertionError("".join(self.lines))
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(self.process.stderr)
-
-    def request(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str, dict[str, str]]:
-        call = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers or {})
-        try:
-            with urllib.request.urlopen(call, timeout=30) as reply:
-                return reply.status, reply.read().decode(), dict(reply.headers)
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(), dict(error.headers)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
