@@ -1,0 +1,169 @@
+"""gym-aloha's bimanual tasks behind the Environment and Expert protocols. Letters: S image side.
+
+Action and proprio [14]: per arm (left, right) six absolute joint angles [rad] and the gripper, 0 closed to 1 open, at 25 Hz.
+Cameras: `primary` looks down on the table (ALOHA's cam_high), `left_wrist` and `right_wrist` ride on the grippers. The physics, the
+objects, their random starts and what counts as success are gym-aloha's; its own environment runs at 50 Hz and draws three large
+pictures at every step, which is why its tasks are driven directly here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.robot.interfaces import Environment, EpisodeSpec
+from experiments.robot.rendering import OffscreenRenderer, configure_rendering
+from prismatic.vla.constants import near_names
+from prismatic.vla.types import Observation
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from experiments.robot.aloha.expert import AlohaExpert
+
+VIDEO_SIZE = 256
+CONTROL_HZ = 25.0
+_CHECKS_PER_STEP = 2  # of success: at 50 Hz, as gym-aloha does
+_SOLVED = 4  # gym-aloha's highest reward
+
+# Slot -> camera of gym-aloha's scene. Its own wrist cameras show mostly the other arm's base, so they are moved.
+_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
+# The wrist cameras in the frame of gripper_link (x to the finger tips, z up) [m], their field of view [degrees] and nearest distance [m].
+_WRIST_POSITION, _WRIST_LOOKAT, _WRIST_FOV, _NEAREST = (0.05, 0.0, 0.13), (0.15, 0.0, 0.0), 75.0, 0.01
+
+
+@dataclass(frozen=True)
+class AlohaTask:
+    """One task of gym-aloha."""
+
+    name: str
+    instruction: str
+    max_steps: int  # 8 s, as gym-aloha's 400 steps at 50 Hz
+
+
+ALOHA_TASKS = {
+    task.name: task
+    for task in (
+        AlohaTask("transfer_cube", "pick up the cube with the right arm and transfer it to the left arm", 200),
+        AlohaTask("insertion", "insert the peg into the socket", 200),
+    )
+}
+
+
+def get_aloha_task(name: str) -> AlohaTask:
+    """The task called `name`.
+
+    Raises:
+        ValueError: no such task; the message lists near names.
+    """
+    task = ALOHA_TASKS.get(name)
+    if task is None:
+        raise ValueError(f"ALOHA task {name!r} is not simulated; {near_names(name, ALOHA_TASKS)}")
+    return task
+
+
+@dataclass(frozen=True)
+class AlohaSimulator:
+    """gym-aloha as a Simulator."""
+
+    image_size: int = 256  # S, pixels, rendered at this size
+    fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
+
+    def make_environment(self, task: str) -> AlohaEnvironment:
+        return AlohaEnvironment(get_aloha_task(task), self.image_size, self.fast_rendering)
+
+    def make_expert(self, environment: Environment) -> AlohaExpert:
+        from experiments.robot.aloha.expert import AlohaExpert
+
+        assert isinstance(environment, AlohaEnvironment)
+        return AlohaExpert(environment)
+
+    def instruction(self, task: str) -> str:
+        return get_aloha_task(task).instruction
+
+
+class AlohaEnvironment:
+    """One task; nothing is rendered before the first `observe` or `render`."""
+
+    control_hz = CONTROL_HZ
+
+    def __init__(self, task: AlohaTask, image_size: int, fast_rendering: bool) -> None:
+        configure_rendering()
+        try:
+            import mujoco
+            from dm_control import mujoco as dm_mujoco
+            from gym_aloha.constants import ASSETS_DIR
+            from gym_aloha.tasks import sim
+        except ModuleNotFoundError as error:
+            raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[aloha]'") from error
+        self.task, self.instruction, self.max_steps = task, task.instruction, task.max_steps
+        self.image_size, self.fast_rendering = image_size, fast_rendering
+        self.physics: Any = dm_mujoco.Physics.from_xml_path(str(ASSETS_DIR / f"bimanual_viperx_{task.name}.xml"))
+        self._mujoco, self._sim = mujoco, sim
+        self._rules: Any = {"transfer_cube": sim.TransferCubeTask, "insertion": sim.InsertionTask}[task.name]()
+        self._substeps = round(1 / CONTROL_HZ / self.physics.timestep() / _CHECKS_PER_STEP)
+        self._renderer: OffscreenRenderer | None = None
+        self._cameras = {slot: self._camera(name) for slot, name in _CAMERAS.items()}
+        self._option = mujoco.MjvOption()
+
+    def _camera(self, name: str) -> mujoco.MjvCamera:
+        mj, model = self._mujoco, self.physics.model.ptr
+        camera = mj.MjvCamera()
+        camera.type, camera.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
+        if name.endswith("wrist"):
+            _place_wrist_camera(mj, model, camera.fixedcamid)
+        return camera
+
+    def reset(self, episode: EpisodeSpec) -> None:
+        """Both arms at ALOHA's start, the objects where gym-aloha's own sampling puts them for this episode's seed."""
+        from gym_aloha.utils import sample_box_pose, sample_insertion_pose
+
+        seed = int(episode.rng().integers(2**31))
+        pose = sample_box_pose(seed) if self.task.name == "transfer_cube" else np.concatenate(sample_insertion_pose(seed))
+        self._sim.BOX_POSE[0] = pose
+        self._rules.initialize_episode(self.physics)
+
+    def proprio(self) -> np.ndarray:
+        return self._rules.get_qpos(self.physics).astype(np.float32)
+
+    def observe(self) -> Observation:
+        images = {slot: self._picture(slot, self.image_size) for slot in _CAMERAS if slot != "video"}
+        return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
+
+    def step(self, action: np.ndarray) -> bool:
+        self._rules.before_step(np.asarray(action, np.float64), self.physics)
+        for _ in range(_CHECKS_PER_STEP):
+            self.physics.step(self._substeps)
+            if self._rules.get_reward(self.physics) == _SOLVED:
+                return True
+        return False
+
+    def render(self, size: int = VIDEO_SIZE) -> np.ndarray:
+        return self._picture("video", size)
+
+    def _picture(self, slot: str, size: int) -> np.ndarray:
+        model = self.physics.model.ptr
+        if self._renderer is None:
+            model.vis.map.znear = _NEAREST / model.stat.extent
+            self._renderer = OffscreenRenderer(model, max(VIDEO_SIZE, self.image_size), self.fast_rendering)
+        return self._renderer.render(self.physics.data.ptr, self._cameras[slot], self._option, size)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _place_wrist_camera(mj: Any, model: mujoco.MjModel, camera: int) -> None:
+    """Puts a gripper's camera at _WRIST_POSITION, looking at _WRIST_LOOKAT."""
+    forward = np.subtract(_WRIST_LOOKAT, _WRIST_POSITION)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(right, forward), -forward], axis=1)  # [3, 3], columns: camera's x, y, z
+    mj.mju_mat2Quat(model.cam_quat[camera], axes.flatten())
+    model.cam_pos[camera] = _WRIST_POSITION
+    model.cam_fovy[camera] = _WRIST_FOV
+    model.cam_mode[camera] = mj.mjtCamLight.mjCAMLIGHT_FIXED

@@ -1,0 +1,57 @@
+"""Keys of a terminal as they are pressed, without waiting for Enter."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class Keyboard:
+    """Reads single keys while it is entered (`with Keyboard() as keyboard:`) and leaves the terminal as it was, whatever happens.
+
+    Ctrl-C still interrupts. Where the input is no terminal, no key is ever pressed.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdin if stream is None else stream
+        self._saved: list[Any] | None = None
+        self.is_terminal = self._stream.isatty()
+
+    def __enter__(self) -> Keyboard:
+        if self.is_terminal:
+            import termios
+            import tty
+
+            self._saved = termios.tcgetattr(self._stream)
+            tty.setcbreak(self._stream, termios.TCSANOW)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._saved is not None:
+            import termios
+
+            termios.tcsetattr(self._stream, termios.TCSANOW, self._saved)
+            self._saved = None
+
+    def pressed(self) -> str:
+        """The next key in lower case; "" when none was pressed."""
+        if self._saved is None or not select.select([self._stream], [], [], 0)[0]:
+            return ""
+        return os.read(self._stream.fileno(), 1).decode(errors="replace").lower()
+
+    def wait(self, keys: str) -> str:
+        """The first of `keys` that is pressed."""
+        while (key := self.pressed()) not in keys or not key:
+            select.select([self._stream], [], [], 0.1)
+        return key
+
+    def line(self, prompt: str) -> str:
+        """A line of text, typed as usual."""
+        self.__exit__(None, None, None)
+        try:
+            return input(prompt).strip()
+        finally:
+            self.__enter__()

@@ -1,0 +1,179 @@
+"""run_aloha_eval.py as a process, in gym-aloha's simulation, against deploy.py as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from policy_server import ROOT, Server, write_checkpoint
+
+from experiments.robot.aloha.robots import HIGH, LOW
+
+pytest.importorskip("uvicorn", reason="needs the extra [serve]")
+
+SCRIPT = "experiments/robot/aloha/run_aloha_eval.py"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(write_checkpoint(tmp_path_factory.mktemp("aloha"), "ALOHA"))
+    yield running
+    assert running.stop() == 0, "".join(running.lines)
+
+
+def command(url: str, folder: Path, *flags: str) -> list[str]:
+    return [sys.executable, SCRIPT, "--vla_server_url", url, "--local_log_dir", str(folder), "--image_size", "64", *flags]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
+def test_the_whole_script_in_simulation(server: Server, tmp_path: Path, task: str) -> None:
+    pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+    url = f"127.0.0.1:{server.port}" if task == "insertion" else f"http://127.0.0.1:{server.port}/act"
+    smooth = ["--prefetch_steps", "6", "--num_blend_steps", "3"] if task == "insertion" else []
+    flags = ["--robot", task, "--num_rollouts_planned", "2", "--max_steps", "30", "--run_id_note", "test", *smooth]
+    done = subprocess.run(command(url, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = run_folder(tmp_path)
+    assert folder.name.startswith("EVAL-openvla-")
+    assert folder.name.endswith("--test")
+    rows = read_lines(folder / "rollouts.jsonl")
+    assert [(row["ending"], row["num_steps"], row["success"]) for row in rows] == [("out of steps", 30, False)] * 2
+    assert 39 < rows[1]["timing"]["period_ms_p50"] < 60
+    assert rows[1]["timing"]["latency_ms_mean"] > 1
+    assert rows[0]["chunks"] >= 2
+    assert (rows[0]["dropped_actions"] > 0) == (task == "insertion")
+    assert rows[0]["beyond_rate_limits"], "random actions jump"
+    steps = read_lines(folder / "rollout_001.steps.jsonl")
+    actions = np.array([line["action"] for line in steps])
+    assert (actions >= LOW - 1e-4).all()
+    assert (actions <= HIGH + 1e-4).all()
+    joints = np.delete(actions, [6, 13], axis=1)
+    assert np.abs(np.diff(joints, axis=0)).max() <= 0.2 + 1e-4
+    assert [line["step"] for line in steps if line["mode"] == "act"] == list(range(1, 31))
+    assert (folder / "rollout_002_failure.mp4").stat().st_size > 1000
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["num_rollouts"], summary["num_successes"]) == (2, 0)
+    assert read_lines(folder / "rollout_002.steps.jsonl")[0]["position"][1] == pytest.approx(-0.96, abs=0.01)
+
+
+class Terminal:
+    """The script at a terminal of its own."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.process = subprocess.Popen(arguments, cwd=ROOT, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True)
+        self.text = ""
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def read(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if select.select([self.master], [], [], left)[0]:
+                self.text += os.read(self.master, 4096).decode()
+
+    def wait_for(self, condition: Any, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, self.text
+            assert self.process.poll() is None, self.text
+            self.read(0.1)
+
+    def finish(self) -> int:
+        while self.process.poll() is None:
+            self.read(0.1)
+        assert termios.tcgetattr(self.slave) == self.before, "the terminal was left in another state"
+        os.close(self.master)
+        os.close(self.slave)
+        return self.process.returncode
+
+
+@pytest.mark.sim
+def test_keys_pause_continue_mark_and_quit(server: Server, tmp_path: Path) -> None:
+    pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+    flags = ["--robot", "transfer_cube", "--max_steps", "100000", "--video_hz", "0"]
+    terminal = Terminal(command(f"127.0.0.1:{server.port}", tmp_path, *flags))
+
+    def steps(number: int) -> list[dict[str, Any]]:
+        found = sorted(tmp_path.glob(f"*/rollout_{number:03d}.steps.jsonl"))
+        whole = found[0].read_text().rpartition("\n")[0] if found else ""
+        return [json.loads(line) for line in whole.splitlines()]
+
+    terminal.wait_for(lambda: len(steps(1)) > 30)
+    terminal.press("p")
+    terminal.wait_for(lambda: steps(1)[-1]["reason"] == "paused")
+    held = len(steps(1))
+    terminal.wait_for(lambda: len(steps(1)) > held + 25)
+    assert {tuple(line["action"]) for line in steps(1)[held:]} == {tuple(steps(1)[-1]["action"])}
+    terminal.press("c")
+    terminal.wait_for(lambda: steps(1)[-1]["mode"] == "act")
+    terminal.press("s")
+    terminal.wait_for(lambda: len(steps(2)) > 30)
+    terminal.press("f")
+    terminal.wait_for(lambda: len(steps(3)) > 30)
+    assert termios.tcgetattr(terminal.slave) != terminal.before
+    terminal.press("q")
+    assert terminal.finish() == 0, terminal.text
+    rows = read_lines(run_folder(tmp_path) / "rollouts.jsonl")
+    assert [(row["ending"], row["success"]) for row in rows] == [("success", True), ("failure", False)]
+    assert "1 of 2 rollouts succeeded" in terminal.text
+
+
+@pytest.mark.sim
+def test_interrupting_leaves_a_summary_and_the_terminal_as_it_was(server: Server, tmp_path: Path) -> None:
+    pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+    terminal = Terminal(command(f"127.0.0.1:{server.port}", tmp_path, "--robot", "insertion", "--video_hz", "0"))
+    terminal.wait_for(lambda: any(tmp_path.glob("*/rollout_001.steps.jsonl")))
+    terminal.process.terminate()
+    assert terminal.finish() == 130, terminal.text
+    assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["num_rollouts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--robot", "hardware"], "--robot hardware needs a terminal"),
+        (["--robot", "insertion", "--connect_wait_s", "0.1"], "--vla_server_url http://127.0.0.1:9: no server within 0.1 s"),
+        (["--num_open_loop_steps", "0"], "num_open_loop_steps is 0"),
+    ],
+)
+def test_what_cannot_work_is_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
+    arguments = command("http://127.0.0.1:9", tmp_path, *flags)
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_robots_computer_needs_no_torch() -> None:
+    code = """
+import sys
+import experiments.robot.aloha.run_aloha_eval
+heavy = {"torch", "transformers", "tensorflow", "mujoco", "dm_control", "starlette"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

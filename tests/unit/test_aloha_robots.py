@@ -1,0 +1,174 @@
+"""ALOHA's control loop and robots without a simulator: time keeping, limits, checks of the policy, and the hardware's arithmetic."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.robot.aloha.control import Ticker
+from experiments.robot.aloha.hardware import AlohaHardware
+from experiments.robot.aloha.robots import HIGH, LOW, RelativeTargets
+from experiments.robot.aloha.run_aloha_eval import AlohaEvalConfig, check_policy, make_limits
+from prismatic.serving.client import PolicyInfo, RequestRefusedError
+from prismatic.vla.constants import ROBOT_PLATFORMS
+
+ALOHA = ROBOT_PLATFORMS["ALOHA"]
+INFO = PolicyInfo("ALOHA", ("primary", "left_wrist", "right_wrist"), 25, 14, ALOHA.action_names, (False,) * 14, 25.0, True, True)
+
+
+def config(**flags: Any) -> AlohaEvalConfig:
+    return AlohaEvalConfig(vla_server_url="127.0.0.1", robot="transfer_cube", **flags)
+
+
+def test_ticker_keeps_time_and_tells_of_late_ticks() -> None:
+    ticker = Ticker(control_hz=100)
+    for number in range(21):
+        ticker.begin()
+        if number == 10:
+            time.sleep(0.025)  # work that takes two and a half periods
+        ticker.wait()
+    found = ticker.statistics()
+    assert found["ticks"] == 21
+    assert 1 <= found["late_ticks"] <= 8  # one for sure; a busy machine may add some
+    assert found["period_ms_p50"] == pytest.approx(10, abs=1)
+    assert 25 <= found["period_ms_p100"] < 60
+    assert found["work_ms_p50"] < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({"action_dim": 7}, {}, "made for ALOHA .* needs 14 joint targets"),
+        ({"relative_actions": (True,) + (False,) * 13}, {}, "needs 14 joint targets"),
+        ({"cameras": ("primary", "wrist")}, {}, "wants the cameras primary, wrist"),
+        ({"center_crop": False}, {"center_crop": True}, "--center_crop True contradicts the checkpoint"),
+        ({"num_actions_chunk": 10}, {}, "--num_open_loop_steps is 25, but the policy predicts 10"),
+        ({"control_hz": 50.0}, {}, "trained on 50 Hz"),
+    ],
+)
+def test_a_policy_that_cannot_drive_aloha_is_refused(changes: dict[str, Any], flags: dict[str, Any], message: str) -> None:
+    check_policy(config(), INFO)
+    with pytest.raises(ValueError, match=message):
+        check_policy(config(**flags), replace(INFO, **changes))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"use_vla_server": False}, "start vla-scripts/deploy.py"),
+        ({"robot": "hardwear"}, "--robot is 'hardwear', expected hardware or a simulated task: transfer_cube, insertion"),
+        ({"num_rollouts_planned": 0}, "--num_rollouts_planned is 0"),
+        ({"prefetch_steps": 25}, "prefetch_steps is 25"),
+        ({"vla_server_url": ""}, "--vla_server_url is missing"),
+    ],
+)
+def test_bad_flags_are_named(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlohaEvalConfig(**{"vla_server_url": "127.0.0.1", "robot": "insertion", **flags})
+
+
+def test_a_server_that_does_not_describe_itself_is_told_apart() -> None:
+    with pytest.raises(RequestRefusedError, match="update the server"):
+        PolicyInfo.parse({"platform": "ALOHA"})
+
+
+def test_limits_are_the_arms_ranges_and_grippers_move_at_once() -> None:
+    limits = make_limits(config(max_joint_change=0.1))
+    start = np.zeros(14)
+    wild = limits.check(np.full(14, 9.0), start, np.zeros(14, bool))
+    assert wild.action is not None
+    np.testing.assert_allclose(wild.action, [0.1] * 6 + [1.2] + [0.1] * 6 + [1.2])
+    assert limits.high[2] == pytest.approx(1.6057)  # ViperX 300 S: the elbow
+
+
+class StubRobot:
+    instruction, max_steps = "", 10
+
+    def __init__(self) -> None:
+        self.commands: list[np.ndarray] = []
+
+    def reset(self, rollout: int) -> None: ...
+
+    def position(self) -> np.ndarray:
+        return np.full(14, 0.5)
+
+    def step(self, action: np.ndarray) -> bool:
+        self.commands.append(action.copy())
+        return False
+
+
+def test_relative_actions_add_up_within_the_arms_ranges() -> None:
+    stub = StubRobot()
+    robot = RelativeTargets(stub)  # type: ignore[arg-type]
+    robot.reset(0)
+    for _ in range(100):
+        robot.step(np.full(14, 0.1))
+    np.testing.assert_allclose(stub.commands[1], 0.7)
+    np.testing.assert_allclose(stub.commands[-1], HIGH)
+    assert (LOW < HIGH).all()
+
+
+def _message(**content: Any) -> SimpleNamespace:
+    return SimpleNamespace(**content)
+
+
+@pytest.fixture
+def ros(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stand-ins for the robot's packages, which exist only on its computer: topics publish one message as soon as somebody listens."""
+    seen = SimpleNamespace(joints={}, grippers={}, finger=0.058)
+    rows = np.zeros((4, 3 * 6 + 2), np.uint8)  # rows are padded by two bytes
+    rows[:, 0:18:3] = 200  # blue comes first
+    picture = _message(height=4, width=6, step=20, encoding="bgr8", data=rows.tobytes())
+
+    class Arm:
+        def __init__(self, model: str, group_name: str, gripper_name: str, robot_name: str, init_node: bool) -> None:
+            calls: list[Any] = []
+            self.dxl = _message(robot_set_operating_modes=lambda *_: None, robot_torque_enable=lambda *_: None)
+            self.arm = _message(set_joint_positions=lambda joints, blocking: seen.joints.__setitem__(robot_name, joints))
+            publisher = _message(publish=lambda message: seen.grippers.__setitem__(robot_name, message.cmd))
+            self.gripper = _message(core=_message(pub_single=publisher))
+            assert (model, group_name, gripper_name, calls) == ("vx300s", "arm", "gripper", [])
+
+    def subscribe(topic: str, kind: type, callback: Any, argument: str, **_: Any) -> None:
+        joints = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.4, seen.finger, -seen.finger]
+        callback(_message(position=joints) if "joint_states" in topic else picture, argument)
+
+    modules = {
+        "rospy": {"Subscriber": subscribe},
+        "interbotix_xs_modules": {},
+        "interbotix_xs_modules.arm": {"InterbotixManipulatorXS": Arm},
+        "interbotix_xs_msgs": {},
+        "interbotix_xs_msgs.msg": {"JointSingleCommand": SimpleNamespace},
+        "sensor_msgs": {},
+        "sensor_msgs.msg": {"Image": object, "JointState": object},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return seen
+
+
+def test_hardware_reads_joints_and_colours_and_commands_each_arm(ros: SimpleNamespace) -> None:
+    robot = AlohaHardware()
+    np.testing.assert_allclose(robot.position(), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0] * 2)  # the fingers are open
+    seen = robot.observe("fold")
+    assert set(seen.images) == {"primary", "left_wrist", "right_wrist"}
+    assert seen.images["primary"].shape == (4, 6, 3)
+    assert seen.images["primary"][0, 0].tolist() == [0, 0, 200]  # RGB
+    assert robot.picture().shape == (2, 3, 3)
+    assert 0 <= time.monotonic() - robot.sensed_at() < 1
+    robot.step(np.arange(14) / 10)
+    np.testing.assert_allclose(ros.joints["puppet_right"], np.arange(7, 13) / 10)
+    assert ros.grippers["puppet_left"] == pytest.approx(-0.6213 + 0.6 * (1.4910 + 0.6213))
+
+
+def test_hardware_without_ros_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match="needs ALOHA's ROS workspace"):
+        AlohaHardware()

@@ -1,0 +1,75 @@
+"""Single keys from a real terminal (a pty), which is always left as it was."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import termios
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import pytest
+
+from experiments.robot.keyboard import Keyboard
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, TextIO]]:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "r") as stream:
+        yield master, stream
+    os.close(master)
+
+
+def settings(stream: TextIO) -> list[Any]:
+    return termios.tcgetattr(stream)
+
+
+def test_keys_come_without_enter_and_the_terminal_is_restored(terminal: tuple[int, TextIO]) -> None:
+    master, stream = terminal
+    before = settings(stream)
+    with Keyboard(stream) as keyboard:
+        assert not settings(stream)[3] & (termios.ICANON | termios.ECHO)
+        assert settings(stream)[3] & termios.ISIG  # Ctrl-C still interrupts
+        assert keyboard.pressed() == ""
+        os.write(master, b"P s")
+        assert [keyboard.pressed() for _ in range(4)] == ["p", " ", "s", ""]
+        os.write(master, b"xyc")
+        assert keyboard.wait("cq") == "c"
+    assert settings(stream) == before
+    assert keyboard.pressed() == ""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_the_terminal_is_restored_after_errors(terminal: tuple[int, TextIO], error: type[BaseException]) -> None:
+    before = settings(terminal[1])
+
+    def interrupted() -> None:
+        with Keyboard(terminal[1]):
+            assert settings(terminal[1]) != before
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert settings(terminal[1]) == before
+
+
+def test_a_line_is_typed_as_usual(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings(terminal[1])
+    with Keyboard(terminal[1]) as keyboard:
+        raw = settings(terminal[1])
+
+        def typed(prompt: str) -> str:
+            assert settings(terminal[1]) == before
+            return "  fold the shirt "
+
+        monkeypatch.setattr("builtins.input", typed)
+        assert keyboard.line("instruction: ") == "fold the shirt"
+        assert settings(terminal[1]) == raw
+
+
+def test_without_a_terminal_no_key_is_pressed() -> None:
+    with Keyboard(io.StringIO("pppp")) as keyboard:
+        assert not keyboard.is_terminal
+        assert keyboard.pressed() == ""
