@@ -31,7 +31,15 @@ from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_da
 REPOSITORY = Path(__file__).parents[2]
 
 # Entries of ours, beside the published ones.
-OWN = {"metaworld_demo", "single_joint_task_sample", "single_eef_task_sample", "dual_joint_task_sample", "dual_eef_task_sample"}
+OWN = {
+    "metaworld_demo",
+    "aloha_sim_transfer_cube_scripted",
+    "aloha_sim_insertion_scripted",
+    "single_joint_task_sample",
+    "single_eef_task_sample",
+    "dual_joint_task_sample",
+    "dual_eef_task_sample",
+}
 
 
 @pytest.mark.parametrize("name", OXE_DATASET_CONFIGS)

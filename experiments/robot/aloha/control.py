@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,27 +49,28 @@ class RolloutOutcome:
 class Ticker:
     """Sleeps from one control step to the next and remembers how punctual they were."""
 
-    def __init__(self, control_hz: float) -> None:
+    def __init__(self, control_hz: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self.period = 1 / control_hz
-        self._planned = self._due = time.monotonic()  # a tick is late against the plan; the next plan starts from when it was due
+        self._clock, self._sleep = clock, sleep
+        self._planned = self._due = clock()  # a tick is late against the plan; the next plan starts from when it was due
         self._ticks: list[float] = []
         self._work: list[float] = []
         self._num_late = 0
 
     def begin(self) -> float:
         """The time of this tick."""
-        now = time.monotonic()
+        now = self._clock()
         self._num_late += now > self._planned + _LATE * self.period
         self._ticks.append(now)
         return now
 
     def wait(self) -> None:
         """Until the next tick; one that was missed is not made up for."""
-        now = time.monotonic()
+        now = self._clock()
         self._work.append(now - self._ticks[-1])
         self._planned = self._due + self.period
         self._due = max(self._planned, now)
-        time.sleep(max(0.0, self._due - now))
+        self._sleep(max(0.0, self._due - now))
 
     def statistics(self) -> dict[str, float]:
         """Milliseconds between ticks, milliseconds of work in a tick, and how many ticks were late."""

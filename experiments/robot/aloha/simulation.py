@@ -8,6 +8,7 @@ pictures at every step, which is why its tasks are driven directly here.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import mujoco
 
     from experiments.robot.aloha.expert import AlohaExpert
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SIZE = 256
 CONTROL_HZ = 25.0
@@ -94,6 +97,7 @@ class AlohaEnvironment:
         try:
             import mujoco
             from dm_control import mujoco as dm_mujoco
+            from dm_control.rl.control import PhysicsError
             from gym_aloha.constants import ASSETS_DIR
             from gym_aloha.tasks import sim
         except ModuleNotFoundError as error:
@@ -101,7 +105,8 @@ class AlohaEnvironment:
         self.task, self.instruction, self.max_steps = task, task.instruction, task.max_steps
         self.image_size, self.fast_rendering = image_size, fast_rendering
         self.physics: Any = dm_mujoco.Physics.from_xml_path(str(ASSETS_DIR / f"bimanual_viperx_{task.name}.xml"))
-        self._mujoco, self._sim = mujoco, sim
+        self._mujoco, self._sim, self._physics_error = mujoco, sim, PhysicsError
+        self._is_unstable = False  # until the next reset
         self._rules: Any = {"transfer_cube": sim.TransferCubeTask, "insertion": sim.InsertionTask}[task.name]()
         self._substeps = round(1 / CONTROL_HZ / self.physics.timestep() / _CHECKS_PER_STEP)
         self._renderer: OffscreenRenderer | None = None
@@ -123,6 +128,7 @@ class AlohaEnvironment:
         seed = int(episode.rng().integers(2**31))
         pose = sample_box_pose(seed) if self.task.name == "transfer_cube" else np.concatenate(sample_insertion_pose(seed))
         self._sim.BOX_POSE[0] = pose
+        self._is_unstable = False
         self._rules.initialize_episode(self.physics)
 
     def proprio(self) -> np.ndarray:
@@ -134,8 +140,15 @@ class AlohaEnvironment:
 
     def step(self, action: np.ndarray) -> bool:
         self._rules.before_step(np.asarray(action, np.float64), self.physics)
+        if self._is_unstable:
+            return False
         for _ in range(_CHECKS_PER_STEP):
-            self.physics.step(self._substeps)
+            try:
+                self.physics.step(self._substeps)
+            except self._physics_error as error:
+                logger.warning("%s: the episode has failed, since its physics became unstable: %s", self.task.name, error)
+                self._is_unstable = True
+                return False
             if self._rules.get_reward(self.physics) == _SOLVED:
                 return True
         return False

@@ -202,6 +202,9 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     "aloha1_fold_shirt_30_demos": _aloha(),
     "aloha1_scoop_X_into_bowl_45_demos": _aloha(),
     "aloha1_put_X_into_pot_300_demos": _aloha(),
+    # Scripted experts of gym-aloha, recorded by experiments/robot/aloha/record_demos.py at 25 Hz
+    "aloha_sim_transfer_cube_scripted": _aloha(),
+    "aloha_sim_insertion_scripted": _aloha(),
     # Scripted experts of MetaWorld, recorded by scripts/demo.py: state is x, y, z, gripper opening
     "metaworld_demo": DatasetEntry(state_encoding=StateEncoding.POS_EULER, robot_platform="METAWORLD"),
     # Templates to copy for your own robot.

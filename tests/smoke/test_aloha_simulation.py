@@ -1,0 +1,116 @@
+"""gym-aloha as a Simulator: scenes, cameras, scripted experts, recording. What renders runs in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.robot.aloha.robots import HIGH, LOW
+from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator, get_aloha_task
+from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.recording import RecordingOptions, record_demonstrations
+from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.conversion.recordings import read_recording
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+
+
+def play(num_envs: int) -> list[EpisodeResult]:
+    episodes = [PlannedEpisode(EpisodeSpec(task, index, seed=3), "expert") for task in ALOHA_TASKS for index in range(2)]
+    options = RolloutOptions(num_envs=num_envs, filmed_run="expert", num_pictures=2)
+    results = Rollout(AlohaSimulator(image_size=32), None, {}, options).run(episodes)
+    return sorted(results, key=lambda result: (result.task, result.index))
+
+
+@pytest.mark.sim
+def test_experts_solve_both_tasks_the_same_way_with_any_number_of_workers() -> None:
+    one, two = play(num_envs=1), play(num_envs=2)
+    assert [(result.task, result.num_steps) for result in one] == [(result.task, result.num_steps) for result in two]
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_array_equal(first.pictures, second.pictures)
+        assert first.success, first
+        assert first.num_steps < ALOHA_TASKS[first.task].max_steps
+    assert not np.array_equal(one[0].pictures[0], one[1].pictures[0])  # the objects start elsewhere
+
+
+@pytest.mark.sim
+def test_cameras_proprio_and_success_of_the_scene() -> None:
+    code = """
+import sys
+import numpy as np
+from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.interfaces import EpisodeSpec
+environment = AlohaSimulator(image_size=64).make_environment("transfer_cube")
+seen = []
+for index in (0, 1, 0):  # back to the first: an episode leaves nothing behind
+    environment.reset(EpisodeSpec("transfer_cube", index, 0))
+    start = environment.proprio().astype(float)
+    seen.append(environment.observe())
+    down = start + np.tile([0, 0.4, 0, 0, 0.7, 0, 0.9], 2)  # both grippers open and look at the table
+    solved = [environment.step(down) for _ in range(20)]
+    assert not any(solved)
+after = environment.observe()
+environment.close()
+first, other, again = seen
+assert set(first.images) == {"primary", "left_wrist", "right_wrist"}
+assert all(image.shape == (64, 64, 3) and image.std() > 5 for image in first.images.values())
+assert all(np.array_equal(first.images[name], again.images[name]) for name in first.images)
+red = lambda image: int(((image.astype(int) @ [1, -1, 0]) > 100).sum())
+assert 3 < red(first.images["primary"]) < 100 and not np.array_equal(first.images["primary"], other.images["primary"])
+assert red(after.images["right_wrist"]) > 10  # the right wrist camera sees the cube between the fingers
+np.testing.assert_allclose(first.proprio, np.tile([0, -0.96, 1.16, 0, -0.3, 0, 0.0998], 2), atol=1e-3)
+np.testing.assert_allclose(after.proprio[[1, 4]], down[[1, 4]], atol=0.02)  # targets are reached
+assert after.proprio[6] > 0.9
+assert not {"torch", "tensorflow", "gymnasium.envs.mujoco"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.sim
+def test_recorded_demonstrations_hold_what_training_needs(tmp_path: Path) -> None:
+    options = RecordingOptions(tmp_path, num_episodes=1, noise_scale=0.004, noise_dims=(0, 7), num_workers=1)
+    (path,) = record_demonstrations(AlohaSimulator(image_size=32), ["transfer_cube"], options)
+    recording = read_recording(path)
+    assert recording.attributes["success"]
+    assert recording.instruction == get_aloha_task("transfer_cube").instruction
+    assert recording.actions.shape == recording.proprio.shape == (recording.num_steps, 14)
+    assert (recording.actions >= LOW).all()
+    assert (recording.actions <= HIGH).all()
+    assert set(np.unique(recording.actions[:, 13])) == {0.0, 1.0}  # the right gripper opens and closes
+    assert set(recording.images) == {"primary", "left_wrist", "right_wrist"}
+    assert {images.shape for images in recording.images.values()} == {(recording.num_steps, 32, 32, 3)}
+    moved = recording.proprio[1:] - recording.actions[:-1]
+    assert np.abs(np.delete(moved, [6, 13], axis=1)).max() < 0.25  # the arms follow their targets
+
+
+@pytest.mark.sim
+def test_an_episode_whose_physics_explodes_has_failed_and_the_next_one_is_sound() -> None:
+    code = """
+import numpy as np
+from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.interfaces import EpisodeSpec
+environment = AlohaSimulator().make_environment("insertion")
+environment.reset(EpisodeSpec("insertion", 0, 0))
+before = environment.physics.data.qpos.copy()
+environment.physics.data.qvel[15] = 1e12
+assert not any(environment.step(np.zeros(14)) for _ in range(3))
+environment.reset(EpisodeSpec("insertion", 0, 0))
+assert np.array_equal(environment.physics.data.qpos, before)
+environment.step(np.zeros(14))
+assert environment.physics.time() > 0.03
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the episode has failed, since its physics became unstable" in done.stderr
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ValueError, match="did you mean transfer_cube"):
+        AlohaSimulator().make_environment("transfer_cubes")
