@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := rlds,metaworld,lerobot,quant,serve,dev
+EXTRAS := rlds,metaworld,aloha,lerobot,quant,serve,dev
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""A tiny checkpoint, and deploy.py as a process that serves it."""
+"""A tiny checkpoint, deploy.py as a process that serves it, and a proxy with faults before that."""
 
 from __future__ import annotations
 
@@ -92,3 +92,27 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30)
+
+
+class FaultyProxy:
+    """A running faulty_proxy.py before a server."""
+
+    def __init__(self, target: int) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "faulty_proxy.py"), str(target)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = int(self._line())
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def do(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        assert self._line() == "done\n"
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=10)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_server import ROOT, Server, write_checkpoint
+from policy_server import ROOT, FaultyProxy, Server, write_checkpoint
 
 from experiments.robot.aloha.robots import HIGH, LOW
 
@@ -140,6 +140,68 @@ def test_keys_pause_continue_mark_and_quit(server: Server, tmp_path: Path) -> No
     rows = read_lines(run_folder(tmp_path) / "rollouts.jsonl")
     assert [(row["ending"], row["success"]) for row in rows] == [("success", True), ("failure", False)]
     assert "1 of 2 rollouts succeeded" in terminal.text
+
+
+@pytest.mark.sim
+def test_a_server_that_disappears_ends_the_rollout(server: Server, tmp_path: Path) -> None:
+    pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+    proxy = FaultyProxy(server.port)
+    flags = ["--robot", "insertion", "--num_rollouts_planned", "1", "--stop_after_s", "0.6", "--video_hz", "0", "--max_steps", "100000"]
+    process = subprocess.Popen(command(f"127.0.0.1:{proxy.port}", tmp_path, *flags), cwd=ROOT, stdin=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not any(path.read_text().count('"act"') > 20 for path in tmp_path.glob("*/rollout_001.steps.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    proxy.do("refuse")
+    assert process.wait(timeout=60) == 0
+    proxy.stop()
+    (row,) = read_lines(run_folder(tmp_path) / "rollouts.jsonl")
+    assert row["ending"].startswith("stopped: waiting for the server for 0.")
+    assert row["success"] is False
+    assert row["failed_requests"] >= 2
+    last = read_lines(run_folder(tmp_path) / "rollout_001.steps.jsonl")[-10:]
+    assert {line["mode"] for line in last} == {"hold", "stop"}
+    assert len({tuple(line["action"]) for line in last}) == 1  # the position is held to the end
+
+
+@pytest.mark.sim
+def test_a_solved_task_ends_the_rollout_as_a_success(tmp_path: Path) -> None:
+    """The expert's actions stand in for those of a trained policy; everything else is the script's own."""
+    pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
+    code = f"""
+from pathlib import Path
+import numpy as np
+from experiments.robot.aloha.control import Rollout, RolloutPlan
+from experiments.robot.aloha.robots import SimulatedRobot
+from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.keyboard import Keyboard
+from prismatic.serving.actor import RemoteActor
+from prismatic.serving.execution import ChunkExecutor, ExecutionOptions
+
+simulator = AlohaSimulator(image_size=32)
+robot = SimulatedRobot(simulator, "transfer_cube", seed=1)
+
+class ExpertClient:
+    def infer(self, observation):
+        assert observation.instruction == "hand over the cube"
+        return np.array([expert.act() for _ in range(25)], np.float64)
+    def close(self):
+        pass
+
+robot.reset(0)
+expert = simulator.make_expert(robot._environment)
+actor = RemoteActor(ExpertClient(), ChunkExecutor(ExecutionOptions(25), [False] * 14))
+plan = RolloutPlan(0, "hand over the cube", 200, control_hz=100, video_hz=50, step_log=Path({str(tmp_path)!r}) / "steps.jsonl")
+outcome = Rollout(robot, actor, Keyboard(), plan).run()
+assert (outcome.success, outcome.ending) == (True, "solved"), outcome
+assert 100 < outcome.num_steps < 140, outcome.num_steps
+assert len(outcome.frames) in (outcome.timing["ticks"] // 2, outcome.timing["ticks"] // 2 + 1)
+assert outcome.frames_per_second == 50
+actor.close()
+robot.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.sim

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from policy_server import ROOT, Server, write_checkpoint
+from policy_server import ROOT, FaultyProxy, Server, write_checkpoint
 
 from prismatic.policy.policy import Policy
 from prismatic.serving.actor import RemoteActor
@@ -35,30 +35,6 @@ def server(checkpoint: Path) -> Iterator[Server]:
     running = Server(checkpoint, "--api_key", "secret")
     yield running
     assert running.stop() == 0, "".join(running.lines)
-
-
-class FaultyProxy:
-    """The proxy's process."""
-
-    def __init__(self, target: int) -> None:
-        command = [sys.executable, str(Path(__file__).parent / "faulty_proxy.py"), str(target)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.port = int(self._line())
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def do(self, command: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        assert self._line() == "done\n"
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=10)
 
 
 @pytest.fixture
