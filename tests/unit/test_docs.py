@@ -1,4 +1,4 @@
-"""README.md and README_EN.md say the same, with flags that exist."""
+"""README.md and README_EN.md say the same; every documented command has flags that exist."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "README_EN.md")
+COMMAND_PAGES = ("README_EN.md", "ALOHA.md")
 
 
 def _commands(page: str) -> list[str]:
@@ -33,7 +34,12 @@ def _module(path: str) -> ModuleType:
     return module
 
 
+ALOHA = "experiments/robot/aloha"
 CONFIGS = {
+    f"{ALOHA}/run_aloha_eval.py": lambda: _module(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
+    f"{ALOHA}/record_demos.py": lambda: _module(f"{ALOHA}/record_demos.py").RecordConfig,
+    f"{ALOHA}/preprocess_split_aloha_data.py": lambda: _module(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
+    "vla-scripts/deploy.py": lambda: _module("vla-scripts/deploy.py").DeployConfig,
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
     "scripts/convert/aloha_hdf5_to_rlds.py": lambda: _module("scripts/convert/aloha_hdf5_to_rlds.py").ConvertConfig,
     "scripts/inspect_dataset.py": lambda: _module("scripts/inspect_dataset.py").InspectConfig,
@@ -48,7 +54,7 @@ def test_both_languages_have_the_same_headings_and_commands() -> None:
     assert _commands(PAGES[0]) == _commands(PAGES[1]) != []
 
 
-@pytest.mark.parametrize("command", _commands("README_EN.md"))
+@pytest.mark.parametrize("command", [command for page in COMMAND_PAGES for command in _commands(page)])
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
@@ -60,7 +66,7 @@ def test_documented_commands_exist_with_their_flags(command: str) -> None:
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "ALOHA.md"])
 def test_links_and_pictures_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (ROOT / target).exists(), f"{page} links to {target}"
