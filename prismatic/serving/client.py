@@ -16,10 +16,10 @@ import json
 import logging
 import os
 import socket
-import struct
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -254,25 +254,26 @@ class _Websocket:
         except InvalidStatus as error:
             _raise_for_status(error.response.status_code, bytes(error.response.body or b""))
             raise
-        _limit_sending(self._connection.socket, self._options.reply_timeout_s)
-        return PolicyInfo.parse(read_msgpack(self._receive()))
+        with _deadline(self._connection.socket, self._options.reply_timeout_s):
+            return PolicyInfo.parse(read_msgpack(self._receive()))
 
     def ask(self, observation: Observation) -> np.ndarray:
         content: dict[str, Any] = {"images": dict(observation.images), "prompt": observation.instruction}
         if observation.proprio is not None:
             content["state"] = np.asarray(observation.proprio, np.float64)
-        self._connection.send(pack_openpi(content))
-        reply = read_msgpack(self._receive())
+        with _deadline(self._connection.socket, self._options.reply_timeout_s):
+            self._connection.send(pack_openpi(content))
+            reply = read_msgpack(self._receive())
         return as_array(reply.get("actions") if isinstance(reply, dict) else reply, "actions").astype(np.float64)
 
     def _receive(self) -> bytes:
         from websockets.exceptions import ConnectionClosed
 
-        frame = self._connection.recv(timeout=self._options.reply_timeout_s)
+        frame = self._connection.recv()
         if isinstance(frame, bytes):
             return frame
         try:  # a text is an error; the closing frame that follows says of which kind
-            self._connection.recv(timeout=self._options.reply_timeout_s)
+            self._connection.recv()
         except ConnectionClosed as closed:
             if closed.rcvd is not None and closed.rcvd.reason not in _PASSING_ERRORS:
                 raise RequestRefusedError(frame) from closed
@@ -297,7 +298,7 @@ class _Rest:
     def open(self) -> PolicyInfo:
         self.close()
         self._connection.connect()
-        self._connection.sock.settimeout(self._options.reply_timeout_s)
+        self._connection.sock.settimeout(None)  # _call sees to the time
         return PolicyInfo.parse(self._call("GET", "/info", None))
 
     def ask(self, observation: Observation) -> np.ndarray:
@@ -308,12 +309,16 @@ class _Rest:
         reply = self._call("POST", "/act", json.dumps({**content, "instruction": observation.instruction}))
         if not isinstance(reply, list) or not reply:
             raise ServerUnavailableError(f"/act answered {str(reply)[:200]}, expected a list of actions")
-        return np.stack([as_array(action, "action") for action in reply]).astype(np.float64)
+        actions = [as_array(action, "action") for action in reply]
+        if len({action.shape for action in actions}) != 1:
+            raise ServerUnavailableError("/act answered with actions of different shapes")
+        return np.stack(actions).astype(np.float64)
 
     def _call(self, method: str, path: str, body: str | None) -> Any:
-        self._connection.request(method, path, body, {"Content-Type": "application/json", **self._options.headers})
-        reply = self._connection.getresponse()
-        content = reply.read(_MAX_REPLY_BYTES)
+        with _deadline(self._connection.sock, self._options.reply_timeout_s):
+            self._connection.request(method, path, body, {"Content-Type": "application/json", **self._options.headers})
+            reply = self._connection.getresponse()
+            content = reply.read(_MAX_REPLY_BYTES)
         _raise_for_status(reply.status, content)
         return read_json(content)
 
@@ -330,6 +335,28 @@ def _raise_for_status(status: int, body: bytes) -> None:
     raise RequestRefusedError(message)
 
 
-def _limit_sending(connection: socket.socket, seconds: float) -> None:
-    """A peer that has stopped reading must not keep `send` waiting for ever: the kernel gives up after `seconds`."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+@contextmanager
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Cuts `connection` off after `seconds`: a peer that stops reading, or sends byte by byte, would outlive the time-out of any one call.
+
+    Raises:
+        TimeoutError: the block failed because of that.
+    """
+    is_over = threading.Event()
+
+    def cut() -> None:
+        is_over.set()
+        with suppress(OSError):  # closed already
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:  # what exactly breaks depends on what was going on
+        if is_over.is_set():
+            raise TimeoutError(f"no answer within {seconds:g} s") from error
+        raise
+    finally:
+        timer.cancel()

@@ -3,6 +3,7 @@
 pass        forward everything                     delay S     keep every piece of the server's answers for S seconds
 freeze      take bytes and forward none            drop        reset the open connections, accept new ones
 refuse      close the listening socket, too (pass opens it again)
+trickle     send the server's answers byte by byte, 50 a second
 target P    drop, and forward to another server from now on
 """
 
@@ -17,7 +18,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target, self.port = target, 0
-        self.delay_s, self.is_frozen = 0.0, False
+        self.delay_s, self.is_frozen, self.is_trickling = 0.0, False, False
         self.server: asyncio.Server | None = None
         self.writers: set[asyncio.StreamWriter] = set()
 
@@ -38,8 +39,10 @@ class Proxy:
                     await asyncio.sleep(0.01)
                 if delayed:
                     await asyncio.sleep(self.delay_s)
-                writer.write(data)
-                await writer.drain()
+                for piece in [data[at : at + 1] for at in range(len(data))] if self.is_trickling and delayed else [data]:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.02 if self.is_trickling else 0)
         except (ConnectionError, asyncio.CancelledError):
             pass  # dropped on command or by one of the ends, or the proxy ends
         writer.close()
@@ -50,7 +53,8 @@ class Proxy:
         self.writers.clear()
 
     async def obey(self, words: list[str]) -> None:
-        self.delay_s, self.is_frozen = float(words[1]) if words[0] == "delay" else 0.0, words[0] == "freeze"
+        self.delay_s = float(words[1]) if words[0] == "delay" else 0.0
+        self.is_frozen, self.is_trickling = words[0] == "freeze", words[0] == "trickle"
         if words[0] == "refuse" and self.server is not None:
             self.server.close()
             self.server = None

@@ -23,6 +23,7 @@ from prismatic.policy.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 
+API_KEY = "secret"
 ROOT = Path(__file__).parents[2]
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
 CAMERAS = {"LIBERO": ("primary", "wrist"), "ALOHA": ("primary", "left_wrist", "right_wrist")}

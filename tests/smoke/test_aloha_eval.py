@@ -10,26 +10,24 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from policy_server import ROOT, FaultyProxy, Server, write_checkpoint
+from policy_server import API_KEY, ROOT, FaultyProxy, Server
 
 from experiments.robot.aloha.robots import HIGH, LOW
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
+pytestmark = pytest.mark.usefixtures("api_key")
 SCRIPT = "experiments/robot/aloha/run_aloha_eval.py"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(write_checkpoint(tmp_path_factory.mktemp("aloha"), "ALOHA"))
-    yield running
-    assert running.stop() == 0, "".join(running.lines)
+@pytest.fixture
+def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISMATIC_API_KEY", API_KEY)
 
 
 def command(url: str, folder: Path, *flags: str) -> list[str]:
@@ -47,9 +45,9 @@ def run_folder(folder: Path) -> Path:
 
 @pytest.mark.sim
 @pytest.mark.parametrize("task", ["transfer_cube", "insertion"])
-def test_the_whole_script_in_simulation(server: Server, tmp_path: Path, task: str) -> None:
+def test_the_whole_script_in_simulation(aloha_server: Server, tmp_path: Path, task: str) -> None:
     pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
-    url = f"127.0.0.1:{server.port}" if task == "insertion" else f"http://127.0.0.1:{server.port}/act"
+    url = f"127.0.0.1:{aloha_server.port}" if task == "insertion" else f"http://127.0.0.1:{aloha_server.port}/act"
     smooth = ["--prefetch_steps", "6", "--num_blend_steps", "3"] if task == "insertion" else []
     flags = ["--robot", task, "--num_rollouts_planned", "2", "--max_steps", "30", "--run_id_note", "test", *smooth]
     done = subprocess.run(command(url, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -112,10 +110,10 @@ class Terminal:
 
 
 @pytest.mark.sim
-def test_keys_pause_continue_mark_and_quit(server: Server, tmp_path: Path) -> None:
+def test_keys_pause_continue_mark_and_quit(aloha_server: Server, tmp_path: Path) -> None:
     pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
     flags = ["--robot", "transfer_cube", "--max_steps", "100000", "--video_hz", "0"]
-    terminal = Terminal(command(f"127.0.0.1:{server.port}", tmp_path, *flags))
+    terminal = Terminal(command(f"127.0.0.1:{aloha_server.port}", tmp_path, *flags))
 
     def steps(number: int) -> list[dict[str, Any]]:
         found = sorted(tmp_path.glob(f"*/rollout_{number:03d}.steps.jsonl"))
@@ -143,9 +141,9 @@ def test_keys_pause_continue_mark_and_quit(server: Server, tmp_path: Path) -> No
 
 
 @pytest.mark.sim
-def test_a_server_that_disappears_ends_the_rollout(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_disappears_ends_the_rollout(aloha_server: Server, tmp_path: Path) -> None:
     pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
-    proxy = FaultyProxy(server.port)
+    proxy = FaultyProxy(aloha_server.port)
     flags = ["--robot", "insertion", "--num_rollouts_planned", "1", "--stop_after_s", "0.6", "--video_hz", "0", "--max_steps", "100000"]
     process = subprocess.Popen(command(f"127.0.0.1:{proxy.port}", tmp_path, *flags), cwd=ROOT, stdin=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -171,7 +169,7 @@ def test_a_solved_task_ends_the_rollout_as_a_success(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 import numpy as np
-from experiments.robot.aloha.control import Rollout, RolloutPlan
+from experiments.robot.aloha.control import RealTimeRollout, RolloutPlan
 from experiments.robot.aloha.robots import SimulatedRobot
 from experiments.robot.aloha.simulation import AlohaSimulator
 from experiments.robot.keyboard import Keyboard
@@ -192,7 +190,7 @@ robot.reset(0)
 expert = simulator.make_expert(robot._environment)
 actor = RemoteActor(ExpertClient(), ChunkExecutor(ExecutionOptions(25), [False] * 14))
 plan = RolloutPlan(0, "hand over the cube", 200, control_hz=100, video_hz=50, step_log=Path({str(tmp_path)!r}) / "steps.jsonl")
-outcome = Rollout(robot, actor, Keyboard(), plan).run()
+outcome = RealTimeRollout(robot, actor, Keyboard(), plan).run()
 assert (outcome.success, outcome.ending) == (True, "solved"), outcome
 assert 100 < outcome.num_steps < 140, outcome.num_steps
 assert len(outcome.frames) in (outcome.timing["ticks"] // 2, outcome.timing["ticks"] // 2 + 1)
@@ -205,9 +203,9 @@ robot.close()
 
 
 @pytest.mark.sim
-def test_interrupting_leaves_a_summary_and_the_terminal_as_it_was(server: Server, tmp_path: Path) -> None:
+def test_interrupting_leaves_a_summary_and_the_terminal_as_it_was(aloha_server: Server, tmp_path: Path) -> None:
     pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
-    terminal = Terminal(command(f"127.0.0.1:{server.port}", tmp_path, "--robot", "insertion", "--video_hz", "0"))
+    terminal = Terminal(command(f"127.0.0.1:{aloha_server.port}", tmp_path, "--robot", "insertion", "--video_hz", "0"))
     terminal.wait_for(lambda: any(tmp_path.glob("*/rollout_001.steps.jsonl")))
     terminal.process.terminate()
     assert terminal.finish() == 130, terminal.text

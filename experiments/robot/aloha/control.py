@@ -83,7 +83,7 @@ class Ticker:
         return found
 
 
-class Rollout:
+class RealTimeRollout:
     """Plays one rollout."""
 
     def __init__(self, robot: Robot, actor: RemoteActor, keyboard: Keyboard, plan: RolloutPlan) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.aloha.control import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, Rollout, RolloutOutcome, RolloutPlan
+from experiments.robot.aloha.control import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from experiments.robot.aloha.robots import ACTION_DIM, HIGH, LOW, RelativeTargets, Robot, SimulatedRobot
 from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator
 from experiments.robot.keyboard import Keyboard
@@ -185,7 +185,7 @@ class Evaluation:
             video_hz=config.video_hz,
             step_log=self.folder / f"rollout_{number + 1:03d}.steps.jsonl",
         )
-        outcome = Rollout(self._robot, self._actor, self._keyboard, plan).run()
+        outcome = RealTimeRollout(self._robot, self._actor, self._keyboard, plan).run()
         if outcome.success is None:
             outcome.success = self._ask_success() if config.robot == HARDWARE else False
         return outcome
