@@ -10,6 +10,7 @@ target P    drop, and forward to another server from now on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 
 
@@ -30,7 +31,8 @@ class Proxy:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
         self.writers |= {writer, up_writer}
-        await asyncio.gather(self.forward(reader, up_writer, delayed=False), self.forward(up_reader, writer, delayed=True))
+        with contextlib.suppress(asyncio.CancelledError):  # the proxy ends
+            await asyncio.gather(self.forward(reader, up_writer, delayed=False), self.forward(up_reader, writer, delayed=True))
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delayed: bool) -> None:
         try:
@@ -43,8 +45,8 @@ class Proxy:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0.02 if self.is_trickling else 0)
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # dropped on command or by one of the ends, or the proxy ends
+        except ConnectionError:
+            pass  # dropped on command or by one of the ends
         writer.close()
 
     def drop(self) -> None:
