@@ -77,6 +77,7 @@ def test_a_policy_that_cannot_drive_aloha_is_refused(changes: dict[str, Any], fl
         ({"use_vla_server": False}, "start vla-scripts/deploy.py"),
         ({"robot": "hardwear"}, "--robot is 'hardwear', expected hardware or a simulated task: transfer_cube, insertion"),
         ({"num_rollouts_planned": 0}, "--num_rollouts_planned is 0"),
+        ({"control_hz": 50}, "the simulation executes 25 actions per second"),
         ({"prefetch_steps": 25}, "prefetch_steps is 25"),
         ({"vla_server_url": ""}, "--vla_server_url is missing"),
     ],

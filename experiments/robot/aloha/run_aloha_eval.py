@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.robot.aloha.control import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from experiments.robot.aloha.robots import ACTION_DIM, HIGH, LOW, RelativeTargets, Robot, SimulatedRobot
-from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator
+from experiments.robot.aloha.simulation import ALOHA_TASKS, CONTROL_HZ, AlohaSimulator
 from experiments.robot.keyboard import Keyboard
 from experiments.robot.report import wilson_interval
 from experiments.robot.video import write_mp4
@@ -82,6 +82,8 @@ class AlohaEvalConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}, must be more than 0")
+        if self.robot != HARDWARE and self.control_hz != CONTROL_HZ:
+            raise ValueError(f"--control_hz is {self.control_hz:g}; the simulation executes {CONTROL_HZ:g} actions per second")
         if self.video_hz < 0:
             raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
         self.execution  # noqa: B018  (checks the flags that make it up)
