@@ -1,6 +1,6 @@
 """Compiled inner loops of `prismatic.vla.images` for the CPU: lanczos3 resize, random crop, colour.
 
-Letters: H x W an image's own size, S the side of the result, K taps of the resize kernel, R rows that are resized together.
+Letters: H x W an image's own size, S the side of the result, K taps of the resize kernel.
 
 numba compiles the functions when this module is first imported (some seconds) and keeps the machine code in its cache, so that later
 processes load it at once. All numbers are float32, as in TensorFlow. Loops run over slices, so that indices need no checks, and are laid
@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, types
 
 F = np.float32
-_ROWS = 28  # R: 28 rows of 256 pixels fit the second-level cache
+_BLOCK = 256  # values of a row that are taken together: the inputs of eight rows of a result fit the first-level cache or nearly
 
 # Sums may be reordered and products fused with sums, which vector instructions need; NaN does not occur.
 _OPTIONS: dict[str, Any] = {
@@ -41,23 +41,68 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
+@njit(forceinline=True, **_OPTIONS)
+def _weighted_sum(total: np.ndarray, length: int, values: np.ndarray, stride: int, weights: np.ndarray) -> None:
+    """total[i] = sum over k of weights[k] * values[k * stride + i] for i < length; eight taps in the first pass, four in each other.
+
+    Inlined, so that a constant length and stride leave no loop behind.
+    """
+    done = 0
+    if len(weights) >= 8:
+        w0, w1, w2, w3, w4, w5, w6, w7 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5], weights[6], weights[7]
+        for i in range(length):
+            low = (w0 * values[i] + w1 * values[stride + i]) + (w2 * values[2 * stride + i] + w3 * values[3 * stride + i])
+            high = (w4 * values[4 * stride + i] + w5 * values[5 * stride + i]) + (w6 * values[6 * stride + i] + w7 * values[7 * stride + i])
+            total[i] = low + high
+        done = 8
+    else:
+        for i in range(length):
+            total[i] = F(0)
+    while done + 4 <= len(weights):
+        w0, w1, w2, w3 = weights[done], weights[done + 1], weights[done + 2], weights[done + 3]
+        four = values[done * stride : (done + 4) * stride]
+        for i in range(length):
+            total[i] += (w0 * four[i] + w1 * four[stride + i]) + (w2 * four[2 * stride + i] + w3 * four[3 * stride + i])
+        done += 4
+    for k in range(done, len(weights)):
+        weight, one = weights[k], values[k * stride :]
+        for i in range(length):
+            total[i] += weight * one[i]
+
+
 @njit(**_OPTIONS)
-def _weighted_sum(total: np.ndarray, values: np.ndarray, start: int, stride: int, weights: np.ndarray) -> None:
-    """total[i] = sum over k of weights[k] * values[start + k * stride + i]; four taps per pass over `total`."""
-    length, fours = len(total), len(weights) // 4 * 4
-    total[:] = F(0)
-    for k in range(0, fours, 4):
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        first = start + k * stride
-        v0, v1 = values[first : first + length], values[first + stride : first + stride + length]
-        v2, v3 = values[first + 2 * stride : first + 2 * stride + length], values[first + 3 * stride : first + 3 * stride + length]
-        for i in range(length):
-            total[i] += (w0 * F(v0[i]) + w1 * F(v1[i])) + (w2 * F(v2[i]) + w3 * F(v3[i]))
-    for k in range(fours, len(weights)):
-        weight = weights[k]
-        tail = values[start + k * stride : start + k * stride + length]
-        for i in range(length):
-            total[i] += weight * F(tail[i])
+def _bundle(rows: np.ndarray, length: int, bundle: np.ndarray) -> None:
+    """bundle[8 i + r] = rows[r, i]: eight rows side by side, so that what is done to one column is done to eight neighbours in memory."""
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    for i in range(length):  # written out: eight stores side by side become shuffles, a loop over them does not
+        bundle[8 * i], bundle[8 * i + 1], bundle[8 * i + 2], bundle[8 * i + 3] = r0[i], r1[i], r2[i], r3[i]
+        bundle[8 * i + 4], bundle[8 * i + 5], bundle[8 * i + 6], bundle[8 * i + 7] = r4[i], r5[i], r6[i], r7[i]
+
+
+@njit(**_OPTIONS)
+def _unbundle(bundle: np.ndarray, length: int, rows: np.ndarray) -> None:
+    """rows[r, i] = bundle[8 i + r], the inverse of `_bundle`."""
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    for i in range(length):
+        r0[i], r1[i], r2[i], r3[i] = bundle[8 * i], bundle[8 * i + 1], bundle[8 * i + 2], bundle[8 * i + 3]
+        r4[i], r5[i], r6[i], r7[i] = bundle[8 * i + 4], bundle[8 * i + 5], bundle[8 * i + 6], bundle[8 * i + 7]
+
+
+@njit(**_OPTIONS)
+def _resize_rows(image: np.ndarray, first_rows: np.ndarray, row_weights: np.ndarray, bundle: np.ndarray) -> None:
+    """Writes bundle [8 W * 3]: up to eight rows of the result, `first_rows` of them, out of image [H, W * 3]; columns as they were."""
+    top, num_rows = first_rows[0], first_rows[-1] + row_weights.shape[1] - first_rows[0]
+    block = np.empty(num_rows * _BLOCK, F)
+    lines = np.empty((8, _BLOCK), F)
+    for left in range(0, image.shape[1], _BLOCK):
+        length = min(_BLOCK, image.shape[1] - left)
+        for row in range(num_rows):  # every input becomes a float once, whatever the number of results that it adds to
+            inputs, floats = image[top + row, left : left + length], block[row * _BLOCK : row * _BLOCK + length]
+            for i in range(length):
+                floats[i] = F(inputs[i])
+        for row in range(len(first_rows)):
+            _weighted_sum(lines[row], length, block[(first_rows[row] - top) * _BLOCK :], _BLOCK, row_weights[row])
+        _bundle(lines, length, bundle[8 * left :])
 
 
 @_compiled(types.uint8[:, :, ::1](_IMAGE, _INDICES, _MATRIX, _INDICES, _MATRIX))
@@ -69,29 +114,18 @@ def resize(
     Row y of the result is the sum of K rows of the image from first_rows[y] on with row_weights[y]; columns likewise.
     """
     size, values = len(first_rows), image.shape[1] * 3
-    flat = image.reshape(-1)
-    resized = np.empty((size, size * 3), np.uint8)
-    line = np.empty(values, F)
-    lines = np.empty((values, _ROWS), F)  # R rows, resized vertically, on their side
-    lines_flat = lines.reshape(-1)
-    pixel = np.empty(3 * _ROWS, F)
-    pixels = np.empty((size * 3, _ROWS), np.uint8)
-    pixels_flat = pixels.reshape(-1)
-    for top in range(0, size, _ROWS):
-        rows = min(_ROWS, size - top)
-        for row in range(rows):
-            _weighted_sum(line, flat, first_rows[top + row] * values, values, row_weights[top + row])
-            for i in range(values):
-                lines[i, row] = line[i]
-        for column in range(size):
-            _weighted_sum(pixel, lines_flat, first_columns[column] * 3 * _ROWS, 3 * _ROWS, column_weights[column])
-            rounded = pixels_flat[column * 3 * _ROWS : (column + 1) * 3 * _ROWS]
-            for i in range(3 * _ROWS):
-                rounded[i] = np.uint8(np.int32(min(max(pixel[i], F(0)), F(255)) + F(0.5)))
-        for row in range(rows):
-            for i in range(size * 3):
-                resized[top + row, i] = pixels[i, row]
-    return resized.reshape(size, size, 3)
+    rows_of_image = image.reshape(-1, values)
+    resized = np.empty((-(-size // 8) * 8, size * 3), np.uint8)
+    bundle = np.empty(8 * values, F)
+    sums, levels = np.empty(24 * size, F), np.empty(24 * size, np.uint8)
+    for top in range(0, size, 8):
+        _resize_rows(rows_of_image, first_rows[top : top + 8], row_weights[top : top + 8], bundle)
+        for column in range(size):  # three channels of eight rows are 24 numbers
+            _weighted_sum(sums[24 * column :], 24, bundle[24 * first_columns[column] :], 24, column_weights[column])
+        for i in range(24 * size):
+            levels[i] = np.uint8(np.int32(min(max(sums[i], F(0)), F(255)) + F(0.5)))
+        _unbundle(levels, 3 * size, resized[top : top + 8])
+    return resized[:size].reshape(size, size, 3)
 
 
 @_compiled(_NUMBERS(_IMAGE, _NUMBERS, _NUMBERS, types.float32, _PLANES))
