@@ -27,6 +27,7 @@ from prismatic.training.distributed import Ranks
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.frame_filling import fill_sequential_caches
 from prismatic.vla.datasets.inspection.checks import quick_checks
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.sampler import MixtureSampler
@@ -102,8 +103,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         val_fraction=config.val_fraction if config.use_val_set else None,
         default_instruction=config.default_instruction,
         device_augmentation=config.device_augmentation,
+        frame_cache_dir=config.frame_cache_dir,
     )
     data = load_training_data(specs, options)
+    fill_sequential_caches(data, config.num_workers, ranks.rank, ranks.world_size)
     if ranks.is_main:
         for warning in quick_checks(data, specs):
             logger.warning(warning)

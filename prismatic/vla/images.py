@@ -202,7 +202,7 @@ def augment_cpu(images: np.ndarray, draw: AugmentationDraw) -> np.ndarray:
     from prismatic.vla import image_kernels
 
     size = images.shape[1]
-    steps = np.linspace(0, CROP_AREA_FRACTION**0.5, size, dtype=np.float32)
+    steps = _crop_steps(size)
     rows, columns = ((offset + steps) * np.float32(size - 1) for offset in (draw.crop_y[0], draw.crop_x[0]))
     planes = np.empty((3, size, size), np.float32)
     augmented = np.empty_like(images)
@@ -210,6 +210,11 @@ def augment_cpu(images: np.ndarray, draw: AugmentationDraw) -> np.ndarray:
         means = image_kernels.crop_and_brighten(image, rows, columns, draw.brightness[0], planes)
         image_kernels.adjust_colour(planes, means, draw.contrast[0], draw.saturation[0], draw.hue[0], out)
     return augmented
+
+
+@lru_cache(maxsize=4)
+def _crop_steps(size: int) -> np.ndarray:
+    return np.linspace(0, CROP_AREA_FRACTION**0.5, size, dtype=np.float32)
 
 
 def augment_batch(images: torch.Tensor, draw: AugmentationDraw) -> torch.Tensor:

@@ -60,7 +60,8 @@ def normalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:
     """
     _check_dim(values, bounds)
     low, high = bounds.low.astype(values.dtype), bounds.high.astype(values.dtype)
-    scaled = np.clip(2 * (values - low) / (high - low + values.dtype.type(_EPSILON)) - 1, -1, 1)
+    scaled = 2 * (values - low) / (high - low + values.dtype.type(_EPSILON)) - 1
+    scaled = np.minimum(np.maximum(scaled, -1), 1)  # np.clip takes three times as long for a chunk, and every sample has one
     return np.where(bounds.constant, values.dtype.type(0), np.where(bounds.mask, scaled, values))
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from rlds_writer import Episode, make_episode, write_dataset
-from torch.utils.data import DataLoader
 
-from prismatic.vla.datasets.dataset import DatasetOptions, FrameCache, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
 from prismatic.vla.datasets.rlds.oxe import configs, mixtures
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
@@ -118,34 +117,12 @@ def test_augmentation_follows_from_seed_pass_and_sample_alone(tmp_path: Path) ->
     np.testing.assert_array_equal(first[SampleKey(0, 0)].actions, first[SampleKey(0, 1)].actions)
 
 
-def test_the_frame_cache_changes_nothing_and_is_shared_by_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    specs = _specs(tmp_path, [make_episode(10)])
-    plain = load_training_data(specs, dataclasses.replace(OPTIONS, frame_cache_bytes=0)).train
-    cached = load_training_data(specs, OPTIONS).train
-    assert plain.cache is None
-    assert cached.cache is not None
-    loaded = [sample for batch in DataLoader(cached, batch_size=2, num_workers=2, collate_fn=list) for sample in batch]
-    monkeypatch.setattr("prismatic.vla.datasets.frames.decode_image", lambda encoded: pytest.fail("decoded again"))
-    for sample in loaded:
-        np.testing.assert_array_equal(cached[sample.sample_id].images, sample.images)
-    monkeypatch.undo()
-    for sample in loaded:
-        np.testing.assert_array_equal(plain[sample.sample_id].images, sample.images)
-
-
 def test_a_cached_frame_cannot_be_spoiled_by_its_reader(tmp_path: Path) -> None:
     data = _load(tmp_path, [make_episode(2)]).train
     data[0].images[:] = 0
     assert data[0].images.max() > 0
     data[0].images[:] = 0
     assert data[0].images.max() > 0
-
-
-def test_a_set_too_large_for_the_cache_is_not_cached(tmp_path: Path) -> None:
-    needed = FrameCache.num_bytes(10, (2, 24, 24, 3))
-    specs = _specs(tmp_path, [make_episode(10)])
-    assert load_training_data(specs, dataclasses.replace(OPTIONS, frame_cache_bytes=needed - 1)).train.cache is None
-    assert load_training_data(specs, dataclasses.replace(OPTIONS, frame_cache_bytes=needed)).train.cache is not None
 
 
 def test_a_data_set_can_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
@@ -280,7 +257,7 @@ def test_an_empty_train_split_is_named(tmp_path: Path) -> None:
 
 def test_the_device_gets_recorded_frames_and_draws_that_give_the_same_pixels(tmp_path: Path) -> None:
     specs = _specs(tmp_path, [make_episode(6, size=40)])
-    options = dataclasses.replace(OPTIONS, augment=True)
+    options = dataclasses.replace(OPTIONS, augment=True, frame_cache_bytes=0)
     on_cpu = load_training_data(specs, options).train
     on_device = load_training_data(specs, dataclasses.replace(options, device_augmentation=True)).train
     for key in (SampleKey(2, 0), SampleKey(5, 3)):
@@ -295,7 +272,7 @@ def test_the_device_gets_recorded_frames_and_draws_that_give_the_same_pixels(tmp
 
 def test_cameras_of_different_sizes_are_resized_by_the_worker(tmp_path: Path) -> None:
     episode = {**make_episode(3, size=40), "observation/wrist_image": make_episode(3, size=32)["observation/wrist_image"]}
-    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, augment=True, device_augmentation=True)).train
+    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, augment=True, device_augmentation=True, frame_cache_bytes=0)).train
     assert data[0].images.shape == (2, 24, 24, 3)
     assert data[0].draw is not None  # the device still augments
 
@@ -303,6 +280,6 @@ def test_cameras_of_different_sizes_are_resized_by_the_worker(tmp_path: Path) ->
 def test_frames_that_change_size_within_a_set_are_named(tmp_path: Path) -> None:
     episode = make_episode(3, size=40)
     episode["observation/image"][2] = make_episode(1, size=32)["observation/image"][0]
-    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, device_augmentation=True)).train
+    data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, device_augmentation=True, frame_cache_bytes=0)).train
     with pytest.raises(ValueError, match="sample 2: camera 'primary' recorded 32 x 32"):
         data[2]

@@ -56,7 +56,7 @@ def test_the_second_time_nothing_is_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_large_index_is_mapped_not_loaded(tmp_path: Path) -> None:
     index = _load(_write(tmp_path, make_episode(600, size=1)))
-    assert isinstance(index.actions, np.memmap)
+    assert isinstance(index.actions.base, np.memmap)
     assert not index.actions.flags.writeable
 
 

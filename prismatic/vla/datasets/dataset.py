@@ -13,7 +13,6 @@ are 0, no motion. The published system leaves out the last H - 1 steps instead (
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +22,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
-from prismatic.vla.images import augment_cpu, draw_augmentation, resize_lanczos3
+from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
 from prismatic.vla.types import Sample
 
@@ -53,9 +53,10 @@ class DatasetOptions:
     tail: str = "repeat"  # one of TAILS
     equal_crop_offsets: bool = False  # as published: the random crop's x and y offsets are equal
     statistics_over_all_splits: bool = False  # as published, episodes without instruction included
-    device_augmentation: bool = False  # leave resize and augmentation to `images.prepare_on_device`; workers only decode
+    device_augmentation: bool = False  # leave augmentation, and resize where no frame cache keeps its result, to `images.prepare_on_device`
     default_instruction: str | None = None  # for episodes that have none; None: such episodes are left out
-    frame_cache_bytes: int = 2**28  # keep decoded frames in shared memory if all of them fit (small sets); 0: never
+    frame_cache_dir: Path | None = None  # keep every frame there once it is decoded and resized
+    frame_cache_bytes: int = 2**28  # without that folder: keep them in shared memory if all fit (small sets); 0: never
     cache_dir: Path | None = None  # for the index; None: with the data, or the user's cache folder
 
     def __post_init__(self) -> None:
@@ -65,42 +66,18 @@ class DatasetOptions:
             raise ValueError("--default_instruction is empty; give the text of the task, or leave the flag out")
 
 
-class FrameCache:
-    """Decoded frames of all samples in anonymous shared memory, filled by whichever worker process decodes them first."""
-
-    def __init__(self, num_samples: int, frame_shape: tuple[int, ...]) -> None:
-        self._memory = mmap.mmap(-1, self.num_bytes(num_samples, frame_shape))
-        self._is_filled = np.frombuffer(self._memory, np.uint8, num_samples)
-        self._frames = np.frombuffer(self._memory, np.uint8, offset=num_samples).reshape(num_samples, *frame_shape)
-
-    @staticmethod
-    def num_bytes(num_samples: int, frame_shape: tuple[int, ...]) -> int:
-        """Size of a cache for that many samples."""
-        return num_samples * (1 + int(np.prod(frame_shape)))
-
-    def get(self, sample: int) -> np.ndarray | None:
-        """A copy of the frames of `sample`, or None."""
-        return self._frames[sample].copy() if self._is_filled[sample] else None
-
-    def put(self, sample: int, frames: np.ndarray) -> None:
-        """Two processes may put the same sample: they write the same bytes."""
-        self._frames[sample] = frames
-        self._is_filled[sample] = 1
-
-
 class RobotDataset:
     """The samples of one data set: those of `episodes`, in their order."""
 
     def __init__(
-        self, spec: DatasetSpec, index: EpisodeIndex, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+        self, spec: DatasetSpec, frames: CachedFrames, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
     ) -> None:
-        self.spec, self.index, self.options = spec, index, options
+        index = frames.index
+        self.spec, self.index, self.stored, self.options = spec, index, frames, options
         self.chunk = spec.platform.num_actions_chunk
         self.action_bounds = Bounds.from_statistics(statistics["action"], spec.platform.normalization)
         self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
         self.relative = ~absolute_action_mask(spec.entry.action_encoding, index.actions.shape[1])  # bool [A]
-        self.columns = [index.cameras.index(camera) for camera in options.cameras]
-        self.reader = index.reader
         lengths = index.lengths[episodes]
         samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
@@ -118,12 +95,11 @@ class RobotDataset:
 
     def recorded_frames(self, sample: int) -> list[np.ndarray]:
         """uint8 [height, width, 3] of each camera: decoded."""
-        step, _ = self.locate(sample)
-        return [self.reader.read(self.index.images[step, column]) for column in self.columns]
+        return self.stored.recorded(self.locate(sample)[0])
 
     def frames(self, sample: int) -> np.ndarray:
         """uint8 [N, S, S, 3]: decoded and resized."""
-        return np.stack([resize_lanczos3(frame, self.options.image_size) for frame in self.recorded_frames(sample)])
+        return self.stored.read(self.locate(sample)[0])
 
     def actions(self, sample: int) -> np.ndarray:
         """float32 [H, A], normalised: the action of the sample's step and of the H - 1 that follow."""
@@ -158,11 +134,8 @@ class VLADataset(Dataset[Sample]):
     def __init__(self, parts: Sequence[RobotDataset], options: DatasetOptions, augment: bool) -> None:
         self.parts, self.options, self.augment = list(parts), options, augment
         self.part_starts = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
-        self.recorded_shape = _common_shape(self.parts) if options.device_augmentation else None
-        height, width = self.recorded_shape or (options.image_size, options.image_size)
-        shape = (len(options.cameras), height, width, 3)
-        fits = 0 < FrameCache.num_bytes(len(self), shape) <= options.frame_cache_bytes
-        self.cache = FrameCache(len(self), shape) if fits else None
+        is_cached = any(part.stored.caches for part in self.parts)
+        self.recorded_shape = _common_shape(self.parts) if options.device_augmentation and not is_cached else None
 
     def __len__(self) -> int:
         return int(self.part_starts[-1])
@@ -174,7 +147,8 @@ class VLADataset(Dataset[Sample]):
             raise IndexError(f"sample {number} of {len(self)}")
         which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
         part, local = self.parts[which], number - int(self.part_starts[which])
-        images, draw = self._frames(part, local, number), None
+        images = part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
+        draw = None
         if self.augment:
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
             draw = draw_augmentation(rng, self.options.equal_crop_offsets)
@@ -188,14 +162,6 @@ class VLADataset(Dataset[Sample]):
             sample_id=number,
             draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
         )
-
-    def _frames(self, part: RobotDataset, local: int, number: int) -> np.ndarray:
-        frames = None if self.cache is None else self.cache.get(number)
-        if frames is None:
-            frames = part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
-            if self.cache is not None:
-                self.cache.put(number, frames)
-        return frames
 
     def _recorded_frames(self, part: RobotDataset, local: int) -> np.ndarray:
         """uint8 [N, H, W, 3]: decoded, for the device to resize."""
@@ -211,9 +177,6 @@ class VLADataset(Dataset[Sample]):
     def sampler(self, seed: int, rank: int = 0, world_size: int = 1) -> MixtureSampler:
         """The endless training order of one process."""
         return MixtureSampler([len(part) for part in self.parts], [part.spec.weight for part in self.parts], seed, rank, world_size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cache": None}  # a spawned process cannot share it
 
 
 def _common_shape(parts: Sequence[RobotDataset]) -> tuple[int, int] | None:
@@ -238,22 +201,33 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
     """
     train, val, statistics = [], [], {}
-    for spec in specs:
-        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, options.cache_dir)
-        spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
-        _check_cameras(spec, index, options)
+    for spec, frames in zip(specs, _open_frames(specs, options), strict=True):
+        index = frames.index
         train_episodes, val_episodes = _divide(spec, index, options)
         covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
         mask = action_normalization_mask(spec.entry.action_encoding, index.actions.shape[1])
         statistics[spec.name] = compute_statistics(index, covered, mask)
-        train.append(_part(spec, index, train_episodes, statistics[spec.name], options))
+        train.append(_part(spec, frames, train_episodes, statistics[spec.name], options))
         if options.val_fraction is not None:
-            val.append(_part(spec, index, val_episodes, statistics[spec.name], options))
+            val.append(_part(spec, frames, val_episodes, statistics[spec.name], options))
     return TrainingData(
         train=VLADataset(train, options, augment=options.augment),
         val=VLADataset(val, options, augment=False) if val else None,
         statistics=statistics,
     )
+
+
+def _open_frames(specs: Sequence[DatasetSpec], options: DatasetOptions) -> list[CachedFrames]:
+    """The checked index and the frames of each data set."""
+    indexes = []
+    for spec in specs:
+        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, options.cache_dir)
+        spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
+        _check_cameras(spec, index, options)
+        indexes.append(index)
+    named = [(spec.name, index) for spec, index in zip(specs, indexes, strict=True)]
+    caches = open_frame_caches(named, options.cameras, options.image_size, options.frame_cache_dir, options.frame_cache_bytes)
+    return [CachedFrames(index, options.cameras, options.image_size, kept) for index, kept in zip(indexes, caches, strict=True)]
 
 
 def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptions) -> None:
@@ -306,9 +280,9 @@ def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instru
 
 
 def _part(
-    spec: DatasetSpec, index: EpisodeIndex, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+    spec: DatasetSpec, frames: CachedFrames, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
 ) -> RobotDataset:
-    part = RobotDataset(spec, index, episodes, statistics, options)
+    part = RobotDataset(spec, frames, episodes, statistics, options)
     if len(part) == 0:
         raise ValueError(
             f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and tail='published' needs that; "

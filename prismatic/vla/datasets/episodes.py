@@ -43,6 +43,8 @@ class RawEpisode:
 class FrameReader(Protocol):
     """Decodes single frames of a source; opens files lazily in each process, so that it may be pickled or forked at any time."""
 
+    is_sequential: bool  # frames in a row cost much less than the same frames in any order (videos)
+
     def read(self, reference: np.void) -> np.ndarray:
         """uint8 RGB [height, width, 3] of one IMAGE_REF.
 

@@ -18,6 +18,8 @@ _MAX_OPEN_FILES = 256
 class EncodedFrameReader:
     """Reads single encoded images out of big files, which stay open; safe to carry into forked worker processes."""
 
+    is_sequential = False
+
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = tuple(files)
         self._descriptors: OrderedDict[int, int] = OrderedDict()

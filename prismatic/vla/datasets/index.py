@@ -41,6 +41,7 @@ _ARRAYS = ("actions", "proprio", "images", "instruction_ids", "episode_starts")
 class EpisodeIndex:
     """All episodes of one data set; episode e is steps episode_starts[e] : episode_starts[e + 1]."""
 
+    key: str  # changes with everything that the index is made from
     files: tuple[Path, ...]
     reader: FrameReader  # decodes the references of `images`
     cameras: tuple[str, ...]  # the columns of `images`
@@ -87,7 +88,7 @@ def load_index(source: EpisodeSource, entry: DatasetEntry, transform: Trajectory
     parents = _cache_parents(source.folder, cache_dir)
     for parent in parents:
         if (parent / key).is_dir():
-            return _read(parent / key, source)
+            return _read(parent / key, key, source)
     content: dict[str, Any] | None = None
     for parent in parents:
         try:
@@ -95,11 +96,11 @@ def load_index(source: EpisodeSource, entry: DatasetEntry, transform: Trajectory
                 if not (parent / key).is_dir():  # nobody built it while this process waited
                     content = content or _build(source, entry, transform)
                     _write(parent / key, content)
-                return _read(parent / key, source)
+                return _read(parent / key, key, source)
         except OSError as error:  # read-only, full
             logger.info("no index cache in %s: %s", parent, error)
     logger.warning("the index of %s cannot be cached in %s; every process builds its own", source.folder, " or ".join(map(str, parents)))
-    return _to_index(content or _build(source, entry, transform), source)
+    return _to_index(content or _build(source, entry, transform), key, source)
 
 
 def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> str:
@@ -191,21 +192,22 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read(folder: Path, source: EpisodeSource) -> EpisodeIndex:
+def _read(folder: Path, key: str, source: EpisodeSource) -> EpisodeIndex:
     content: dict[str, Any] = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
     content["description"] = json.loads((folder / "description.json").read_text())
-    return _to_index(content, source)
+    return _to_index(content, key, source)
 
 
 def _load(path: Path) -> np.ndarray:
     array = np.load(path, mmap_mode=None if path.stat().st_size < 4096 else "r", allow_pickle=False)  # empty arrays cannot be mapped
     array.setflags(write=False)
-    return array
+    return array.view(np.ndarray)  # still mapped; np.memmap's own indexing costs more than what it returns
 
 
-def _to_index(content: dict[str, Any], source: EpisodeSource) -> EpisodeIndex:
+def _to_index(content: dict[str, Any], key: str, source: EpisodeSource) -> EpisodeIndex:
     description = content["description"]
     return EpisodeIndex(
+        key=key,
         files=source.files,
         reader=source.frame_reader(),
         cameras=tuple(description["cameras"]),

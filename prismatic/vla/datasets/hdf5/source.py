@@ -119,6 +119,8 @@ class Hdf5Source:
 class Hdf5FrameReader:
     """Single rows of image data sets; files are opened lazily in each process."""
 
+    is_sequential = False
+
     def __init__(self, files: tuple[Path, ...], cameras: tuple[str, ...], robomimic: bool) -> None:
         self._files, self._cameras, self._robomimic = files, cameras, robomimic
         self._open: OrderedDict[int, tuple[Any, bool]] = OrderedDict()  # file number -> open file, whether its images are upside down

@@ -125,6 +125,7 @@ class LeRobotFrameReader:
 
     def __init__(self, files: tuple[Path, ...], image_columns: tuple[str, ...]) -> None:
         self._files, self._columns = files, image_columns
+        self.is_sequential = any(path.suffix != ".parquet" for path in files)
         self._videos = VideoReader()
         self._parquet = _ParquetImages()
 
