@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from prismatic.vla.constants import NormalizationType
 from prismatic.vla.datasets.dataset import DatasetOptions, RobotDataset
+from prismatic.vla.datasets.frame_cache import CachedFrames
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
@@ -38,10 +39,9 @@ class Case(NamedTuple):
 
     def dataset(self, split: str) -> RobotDataset:
         episodes = self.index.episodes_of(split)
-        options = DatasetOptions(
-            cameras=tuple(self.expected["camera_order"]), image_size=FRAME_SIZE, use_proprio=True, tail="published", frame_cache_bytes=0
-        )
-        return RobotDataset(self.spec, self.index, episodes[self.index.is_labelled()[episodes]], self.statistics, options)
+        options = DatasetOptions(cameras=tuple(self.expected["camera_order"]), image_size=FRAME_SIZE, use_proprio=True, tail="published")
+        frames = CachedFrames(self.index, options.cameras, options.image_size, ())
+        return RobotDataset(self.spec, frames, episodes[self.index.is_labelled()[episodes]], self.statistics, options)
 
 
 @cache
