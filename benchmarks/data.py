@@ -9,6 +9,8 @@ the image processor, as a model takes them:
     float32   the same: pixel values, normalised for both vision towers, by the worker
     uint8     augmented images; the model normalises them on its device
     device    decoded images; `images.prepare_on_device` does the rest (--device times it)
+
+each twice: plain, as in the first epoch, and cached, as in every later one with --frame_cache_dir.
 """
 
 from __future__ import annotations
@@ -84,12 +86,13 @@ def measure_kind(folder: Path, name: str, kind: Kind, config: BenchmarkConfig) -
     for size, episodes in sets.items():
         _tensorflow("write", folder / size, name, str(episodes)).communicate()
     figures["cpu_milliseconds_per_sample"] = found = compare(folder, name, kind, config)
-    for output in _OUTPUTS:
-        ratio = found["tf.data float32"] / found[output]
-        print(
-            f"{name:14s} {output:8s} {found[output]:6.2f} ms, tf.data {found['tf.data float32']:6.2f} ms: "
-            f"{ratio:5.1f} times less CPU time (target {TARGETS[output]})"
-        )
+    for cached in ("", " cached"):
+        for output in _OUTPUTS:
+            ratio = found["tf.data float32"] / found[output + cached]
+            print(
+                f"{name:14s} {output + cached:15s} {found[output + cached]:6.2f} ms, tf.data {found['tf.data float32']:6.2f} ms: "
+                f"{ratio:5.1f} times less CPU time (target {TARGETS[output]})"
+            )
     print(
         f"{name:14s} tf.data  {found['tf.data uint8']:6.2f} ms with uint8 output: {found['tf.data uint8'] / found['uint8']:.1f} times ours"
     )
@@ -102,12 +105,14 @@ def measure_kind(folder: Path, name: str, kind: Kind, config: BenchmarkConfig) -
 def compare(folder: Path, name: str, kind: Kind, config: BenchmarkConfig) -> dict[str, float]:
     """CPU milliseconds per sample of each output of ours and of tf.data, medians of rounds taken in turns."""
     small, cache = folder / "1x", folder / "cache"
-    on_cpu, on_device = (open_dataset(small, kind, cache, device_augmentation=on_device) for on_device in (False, True))
-    readers: dict[str, Callable[[], None]] = {
-        "float32": _reader(on_cpu, kind, normalize=True),
-        "uint8": _reader(on_cpu, kind, normalize=False),
-        "device": _reader(on_device, kind, normalize=False),
-    }
+    readers: dict[str, Callable[[], None]] = {}
+    for cached, frames in (("", None), (" cached", folder / "frames")):
+        on_cpu, on_device = (open_dataset(small, kind, cache, on_device, frames) for on_device in (False, True))
+        readers["float32" + cached] = _reader(on_cpu, kind, normalize=True)
+        readers["uint8" + cached] = _reader(on_cpu, kind, normalize=False)
+        readers["device" + cached] = _reader(on_device, kind, normalize=False)
+    for number in range(len(on_cpu)):  # the first epoch
+        on_cpu[number]
     rows: dict[str, list[float]] = {}
     with _tensorflow("read", small, name) as other:
         for _ in range(config.rounds):

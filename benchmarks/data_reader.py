@@ -25,8 +25,10 @@ NUM_WORKERS = 2
 _BATCHES = 60
 
 
-def open_dataset(folder: Path, kind: Kind, cache_dir: Path, device_augmentation: bool = False) -> VLADataset:
-    """The training samples, augmented; nothing is kept in memory."""
+def open_dataset(
+    folder: Path, kind: Kind, cache_dir: Path, device_augmentation: bool = False, frame_cache_dir: Path | None = None
+) -> VLADataset:
+    """The training samples, augmented; no frames are kept in memory."""
     specs = resolve_datasets(kind.dataset_name, folder)
     options = DatasetOptions(
         cameras=select_policy_cameras(specs, len(kind.image_keys)),
@@ -35,6 +37,7 @@ def open_dataset(folder: Path, kind: Kind, cache_dir: Path, device_augmentation:
         augment=True,
         device_augmentation=device_augmentation,
         frame_cache_bytes=0,
+        frame_cache_dir=frame_cache_dir,
         cache_dir=cache_dir,
     )
     return load_training_data(specs, options).train

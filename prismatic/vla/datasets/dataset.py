@@ -12,6 +12,7 @@ are 0, no motion. The published system leaves out the last H - 1 steps instead (
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +137,8 @@ class VLADataset(Dataset[Sample]):
         self.part_starts = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
         is_cached = any(part.stored.caches for part in self.parts)
         self.recorded_shape = _common_shape(self.parts) if options.device_augmentation and not is_cached else None
+        if self.recorded_shape is None:
+            importlib.import_module("prismatic.vla.image_kernels")  # a second's work, once for all workers that are forked later
 
     def __len__(self) -> int:
         return int(self.part_starts[-1])
