@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from hdf5_files import write_aloha, write_libero
+from lerobot_writer import make_episode as make_lerobot_episode
+from lerobot_writer import write_v3
 from rlds_writer import encode_png, make_episode, write_dataset
 
 from prismatic.vla import constants
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.inspection.checks import check_arrays, looks_like, quick_checks
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
@@ -21,6 +27,7 @@ from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.sources import find_dataset_folder, open_source
 
 Episode = dict[str, Any]
 ENTRY = DatasetEntry(robot_platform="METAWORLD")
@@ -280,6 +287,53 @@ def test_suggested_cameras(tmp_path: Path) -> None:
         "right_wrist": "cam_right_wrist",
         "secondary": "cam_low",
     }
+
+
+def _write_lerobot(folder: Path) -> Path:
+    episodes = []
+    for seed in range(2):
+        names = tuple(f"observation.images.{name}" for name in ("cam_high", "cam_left_wrist", "cam_right_wrist"))
+        episode = make_lerobot_episode(20, seed, cameras=names, dim=14)
+        states = np.cumsum(episode.state, axis=0)
+        episodes.append(dataclasses.replace(episode, state=states, actions=np.concatenate([states[1:], states[-1:]])))
+    return write_v3(folder, episodes)
+
+
+def _write_act(folder: Path) -> Path:
+    for seed in range(2):
+        path = write_aloha(folder / f"episode_{seed}.hdf5", 20, seed, instruction="open the pot")
+        with h5py.File(path, "a") as file:
+            file["observations/qpos"][:] = states = np.cumsum(file["observations/qpos"], axis=0)
+            file["action"][:] = np.concatenate([states[1:], states[-1:]])
+    return folder
+
+
+def _write_libero(folder: Path) -> Path:
+    return write_libero(folder / "pick_up_the_bowl_demo.hdf5").parent
+
+
+_ALOHA_CAMERAS = {"primary": "cam_high", "left_wrist": "cam_left_wrist", "right_wrist": "cam_right_wrist"}
+
+
+@pytest.mark.parametrize(
+    ("write", "cameras", "encoding", "platform"),
+    [
+        (_write_lerobot, {slot: f"observation.images.{name}" for slot, name in _ALOHA_CAMERAS.items()}, "JOINT_POS_BIMANUAL", "ALOHA"),
+        (_write_act, _ALOHA_CAMERAS, "JOINT_POS_BIMANUAL", "ALOHA"),
+        (_write_libero, {"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}, "EEF_POS", "LIBERO"),
+    ],
+)
+def test_suggested_entry_for_other_sources_reads_the_folder(
+    tmp_path: Path, write: Callable[[Path], Path], cameras: dict[str, str], encoding: str, platform: str
+) -> None:
+    folder = write(tmp_path / "mine")
+    suggestion = suggest_entry(find_dataset_folder(tmp_path, "mine"), "mine")
+    entry = eval("{" + suggestion.entry_text() + "}", vars(configs))["mine"]
+    assert entry.cameras == cameras  # each once, whatever other names the source offers
+    assert (entry.action_encoding.name, entry.robot_platform, suggestion.platform_is_new) == (encoding, platform, False)
+    index = load_index(open_source(folder, entry), entry, identity_dataset_transform)
+    assert index.images.shape[1] == len(cameras)
+    assert (index.actions.shape[1], index.proprio.shape[1]) == (suggestion.action_dim, suggestion.proprio_dim)
 
 
 def test_suggestion_without_action_names_what_is_there(tmp_path: Path) -> None:

@@ -146,7 +146,11 @@ def _action_dim(folder: Path, trajectory: Trajectory) -> int:
 
 
 def _guess_cameras(folder: Path, observation: Mapping[str, Any], action_dim: int, notes: list[str]) -> dict[str, str]:
-    keys = [key for key, values in observation.items() if getattr(values, "dtype", None) == IMAGE_REF and "depth" not in key.lower()]
+    stored: dict[int, str] = {}  # one name a camera: some sources offer short names beside the stored one, for the same array
+    for key, values in observation.items():
+        if getattr(values, "dtype", None) == IMAGE_REF and "depth" not in key.lower():
+            stored.setdefault(id(values), key)
+    keys = list(stored.values())
     if not keys:
         raise ValueError(f"{folder}: no encoded images directly below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
     found: dict[str, str] = {}
