@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.conversion.noops import moving_steps
-from prismatic.conversion.staging import StagedEpisode, encode_episode, load_staged, only_writer, write_staged
+from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_full, load_staged, only_writer, write_staged
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.layout import instruction_from_table
@@ -91,7 +91,7 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
 
     Raises:
         ValueError: the data set exists already, an episode has no instruction, episodes contradict each other (names both), or another
-            process writes the same data set.
+            process writes the same data set, or no space is left.
     """
     if spec.target.exists() and not spec.overwrite:
         raise ValueError(f"{spec.target} exists already; pass --overwrite True, another --version or another --dataset_name")
@@ -107,6 +107,14 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
         except KeyboardInterrupt:
             logger.info("interrupted; the same command goes on from here (finished episodes are kept in %s)", spec.stage)
             raise
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            shutil.rmtree(spec.stage / "tfds", ignore_errors=True)
+            raise ValueError(
+                f"no space is left in {spec.data_root_dir}; free some and give the same command again: it goes on from the episodes that "
+                f"are finished, in {spec.stage}"
+            ) from error
         shutil.rmtree(spec.stage)
     logger.info("wrote %s: %s", spec.target, {name: f"{len(members)} episodes" for name, members in splits.items()})
     return spec.target

@@ -6,6 +6,7 @@ Letters: T steps, H, W image size, P proprio dim, A action dim.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -106,9 +107,17 @@ def write_staged(path: Path, episode: EncodedEpisode, name: str, split: str) -> 
         arrays[f"bytes_{camera}"] = np.frombuffer(b"".join(files), np.uint8)
         arrays[f"lengths_{camera}"] = np.array([len(file) for file in files], np.int64)
     temporary = path.with_name(f".{path.name}.tmp")  # one process writes into a stage folder at a time
-    with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # on a full disk it would be in its own way
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether that is why writing failed; TensorFlow and TFDS have errors of their own, which only quote the system's words."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def load_staged(path: Path) -> StagedEpisode:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -146,6 +148,27 @@ def test_interrupted_anywhere_it_leaves_no_data_set_and_goes_on(tmp_path: Path) 
         expected = decode_image(encode_jpeg(decode_image(file["observations/images/cam_high"][5].tobytes().rstrip(b"\0"))))
     for episode in range(8):
         np.testing.assert_array_equal(index.reader.read(index.images[8 * episode + 5, 0]), expected)
+
+
+@pytest.mark.rlds
+def test_a_full_disk_is_one_line_and_whole_episodes_stay(tmp_path: Path) -> None:
+    for number in range(3):
+        write_aloha(tmp_path / "recordings" / f"episode_{number}.hdf5", 5, number, instruction="fold", size=(96, 128))
+    words, stage = command("aloha_hdf5_to_rlds.py", tmp_path), tmp_path / "rlds" / ".toy_robot.1.0.0.partial"
+    for limit, num_finished in ((50_000, 0), (110_000, 3)):  # bytes of a file: while an episode is kept, while TensorFlow writes the set
+        done = subprocess.run(
+            words,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)),  # writing beyond it fails as on a full disk
+        )
+        assert done.returncode == 2, done.stderr
+        assert f"error: no space is left in {tmp_path / 'rlds'}; free some" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert sorted(path.suffix for path in stage.iterdir()) == ["", *[".npz"] * num_finished]  # the lock and whole episodes
+        assert not target_of(tmp_path).exists()
 
 
 def test_mcap_is_refused(tmp_path: Path) -> None:
