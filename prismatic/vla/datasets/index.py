@@ -3,7 +3,8 @@
 Letters: M steps of all episodes, E episodes, A action dim, P proprio dim, C cameras.
 
 The index holds everything but pixels: actions and proprio after the entry's transform, the place of every encoded image, every
-instruction. It is a folder of plain .npy files, mapped into memory and so shared by all processes of a machine. Its key covers the
+instruction. It is a folder of plain .npy files, written episode by episode (building takes the same memory for any number of steps),
+mapped into memory and so shared by all processes of a machine. Its key covers the
 names, sizes and times of the source's files, the stored layout, the entry and the source code of the transform; a change of any
 builds a new one. Several processes may ask at once: one builds, the others wait.
 """
@@ -16,13 +17,14 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -89,18 +91,18 @@ def load_index(source: EpisodeSource, entry: DatasetEntry, transform: Trajectory
     for parent in parents:
         if (parent / key).is_dir():
             return _read(parent / key, key, source)
-    content: dict[str, Any] | None = None
     for parent in parents:
         try:
             with _lock(parent):
                 if not (parent / key).is_dir():  # nobody built it while this process waited
-                    content = content or _build(source, entry, transform)
-                    _write(parent / key, content)
+                    _write(parent / key, _standard_episodes(source, entry, transform), entry)
                 return _read(parent / key, key, source)
         except OSError as error:  # read-only, full
             logger.info("no index cache in %s: %s", parent, error)
     logger.warning("the index of %s cannot be cached in %s; every process builds its own", source.folder, " or ".join(map(str, parents)))
-    return _to_index(content or _build(source, entry, transform), key, source)
+    arrays = {name: _RowsInMemory() for name in _ARRAYS}
+    description = _collect(_standard_episodes(source, entry, transform), entry, arrays)
+    return _to_index({name: rows.joined() for name, rows in arrays.items()}, description, key, source)
 
 
 def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> str:
@@ -149,43 +151,105 @@ def _lock(parent: Path) -> Iterator[None]:
         yield
 
 
-def _build(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> dict[str, Any]:
-    """The arrays and the description (json values) of the index."""
-    episodes: list[Episode] = []
-    splits: dict[str, tuple[int, int]] = {}
+def _standard_episodes(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> Iterator[tuple[str, Episode]]:
+    """(split, checked episode), in the order of the files.
+
+    Raises:
+        ValueError: an episode does not fit the entry or its predecessors, or there is none.
+    """
+    action_dim = None
     with tqdm(total=source.num_episodes, desc=f"indexing {source.folder}", unit="episode", delay=2) as progress:
         for raw in source.episodes():
             episode = standardize(raw, entry, transform)
             if len(episode.actions) == 0:
                 raise ValueError(f"{raw.name}: the episode has no steps; leave it out of the data set")
-            if episodes and episodes[0].actions.shape[1] != episode.actions.shape[1]:
-                raise ValueError(
-                    f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {episodes[0].actions.shape[1]}"
-                )
-            first, _ = splits.get(raw.split, (len(episodes), 0))
-            episodes.append(episode)
-            splits[raw.split] = (first, len(episodes))
+            if action_dim not in (None, episode.actions.shape[1]):
+                raise ValueError(f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {action_dim}")
+            action_dim = episode.actions.shape[1]
+            yield raw.split, episode
             progress.update()
-    if not episodes:
+    if action_dim is None:
         raise ValueError(f"{source.folder} holds no episodes; record some, or copy the data set again")
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(text for item in episodes for text in item.instructions if text))}
-    return {
-        "actions": np.concatenate([item.actions for item in episodes]),
-        "proprio": np.concatenate([item.proprio for item in episodes]),
-        "images": np.concatenate([item.images for item in episodes]),
-        "instruction_ids": np.array([numbers.get(text, -1) for item in episodes for text in item.instructions], np.int32),
-        "episode_starts": np.cumsum([0, *(len(item.actions) for item in episodes)], dtype=np.int64),
-        "description": {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers)},
-    }
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
+class _Rows(Protocol):
+    """An array that grows along its first axis."""
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds `rows` at the end."""
+        ...
+
+
+class _RowsInMemory:
+    """For a machine without a place for a cache."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+
+    def append(self, rows: np.ndarray) -> None:
+        self._parts.append(rows)
+
+    def joined(self) -> np.ndarray:
+        """All rows."""
+        return np.concatenate(self._parts)
+
+
+class _RowsInFile:
+    """An .npy file. numpy pads its header so that the number of rows in it can be corrected at the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._num_rows = file, 0
+        self._header: dict[str, Any] = {}
+
+    def append(self, rows: np.ndarray) -> None:
+        if not self._header:
+            self._header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": rows.shape}
+            np.lib.format.write_array_header_1_0(self._file, self._header)
+        self._file.write(rows.tobytes())
+        self._num_rows += len(rows)
+
+    def finish(self) -> None:
+        """Corrects the header."""
+        first_row = self._file.tell() - self._num_rows * self._bytes_per_row
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, {**self._header, "shape": (self._num_rows, *self._header["shape"][1:])})
+        assert self._file.tell() == first_row, "numpy no longer pads its header for growth"
+        self._file.seek(0, os.SEEK_END)
+
+    @property
+    def _bytes_per_row(self) -> int:
+        return np.dtype(np.lib.format.descr_to_dtype(self._header["descr"])).itemsize * math.prod(self._header["shape"][1:])
+
+
+def _collect(episodes: Iterator[tuple[str, Episode]], entry: DatasetEntry, arrays: Mapping[str, _Rows]) -> dict[str, Any]:
+    """Appends every episode to the arrays of the index; the description (json values)."""
+    splits: dict[str, tuple[int, int]] = {}
+    numbers: dict[str, int] = {}
+    num_steps = 0
+    arrays["episode_starts"].append(np.zeros(1, np.int64))
+    for number, (split, episode) in enumerate(episodes):
+        for text in episode.instructions:
+            if text:
+                numbers.setdefault(text, len(numbers))
+        for name in ("actions", "proprio", "images"):
+            arrays[name].append(getattr(episode, name))
+        arrays["instruction_ids"].append(np.array([numbers.get(text, -1) for text in episode.instructions], np.int32))
+        num_steps += len(episode.actions)
+        arrays["episode_starts"].append(np.array([num_steps], np.int64))
+        splits[split] = (splits.get(split, (number, 0))[0], number + 1)
+    return {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers)}
+
+
+def _write(folder: Path, episodes: Iterator[tuple[str, Episode]], entry: DatasetEntry) -> None:
     """Writes the index beside its final place and renames it, so that `folder` is complete whenever it exists."""
     temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
-        for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", content[name], allow_pickle=False)
-        (temporary / "description.json").write_text(json.dumps(content["description"]))
+        with contextlib.ExitStack() as stack:
+            arrays = {name: _RowsInFile(stack.enter_context((temporary / f"{name}.npy").open("wb"))) for name in _ARRAYS}
+            description = _collect(episodes, entry, arrays)
+            for rows in arrays.values():
+                rows.finish()
+        (temporary / "description.json").write_text(json.dumps(description))
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
@@ -193,9 +257,8 @@ def _write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _read(folder: Path, key: str, source: EpisodeSource) -> EpisodeIndex:
-    content: dict[str, Any] = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
-    content["description"] = json.loads((folder / "description.json").read_text())
-    return _to_index(content, key, source)
+    arrays = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
+    return _to_index(arrays, json.loads((folder / "description.json").read_text()), key, source)
 
 
 def _load(path: Path) -> np.ndarray:
@@ -204,8 +267,7 @@ def _load(path: Path) -> np.ndarray:
     return array.view(np.ndarray)  # still mapped; np.memmap's own indexing costs more than what it returns
 
 
-def _to_index(content: dict[str, Any], key: str, source: EpisodeSource) -> EpisodeIndex:
-    description = content["description"]
+def _to_index(arrays: dict[str, np.ndarray], description: dict[str, Any], key: str, source: EpisodeSource) -> EpisodeIndex:
     return EpisodeIndex(
         key=key,
         files=source.files,
@@ -213,5 +275,5 @@ def _to_index(content: dict[str, Any], key: str, source: EpisodeSource) -> Episo
         cameras=tuple(description["cameras"]),
         splits={name: (first, last) for name, (first, last) in description["splits"].items()},
         instructions=tuple(description["instructions"]),
-        **{name: content[name] for name in _ARRAYS},
+        **arrays,
     )

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+_BLOCK = 4096
+
 
 class SampleKey(NamedTuple):
     """What the sampler hands to the data set: a sample and how often it has been shown before, which keys its augmentation."""
@@ -51,12 +53,11 @@ class MixtureSampler(Sampler[SampleKey]):
         position = self.position + self.rank
         epoch, offset = divmod(position, self.num_samples_per_epoch)
         while True:
-            samples, passes = self.epoch_order(epoch)
-            for sample, num_earlier in zip(
-                samples[offset :: self.world_size].tolist(), passes[offset :: self.world_size].tolist(), strict=True
-            ):
-                yield SampleKey(sample, num_earlier)
-                position += self.world_size
+            own = [order[offset :: self.world_size] for order in self.epoch_order(epoch)]
+            for start in range(0, len(own[0]), _BLOCK):  # lists of Python numbers take five times the memory of the arrays
+                for sample, num_earlier in zip(*(order[start : start + _BLOCK].tolist() for order in own), strict=True):
+                    yield SampleKey(sample, num_earlier)
+                    position += self.world_size
             epoch, offset = divmod(position, self.num_samples_per_epoch)
 
     def epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,8 +28,8 @@ def compute_statistics(index: EpisodeIndex, episodes: np.ndarray, action_mask: n
         raise ValueError("statistics need at least one episode with an instruction; the training split has none")
     steps = index.steps_of(episodes)
     return {
-        "action": {**_describe(index.actions[steps]), "mask": [bool(flag) for flag in action_mask]},
-        "proprio": _describe(index.proprio[steps]),
+        "action": {**_describe(index.actions, steps), "mask": [bool(flag) for flag in action_mask]},
+        "proprio": _describe(index.proprio, steps),
         "num_transitions": len(steps),
         "num_trajectories": len(episodes),
     }
@@ -40,11 +40,11 @@ def published_episodes(index: EpisodeIndex) -> np.ndarray:
     return np.arange(index.num_episodes)
 
 
-def _describe(rows: np.ndarray) -> dict[str, list[float]]:
-    """Statistics of float32 [M, D], a column at a time to save memory; quantiles interpolate linearly in float32, as published."""
+def _describe(rows: np.ndarray, steps: np.ndarray) -> dict[str, list[float]]:
+    """Statistics of `steps` of float32 [M, D], a column at a time to save memory; quantiles interpolate linearly in float32, as published."""
     described: dict[str, list[float]] = {name: [] for name in ("mean", "std", "max", "min", "q01", "q99")}
     for column in range(rows.shape[1]):
-        values = np.ascontiguousarray(rows[:, column])
+        values = rows[steps, column]
         low, high = np.quantile(values, [0.01, 0.99])
         found = (values.mean(dtype=np.float64), values.std(dtype=np.float64), values.max(), values.min(), low, high)
         for numbers, value in zip(described.values(), found, strict=True):
