@@ -63,11 +63,14 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def resumed(workplace: Path) -> Path:
-    """The checkpoint of step 4 of a LoRA run that was stopped after step 2 and resumed."""
-    first = run_finetune(workplace, "resumed")
+    """The checkpoint of step 4 of a LoRA run that was stopped after step 2 and resumed; frames come out of the cache on disk."""
+    cache = ("--frame_cache_dir", str(workplace / "frames"))
+    first = run_finetune(workplace, "resumed", *cache)
     assert first.returncode == 0, first.stderr
-    second = run_finetune(workplace, "resumed", "--max_steps", "4", "--resume", "True")
+    second = run_finetune(workplace, "resumed", "--max_steps", "4", "--resume", "True", *cache)
     assert second.returncode == 0, second.stderr
+    assert "frame cache in" in second.stderr
+    assert len(list((workplace / "frames").iterdir())) == 2
     return workplace / "resumed" / "run--4_chkpt"
 
 
@@ -149,7 +152,8 @@ def test_full_fine_tuning_keeps_only_the_latest_checkpoint(workplace: Path) -> N
 def test_two_processes_train_like_one(workplace: Path) -> None:
     """Two processes with half the batch each take the gradient step of one process with the whole batch."""
     one = run_finetune(workplace, "one", "--batch_size", "8", "--image_aug", "False")
-    two = run_finetune(workplace, "two", "--batch_size", "4", "--image_aug", "False", processes=2)
+    cache = ("--frame_cache_dir", str(workplace / "frames_of_two"))
+    two = run_finetune(workplace, "two", "--batch_size", "4", "--image_aug", "False", *cache, processes=2)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     np.testing.assert_allclose(losses(workplace / "one" / "run"), losses(workplace / "two" / "run"), rtol=1e-4)
