@@ -75,7 +75,7 @@ class FinetuneConfig:
     optimizer: str = "adamw"  # adamw_8bit keeps AdamW's moments in 8 bits (bitsandbytes)
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments
-    frame_cache_dir: Path | None = None  # keep resized frames here, 150 KB each at 224 px; later epochs and runs only read them
+    frame_cache_dir: Path | None = None  # keep resized frames here, 152 KB each at 224 px; later epochs and runs only read them
     num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
     weight_decay: float = 0.01
     max_grad_norm: float | None = None  # clip the gradient's norm; the published recipe does not

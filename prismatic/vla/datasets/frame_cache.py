@@ -2,7 +2,7 @@
 
 Letters: M steps of a data set, S image side.
 
-Decoding and resizing come before every random step and always give the same pixels, and a frame of 224 px takes 150 KB: a later epoch,
+Decoding and resizing come before every random step and always give the same pixels, and a frame of 224 px takes 152 KB: a later epoch,
 or a later run, reads it in a fraction of the time of decoding it (above all out of a video). A cache is one sparse file of M equal
 records per camera, filled by whichever process needs a frame first:
 
