@@ -180,6 +180,7 @@ def measure_growth(folder: Path, name: str, kind: Kind, cache: Path) -> dict[str
         "epoch_order_ms": _cpu_milliseconds(lambda: _order(dataset.sampler(seed=0)), 0.3),
         "first_batch_cold_s": cold["first_batch_seconds"],
         "first_batch_warm_s": warm["first_batch_seconds"],
+        "first_batch_warm_cpu_s": warm["first_batch_cpu_seconds"],  # of the main process: what a quiet machine takes, nearly
         "peak_pss_gb": max(cold["peak_pss_gb"], warm["peak_pss_gb"]),
     }
 

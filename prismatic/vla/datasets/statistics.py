@@ -41,7 +41,7 @@ def published_episodes(index: EpisodeIndex) -> np.ndarray:
 
 
 def _describe(rows: np.ndarray, steps: np.ndarray) -> dict[str, list[float]]:
-    """Statistics of `steps` of float32 [M, D], a column at a time to save memory; quantiles interpolate linearly in float32, as published."""
+    """Statistics of `steps` of float32 [M, D], a column at a time to save memory; quantiles interpolate in float32, as published."""
     described: dict[str, list[float]] = {name: [] for name in ("mean", "std", "max", "min", "q01", "q99")}
     for column in range(rows.shape[1]):
         values = rows[steps, column]
