@@ -65,6 +65,20 @@ class DatasetOptions:
             raise ValueError("--default_instruction is empty; give the text of the task, or leave the flag out")
 
 
+@dataclass(frozen=True)
+class SampleOrigin:
+    """Where a sample was recorded."""
+
+    dataset: str
+    split: str
+    episode: int  # number within the split, in the order of the files
+    step: int  # within the episode
+    instruction: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.split} episode {self.episode}, step {self.step}"
+
+
 class FrameCache:
     """Decoded frames of all samples in anonymous shared memory, filled by whichever worker process decodes them first."""
 
@@ -147,6 +161,15 @@ class RobotDataset:
             return self.options.default_instruction.strip()
         return self.index.instructions[number]
 
+    def origin(self, sample: int) -> SampleOrigin:
+        """Where `sample` was recorded."""
+        step, _ = self.locate(sample)
+        episode = int(np.searchsorted(self.index.episode_starts, step, side="right")) - 1
+        split, first = next((name, first) for name, (first, end) in self.index.splits.items() if first <= episode < end)
+        return SampleOrigin(
+            self.spec.name, split, episode - first, step - int(self.index.episode_starts[episode]), self.instruction(sample)
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # Samples no longer need the trajectory transform, and a user's may not be picklable.
         return {**self.__dict__, "spec": replace(self.spec, transform=dict)}
@@ -170,10 +193,7 @@ class VLADataset(Dataset[Sample]):
     def __getitem__(self, key: int | SampleKey) -> Sample:
         """The sample with that number; a SampleKey also says which of its augmentations."""
         number, num_earlier_passes = key if isinstance(key, SampleKey) else (int(key), 0)
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {len(self)}")
-        which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
-        part, local = self.parts[which], number - int(self.part_starts[which])
+        part, local = self._locate(number)
         images, draw = self._frames(part, local, number), None
         if self.augment:
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
@@ -188,6 +208,18 @@ class VLADataset(Dataset[Sample]):
             sample_id=number,
             draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
         )
+
+    def origin(self, number: int) -> SampleOrigin:
+        """Where the sample with that number was recorded."""
+        part, local = self._locate(number)
+        return part.origin(local)
+
+    def _locate(self, number: int) -> tuple[RobotDataset, int]:
+        """(the data set of a sample, the sample's number in it)."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
+        return self.parts[which], number - int(self.part_starts[which])
 
     def _frames(self, part: RobotDataset, local: int, number: int) -> np.ndarray:
         frames = None if self.cache is None else self.cache.get(number)
