@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := rlds,metaworld,aloha,lerobot,quant,serve,dev
+EXTRAS := rlds,metaworld,aloha,lerobot,quant,serve,tensorboard,dev
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import json
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,15 +22,21 @@ USER_ERROR = 2  # exit status
 logger = logging.getLogger(__name__)
 
 
-def run_script(main: Callable[[T], None], config_class: type[T]) -> None:
-    """Calls `main` with a `config_class` made from the command line.
+def run_script(main: Callable[[T], None], config_class: type[T], positional: str | None = None) -> None:
+    """Calls `main` with a `config_class` made from the command line; arguments before the first flag fill the list `positional`.
 
     A ValueError becomes one line on stderr and exit status 2; set PRISMATIC_DEBUG=1 to see where it came from.
     """
     _prepare_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        from prismatic.cli_help import render_help
+
+        print(render_help(config_class, Path(sys.argv[0]).name, positional))
+        return
     try:
-        main(_parse(config_class))
+        main(parse_flags(config_class, arguments if positional is None else _name_positional(arguments, positional)))
     except ValueError as error:
         if os.environ.get("PRISMATIC_DEBUG"):
             raise
@@ -34,17 +46,42 @@ def run_script(main: Callable[[T], None], config_class: type[T]) -> None:
         sys.exit(130)
 
 
-def _parse(config_class: type[T]) -> T:
+def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
+    """A `config_class` from flags, on top of those that the YAML file of --config_path sets.
+
+    Raises:
+        ValueError: a flag is unknown, has no value or a wrong one, or the dataclass refuses the combination.
+    """
     import draccus
-    from draccus.utils import DecodingError, ParsingError
+    from draccus.utils import DecodingError, DraccusException, ParsingError
 
     try:
-        return draccus.parse(config_class)
+        return draccus.parse(config_class, args=arguments, exit_on_error=False)
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path)
-        raise ValueError(f"{flag}{error.message}") from error
+        raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
     except ParsingError as error:  # wraps what the dataclass itself refused
         raise ValueError(str(error.__cause__ or error)) from error
+    except (DraccusException, argparse.ArgumentError) as error:
+        raise ValueError(_explain(str(error), config_class)) from error
+    except FileNotFoundError as error:
+        raise ValueError(f"--config_path: there is no file {error.filename}") from error
+
+
+def _explain(message: str, config_class: type) -> str:
+    """`message`, with near names where a flag is unknown."""
+    names = [item.name for item in fields(config_class)]
+    unknown = re.findall(r"--(\w+)", message) if "unrecognized arguments" in message else re.findall(r"`(\w+)`", message)
+    unknown = [name for name in unknown if name not in names]
+    near = [f"did you mean --{match}?" for name in unknown for match in difflib.get_close_matches(name, names, n=1)]
+    return f"{message}; {' '.join([*near, '--help lists all flags'])}" if unknown else message
+
+
+def _name_positional(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments before the first flag, as the flag `name`."""
+    count = next((i for i, argument in enumerate(arguments) if argument.startswith("--")), len(arguments))
+    named = [f"--{name}", json.dumps(list(arguments[:count]))] if count else []
+    return [*named, *arguments[count:]]
 
 
 def _prepare_process() -> None:

@@ -102,6 +102,9 @@ def base_model_path(config: FinetuneConfig) -> str:
         "grad_accumulation_steps",
         "use_val_set",
         "default_instruction",
+        "freeze_vision_backbone",
+        "freeze_projector",
+        "freeze_language_model",
         "seed",
     ):
         if str(saved.get(flag)) != str(getattr(config, flag)):

@@ -1,36 +1,63 @@
-"""What a run says of itself: one progress line, metrics.jsonl always, Weights & Biases when asked for."""
+"""What a run says of itself: one progress line, metrics.jsonl and a picture of the curves always, W&B and TensorBoard when asked.
+
+A row of metrics.jsonl is {"step", "seconds", name: value, ...}; names begin with train/, val/ or eval/. Rows of an evaluation in closed
+loop carry the step of their checkpoint and come when it ends, so steps need not rise.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import sys
 import time
+from collections import deque
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs, read_rows
 
-METRICS_FILE = "metrics.jsonl"
+_PLATEAU_L1 = 0.01  # normalised; the published guidance (ALOHA.md): train until the L1 loss is below it
+_NUM_LAST_ROWS = 10  # log lines whose mean tells where the loss has got to
+_LINE_INTERVAL_S = 30.0  # between progress lines where there is no terminal to draw a bar in
+_WANDB_ID_FILE = "wandb_run_id.txt"
+# Files of a run's folder that stay when a checkpoint takes the folder's place (--save_latest_checkpoint_only).
+LOG_FILES = (METRICS_FILE, CURVES_FILE, _WANDB_ID_FILE)
 
 logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Receives what metrics.jsonl receives."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Takes one row."""
+
+    def close(self, failed: bool) -> None:
+        """Ends."""
 
 
 class RunLogger:
     """Writes the metrics of a run; silent on every process but the main one."""
 
     def __init__(self, config: FinetuneConfig, first_step: int, is_main: bool) -> None:
+        self._config, self._is_main = config, is_main
         self._path = config.run_dir / METRICS_FILE
-        self._is_main = is_main
         self._started = time.monotonic()
-        self._wandb: Any = _start_wandb(config) if is_main and config.wandb_project else None
-        self._bar = tqdm(total=config.max_steps, initial=first_step, desc=config.dataset_name, unit="step", disable=not is_main, leave=True)
+        self._recent_l1: deque[float] = deque(maxlen=_NUM_LAST_ROWS)
+        self._sinks: list[Sink] = []
+        has_bar = is_main and sys.stderr.isatty()
+        self._bar = tqdm(total=config.max_steps, initial=first_step, desc=config.dataset_name, unit="step", disable=not has_bar)
+        self._has_bar, self._last_line = has_bar, -_LINE_INTERVAL_S
         if is_main:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_later_rows(self._path, first_step)
+            drop_later_rows(self._path, first_step)
+            self._sinks = [_SINKS[name](config, first_step) for name in config.logger_names]
 
     def step(self) -> None:
         """Moves the progress bar by one optimizer step."""
@@ -40,38 +67,81 @@ class RunLogger:
         """Records `values` of optimizer step `step` (the number of steps done)."""
         if not self._is_main:
             return
-        self._bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items() if name in _SHOWN}, refresh=False)
         row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
         with self._path.open("a") as file:  # opened per row: the folder may be replaced by a checkpoint in between
             file.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        for sink in self._sinks:
+            sink.log(step, values)
+        if "train/loss" in values:
+            self._show_progress(step, values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Everything recorded so far, earlier parts of a resumed run included; on the main process."""
+        return read_rows(self._path)
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""
         if self._is_main:
             self._bar.write(text)
 
+    def _show_progress(self, step: int, values: dict[str, float]) -> None:
+        if "train/action_l1_loss" in values:
+            self._recent_l1.append(values["train/action_l1_loss"])
+        text = progress_text(values)
+        self._bar.set_postfix_str(text, refresh=False)
+        is_last = step == self._config.max_steps
+        if not self._has_bar and (is_last or time.monotonic() - self._last_line >= _LINE_INTERVAL_S):
+            self._last_line = time.monotonic()
+            left = (self._config.max_steps - step) * values["train/step_seconds"]
+            logger.info("step %s/%s, %s, %s left", f"{step:,}", f"{self._config.max_steps:,}", text, tqdm.format_interval(left))
+
+    def plateau_warning(self) -> str | None:
+        """What to tell if an L1 run ends with a loss that the published guidance calls too high."""
+        if not self._config.use_l1_regression or not self._recent_l1:
+            return None
+        mean = sum(self._recent_l1) / len(self._recent_l1)
+        if mean <= _PLATEAU_L1:
+            return None
+        return (
+            f"the training L1 loss ends at {mean:.3f}; the published guidance is to train until it is below {_PLATEAU_L1}. If it still "
+            "falls, go on with --resume True and a larger --max_steps. If it has levelled off, let the learning rate fall earlier "
+            "(--num_steps_before_decay); if that does not help, look at the data (scripts/inspect_dataset.py)"
+        )
+
     def __enter__(self) -> RunLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        for sink in self._sinks:
+            sink.close(failed=kind is not None)
+        if self._is_main and (kind is None or issubclass(kind, ValueError)) and self._path.exists():
+            try:
+                plot_runs([self._config.run_dir], self._config.run_dir / CURVES_FILE)
+            except OSError as problem:
+                logger.warning("the curves cannot be drawn: %s", problem)
 
 
-_SHOWN = ("train/loss", "train/lr", "train/samples_per_second", "val/loss", "train/gpu_gib")
+def progress_text(values: dict[str, float]) -> str:
+    """Loss, L1, learning rate, rate and memory as a person reads them."""
+    parts = [f"loss {values['train/loss']:.4f}"]
+    if "train/action_l1_loss" in values:
+        parts.append(f"L1 {values['train/action_l1_loss']:.4f}")
+    parts += [f"lr {values['train/lr']:.2g}", f"{values['train/samples_per_second']:.1f} samples/s"]
+    parts += [f"{values[name]:.1f} GiB" for name in ("train/gpu_gib", "train/host_gib") if name in values]
+    return ", ".join(parts)
 
 
-def peak_memory() -> dict[str, float]:
-    """Peak memory of the training device in GiB; empty on a CPU."""
-    if not torch.cuda.is_available():
-        return {}
-    return {"train/gpu_gib": torch.cuda.max_memory_allocated() / 2**30}
+def memory_used(device: torch.device) -> dict[str, float]:
+    """Peak memory in GiB: of the training device, or of this process where it trains on the CPU."""
+    if device.type == "cuda":
+        return {"train/gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    import resource
+
+    return {"train/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts in KiB
 
 
-def _drop_later_rows(path: Path, first_step: int) -> None:
+def drop_later_rows(path: Path, first_step: int) -> None:
     """Removes what a killed run logged beyond the checkpoint that this run resumes from."""
     if not path.exists():
         return
@@ -81,13 +151,72 @@ def _drop_later_rows(path: Path, first_step: int) -> None:
     temporary.replace(path)
 
 
-def _start_wandb(config: FinetuneConfig) -> Any:
-    try:
+def check_loggers(config: FinetuneConfig) -> None:
+    """Returns if what the run is to log to is installed.
+
+    Raises:
+        ValueError: it is not; the message says how to install it.
+    """
+    for name in config.logger_names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"--logger {name}: the package is not installed; pip install {name}, or leave it out of --logger "
+                f"{'and leave out --wandb_project ' if name == 'wandb' else ''}to log to {METRICS_FILE} alone"
+            )
+
+
+class WandbSink:
+    """Weights & Biases; a resumed run goes on in its page."""
+
+    def __init__(self, config: FinetuneConfig, first_step: int) -> None:
         import wandb
-    except ImportError as error:
-        raise ValueError(
-            "--wandb_project is set, but the package wandb is not installed; pip install wandb, or leave the flag out to log locally only"
-        ) from error
-    return wandb.init(
-        entity=config.wandb_entity, project=config.wandb_project, name=f"ft+{config.run_id}", id=None, dir=str(config.run_dir)
-    )
+
+        id_file = config.run_dir / _WANDB_ID_FILE
+        known = id_file.read_text().strip() if config.resume and id_file.exists() else None
+        self._run: Any = wandb.init(
+            entity=config.wandb_entity,
+            project=config.wandb_project,
+            name=f"ft+{config.run_id}",
+            id=known,
+            resume="allow" if known else None,
+            dir=str(config.run_dir.parent),
+            config={name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(config).items()},
+        )
+        id_file.write_text(self._run.id + "\n")
+        self._run.define_metric("eval/*", step_metric="eval/step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Rows of an evaluation come late; W&B wants rising steps, so they have an axis of their own."""
+        if any(name.startswith("eval/") for name in values):
+            self._run.log({**values, "eval/step": step}, commit=False)
+        else:
+            self._run.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        """Uploads the rest."""
+        self._run.finish(exit_code=int(failed))
+
+
+class TensorboardSink:
+    """Event files in <run_root_dir>/tensorboard/<run>, so that one --logdir shows all runs."""
+
+    def __init__(self, config: FinetuneConfig, first_step: int) -> None:
+        # Marks tensorboard as the variant that runs without TensorFlow, which it would import wherever it is installed.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = config.run_dir.parent / "tensorboard" / config.run_dir.name
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One scalar per value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, failed: bool) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+
+_SINKS: dict[str, type[WandbSink] | type[TensorboardSink]] = {"wandb": WandbSink, "tensorboard": TensorboardSink}

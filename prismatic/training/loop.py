@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +20,7 @@ from prismatic.models.action_model import ActionInputs
 from prismatic.policy.files import atomic_folder, check_free_space
 from prismatic.policy.loading import StoredWeights, resolve_folder
 from prismatic.policy.saving import save_policy
+from prismatic.training.best import BEST_FILE, cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, uses_cuda_graphs
 from prismatic.training.checkpoint import (
     TrainerState,
@@ -32,13 +31,21 @@ from prismatic.training.checkpoint import (
     save_trainer_state,
 )
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import barrier, mean_over_ranks, process_group, sum_over_ranks
-from prismatic.training.logging import METRICS_FILE, RunLogger, peak_memory
-from prismatic.training.objectives import action_errors, metric_names, training_objective
+from prismatic.training.curves import VALIDATION_FILE
+from prismatic.training.distributed import barrier, mean_over_ranks, process_group
+from prismatic.training.evaluation import BackgroundEvaluation
+from prismatic.training.finite import FiniteWatch
+from prismatic.training.logging import LOG_FILES, RunLogger, check_loggers, drop_later_rows, memory_used
+from prismatic.training.meter import StepMeter
+from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.setup import Run, prepare_run
+from prismatic.training.validation import Validator
 from prismatic.vla.images import prepare_on_device
 from prismatic.vla.types import Batch
+
+# What stays in the run's folder when a checkpoint takes its place.
+_KEPT_FILES = (*LOG_FILES, VALIDATION_FILE, BEST_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,7 @@ def finetune(config: FinetuneConfig) -> None:
     Raises:
         ValueError: something the user asked for does not fit; raised before the base model is loaded wherever that is possible.
     """
+    check_loggers(config)
     with process_group() as ranks:
         run = prepare_run(config, ranks)
         Trainer(run).train()
@@ -63,8 +71,13 @@ class Trainer:
         self.trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(self.trained.values(), self.config.learning_rate, self.config.weight_decay, self.config.optimizer)
         self.step = 0
+        self.meter = StepMeter(self.ranks.device)
+        self.finite = FiniteWatch(run.data.train, self.config.run_dir, self.ranks)
+        self.validator = Validator(run, self._on_device, self._autocast) if run.data.val is not None else None
         if self.config.resume:
             self._resume()
+        if self.ranks.is_main:
+            drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
         check_free_space(self.config.run_dir, self._checkpoint_bytes())
         self.forward: torch.nn.Module = self.model
         self.captured = CapturedPass(self.accumulate, self.trained.values()) if uses_cuda_graphs(self.config, self.ranks) else None
@@ -75,35 +88,71 @@ class Trainer:
     def train(self) -> None:
         """Optimizer steps until `max_steps`, with all that happens in between."""
         config = self.config
-        with RunLogger(config, self.step, self.ranks.is_main) as log:
-            log.message(self.run.summary())
-            if self.step >= config.max_steps:
-                log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {config.max_steps}")
+        with RunLogger(config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation:
+            self._announce(log)
             batches = self.batches()
-            window = _Window()
             self.model.train()
+            self.meter.restart()
             while self.step < config.max_steps:
-                window.add(self.optimizer_step(batches))
+                self.meter.add(self.optimizer_step(batches))
                 self.step += 1
                 log.step()
-                if self.step % config.wandb_log_freq == 0 or self.step == config.max_steps:
-                    log.metrics(self.step, self._train_metrics(window))
-                    window = _Window()
-                if config.use_val_set and (self.step % config.val_freq == 0 or self.step == config.max_steps):
-                    log.metrics(self.step, self._validate())
-                if self.step % config.save_freq == 0 or self.step == config.max_steps:
-                    log.message(f"saved {self._save()}")
+                if self._is_due(config.wandb_log_freq):
+                    log.metrics(self.step, self._train_metrics())
+                self._between_steps(log, evaluation)
+            if evaluation is not None:
+                _record(log, evaluation.finish())
+            if self.ranks.is_main and (warning := log.plateau_warning()):
+                logger.warning(warning)
+
+    def _announce(self, log: RunLogger) -> None:
+        log.message(self.run.summary())
+        if note := cadence_note(self.config):
+            log.message(note)
+        if self.step >= self.config.max_steps:
+            log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {self.config.max_steps}")
+        if self.config.use_val_set and self.ranks.is_main:
+            mark_best(self.config, log.rows(), self.step)  # a resumed run may have gone further before
+
+    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> None:
+        """What is due after this step: validation, saving, an evaluation of what was saved."""
+        config = self.config
+        if self.validator is not None and self._is_due(config.val_freq):
+            self.finite.check()
+            with self.meter.paused():
+                log.metrics(self.step, self._validate(self.validator))
+        is_evaluated = config.eval_every > 0 and self._is_due(config.eval_every)
+        if self._is_due(config.save_freq) or is_evaluated:
+            self.finite.check()
+            with self.meter.paused():
+                folder = self._save()
+                best = mark_best(config, log.rows(), self.step) if self.validator is not None and self.ranks.is_main else None
+                if evaluation is not None and is_evaluated:
+                    evaluation.submit(self.step, folder)
+            log.message(f"saved {folder}{', the best so far' if best == folder.name else ''}")
+        if evaluation is not None:
+            _record(log, evaluation.results())
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last, happens now."""
+        return self.step % every == 0 or self.step == self.config.max_steps
+
+    def _evaluation(self) -> contextlib.AbstractContextManager[BackgroundEvaluation | None]:
+        command = self.run.eval_command
+        return BackgroundEvaluation(self.config, command) if command and self.ranks.is_main else contextlib.nullcontext()
 
     def batches(self) -> Iterator[Batch]:
         """Training batches on the device, for ever, from where the sampler stands."""
-        for batch in self.run.train_loader():
+        loader = iter(self.run.train_loader())
+        while True:
+            with self.meter.waiting():
+                batch = next(loader)
             yield self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Batch:
         """`batch` on the training device, its images as the model takes them."""
-        if batch.attention_mask is not None and bool(
-            batch.attention_mask.all()
-        ):  # asked before the batch moves: asking the device would wait for it
+        # Asked before the batch moves, since asking the device would wait for it; without padding faster attention kernels apply.
+        if batch.attention_mask is not None and bool(batch.attention_mask.all()):
             batch = replace(batch, attention_mask=None)
         batch = batch.to(self.ranks.device)
         return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.device_augmentation else batch
@@ -118,6 +167,7 @@ class Trainer:
             batch = next(batches)
             with self._gradient_exchange(is_last=micro_step == config.grad_accumulation_steps - 1):
                 found = self.accumulate(batch) if self.captured is None else self.captured(batch)
+            self.finite.add(self.step + 1, found["loss"], batch.sample_ids)
             self.run.train_sampler.advance(config.batch_size * self.ranks.world_size)
             for name, value in found.items():
                 metrics[name] = metrics.get(name, 0) + value / config.grad_accumulation_steps
@@ -160,52 +210,26 @@ class Trainer:
             return self.forward.no_sync()
         return contextlib.nullcontext()
 
-    def _train_metrics(self, window: _Window) -> dict[str, float]:
+    def _train_metrics(self) -> dict[str, float]:
         config = self.config
-        values = mean_over_ranks(window.means(), self.ranks)
-        if not math.isfinite(values["loss"]):
-            raise ValueError(
-                f"the loss became {values['loss']} at step {self.step}; lower --learning_rate, add --lr_warmup_steps or --max_grad_norm, "
-                "and check the data for outliers. The last checkpoint is untouched"
-            )
-        samples = window.steps * config.batch_size * config.grad_accumulation_steps * self.ranks.world_size
+        self.finite.check()
+        means, rates = self.meter.report(config.batch_size * config.grad_accumulation_steps * self.ranks.world_size)
+        means = mean_over_ranks(means, self.ranks)
+        means |= whole_chunk_error(means, self.model.action_head.num_actions_chunk)
         return {
-            **{f"train/{name}": value for name, value in values.items()},
+            **{f"train/{name}": value for name, value in means.items()},
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/samples_per_second": samples / window.seconds(),
-            **peak_memory(),
+            **{f"train/{name}": value for name, value in rates.items()},
+            **memory_used(self.ranks.device),
         }
 
-    @torch.inference_mode()
-    @torch.compiler.set_stance("force_eager")  # other shapes and modes than in training are not worth compiling
-    def _validate(self) -> dict[str, float]:
-        """Mean metrics over the validation samples, each counted once, for at most `val_time_limit` seconds."""
-        self.model.eval()
-        deadline = time.monotonic() + self.config.val_time_limit
-        generator = torch.Generator(self.ranks.device).manual_seed(self.config.seed)  # the same noise at every validation
-        names = metric_names(self.model.action_head)
-        totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.ranks.device)  # sums of the metrics, number of samples
-        for batch in self.run.val_loader():
-            metrics = self._validation_metrics(self._on_device(batch), generator)
-            one = torch.ones_like(totals[0])
-            totals += torch.stack([*(metrics[name].double() for name in names), one]) * len(batch.actions)
-            if time.monotonic() > deadline:
-                break
-        self.model.train()
-        totals = sum_over_ranks(totals)
-        return dict(zip((f"val/{name}" for name in names), (totals[:-1] / totals[-1]).tolist(), strict=True))
+    def _validate(self, validator: Validator) -> dict[str, float]:
+        found, names = validator(), self.run.parts.spec.platform.action_names
+        if self.ranks.is_main:
+            found.write(self.config.run_dir / VALIDATION_FILE, self.step, names)
+        return found.metrics(names)
 
-    def _validation_metrics(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The objective's metrics; for a diffusion policy also the errors of the actions that it would take."""
-        with self._autocast():
-            metrics = training_objective(self.model, self.model, batch, self.run.token_ids, generator).metrics
-            if isinstance(self.model.action_head, DiffusionActionHead):
-                noise = torch.randn(batch.actions.shape, device=batch.actions.device, generator=generator)
-                actions = self.model.predict(ActionInputs.from_batch(batch, self.run.token_ids), noise)
-                metrics.update(action_errors(actions, batch.actions))
-        return metrics
-
-    def _save(self) -> str:
+    def _save(self) -> Path:
         """Writes the checkpoint of this step; every process must call it, the main one writes."""
         random_states = gather_random_states(self.ranks)
         folder = checkpoint_folder(self.config, self.step)
@@ -213,12 +237,12 @@ class Trainer:
             check_free_space(folder.parent, self._checkpoint_bytes())
             suffix_step = None if self.config.save_latest_checkpoint_only else self.step
             parts = self.run.parts_at(self.step)
-            with atomic_folder(folder, keep=(METRICS_FILE,)) as temporary:
+            with atomic_folder(folder, keep=_KEPT_FILES) as temporary:
                 originals = StoredWeights(resolve_folder(self.run.base_path)) if self.config.quantize_base != "none" else None
                 save_policy(parts, temporary, suffix_step, self.config.merge_lora_during_training, originals)
                 save_trainer_state(temporary, self._state(), self.trained, self.optimizer, random_states)
         barrier()
-        return str(folder)
+        return folder
 
     def _state(self) -> TrainerState:
         flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(self.config).items()}
@@ -230,6 +254,8 @@ class Trainer:
         state = load_trainer_state(folder, self.trained, self.optimizer, self.ranks)
         self.run.train_sampler.load_state_dict(dict(state.sampler))
         self.step = state.step
+        if self.validator is not None:
+            self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         logger.info("resumed %s at step %d", folder, self.step)
 
     def _checkpoint_bytes(self) -> int:
@@ -239,23 +265,8 @@ class Trainer:
         return whole + trained + 2**24
 
 
-class _Window:
-    """Metrics since the last log line; they stay on the device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self._started = time.monotonic()
-        self._totals: dict[str, torch.Tensor] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, metrics: dict[str, torch.Tensor]) -> None:
-        self.steps += 1
-        for name, value in metrics.items():
-            self._totals[name] = self._totals.get(name, 0) + value
-            self._counts[name] += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(value) / self._counts[name] for name, value in self._totals.items()}
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
+def _record(log: RunLogger, results: Iterable[tuple[int, dict[str, float]]]) -> None:
+    """Logs what evaluations found, under the steps of their checkpoints."""
+    for step, values in results:
+        log.metrics(step, values)
+        log.message(f"evaluation of step {step}: success {100 * values['eval/success_rate']:.0f} %")

@@ -6,7 +6,7 @@ as published ("curr" and "next").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ class Objective:
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
+    actions: torch.Tensor | None = None  # [B, H, A], normalised: what the policy would do; None: it takes denoising to know
 
 
 def metric_names(head: ActionHead) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def training_objective(
 def l1_objective(predicted: torch.Tensor, actions: torch.Tensor) -> Objective:
     """Mean absolute error of normalised actions [B, H, A]."""
     loss = (predicted - actions).abs().mean()
-    return Objective(loss, {"loss": loss.detach(), **action_errors(predicted, actions)})
+    return Objective(loss, {"loss": loss.detach(), **action_errors(predicted, actions)}, predicted.detach())
 
 
 def diffusion_objective(predicted_noise: torch.Tensor, noise: torch.Tensor) -> Objective:
@@ -75,7 +76,8 @@ def discrete_objective(logits: torch.Tensor, targets: torch.Tensor, head: Discre
     predicted, wanted = logits[:, :-1].detach().argmax(dim=-1), targets[:, :-1]
     is_right = (predicted == wanted).float().unflatten(1, (head.num_actions_chunk, head.action_dim))
     accuracy = _current_and_next(is_right, "action_accuracy")
-    return Objective(loss, {"loss": loss.detach(), **accuracy, **action_errors(head(predicted), head(wanted))})
+    actions = head(predicted)
+    return Objective(loss, {"loss": loss.detach(), **accuracy, **action_errors(actions, head(wanted))}, actions)
 
 
 def slot_targets(labels: torch.Tensor, num_action_tokens: int, token_ids: TokenIds) -> torch.Tensor:
@@ -88,6 +90,15 @@ def slot_targets(labels: torch.Tensor, num_action_tokens: int, token_ids: TokenI
 def action_errors(predicted: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
     """Mean absolute errors of normalised actions [B, H, A]."""
     return _current_and_next((predicted - actions).abs(), "action_l1_loss")
+
+
+def whole_chunk_error(metrics: Mapping[str, float], num_actions_chunk: int) -> dict[str, float]:
+    """{"action_l1_loss": mean absolute error over all actions of the chunks}, where the errors of the first and the others are known."""
+    kind = "action_l1_loss"
+    if _current(kind) not in metrics:
+        return {}
+    others = metrics.get(_next(kind), 0.0) * (num_actions_chunk - 1)
+    return {kind: (metrics[_current(kind)] + others) / num_actions_chunk}
 
 
 def _current_and_next(values: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:

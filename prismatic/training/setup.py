@@ -6,7 +6,6 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -24,6 +23,7 @@ from prismatic.policy.stacking import stack_projections
 from prismatic.training.checkpoint import base_model_path
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
+from prismatic.training.evaluation import eval_command
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
@@ -49,6 +49,7 @@ class Run:
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
+    eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
 
     @property
     def token_ids(self) -> TokenIds:
@@ -57,13 +58,7 @@ class Run:
 
     def train_loader(self) -> DataLoader[Batch]:
         """Endless batches of this process, from the position of `train_sampler`."""
-        return _loader(self.data.train, self.config, self.collator, sampler=self.train_sampler)
-
-    def val_loader(self) -> Iterable[Batch]:
-        """Every validation sample once, shared out over the processes."""
-        assert self.data.val is not None
-        own = Subset(self.data.val, range(self.ranks.rank, len(self.data.val), self.ranks.world_size))
-        return _loader(own, self.config, self.collator, sampler=None)
+        return data_loader(self.data.train, self.config, self.collator, sampler=self.train_sampler)
 
     def parts_at(self, step: int) -> PolicyParts:
         """The policy as it stands after `step` optimizer steps; its provenance says so."""
@@ -91,9 +86,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     """
     specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)
     cameras = select_policy_cameras(specs, config.num_images_in_input)
+    command = eval_command(config, specs[0].platform.name)
     base_path = base_model_path(config)
     image_size = load_config(base_path).image_size
-    use_bf16 = config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+    use_bf16 = uses_bf16(config, ranks)
     options = DatasetOptions(
         cameras=cameras,
         image_size=image_size,
@@ -134,11 +130,13 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         collator=Collator(base.processor.tokenizer, token_ids),
         autocast=use_bf16,
         base_path=base_path,
+        eval_command=command,
     )
 
 
 def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:
-    """The base with adapters (or fully trainable), then FiLM, and new float32 heads, on the device; what cannot matter is frozen."""
+    """The base with adapters (or fully trainable), then FiLM, and new float32 heads, on the device; what cannot matter, or shall not
+    change, is frozen."""
     vla: torch.nn.Module = base.vla
     quantize_model(base.vla, config.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
@@ -146,6 +144,10 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
         for parameter in vla.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    for part in config.frozen_parts:  # before FiLM, whose layers are new and must learn even where the towers do not
+        module = base.vla.get_submodule(part).requires_grad_(False)
+        if spec.lora is None and uses_bf16(config, ranks):
+            module.to(torch.bfloat16)
     if spec.heads.use_film:
         base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
@@ -161,12 +163,20 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
     return model
 
 
+def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
+    """Whether the run computes in bfloat16."""
+    return config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+
+
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
     """Whether the model's blocks are compiled."""
     return config.compile == "True" or (config.compile == "auto" and ranks.device.type == "cuda")
 
 
-def _loader(dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None) -> DataLoader[Batch]:
+def data_loader(
+    dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None
+) -> DataLoader[Batch]:
+    """Batches of `dataset` in the order of `sampler`; without one, each sample once, in order."""
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
@@ -188,6 +198,7 @@ def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:
         "dataset_name": config.dataset_name,
         "num_processes": ranks.world_size,
         "seed": config.seed,
+        "frozen": list(config.frozen_parts),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
     }

@@ -148,7 +148,12 @@ def center_crop(image: np.ndarray, area_fraction: float = CROP_AREA_FRACTION) ->
     """uint8 [H, W, 3]: the central part with `area_fraction` of the area, resized back to the same size (bilinear)."""
     import torch
 
-    return _crop_center(torch.tensor(image)[None], area_fraction)[0].numpy()
+    return center_crop_batch(torch.tensor(image)[None, None], area_fraction)[0, 0].numpy()
+
+
+def center_crop_batch(images: torch.Tensor, area_fraction: float = CROP_AREA_FRACTION) -> torch.Tensor:
+    """uint8 [B, N, H, W, 3]: `center_crop` of every image, on the device of `images`."""
+    return _crop_center(images.flatten(0, 1), area_fraction).reshape(images.shape)
 
 
 def _crop_center(images: torch.Tensor, area_fraction: float) -> torch.Tensor:

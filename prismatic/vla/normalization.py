@@ -84,6 +84,11 @@ def unnormalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:
     return np.where(bounds.constant, bounds.low, np.where(bounds.mask, scaled, values))
 
 
+def raw_units(bounds: Bounds) -> np.ndarray:
+    """float64 [D]: what a step of 1 in normalised units is in raw ones, the slope of `unnormalize`; constant dimensions 0."""
+    return np.where(bounds.constant, 0.0, np.where(bounds.mask, 0.5 * (bounds.high - bounds.low + _EPSILON), 1.0))
+
+
 def _check_dim(values: np.ndarray, bounds: Bounds) -> None:
     if values.shape[-1:] != (bounds.dim,):
         raise ValueError(f"expected {bounds.dim} values, as in the data-set statistics, found shape {list(values.shape)}")

@@ -43,6 +43,7 @@ CONFIGS = {
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
     "scripts/convert/aloha_hdf5_to_rlds.py": lambda: _module("scripts/convert/aloha_hdf5_to_rlds.py").ConvertConfig,
     "scripts/inspect_dataset.py": lambda: _module("scripts/inspect_dataset.py").InspectConfig,
+    "scripts/plot_run.py": lambda: _module("scripts/plot_run.py").PlotConfig,
     "vla-scripts/merge_lora_weights_and_save.py": lambda: _module("vla-scripts/merge_lora_weights_and_save.py").MergeConfig,
     "experiments/robot/metaworld/run_metaworld_eval.py": lambda: _module("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig,
 }
@@ -61,7 +62,7 @@ def test_documented_commands_exist_with_their_flags(command: str) -> None:
         return
     script = next((word for word in command.split() if word.endswith(".py")), None)
     assert script in CONFIGS, f"no configuration known for {command!r}"
-    known = {item.name for item in fields(CONFIGS[script]())}
+    known = {item.name for item in fields(CONFIGS[script]())} | {"config_path"}  # of every script
     used = {word[2:] for word in command[command.index(script) :].split() if word.startswith("--")}
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
 

@@ -2,35 +2,89 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.optim import learning_rate_factor
 
+ALL_FROZEN = {"freeze_vision_backbone": True, "freeze_projector": True, "freeze_language_model": True}
+# flags -> what is wrong, what to do about it
+REFUSED: list[tuple[dict[str, object], str, str]] = [
+    ({"use_diffusion": True}, "--use_l1_regression and --use_diffusion are both True", "set the one that you do not want to False"),
+    ({"num_images_in_input": 0}, "--num_images_in_input is 0", "needs at least the primary camera"),
+    ({"batch_size": 0}, "--batch_size is 0", "at least 1"),
+    ({"val_time_limit": 0}, "--val_time_limit is 0", "at least 1"),
+    ({"lr_warmup_steps": -1}, "--lr_warmup_steps is -1", "cannot be negative"),
+    ({"eval_every": -5}, "--eval_every is -5", "cannot be negative"),
+    ({"weight_decay": -0.1}, "--weight_decay is -0.1", "cannot be negative"),
+    ({"learning_rate": -1.0}, "--learning_rate is -1.0", "above 0"),
+    ({"max_grad_norm": 0.0}, "--max_grad_norm is 0.0", "left out to clip nothing"),
+    ({"lora_dropout": 1.0}, "--lora_dropout is 1.0", "in [0, 1)"),
+    ({"val_fraction": 0.0}, "--val_fraction is 0.0", "in (0, 1)"),
+    ({"precision": "fp8"}, "--precision is 'fp8'", "auto, bf16, fp32"),
+    ({"resume_step": 5}, "--resume_step is 5 without --resume True", "add it"),
+    ({"wandb_entity": "me"}, "--wandb_entity is 'me' without --wandb_project", "give both"),
+    ({"logger": "wandb"}, "--logger is 'wandb' without --wandb_project", "name the project"),
+    ({"logger": "tensorbord"}, "--logger is 'tensorbord'", "choose none, wandb, tensorboard"),
+    ({"eval_command": "true {checkpoint} {output_dir}"}, "--eval_every is 0", "after how many steps"),
+    ({"eval_every": 5, "eval_command": "true {checkpoint}"}, "--eval_command is 'true {checkpoint}'", "{output_dir}"),
+    ({**ALL_FROZEN, "use_l1_regression": False}, "nothing is left to train", "set one of them to False"),
+]
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"use_diffusion": True}, "use_l1_regression and --use_diffusion are both True"),
-        ({"num_images_in_input": 0}, "--num_images_in_input is 0"),
-        ({"batch_size": 0}, "--batch_size is 0"),
-        ({"learning_rate": -1.0}, "--learning_rate is -1.0"),
-        ({"lora_dropout": 1.0}, "--lora_dropout is 1.0"),
-        ({"precision": "fp8"}, "--precision is 'fp8'"),
-        ({"resume_step": 5}, "--resume_step needs --resume True"),
-        ({"wandb_entity": "me"}, "--wandb_entity is set without --wandb_project"),
-        ({"val_fraction": 0.0}, "--val_fraction is 0.0"),
-    ],
-)
-def test_bad_flags_are_named(flags: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+
+@pytest.mark.parametrize(("flags", "problem", "remedy"), REFUSED)
+def test_contradictions_name_flag_value_and_remedy(flags: dict[str, object], problem: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)) as refused:
         FinetuneConfig(**flags)  # type: ignore[arg-type]
+    assert remedy in str(refused.value)
+
+
+def test_a_frozen_base_may_still_train_a_head() -> None:
+    assert FinetuneConfig(**ALL_FROZEN).frozen_parts == ("vision_backbone", "projector", "language_model")  # type: ignore[arg-type]
+    assert FinetuneConfig(**ALL_FROZEN, use_l1_regression=False, use_film=True).heads.action_head == "discrete"  # type: ignore[arg-type]
+
+
+def test_a_wandb_project_alone_turns_wandb_on() -> None:
+    assert FinetuneConfig().logger_names == ()
+    assert FinetuneConfig(wandb_project="p", wandb_entity="me").logger_names == ("wandb",)
+    assert FinetuneConfig(wandb_project="p", logger="tensorboard, wandb").logger_names == ("tensorboard", "wandb")
+
+
+PUBLISHED_DEFAULTS = {
+    **{
+        "vla_path": "openvla/openvla-7b",
+        "run_root_dir": Path("runs"),
+        "data_root_dir": Path("datasets/rlds"),
+        "shuffle_buffer_size": 100_000,
+    },
+    **{"use_l1_regression": True, "use_diffusion": False, "num_diffusion_steps_train": 50, "use_film": False, "num_images_in_input": 1},
+    **{"use_proprio": False, "batch_size": 8, "learning_rate": 5e-4, "lr_warmup_steps": 0, "num_steps_before_decay": 100_000},
+    **{"grad_accumulation_steps": 1, "max_steps": 200_000, "use_val_set": False, "val_freq": 10_000, "val_time_limit": 180},
+    **{"save_freq": 10_000, "save_latest_checkpoint_only": False, "resume": False, "resume_step": None, "image_aug": True},
+    **{"diffusion_sample_freq": 50, "use_lora": True, "lora_rank": 32, "lora_dropout": 0.0, "merge_lora_during_training": True},
+    **{"run_id_note": None, "run_id_override": None, "wandb_log_freq": 10},
+}
+
+
+def test_familiar_flags_have_their_published_defaults() -> None:
+    config = FinetuneConfig()
+    assert {name: getattr(config, name) for name in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
+    assert {"dataset_name", "wandb_entity", "wandb_project"} <= {item.name for item in fields(FinetuneConfig)}
 
 
 def test_run_id_is_the_published_one() -> None:
     config = FinetuneConfig(vla_path="some/tinybase", dataset_name="ds", lora_rank=4, grad_accumulation_steps=2, batch_size=4)
     assert config.run_id == "tinybase+ds+b8+lr-0.0005+lora-r4+dropout-0.0--image_aug"
     assert FinetuneConfig(use_lora=False, image_aug=False, run_id_note="x").run_id.endswith("+b8+lr-0.0005--x")
+
+
+def test_resuming_from_a_named_checkpoint_continues_its_run() -> None:
+    assert FinetuneConfig(vla_path="runs/my_run--10000_chkpt", resume=True).run_id == "my_run"
+    assert FinetuneConfig(vla_path="runs/my_run--10000_chkpt").run_id.startswith("my_run--10000_chkpt+")
 
 
 def test_warmup_and_decay_multiply() -> None:

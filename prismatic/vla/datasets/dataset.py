@@ -67,6 +67,20 @@ class DatasetOptions:
             raise ValueError("--default_instruction is empty; give the text of the task, or leave the flag out")
 
 
+@dataclass(frozen=True)
+class SampleOrigin:
+    """Where a sample was recorded."""
+
+    dataset: str
+    split: str
+    episode: int  # number within the split, in the order of the files
+    step: int  # within the episode
+    instruction: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.split} episode {self.episode}, step {self.step}"
+
+
 class RobotDataset:
     """The samples of one data set: those of `episodes`, in their order."""
 
@@ -124,6 +138,15 @@ class RobotDataset:
             return self.options.default_instruction.strip()
         return self.index.instructions[number]
 
+    def origin(self, sample: int) -> SampleOrigin:
+        """Where `sample` was recorded."""
+        step, _ = self.locate(sample)
+        episode = int(np.searchsorted(self.index.episode_starts, step, side="right")) - 1
+        split, first = next((name, first) for name, (first, end) in self.index.splits.items() if first <= episode < end)
+        return SampleOrigin(
+            self.spec.name, split, episode - first, step - int(self.index.episode_starts[episode]), self.instruction(sample)
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # Samples no longer need the trajectory transform, and a user's may not be picklable.
         return {**self.__dict__, "spec": replace(self.spec, transform=dict)}
@@ -146,10 +169,7 @@ class VLADataset(Dataset[Sample]):
     def __getitem__(self, key: int | SampleKey) -> Sample:
         """The sample with that number; a SampleKey also says which of its augmentations."""
         number, num_earlier_passes = key if isinstance(key, SampleKey) else (int(key), 0)
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {len(self)}")
-        which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
-        part, local = self.parts[which], number - int(self.part_starts[which])
+        part, local = self._locate(number)
         images = part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
         draw = None
         if self.augment:
@@ -165,6 +185,18 @@ class VLADataset(Dataset[Sample]):
             sample_id=number,
             draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
         )
+
+    def origin(self, number: int) -> SampleOrigin:
+        """Where the sample with that number was recorded."""
+        part, local = self._locate(number)
+        return part.origin(local)
+
+    def _locate(self, number: int) -> tuple[RobotDataset, int]:
+        """(the data set of a sample, the sample's number in it)."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        which = int(np.searchsorted(self.part_starts, number, side="right")) - 1
+        return self.parts[which], number - int(self.part_starts[which])
 
     def _recorded_frames(self, part: RobotDataset, local: int) -> np.ndarray:
         """uint8 [N, H, W, 3]: decoded, for the device to resize."""

@@ -1,0 +1,205 @@
+"""Closed-loop evaluation while training: a command of its own plays episodes with a checkpoint; the trainer goes on meanwhile.
+
+The command gets a copy of the checkpoint made of hard links (no disk space, no waiting), so that neither pruning nor the next save takes
+it away, and leaves report.json in its output folder, <run>--eval/step_<N>/. One evaluation runs at a time. While it does, one more may
+wait; a newer checkpoint takes that place. An evaluation that fails is told, and never stops the training. It shares the GPU
+unless --eval_command says otherwise: "env CUDA_VISIBLE_DEVICES=1 python my_eval.py {checkpoint} {output_dir}".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from prismatic.training.checkpoint import TRAINER_STATE_FOLDER
+from prismatic.training.config import FinetuneConfig
+
+_EXPERIMENTS = shlex.quote(str(Path(__file__).parents[2] / "experiments" / "robot"))
+# Robot platform -> what evaluates it; {suite} is the LIBERO suite that the data set is of.
+EVAL_COMMANDS = {
+    "LIBERO": f"python {_EXPERIMENTS}/libero/run_libero_eval.py --task_suite_name {{suite}} --num_trials_per_task 2 --num_envs 1 "
+    "--pretrained_checkpoint {checkpoint} --local_log_dir {output_dir}",
+    "METAWORLD": f"python {_EXPERIMENTS}/metaworld/run_metaworld_eval.py --num_trials_per_task 10 --num_envs 1 "
+    "--pretrained_checkpoint {checkpoint} --local_log_dir {output_dir}",
+}
+_LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+_POLICY_RUN = "none"  # the run of the report in which the policy acts without any control
+_NUM_LAST_LINES = 3  # of the log of a failed evaluation
+_PATIENCE_S = 10.0  # for an evaluation that is told to end
+# torchrun's description of the training run is not for the evaluation.
+_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+logger = logging.getLogger(__name__)
+
+
+def eval_command(config: FinetuneConfig, platform: str) -> str | None:
+    """The command of --eval_every, with its placeholders; None: no evaluation.
+
+    Raises:
+        ValueError: the platform has none of its own and --eval_command is not given.
+    """
+    if not config.eval_every:
+        return None
+    command = config.eval_command or EVAL_COMMANDS.get(platform)
+    if command is None:
+        raise ValueError(
+            f"--eval_every is {config.eval_every}, but platform {platform} has no evaluation of its own ({', '.join(EVAL_COMMANDS)} do); "
+            "pass --eval_command with {checkpoint} and {output_dir}, or leave --eval_every out"
+        )
+    if "{suite}" not in command:
+        return command
+    suite = config.dataset_name.removesuffix("_no_noops")
+    if suite not in _LIBERO_SUITES:
+        raise ValueError(
+            f"--eval_every is {config.eval_every}, but it is not clear which LIBERO suite {config.dataset_name} is of; pass "
+            f"--eval_command, such as: {command}"
+        )
+    return command.replace("{suite}", suite)
+
+
+@dataclass
+class _Running:
+    step: int
+    folder: Path
+    process: subprocess.Popen
+    log: IO[bytes]
+
+
+class BackgroundEvaluation:
+    """The evaluations of one run; used by its main process alone."""
+
+    def __init__(self, config: FinetuneConfig, command: str) -> None:
+        self._command = command
+        self._folder = config.run_dir.with_name(f"{config.run_dir.name}--eval")
+        self._running: _Running | None = None
+        self._waiting: tuple[int, Path] | None = None
+        self._finished: deque[tuple[int, dict[str, float]]] = deque()
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Evaluates `checkpoint` as soon as the evaluation that runs has ended."""
+        folder = self._folder / f"step_{step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        link_checkpoint(checkpoint, folder / "checkpoint")
+        if self._waiting is not None:
+            logger.warning("evaluation of step %d is left out: an earlier one still runs; raise --eval_every", self._waiting[0])
+            shutil.rmtree(self._waiting[1])
+        self._waiting = (step, folder)
+        self._advance()
+
+    def results(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, metrics) of what has ended since the last call."""
+        self._advance()
+        done = list(self._finished)
+        self._finished.clear()
+        return done
+
+    def finish(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Waits for everything submitted; yields as `results` returns, each as soon as it ends."""
+        while self._running is not None or self._waiting is not None:
+            if self._running is not None:
+                logger.info("waiting for the evaluation of step %d", self._running.step)
+                self._running.process.wait()
+            yield from self.results()
+        yield from self.results()
+
+    def _advance(self) -> None:
+        """Collects an evaluation that has ended and starts the one that waits."""
+        if self._running is not None and self._running.process.poll() is not None:
+            self._collect(self._running)
+            self._running = None
+        if self._running is None and self._waiting is not None:
+            (step, folder), self._waiting = self._waiting, None
+            self._running = self._start(step, folder)
+
+    def _start(self, step: int, folder: Path) -> _Running | None:
+        words = shlex.split(self._command)
+        words = [word.replace("{checkpoint}", str(folder / "checkpoint")).replace("{output_dir}", str(folder)) for word in words]
+        command = [sys.executable if word == "python" else word for word in words]
+        environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES and "TORCHELASTIC" not in name}
+        log = (folder / "log.txt").open("wb")
+        try:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            log.close()
+            shutil.rmtree(folder / "checkpoint")
+            logger.warning("evaluation of step %d cannot start (%s); training goes on. Check --eval_command: %s", step, error, command[0])
+            return None
+        return _Running(step, folder, process, log)
+
+    def _collect(self, running: _Running) -> None:
+        running.log.close()
+        shutil.rmtree(running.folder / "checkpoint", ignore_errors=True)
+        reports = list(running.folder.rglob("report.json"))
+        if running.process.returncode == 0 and len(reports) == 1:
+            self._finished.append((running.step, report_metrics(reports[0])))
+            return
+        lines = (running.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-_NUM_LAST_LINES:]
+        problem = f"exit status {running.process.returncode}" if running.process.returncode else f"it wrote {len(reports)} report.json"
+        logger.warning(
+            "evaluation of step %d failed (%s); training goes on. %s ends with:\n  %s",
+            running.step,
+            problem,
+            running.folder / "log.txt",
+            "\n  ".join(lines),
+        )
+
+    def __enter__(self) -> BackgroundEvaluation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends the evaluation that still runs, if any: the training was interrupted."""
+        if self._running is not None:
+            _end(self._running.process)
+            self._running.log.close()
+            shutil.rmtree(self._running.folder / "checkpoint", ignore_errors=True)
+        if self._waiting is not None:
+            shutil.rmtree(self._waiting[1], ignore_errors=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a process and its children."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, kind)
+        try:
+            process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("the evaluation does not end by itself and is killed")
+
+
+def report_metrics(path: Path) -> dict[str, float]:
+    """Success rates of the policy out of an evaluation's report.json: the mean over tasks, and each task."""
+    summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
+    tasks = {name: score for name, score in summary.items() if name != "mean"}
+    return {
+        "eval/success_rate": float(summary["mean"]["rate"]),
+        "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),
+        **{f"eval/success_rate/{name}": float(score["rate"]) for name, score in tasks.items()},
+    }
+
+
+def link_checkpoint(checkpoint: Path, copy: Path) -> None:
+    """Makes `copy` hold the files of the policy in `checkpoint`, as hard links where the file system has them."""
+    shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns(TRAINER_STATE_FOLDER), copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,95 @@
+"""Flags on the command line and in a file; what --help shows; how mistakes are told."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pytest
+
+from prismatic.cli import parse_flags
+from prismatic.cli_help import flag_groups, render_help
+from prismatic.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Base:
+    """Says what it does."""
+
+    # First things
+    size: int = 3  # pixels
+    note: str | None = None
+
+
+@dataclass
+class Derived(Base):
+    """More."""
+
+    # Second things
+    names: list[str] = field(default_factory=lambda: ["a", "b"])  # of the things
+
+
+def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
+    groups = {heading: [(flag.name, flag.default, flag.text) for flag in flags] for heading, flags in flag_groups(Derived).items()}
+    assert groups == {"First things": [("size", "3", "pixels"), ("note", "-", "")], "Second things": [("names", "[a,b]", "of the things")]}
+
+
+def test_every_training_flag_is_one_explained_line_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "170")
+    shown = render_help(FinetuneConfig, "finetune.py")
+    assert max(map(len, shown.splitlines())) <= 170
+    for item in fields(FinetuneConfig):
+        rows = re.findall(rf"^  --{item.name} +(\S+)  +(\S.*)$", shown, re.M)
+        assert len(rows) == 1, f"{item.name} has no default or no comment in --help"
+    headings = [line for line in shown.splitlines() if line and not line.startswith(" ")]
+    assert {"Model", "Training", "LoRA", "Logging", "Freezing"} <= set(headings)
+
+
+def test_narrow_terminals_wrap_below_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    assert max(map(len, render_help(FinetuneConfig, "finetune.py").splitlines())) <= 90
+
+
+def test_flags_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("batch_size: 3\nlearning_rate: 1.0e-4\nuse_film: true\n")
+    config = parse_flags(FinetuneConfig, ["--config_path", str(recipe), "--batch_size", "5"])
+    assert (config.batch_size, config.learning_rate, config.use_film, config.max_steps) == (5, 1e-4, True, 200_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batchsize", "3"], "unrecognized arguments: --batchsize 3; did you mean --batch_size? --help lists all flags"),
+        (["--zzz", "3"], "unrecognized arguments: --zzz 3; --help lists all flags"),
+        (["--batch_size"], "argument --batch_size: expected one argument"),
+        (["--batch_size", "many"], "--batch_size: Couldn't parse 'many' into an int"),
+        (["--config_path", "nowhere.yaml"], "--config_path: there is no file nowhere.yaml"),
+        (["--use_diffusion", "True"], "--use_l1_regression and --use_diffusion are both True"),
+    ],
+)
+def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_flags(FinetuneConfig, arguments)
+
+
+def test_an_unknown_key_of_a_file_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_step: 3\n")
+    with pytest.raises(ValueError, match=r"max_step.*did you mean --max_steps"):
+        parse_flags(FinetuneConfig, ["--config_path", str(recipe)])
+
+
+def test_help_of_the_script_loads_no_torch() -> None:
+    code = "import runpy, sys; sys.argv = ['finetune.py', '--help']; runpy.run_path('vla-scripts/finetune.py', run_name='__main__')"
+    code += "; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--freeze_vision_backbone" in done.stdout

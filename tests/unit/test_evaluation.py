@@ -1,0 +1,123 @@
+"""Evaluations while training are real processes; what they report, how they fail, how they wait for each other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.evaluation import EVAL_COMMANDS, BackgroundEvaluation, eval_command
+
+REPORT = {"summary": {"none": {"push": {"rate": 0.5, "num_trials": 4}, "pull": {"rate": 1.0, "num_trials": 2}, "mean": {"rate": 0.75}}}}
+# Writes a report if the checkpoint's weights are there; waits first for the file `go`.
+SCRIPT = """
+import json, pathlib, sys, time
+checkpoint, output_dir, go = map(pathlib.Path, sys.argv[1:4])
+while not go.exists():
+    time.sleep(0.01)
+assert (checkpoint / "model.safetensors").read_text() == "weights"
+assert not (checkpoint / "trainer_state").exists()
+(output_dir / "report.json").write_text(json.dumps(REPORT))
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "run--1_chkpt"
+    (folder / "trainer_state").mkdir(parents=True)
+    (folder / "model.safetensors").write_text("weights")
+    (folder / "trainer_state" / "optimizer.pt").write_text("moments")
+    return folder
+
+
+def start(tmp_path: Path, command: str) -> BackgroundEvaluation:
+    return BackgroundEvaluation(FinetuneConfig(run_root_dir=tmp_path / "runs", run_id_override="run"), command)
+
+
+def script_command(tmp_path: Path) -> str:
+    script = tmp_path / "evaluate.py"
+    script.write_text(SCRIPT.replace("REPORT", repr(REPORT)))
+    return f"python {script} {{checkpoint}} {{output_dir}} {tmp_path / 'go'}"
+
+
+def test_results_come_with_the_step_of_their_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
+    with start(tmp_path, script_command(tmp_path)) as evaluation:
+        evaluation.submit(7, checkpoint)
+        assert evaluation.results() == []  # it runs beside the training, which goes on
+        (checkpoint / "model.safetensors").unlink()  # pruned meanwhile: the evaluation has a copy of its own
+        (tmp_path / "go").touch()
+        ((step, values),) = evaluation.finish()
+    assert step == 7
+    assert values == {"eval/success_rate": 0.75, "eval/num_episodes": 6, "eval/success_rate/push": 0.5, "eval/success_rate/pull": 1.0}
+    assert sorted(path.name for path in (tmp_path / "runs" / "run--eval" / "step_7").iterdir()) == ["log.txt", "report.json"]
+
+
+def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with start(tmp_path, script_command(tmp_path)) as evaluation:
+        for step in (1, 2, 3):
+            evaluation.submit(step, checkpoint)
+        (tmp_path / "go").touch()
+        assert [step for step, _ in evaluation.finish()] == [1, 3]
+    assert "evaluation of step 2 is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("python -c 'raise SystemExit(\"no GPU left\")' {checkpoint} {output_dir}", "failed (exit status 1).*no GPU left"),
+        ("python -c pass {checkpoint} {output_dir}", "failed (it wrote 0 report.json)"),
+        ("/nowhere/evaluate {checkpoint} {output_dir}", "cannot start.*Check --eval_command: /nowhere/evaluate"),
+    ],
+)
+def test_a_failing_evaluation_is_told_and_stops_nothing(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture, command: str, told: str
+) -> None:
+    with start(tmp_path, command) as evaluation:
+        evaluation.submit(1, checkpoint)
+        assert list(evaluation.finish()) == []
+    first, *rest = told.split(".*")
+    assert first in caplog.text
+    assert all(part in caplog.text for part in rest)
+    assert "training goes on" in caplog.text
+    assert not list((tmp_path / "runs").rglob("step_1/checkpoint"))
+
+
+def test_an_interrupted_training_ends_its_evaluation(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    started = time.monotonic()
+    evaluation = start(tmp_path, script_command(tmp_path))
+    evaluation.submit(1, checkpoint)
+    evaluation.submit(2, checkpoint)
+    evaluation.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert time.monotonic() - started < 5  # the script waits for a file that never comes
+    assert evaluation._running is not None
+    assert evaluation._running.process.returncode not in (None, 0)
+    assert not list((tmp_path / "runs").rglob("checkpoint"))
+
+
+def test_the_command_is_that_of_the_platform_unless_given() -> None:
+    assert eval_command(FinetuneConfig(), "METAWORLD") is None
+    assert eval_command(FinetuneConfig(eval_every=5), "METAWORLD") == EVAL_COMMANDS["METAWORLD"]
+    own = "python mine.py {checkpoint} {output_dir}"
+    assert eval_command(FinetuneConfig(eval_every=5, eval_command=own), "ALOHA") == own
+    libero = eval_command(FinetuneConfig(eval_every=5, dataset_name="libero_goal_no_noops"), "LIBERO")
+    assert libero is not None
+    assert "--task_suite_name libero_goal " in libero
+    assert json.dumps(libero).count("{checkpoint}") == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "message"),
+    [
+        ("ALOHA", {}, "platform ALOHA has no evaluation of its own"),
+        ("LIBERO", {"dataset_name": "my_libero_like_set"}, "not clear which LIBERO suite my_libero_like_set is of"),
+    ],
+)
+def test_a_platform_without_evaluation_is_refused(platform: str, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        eval_command(FinetuneConfig(eval_every=5, **flags), platform)
