@@ -1,6 +1,7 @@
 """Serves a checkpoint on one port to OpenVLA(-OFT), openpi and vla-eval clients.
 
     python vla-scripts/deploy.py --pretrained_checkpoint runs/my-run--10000_chkpt
+    python vla-scripts/deploy.py --adapters bowls=runs/bowls--5000_chkpt,cups=runs/cups--5000_chkpt
 
 The checkpoint describes itself; the familiar flags are needed only for a published one, which does not.
 """
@@ -9,10 +10,15 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from prismatic.cli import run_script
 from prismatic.policy.flags import PolicyFlags
+
+if TYPE_CHECKING:
+    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.policy import Policy
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -24,6 +30,8 @@ class DeployConfig(PolicyFlags):
     """Flags of the server, beside those that describe a published checkpoint."""
 
     pretrained_checkpoint: str = ""  # folder or Hub id
+    adapters: str = ""  # instead: name=folder,name=folder,... of LoRA runs over one base model; ?adapter=name chooses, the first by default
+    base_model: str | None = None  # of the adapters, where their own note of it is not valid here
     unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
     host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
     port: int = 8777  # 0: any free one
@@ -41,8 +49,12 @@ class DeployConfig(PolicyFlags):
     robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
 
     def __post_init__(self) -> None:
-        if not self.pretrained_checkpoint:
-            raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder")
+        if bool(self.pretrained_checkpoint) == bool(self.adapters):
+            found = "both given" if self.adapters else "missing"
+            raise ValueError(
+                f"--pretrained_checkpoint and --adapters are {found}; pass the checkpoint's folder, or name=folder,... of adapters"
+            )
+        _ = self.adapter_folders  # parsed now, so that a mistake shows before minutes of loading
         for name in ("max_body_mb", "max_queue", "max_batch_size", "request_timeout_s", "shutdown_timeout_s", "max_connections"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0")
@@ -50,6 +62,19 @@ class DeployConfig(PolicyFlags):
             raise ValueError(f"--batch_window_ms is {self.batch_window_ms:g}, must be 0 to 1000")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, must be 0 to 65535")
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """Name -> folder.
+
+        Raises:
+            ValueError: the text is not made of name=folder, or names one twice.
+        """
+        pairs = [item.partition("=") for item in self.adapters.split(",") if item]
+        folders = {name.strip(): folder.strip() for name, _, folder in pairs}
+        if len(folders) < len(pairs) or not all(folders) or not all(folders.values()):
+            raise ValueError(f"--adapters is {self.adapters!r}; expected name=folder,name=folder,... with names that differ")
+        return folders
 
     @property
     def flags(self) -> PolicyFlags:
@@ -63,15 +88,18 @@ def deploy(config: DeployConfig) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
     from prismatic.policy.loading import LoadOptions
-    from prismatic.policy.policy import Policy
     from prismatic.serving.batching import BatchingOptions
     from prismatic.serving.service import PolicyService, ServiceOptions
 
     bound = open_socket(config.host, config.port)  # before minutes of loading
     load_options = LoadOptions(
-        flags=config.flags, quantization=config.quantization, engine=config.engine, max_batch_size=config.max_batch_size
+        flags=config.flags,
+        quantization=config.quantization,
+        engine=config.engine,
+        max_batch_size=config.max_batch_size,
+        base_model=config.base_model,
     )
-    policy = Policy.from_pretrained(config.pretrained_checkpoint, device=config.device, unnorm_key=config.unnorm_key, options=load_options)
+    policies = _load(config, load_options)
     options = ServiceOptions(
         batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
@@ -79,15 +107,28 @@ def deploy(config: DeployConfig) -> None:
         api_key=config.api_key or os.environ.get("PRISMATIC_API_KEY") or None,
         robosuite_gripper=config.robosuite_gripper,
     )
-    service = PolicyService(policy, options, config.unnorm_key)
+    service = PolicyService(policies, options)
     seconds = service.warm_up()
     if config.host not in _LOOPBACK and options.api_key is None:
         logger.warning("anyone who reaches %s can use this policy: pass --api_key, or bind to 127.0.0.1", config.host)
-    logger.info("platform %s, cameras %s, warm-up %.2f s", policy.spec.platform.name, ", ".join(policy.spec.cameras), seconds)
+    for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:
+        logger.info("%s: platform %s, cameras %s", name, policy.spec.platform.name, ", ".join(policy.spec.cameras))
+    logger.info("warm-up %.2f s", seconds)
     bound.listen(1024)
     host, port = bound.getsockname()[:2]
     logger.info("serving on http://%s:%d: POST /act, websockets / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port)
     serve(service, bound, config.max_connections, config.shutdown_timeout_s)
+
+
+def _load(config: DeployConfig, options: LoadOptions) -> Policy | dict[str, Policy]:
+    from prismatic.policy.bank import load_adapter_policies
+    from prismatic.policy.policy import Policy, default_device, default_dtype
+
+    if not config.adapters:
+        return Policy.from_pretrained(config.pretrained_checkpoint, config.device, unnorm_key=config.unnorm_key, options=options)
+    device = default_device(config.device)
+    options = replace(options, unnorm_key=config.unnorm_key)
+    return load_adapter_policies(config.adapter_folders, device, default_dtype(device), options)
 
 
 if __name__ == "__main__":

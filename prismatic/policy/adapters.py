@@ -34,7 +34,7 @@ LORA_TARGET_MODULES = (
 FILM_PREFIX = "vision_backbone.vision_backbone."
 
 _ADAPTER = "default"  # PEFT's name for the one adapter; part of the keys in memory, absent from adapter files
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 _LM_HEAD = "language_model.lm_head"
 
 
@@ -66,7 +66,7 @@ def adapter_state(model: nn.Module, dtype: torch.dtype) -> State:
     """The content of an adapter file, on the CPU: every LoRA matrix under PEFT's file naming, and the LM head that PEFT stores along."""
     state = {}
     for key, value in model.state_dict().items():
-        if ".lora_" in key or key == f"{_PEFT_PREFIX}{_LM_HEAD}.base_layer.weight":
+        if ".lora_" in key or key == f"{PEFT_PREFIX}{_LM_HEAD}.base_layer.weight":
             state[key.replace(f".{_ADAPTER}.", ".")] = value.detach().to("cpu", dtype).contiguous()
     return state
 
@@ -126,7 +126,7 @@ def merge_adapter(
     for key, down in adapter.items():
         if not key.endswith(".lora_A.weight"):
             continue
-        module = key.removeprefix(_PEFT_PREFIX).removesuffix(".lora_A.weight")
+        module = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
         name = f"{module}.weight"
         up = adapter.get(key.replace(".lora_A.", ".lora_B."))
         if name not in state or up is None:
@@ -177,7 +177,7 @@ def published_state(
     assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
     keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
     for key in keys:
-        name = key.removeprefix(_PEFT_PREFIX)
+        name = key.removeprefix(PEFT_PREFIX)
         if ".lora_" in name or ".scale." in name or ".shift." in name:
             continue
         is_film = name.startswith(FILM_PREFIX)

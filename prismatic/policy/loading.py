@@ -137,8 +137,8 @@ def load_parts(
     if options.keep_adapters and options.quantization != "none":
         raise ValueError(f"quantization {options.quantization!r} needs merged adapters; leave keep_adapters out")
     folder = resolve_folder(name_or_path)
-    norm_stats = _load_statistics(folder)
-    spec = _load_spec(folder, options, norm_stats)
+    norm_stats = load_statistics(folder)
+    spec = load_spec(folder, options, norm_stats)
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
     model = build_action_model(base.vla, config, spec)
@@ -146,12 +146,12 @@ def load_parts(
         load_component(module, folder, component)
     model = model.to(dtype).eval().requires_grad_(False)
     quantize_model(model.bare_vla, options.quantization, device, dtype)
-    _move_used_parts(model, device)
+    move_used_parts(model, device)
     check_bidirectional(model.bare_vla)
     return PolicyParts(model, config, base.processor, spec, norm_stats)
 
 
-def _move_used_parts(model: ActionModel, device: torch.device) -> None:
+def move_used_parts(model: ActionModel, device: torch.device) -> None:
     """Moves what predictions depend on to `device`; the rest of a published checkpoint (0.3 GiB of the 7B model) stays where it is."""
     unused = model.bare_vla.unused_modules(uses_lm_head=isinstance(model.action_head, DiscreteActionHead))
     stays = {id(tensor) for module in unused for tensor in module.parameters()}
@@ -160,7 +160,12 @@ def _move_used_parts(model: ActionModel, device: torch.device) -> None:
             tensor.data = tensor.data.to(device)
 
 
-def _load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -> PolicySpec:
+def load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -> PolicySpec:
+    """What policy.json says, or the files of a published folder and the flags.
+
+    Raises:
+        ValueError: something is missing or contradicts the flags.
+    """
     if (folder / POLICY_FILE).is_file():
         return apply_flags(PolicySpec.load(folder), options.flags, f"{folder / POLICY_FILE}")
     image_size = load_config(folder).image_size
@@ -177,7 +182,7 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
             _load_film(base.vla, folder)
         return LoadedModel(base.vla, base.processor)
     adapter_path = folder / ADAPTER_FOLDER / ADAPTER_FILE
-    base_model = options.base_model or spec.base_model or _named_base(folder)
+    base_model = options.base_model or spec.base_model or named_base(folder)
     if not adapter_path.is_file() or not base_model:
         raise ValueError(
             f"{folder} holds neither {WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
@@ -218,7 +223,8 @@ def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[st
     return adapted
 
 
-def _named_base(folder: Path) -> str | None:
+def named_base(folder: Path) -> str | None:
+    """The base model that an adapter folder names, if any."""
     path = folder / ADAPTER_FOLDER / "adapter_config.json"
     return json.loads(path.read_text()).get("base_model_name_or_path") or None if path.is_file() else None
 
@@ -282,7 +288,12 @@ class StoredWeights(Mapping[str, torch.Tensor]):
             raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
 
 
-def _load_statistics(folder: Path) -> dict[str, Any]:
+def load_statistics(folder: Path) -> dict[str, Any]:
+    """The content of dataset_statistics.json.
+
+    Raises:
+        ValueError: it is absent.
+    """
     path = folder / STATISTICS_FILE
     if not path.is_file():
         raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")

@@ -28,9 +28,9 @@ from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
 
 
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def default_device(wanted: torch.device | str | None = None) -> torch.device:
+    """`wanted`; by default the GPU if there is one."""
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -58,6 +58,7 @@ class Policy:
         if key is None:
             raise ValueError(f"the policy was trained on several data sets; pass unnorm_key, one of {', '.join(parts.norm_stats)}")
         self._parts = parts
+        self.unnorm_key = key
         self._engine = engine or EagerEngine(parts)
         tokenize = partial(tokenize_prompt, parts.processor.tokenizer, token_ids=parts.config.token_ids)
         self._tokenize = lru_cache(maxsize=_MAX_KNOWN_PROMPTS)(tokenize)  # control loops repeat their instruction
@@ -88,7 +89,7 @@ class Policy:
         Raises:
             ValueError: a file is missing or damaged, does not fit the others, or a flag contradicts them.
         """
-        target = default_device() if device is None else torch.device(device)
+        target = default_device(device)
         options = replace(options or LoadOptions(), unnorm_key=unnorm_key)
         parts = load_parts(name_or_path, target, dtype or default_dtype(target), options)
         return cls(parts, unnorm_key, make_engine(parts, options.engine, options.max_batch_size))

@@ -19,10 +19,10 @@ import numpy as np
 
 from prismatic.serving.errors import BusyError, PredictionError, RequestError
 from prismatic.serving.metrics import ServerMetrics
-from prismatic.serving.observations import PolicyRequest
+from prismatic.serving.observations import PolicyRequest, RequestGroup
 from prismatic.vla.types import ActionChunk, Observation
 
-Predict = Callable[[str | None, Sequence[Observation]], Sequence[ActionChunk]]
+Predict = Callable[[RequestGroup, Sequence[Observation]], Sequence[ActionChunk]]
 
 _PEAK_SECONDS = 1.0  # how long a number of clients at work is expected to stay
 
@@ -126,7 +126,7 @@ class Batcher:
                     self._in_flight -= len(batch)
 
     def _next_batch(self) -> list[_Waiting]:
-        """At least one request, all with one unnorm_key; empty when closed and done."""
+        """At least one request, all of one group; empty when closed and done."""
         with self._changed:
             while not self._queue:
                 if self._closed and self._admitted == 0:
@@ -138,12 +138,12 @@ class Batcher:
                 if left <= 0:
                     break
                 self._changed.wait(timeout=left)
-            key = self._queue[0].request.unnorm_key
+            group = self._queue[0].request.group
             batch: list[_Waiting] = []
             others: deque[_Waiting] = deque()
             while self._queue and len(batch) < self._options.max_batch_size:
                 waiting = self._queue.popleft()
-                (batch if waiting.request.unnorm_key == key else others).append(waiting)
+                (batch if waiting.request.group == group else others).append(waiting)
             self._queue.extendleft(reversed(others))
             self._metrics.queue_length.set(len(self._queue))
             return batch
@@ -178,7 +178,7 @@ class Batcher:
     def _call(self, requests: list[PolicyRequest]) -> Sequence[ActionChunk]:
         self._metrics.batch_size.observe(len(requests))
         with self._metrics.prediction.time():
-            return self._predict(requests[0].unnorm_key, [request.observation for request in requests])
+            return self._predict(requests[0].group, [request.observation for request in requests])
 
 
 def _settle(waiting: _Waiting, chunk: ActionChunk) -> None:

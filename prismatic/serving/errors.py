@@ -15,6 +15,12 @@ class UnauthorizedError(RequestError):
     status = 401
 
 
+class UnknownAdapterError(RequestError):
+    """An adapter that this server does not have."""
+
+    status = 404
+
+
 class TooLargeError(RequestError):
     """A body beyond the server's limit."""
 

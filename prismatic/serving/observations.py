@@ -19,11 +19,24 @@ _MAX_IGNORED_NAMES = 32
 
 
 @dataclass(frozen=True)
+class RequestGroup:
+    """What requests must have in common to be predicted together."""
+
+    adapter: str | None  # None: the server has a single policy
+    unnorm_key: str | None  # whose statistics the answer needs; None: the server's
+
+
+@dataclass(frozen=True)
 class PolicyRequest:
-    """One observation, and whose statistics its answer needs (None: the server's)."""
+    """One observation, and which policy in whose units is asked."""
 
     observation: Observation
     unnorm_key: str | None = None
+    adapter: str | None = None
+
+    @property
+    def group(self) -> RequestGroup:
+        return RequestGroup(self.adapter, self.unnorm_key)
 
 
 @dataclass
@@ -32,6 +45,7 @@ class ObservationReader:
 
     spec: PolicySpec
     unnorm_keys: tuple[str, ...]  # data sets whose statistics the checkpoint has
+    adapter: str | None = None  # whose requests it reads
     ignored_names: set[str] = field(default_factory=set)
 
     def read(self, images: Mapping[str, tuple[str | None, Any]], state: Any, instruction: Any, unnorm_key: Any = None) -> PolicyRequest:
@@ -46,7 +60,7 @@ class ObservationReader:
             instruction=_read_instruction(instruction),
             proprio=self._read_state(state),
         )
-        return PolicyRequest(observation, self._read_unnorm_key(unnorm_key))
+        return PolicyRequest(observation, self._read_unnorm_key(unnorm_key), self.adapter)
 
     def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
         """Needed camera -> the client's name and image."""

@@ -5,6 +5,8 @@ websocket /                   openpi-client, policy-websocket
 websocket /vla-eval           vla-eval
 GET /healthz /health          alive (no API key needed)
 GET /info /config /metrics    facts, batching settings, Prometheus
+
+Where several adapters are served, `?adapter=NAME` chooses one: for a request on HTTP, for a connection on a websocket.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from prismatic.serving.errors import BusyError, RequestError, TooLargeError
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
-from prismatic.serving.service import PolicyService
+from prismatic.serving.service import PolicyService, ServedPolicy
 from prismatic.vla.types import ActionChunk
 
 _ERROR_CLOSE_CODE = 1011
@@ -50,7 +52,7 @@ def create_app(service: PolicyService) -> Starlette:
 
     async def info(request: Request) -> Response:
         tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
-        return JSONResponse({**service.info(), "camera_names": tables})
+        return JSONResponse({**service.info(request.query_params.get("adapter")), "camera_names": tables})
 
     async def config(request: Request) -> Response:
         batching = service.options.batching
@@ -99,9 +101,10 @@ async def _act(service: PolicyService, request: Request) -> Response:
     started = time.perf_counter()
     try:
         service.check_key(request.headers, request.query_params)
+        served = service.find(request.query_params.get("adapter"))
         with service.batcher.admission():
             body = await asyncio.wait_for(_read_body(request, service.options.max_body_bytes), service.options.request_timeout_s)
-            read = await asyncio.to_thread(openvla_rest.decode_act, body, service.reader)
+            read = await asyncio.to_thread(openvla_rest.decode_act, body, served.reader)
             chunk = await service.answer(lambda: read.request)
             response: Response = Response(openvla_rest.encode_actions(chunk, read), media_type="application/json")
     except RequestError as error:
@@ -130,12 +133,13 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-Session = Callable[[PolicyService, WebSocket], Awaitable[None]]
+Session = Callable[[PolicyService, ServedPolicy, WebSocket], Awaitable[None]]
 
 
 async def _serve_websocket(service: PolicyService, protocol: str, session: Session, websocket: WebSocket) -> None:
     try:
         service.check_key(websocket.headers, websocket.query_params)
+        served = service.find(websocket.query_params.get("adapter"))
     except RequestError as error:
         await websocket.send_denial_response(error_response(error))
         return
@@ -143,22 +147,22 @@ async def _serve_websocket(service: PolicyService, protocol: str, session: Sessi
     gauge = service.metrics.connections.labels(protocol)
     gauge.inc()
     try:
-        await session(service, websocket)
+        await session(service, served, websocket)
     except WebSocketDisconnect:
         pass
     finally:
         gauge.dec()
 
 
-async def _openpi_session(service: PolicyService, websocket: WebSocket) -> None:
-    await websocket.send_bytes(openpi.encode_metadata(service.info()))
+async def _openpi_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
+    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter)))
     while True:
         message = await _receive(websocket)
         started = time.perf_counter()
         try:
             with service.batcher.admission():
-                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), service.reader))
-                answer = openpi.encode_chunk(service.simulator_actions(chunk), 1e3 * (time.perf_counter() - started))
+                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), served.reader))
+                answer = openpi.encode_chunk(served.simulator_actions(chunk), 1e3 * (time.perf_counter() - started))
                 await websocket.send_bytes(answer)
         except RequestError as error:
             _record(service, "openpi", error.status, started)
@@ -168,14 +172,14 @@ async def _openpi_session(service: PolicyService, websocket: WebSocket) -> None:
         _record(service, "openpi", 200, started)
 
 
-async def _vla_eval_session(service: PolicyService, websocket: WebSocket) -> None:
+async def _vla_eval_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
     buffer = vla_eval.ActionBuffer()
     while True:
         frame, started, seq = await _receive(websocket), time.perf_counter(), 0
         try:
             message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
             seq = message.seq
-            reply = await _vla_eval_reply(service, buffer, message)
+            reply = await _vla_eval_reply(service, served, buffer, message)
             status = 200
         except RequestError as error:
             reply, status = vla_eval.encode_message("error", {"error": str(error)}, seq), error.status
@@ -185,9 +189,11 @@ async def _vla_eval_session(service: PolicyService, websocket: WebSocket) -> Non
         _record(service, "vla-eval", status, started)
 
 
-async def _vla_eval_reply(service: PolicyService, buffer: vla_eval.ActionBuffer, message: vla_eval.Message) -> bytes | None:
+async def _vla_eval_reply(
+    service: PolicyService, served: ServedPolicy, buffer: vla_eval.ActionBuffer, message: vla_eval.Message
+) -> bytes | None:
     if message.type == "hello":
-        return vla_eval.encode_message("hello", vla_eval.hello_payload(service.policy.spec, service.converts_gripper), message.seq)
+        return vla_eval.encode_message("hello", vla_eval.hello_payload(served.policy.spec, served.converts_gripper), message.seq)
     if message.type in ("episode_start", "episode_end"):
         buffer.clear()
         return None
@@ -198,8 +204,8 @@ async def _vla_eval_reply(service: PolicyService, buffer: vla_eval.ActionBuffer,
         raise RequestError(f"message type {message.type[:40]!r} is unknown; send hello, episode_start, observation or episode_end")
     if not buffer:
         with service.batcher.admission():
-            chunk: ActionChunk = await service.answer(functools.partial(vla_eval.decode_observation, message.payload, service.reader))
-        buffer.fill(service.simulator_actions(chunk))
+            chunk: ActionChunk = await service.answer(functools.partial(vla_eval.decode_observation, message.payload, served.reader))
+        buffer.fill(served.simulator_actions(chunk))
     return vla_eval.encode_message("action", {"actions": buffer.next()}, message.seq)
 
 

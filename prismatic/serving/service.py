@@ -13,9 +13,10 @@ import numpy as np
 
 from prismatic.policy.policy import Policy
 from prismatic.serving.batching import Batcher, BatchingOptions
-from prismatic.serving.errors import RequestError, SlowPredictionError, UnauthorizedError
+from prismatic.serving.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
 from prismatic.serving.metrics import ServerMetrics
-from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
+from prismatic.vla.constants import near_names
 from prismatic.vla.types import ActionChunk, Observation
 
 
@@ -30,17 +31,88 @@ class ServiceOptions:
     robosuite_gripper: bool = True  # websockets of a LIBERO policy: -1 open, +1 close, as the simulator takes it
 
 
-class PolicyService:
-    """One policy that many connections ask."""
+class ServedPolicy:
+    """One policy that the server answers with: what its observations must hold, and its units."""
 
-    def __init__(self, policy: Policy, options: ServiceOptions, unnorm_key: str | None = None) -> None:
-        self.policy, self.options = policy, options
-        self.unnorm_key = unnorm_key or policy.spec.unnorm_key
-        self.metrics = ServerMetrics()
-        self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats))
-        self._doors: dict[str | None, Policy] = {None: policy, self.unnorm_key: policy}
+    def __init__(self, policy: Policy, options: ServiceOptions, adapter: str | None = None) -> None:
+        self.policy, self.adapter = policy, adapter
+        self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats), adapter)
+        self.converts_gripper = options.robosuite_gripper and policy.spec.platform.name == "LIBERO"
+        self._doors: dict[str | None, Policy] = {None: policy, policy.unnorm_key: policy}
         self._doors_lock = threading.Lock()
+
+    def info(self) -> dict[str, Any]:
+        """What a client may want to know before it asks: plain values only."""
+        spec = self.policy.spec
+        return {
+            "policy": asdict(spec),
+            "platform": spec.platform.name,
+            "cameras": list(spec.cameras),
+            "needs_state": spec.heads.use_proprio,
+            "num_actions_chunk": spec.platform.num_actions_chunk,
+            "action_dim": spec.platform.action_dim,
+            "proprio_dim": spec.platform.proprio_dim,
+            "action_names": list(spec.platform.action_names),
+            "relative_actions": list(spec.platform.relative_actions),
+            "control_hz": spec.platform.control_hz,
+            "unnorm_key": self.policy.unnorm_key,
+            "unnorm_keys": list(self.reader.unnorm_keys),
+            "websocket_gripper": "robosuite (-1 open, +1 close)" if self.converts_gripper else "as trained",
+            "ignored_images": sorted(self.reader.ignored_names),
+        }
+
+    def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:
+        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are.
+
+        A LIBERO policy is trained on a gripper of 1 = open, 0 = closed; the simulator takes -1 = open, +1 = closed.
+        """
+        if not self.converts_gripper:
+            return chunk.actions
+        gripper = np.where(chunk.actions[:, -1:] > 0.5, -1.0, 1.0)
+        return np.concatenate([chunk.actions[:, :-1], gripper], axis=1)
+
+    def door(self, unnorm_key: str | None) -> Policy:
+        """The policy in the units of that data set.
+
+        Raises:
+            RequestError: its statistics do not fit.
+        """
+        with self._doors_lock:
+            if unnorm_key not in self._doors:
+                try:
+                    self._doors[unnorm_key] = self.policy.with_unnorm_key(unnorm_key)
+                except ValueError as error:
+                    raise RequestError(f"unnorm_key {unnorm_key!r}: {error}") from error
+            return self._doors[unnorm_key]
+
+
+class PolicyService:
+    """One policy, or several adapters over one base, that many connections ask."""
+
+    def __init__(self, policies: Policy | Mapping[str, Policy], options: ServiceOptions) -> None:
+        """Several policies go by the name of their adapter, and the first one answers who names none."""
+        self.options = options
+        self.metrics = ServerMetrics()
+        named = policies.items() if isinstance(policies, Mapping) else [(None, policies)]
+        self._served = {name: ServedPolicy(policy, options, name) for name, policy in named}
+        self._default = next(iter(self._served.values()))
         self.batcher = Batcher(self._predict, options.batching, self.metrics)
+
+    def find(self, adapter: str | None) -> ServedPolicy:
+        """The policy of that adapter; without a name the first one.
+
+        Raises:
+            UnknownAdapterError: there is none of that name.
+        """
+        if not adapter:
+            return self._default
+        if adapter not in self._served:
+            raise UnknownAdapterError(f"adapter {adapter[:80]!r} is not served here; {self._describe_adapters(adapter[:80])}")
+        return self._served[adapter]
+
+    def _describe_adapters(self, wanted: str) -> str:
+        names = [name for name in self._served if name is not None]
+        return near_names(wanted, names) if names else "this server has one policy, leave ?adapter= out"
 
     def check_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> None:
         """Accepts the API key as `Authorization: Api-Key|Bearer KEY`, `X-API-Key: KEY`, or `?api_key=KEY` for clients without headers.
@@ -64,8 +136,8 @@ class PolicyService:
             RequestError: a request that does not fit, no answer in time, or a policy that failed.
         """
         request = await asyncio.to_thread(decode)
-        if request.unnorm_key is not None:
-            await asyncio.to_thread(self._door, request.unnorm_key)  # statistics that do not fit are found before queueing
+        if request.unnorm_key is not None:  # statistics that do not fit are found before queueing
+            await asyncio.to_thread(self._served[request.adapter].door, request.unnorm_key)
         future = self.batcher.submit(request)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.options.request_timeout_s)
@@ -78,50 +150,17 @@ class PolicyService:
         Raises:
             ValueError: the policy cannot predict.
         """
-        return self.policy.warm_up()
+        return sum(served.policy.warm_up() for served in self._served.values())
 
-    def info(self) -> dict[str, Any]:
-        """What a client may want to know before it asks: plain values only."""
-        spec = self.policy.spec
-        return {
-            "policy": asdict(spec),
-            "platform": spec.platform.name,
-            "cameras": list(spec.cameras),
-            "needs_state": spec.heads.use_proprio,
-            "num_actions_chunk": spec.platform.num_actions_chunk,
-            "action_dim": spec.platform.action_dim,
-            "proprio_dim": spec.platform.proprio_dim,
-            "action_names": list(spec.platform.action_names),
-            "relative_actions": list(spec.platform.relative_actions),
-            "control_hz": spec.platform.control_hz,
-            "unnorm_key": self.unnorm_key,
-            "unnorm_keys": list(self.reader.unnorm_keys),
-            "websocket_gripper": "robosuite (-1 open, +1 close)" if self.converts_gripper else "as trained",
-            "ignored_images": sorted(self.reader.ignored_names),
-        }
+    def info(self, adapter: str | None) -> dict[str, Any]:
+        """The facts of one adapter's policy, and the names of all.
 
-    @property
-    def converts_gripper(self) -> bool:
-        return self.options.robosuite_gripper and self.policy.spec.platform.name == "LIBERO"
-
-    def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:
-        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are.
-
-        A LIBERO policy is trained on a gripper of 1 = open, 0 = closed; the simulator takes -1 = open, +1 = closed.
+        Raises:
+            UnknownAdapterError: there is none of that name.
         """
-        if not self.converts_gripper:
-            return chunk.actions
-        gripper = np.where(chunk.actions[:, -1:] > 0.5, -1.0, 1.0)
-        return np.concatenate([chunk.actions[:, :-1], gripper], axis=1)
+        served = self.find(adapter)
+        names = {"adapter": served.adapter, "adapters": [name for name in self._served if name is not None]}
+        return {**served.info(), **names}
 
-    def _door(self, unnorm_key: str | None) -> Policy:
-        with self._doors_lock:
-            if unnorm_key not in self._doors:
-                try:
-                    self._doors[unnorm_key] = self.policy.with_unnorm_key(unnorm_key)
-                except ValueError as error:
-                    raise RequestError(f"unnorm_key {unnorm_key!r}: {error}") from error
-            return self._doors[unnorm_key]
-
-    def _predict(self, unnorm_key: str | None, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
-        return self._door(unnorm_key).predict(observations)
+    def _predict(self, group: RequestGroup, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
+        return self._served[group.adapter].door(group.unnorm_key).predict(observations)

@@ -53,12 +53,11 @@ def write_checkpoint(folder: Path, platform_name: str) -> Path:
 class Server:
     """A running deploy.py."""
 
-    def __init__(self, checkpoint: Path, *flags: str) -> None:
+    def __init__(self, checkpoint: Path | None, *flags: str) -> None:
         command = [
             sys.executable,
             "vla-scripts/deploy.py",
-            "--pretrained_checkpoint",
-            str(checkpoint),
+            *([] if checkpoint is None else ["--pretrained_checkpoint", str(checkpoint)]),
             "--port",
             "0",
             "--device",

@@ -1,6 +1,6 @@
 """Quantized policies act like the one that they were made from, within bounds measured on random weights (the hardest case: nothing
 in them was trained to be robust). Observed root mean square of the difference, as a share of the actions' own: int8 and
-int8_weight_only 0.024, fp8_weight_only 0.058, nf4 0.30 (NF4 moves the output of every one of the 14 layers by 9 %).
+int8_weight_only 0.024, fp8_weight_only 0.058, fp8 0.073, nf4 0.30 (NF4 moves the output of every one of the 14 layers by 9 %).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_a_dtype_passed_to_to_leaves_quantized_weights_alone(vla: OpenVLAForActi
         after = quantized.language_model(embeddings.to(dtype))
         assert after.dtype == dtype
         # fp8 rounds the activations too, and those of another dtype to other numbers
-        torch.testing.assert_close(after.float(), before, atol=0.6 if kind == "fp8" else 0.15, rtol=0.05)
+        torch.testing.assert_close(after.float(), before, atol=0.4 if kind == "fp8" else 0.15, rtol=0.05)
     assert _stored_bits(quantized) == bits
 
 

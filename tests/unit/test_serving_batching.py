@@ -13,7 +13,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra [serve]")
 from prismatic.serving.batching import Batcher, BatchingOptions
 from prismatic.serving.errors import BusyError, PredictionError, RequestError
 from prismatic.serving.metrics import ServerMetrics
-from prismatic.serving.observations import PolicyRequest
+from prismatic.serving.observations import PolicyRequest, RequestGroup
 from prismatic.vla.types import ActionChunk, Observation
 
 
@@ -25,7 +25,7 @@ class Recorder:
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self, unnorm_key: str | None, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def __call__(self, group: RequestGroup, observations: Sequence[Observation]) -> list[ActionChunk]:
         self.go.wait(5)
         texts = [observation.instruction for observation in observations]
         self.batches.append(texts)
@@ -77,6 +77,15 @@ def test_different_statistics_are_not_mixed(batcher: Batcher, policy: Recorder) 
     policy.go.set()
     assert all(answer.result(5) is not None for answer in answers)
     assert all(len(set(texts)) == 1 for texts in policy.batches)
+
+
+def test_different_adapters_are_not_mixed(batcher: Batcher, policy: Recorder) -> None:
+    policy.go.clear()
+    answers = [batcher.submit(PolicyRequest(Observation({}, name), "arm", name)) for name in ("a", "bb", "a", "bb", "a")]
+    policy.go.set()
+    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 1, 2, 1]
+    assert all(len(set(texts)) == 1 for texts in policy.batches)
+    assert max(map(len, policy.batches)) > 1
 
 
 @pytest.mark.parametrize(("text", "kind", "message"), [("refuse", RequestError, "no such"), ("break", PredictionError, "RuntimeError")])
