@@ -6,12 +6,15 @@ for the first batch size exactly, and for all others together when a second one 
 
 from __future__ import annotations
 
+import os
+import shutil
 import types
 from typing import Any
 
 import torch
 import torch._dynamo
 from torch import nn
+from torch.utils._triton import has_triton
 
 from prismatic.models.film import FiLMedVisionBlock
 from prismatic.models.language import LlamaLayer
@@ -19,6 +22,11 @@ from prismatic.models.vision import VisionBlock
 from prismatic.models.vla import OpenVLAForActionPrediction
 
 _MAX_VARIANTS = 64  # of one kind: towers, with and without a mask, batches of one, models in one process
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs for a GPU: Triton, and a C compiler for its launchers."""
+    return has_triton() and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
 
 
 def compile_blocks(vla: OpenVLAForActionPrediction) -> None:

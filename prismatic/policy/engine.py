@@ -5,7 +5,7 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
     eager       operation after operation; needs no compiler
     graph       the same operations, captured once per shape in CUDA graphs (`prismatic.policy.graphs`)
     compiled    "graph", with operations joined by torch.compile; on a CPU compiled only
-    auto        "compiled" on a GPU, for plain and fp8 weights; else "eager"
+    auto        on a GPU, for plain and fp8 weights, "compiled", or "graph" where there is no C compiler; else "eager"
 """
 
 from __future__ import annotations

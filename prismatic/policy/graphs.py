@@ -24,7 +24,7 @@ import torch
 
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.policy.compilation import compile_blocks
+from prismatic.policy.compilation import compile_blocks, has_compiler
 from prismatic.policy.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
 from prismatic.policy.fp8 import Fp8Linear
 from prismatic.policy.parts import PolicyParts
@@ -34,7 +34,9 @@ from prismatic.vla.constants import near_names
 from prismatic.vla.images import prepare_frames
 
 _PROMPT_STEP = 8  # tokens; padding of prompts in a batch
-_MAX_PROGRAMS = 128  # of each kind; the least recently used is forgotten, so that clients cannot fill the memory
+# Programs kept, so that clients with ever other images or prompts cannot fill the memory.
+_MAX_IMAGE_PROGRAMS = 16
+_MAX_ACTION_PROGRAMS = 128
 _ALIGNMENT = 16  # bytes
 
 T = TypeVar("T")
@@ -60,8 +62,8 @@ class GraphEngine:
         self._device = next(parts.model.parameters()).device
         self.batch_sizes = batch_sizes_up_to(max_batch_size)
         self._lock = threading.Lock()
-        self._image_programs: Recent[ImageProgram] = Recent()
-        self._action_programs: Recent[ActionProgram] = Recent()
+        self._image_programs: Recent[ImageProgram] = Recent(_MAX_IMAGE_PROGRAMS)
+        self._action_programs: Recent[ActionProgram] = Recent(_MAX_ACTION_PROGRAMS)
         self._images: dict[int, torch.Tensor] = {}
         self._recorder = Recorder(self._device)
         stack_projections(parts.model.bare_vla)
@@ -72,13 +74,13 @@ class GraphEngine:
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
         bucket = find_bucket([len(row) for row in inputs.prompts], self.batch_sizes)
-        if bucket is None:
-            return self._plain(inputs)
         with self._lock, torch.inference_mode(), self._recorder.stream():
-            frames = _fill_up(inputs.frames, bucket.batch_size * len(self._parts.spec.cameras))
+            if bucket is None:
+                return self._plain(inputs)
+            last = inputs.frames[-len(self._parts.spec.cameras) :]
+            frames = [*inputs.frames, *[*last] * (bucket.batch_size - len(inputs))]
             self._image_program(bucket.batch_size, frames).run(frames)
-            actions = self._action_program(bucket).run(inputs)
-            return actions[: len(inputs)]
+            return self._action_program(bucket).run(inputs)[: len(inputs)]
 
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
         """Captures the programs of these batch sizes and of prompts of these lengths."""
@@ -105,16 +107,17 @@ class GraphEngine:
 
 
 class Recent(Generic[T]):
-    """The last `_MAX_PROGRAMS` programs of one kind that were used."""
+    """The programs of one kind that were used last, at most `limit`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._programs: OrderedDict[Hashable, T] = OrderedDict()
 
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         """The program of `key`, made if there is none."""
         if key not in self._programs:
             self._programs[key] = make()
-            if len(self._programs) > _MAX_PROGRAMS:
+            if len(self._programs) > self._limit:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
@@ -203,7 +206,7 @@ class ActionProgram:
         shape = (bucket.batch_size, platform.num_actions_chunk, platform.action_dim)
         self._actions = torch.zeros(shape, device=images.device)
         self._result = torch.zeros(shape, pin_memory=images.is_cuda)
-        self._stream = recorder
+        self._recorder = recorder
         if isinstance(parts.model.action_head, DiffusionActionHead):
             self._replays = self._record_diffusion(parts.model.action_head, images, recorder)
         else:
@@ -223,7 +226,7 @@ class ActionProgram:
         for replay in self._replays:
             replay()
         self._result.copy_(self._actions, non_blocking=True)
-        self._stream.wait()
+        self._recorder.wait()
         return self._result.numpy().copy()
 
     def _inputs(self, images: torch.Tensor) -> ActionInputs:
@@ -266,11 +269,6 @@ def _fields(parts: PolicyParts, bucket: Bucket) -> Fields:
     return fields
 
 
-def _fill_up(frames: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """`frames` and copies of the last one."""
-    return [*frames, *[frames[-1]] * (count - len(frames))]
-
-
 def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engine:
     """The engine called `kind`.
 
@@ -281,7 +279,7 @@ def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engi
     if kind not in ENGINES:
         raise ValueError(f"--engine {kind!r} is unknown; {near_names(kind, ENGINES)}")
     if kind == "auto":
-        kind = "compiled" if _captures(parts, device) else "eager"
+        kind = ("compiled" if has_compiler() else "graph") if _captures(parts, device) else "eager"
     if kind == "eager":
         return EagerEngine(parts)
     if kind == "graph" and device.type != "cuda":

@@ -11,7 +11,7 @@ import torch
 from engine_policies import HEADS, make_observations, make_parts, predict
 
 from prismatic.policy.engine import EagerEngine
-from prismatic.policy.graphs import Block, Bucket, GraphEngine, Recorder, batch_sizes_up_to, find_bucket, make_engine
+from prismatic.policy.graphs import Block, Bucket, GraphEngine, Recent, Recorder, batch_sizes_up_to, find_bucket, make_engine
 from prismatic.policy.policy import Policy
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.stacking import stack_projections
@@ -116,6 +116,17 @@ def test_frames_prepared_as_a_batch_are_those_prepared_one_by_one() -> None:
     expected = np.stack([prepare_image(image, recipe) for image in images]).astype(int)
     found = prepare_frames(torch.from_numpy(np.stack(images)), recipe).numpy()
     assert np.abs(found - expected).max() <= 1
+
+
+def test_only_the_latest_programs_are_kept() -> None:
+    recent: Recent[str] = Recent(2)
+    made: list[str] = []
+
+    def recall(key: str) -> str:
+        return recent.recall(key, lambda: (made.append(key), key.upper())[1])
+
+    assert [recall(key) for key in ("a", "b", "a", "c", "a", "b")] == ["A", "B", "A", "C", "A", "B"]
+    assert made == ["a", "b", "c", "b"]
 
 
 def test_an_unknown_engine_or_one_that_needs_a_gpu_is_named() -> None:
