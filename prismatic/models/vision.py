@@ -35,7 +35,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        return patches.contiguous()  # sums keep the order in memory: without this, every norm of the tower would read across it
 
 
 class VisionAttention(nn.Module):

@@ -110,6 +110,15 @@ def test_states_that_are_not_read_are_not_needed() -> None:
         torch.testing.assert_close(language_model(embeddings, hidden, rows), everything[torch.arange(2)[:, None], rows])
 
 
+def test_tokens_lie_one_after_the_other_in_both_towers() -> None:
+    """Otherwise each norm reads across memory, and a GPU spends as long on them as on the matrix products."""
+    backbone = make_parts("l1").model.bare_vla.bare_vision_backbone
+    for tower in (backbone.featurizer, backbone.fused_featurizer):
+        tokens = tower.embed(torch.randn(2, 3, 28, 28))
+        assert tokens.is_contiguous()
+        assert tower.blocks[0](tokens).is_contiguous()
+
+
 def test_frames_prepared_as_a_batch_are_those_prepared_one_by_one() -> None:
     images = [item.images["wrist"] for item in make_observations(3, (64, 80))]
     recipe = ImageRecipe(28, jpeg_round_trip=True, center_crop=True)
