@@ -5,13 +5,15 @@ lora_adapter/                                                                   
 action_head--<suffix>, proprio_projector--<suffix>,                             the modules beside it
 noisy_action_projector--<suffix>, vision_backbone--<suffix>                     (the latter with FiLM, adapters unmerged)
 tokenizer files, preprocessor_config.json, dataset_statistics.json
-policy.json, trainer_state/                                                     ours
+policy.json, manifest.json, trainer_state/                                      ours
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ ACTION_HEAD = "action_head"
 PROPRIO_PROJECTOR = "proprio_projector"
 NOISY_ACTION_PROJECTOR = "noisy_action_projector"
 VISION_BACKBONE = "vision_backbone"
+MANIFEST_FILE = "manifest.json"
 
 # The published dtypes of the component files; the FiLM weights of a vision backbone are float32 like the projectors.
 _COMPONENT_DTYPES = {
@@ -149,40 +152,69 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
     Raises:
         ValueError: it cannot; the message gives both figures.
     """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if free < num_bytes:
         raise ValueError(
-            f"a checkpoint in {folder} needs {num_bytes / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB free; "
-            "free some, choose another --run_root_dir, or pass --save_latest_checkpoint_only True"
+            f"a checkpoint in {folder} needs {format_bytes(num_bytes)}, the disk has {format_bytes(free)} free; "
+            "free some, choose another --run_root_dir, or pass --save_latest_checkpoint_only True or --keep_checkpoints 1"
         )
 
 
-@contextmanager
-def atomic_folder(final: Path, keep: tuple[str, ...] = ()) -> Iterator[Path]:
-    """An empty folder to fill; when the block ends without an error it takes the place of `final`, all at once.
+def check_writable(folder: Path) -> None:
+    """Returns if files can be made in `folder`, or folders in the place where it will be; leaves no trace.
 
-    Files of an existing `final` named in `keep` move along. After an error `final` is as it was.
+    Raises:
+        ValueError: they cannot.
     """
-    temporary, previous = final.with_name(f".{final.name}.tmp"), previous_folder(final)
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{place} cannot be written to ({error.strerror}), where {folder} belongs; choose another --run_root_dir"
+        ) from error
+
+
+def format_bytes(count: int) -> str:
+    """For people, with the exact count."""
+    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    return f"{count / unit:.1f} {name} ({count:,} bytes)"
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """An empty folder to fill; when the block ends without an error it takes the place of `final`, all at once and flushed to the disk.
+
+    Its last file is a manifest of the others. What else lies in an existing `final` (logs) moves along; the files that its manifest
+    lists go. After an error `final` is as it was. After a sudden death at any moment, `recover_folder` finds the old or the new one.
+    """
+    temporary = temporary_folder(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _flush_to_disk(path)
+        _write_manifest(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            _flush_to_disk(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():
-        for name in keep:
-            if (final / name).exists():
-                shutil.copy2(final / name, temporary / name)
-        shutil.rmtree(previous, ignore_errors=True)
-        final.rename(previous)
+        shutil.rmtree(previous_folder(final), ignore_errors=True)
+        final.rename(previous_folder(final))
     temporary.rename(final)
-    shutil.rmtree(previous, ignore_errors=True)
+    _flush_to_disk(final.parent)
+    recover_folder(final)
+
+
+def temporary_folder(final: Path) -> Path:
+    """Where `atomic_folder` gathers what will be `final`; nobody needs what a dead process left there."""
+    return final.with_name(f".{final.name}.tmp")
 
 
 def previous_folder(final: Path) -> Path:
@@ -191,9 +223,53 @@ def previous_folder(final: Path) -> Path:
 
 
 def recover_folder(final: Path) -> None:
-    """Puts the old `final` back if a process died between the two renames of `atomic_folder`."""
-    if not final.exists() and previous_folder(final).exists():
-        previous_folder(final).rename(final)
+    """Brings `atomic_folder`'s replacement of `final` to an end, wherever it stopped: the old folder comes back if the new one is not
+    in place yet, else its logs move over and it goes."""
+    previous = previous_folder(final)
+    if previous.exists() and not final.exists():
+        previous.rename(final)
+    if previous.exists():
+        listed = {Path(name).parts[0] for name in read_manifest(previous) or {}} | {MANIFEST_FILE}
+        for path in previous.iterdir():
+            if path.name not in listed and not (final / path.name).exists():
+                path.rename(final / path.name)
+        remove_folder(previous)
+    shutil.rmtree(temporary_folder(final), ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes `folder`; a process that dies meanwhile leaves nothing under its name."""
+    final = folder.with_name(folder.name.removeprefix(".").removesuffix(".previous"))
+    shutil.rmtree(temporary_folder(final), ignore_errors=True)
+    folder.rename(temporary_folder(final))
+    shutil.rmtree(temporary_folder(final))
+
+
+def read_manifest(folder: Path) -> dict[str, int] | None:
+    """File -> size [bytes] of all that `atomic_folder` put into `folder`; None for a folder without a (whole) manifest."""
+    try:
+        return json.loads((folder / MANIFEST_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def find_damage(folder: Path, part: str = "") -> str | None:
+    """What contradicts the manifest of `folder` among its files below `part`, in words; None if all of them are there, whole."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"it has no {MANIFEST_FILE}"
+    for name, size in manifest.items():
+        if not name.startswith(part):
+            continue
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            return f"{name} is missing" if found is None else f"{name} has {found:,} bytes instead of {size:,}"
+    return None
+
+
+def _write_manifest(folder: Path) -> None:
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / MANIFEST_FILE).write_text(json.dumps(sizes, indent=1) + "\n")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -105,8 +105,8 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     return OpenVLAConfig.from_pretrained(folder)
 
 
-def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> BaseModel:
-    """The model of a folder or Hub id in the published layout, on the CPU.
+def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa", with_weights: bool = True) -> BaseModel:
+    """The model of a folder or Hub id in the published layout, on the CPU; on the meta device, to be filled, without weights.
 
     Raises:
         ValueError: no such model or attention backend, a file is missing or damaged, or weights do not fit; every key that differs
@@ -119,6 +119,12 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
     config = load_config(folder)
     config._attn_implementation = attn_implementation
     processor = PrismaticProcessor.from_pretrained(folder)
+    if not with_weights:
+        with torch.device("meta"):
+            empty = OpenVLAForActionPrediction(config)
+        for parameter in empty.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return BaseModel(empty, processor)
     return BaseModel(_load_vla(folder, config, dtype), processor)
 
 

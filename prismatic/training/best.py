@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prismatic.training.checkpoint import checkpoint_folder, is_resumable
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.run_folder import BEST_FILE, checkpoint_folder, find_checkpoints
 
-BEST_FILE = "best.json"
 BEST_METRIC = "val/action_l1_loss"  # mean absolute error of normalised actions, whatever the head
 
 
@@ -31,7 +30,7 @@ def mark_best(config: FinetuneConfig, rows: Sequence[dict[str, Any]], saved_step
     if config.save_latest_checkpoint_only:
         candidates = {step: value for step, value in validated.items() if step == min(validated, key=validated.__getitem__)}
     else:
-        candidates = {step: value for step, value in validated.items() if is_resumable(checkpoint_folder(config, step))}
+        candidates = {step: validated[step] for step in find_checkpoints(config) if step in validated}
     if not candidates:
         path.unlink(missing_ok=True)
         return None

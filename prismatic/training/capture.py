@@ -46,6 +46,8 @@ def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
         return "--quantize_base int8 looks for outliers on the processor"
     if config.gradient_checkpointing and config.lora_dropout > 0:
         return "--gradient_checkpointing has to restore the random state of --lora_dropout"
+    if ranks.world_size > 1 and config.shards_model:
+        return "the model is sharded"
     if ranks.world_size > 1 and not torch.cuda.can_device_access_peer(ranks.device, (ranks.device.index + 1) % torch.cuda.device_count()):
         return "gradients of GPUs without a direct link are better exchanged during the backward pass"
     return None

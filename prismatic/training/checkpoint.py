@@ -1,153 +1,175 @@
 """Saving and resuming a run: everything that the next step depends on, in one folder that appears all at once.
 
 trainer_state/ beside the published files holds
-    state.json               step, data position, number of processes, flags
+    state.json               step, data position, number of processes, flags, metrics that wait for their log line
     trainable.safetensors    every trained weight in its training dtype (the published files round to bfloat16)
-    optimizer.pt             AdamW's moments
+    optimizer.safetensors    the optimizer's tensors, <weight>/<name>; its plain numbers are in the file's metadata
     rng.pt                   random state of every process
+
+The main process writes and reads; other processes give and get their shards. Nothing in the files depends on the number of processes
+or on how they share the model, so a run may go on with others.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
-from prismatic.policy.files import check_keys, recover_folder
-from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import Ranks
+from prismatic.models.action_model import ActionModel
+from prismatic.policy.adapters import is_adapted
+from prismatic.policy.files import atomic_folder, check_free_space, check_keys, format_bytes
+from prismatic.policy.loading import StoredWeights, resolve_folder
+from prismatic.policy.saving import save_policy
+from prismatic.training.distributed import Ranks, on_main
+from prismatic.training.run_folder import (
+    STATE_FILE,
+    TRAINER_STATE_FOLDER,
+    Checkpoint,
+    TrainerState,
+    checkpoint_folder,
+    prune_checkpoints,
+)
+from prismatic.training.setup import Run
+from prismatic.training.sharding import Gathering, fill, whole_model
+from prismatic.training.tensor_files import write_tensors
 
-TRAINER_STATE_FOLDER = "trainer_state"
-_STATE_FILE = "state.json"
-_CHECKPOINT_NAME = re.compile(r"--(\d+)_chkpt$")
+_TRAINABLE_FILE = "trainable.safetensors"
+_OPTIMIZER_FILE = "optimizer.safetensors"
+_RANDOM_FILE = "rng.pt"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainerState:
-    """Where a run stands; the tensors lie beside it."""
+class Trained:
+    """What training changes: the weights, by name, and the optimizer's memory of them."""
 
-    step: int  # optimizer steps done
-    sampler: Mapping[str, Any]  # the sampler's state_dict
-    world_size: int
-    flags: Mapping[str, Any]  # the FinetuneConfig, as plain values
+    parameters: Mapping[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
 
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """<weight>/<name> -> tensor."""
+        return {key: value for key, value in self._optimizer_state() if isinstance(value, torch.Tensor)}
 
-def checkpoint_folder(config: FinetuneConfig, step: int) -> Path:
-    """Where the checkpoint of `step` goes."""
-    if config.save_latest_checkpoint_only:
-        return config.run_dir
-    return config.run_dir.with_name(f"{config.run_dir.name}--{step}_chkpt")
+    def optimizer_numbers(self) -> dict[str, str]:
+        """<weight>/<name> -> anything else, as JSON."""
+        return {key: json.dumps(value) for key, value in self._optimizer_state() if not isinstance(value, torch.Tensor)}
 
-
-def find_checkpoint(config: FinetuneConfig) -> Path:
-    """The complete checkpoint to resume from: `vla_path` itself if it is one, else the run's newest, or that of `resume_step`.
-
-    Raises:
-        ValueError: there is none; the message says where it was looked for.
-    """
-    if is_resumable(Path(config.vla_path)):
-        return Path(config.vla_path)
-    recover_folder(config.run_dir)
-    found = {}
-    for folder in [config.run_dir, *config.run_dir.parent.glob(f"{_escape_glob(config.run_id)}--*_chkpt")]:
-        name = _CHECKPOINT_NAME.search(folder.name)
-        if is_resumable(folder) and (folder == config.run_dir or (name and folder.name == f"{config.run_id}{name[0]}")):
-            found[_read_state(folder).step] = folder
-    if not found or (config.resume_step is not None and config.resume_step not in found):
-        steps = ", ".join(str(step) for step in sorted(found)) or "none"
-        wanted = "" if config.resume_step is None else f" of step {config.resume_step}"
-        raise ValueError(
-            f"--resume True: no complete checkpoint{wanted} of run {config.run_id!r} in {config.run_dir.parent} (steps found: {steps}); "
-            "check --run_root_dir and --run_id_override, or start without --resume"
-        )
-    return found[config.resume_step if config.resume_step is not None else max(found)]
+    def _optimizer_state(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.parameters.items():
+            for key, value in sorted(self.optimizer.state[parameter].items()):  # as a file gives them back
+                yield f"{name}/{key}", value
 
 
-def is_resumable(folder: Path) -> bool:
-    """Whether `folder` holds a trainer state."""
-    return (folder / TRAINER_STATE_FOLDER / _STATE_FILE).is_file()
-
-
-def base_model_path(config: FinetuneConfig) -> str:
-    """The model to start from; for a checkpoint given as `vla_path` to a resumed run, the base model of that run.
+def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool) -> Path:
+    """The folder that now holds the checkpoint; every process must call it, the main one writes and then prunes old checkpoints.
 
     Raises:
-        ValueError: the run that is resumed used other flags where they must agree.
+        ValueError: it could not be written; earlier checkpoints are untouched.
     """
-    if not config.resume:
-        return config.vla_path
-    folder = find_checkpoint(config)
-    saved = _read_state(folder).flags
-    for flag in (
-        "dataset_name",
-        "use_lora",
-        "lora_rank",
-        "use_l1_regression",
-        "use_diffusion",
-        "num_diffusion_steps_train",
-        "use_film",
-        "use_proprio",
-        "num_images_in_input",
-        "batch_size",
-        "grad_accumulation_steps",
-        "use_val_set",
-        "default_instruction",
-        "freeze_vision_backbone",
-        "freeze_projector",
-        "freeze_language_model",
-        "seed",
-    ):
-        if str(saved.get(flag)) != str(getattr(config, flag)):
-            found = saved.get(flag)
-            raise ValueError(f"--resume True: --{flag} is {getattr(config, flag)!r}, the run in {folder} was started with {found!r}")
-    return str(saved["vla_path"])
+    config, ranks = run.config, run.ranks
+    folder = checkpoint_folder(config, state.step)
+    on_main(lambda: check_free_space(folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
+    random_states = gather_random_states(ranks)
+    parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))
+    if is_adapted(parts.model.vla) and not merge:
+        parts = replace(parts, spec=replace(parts.spec, base_model=run.base_path))
+    gathering = Gathering([*trained.parameters.values(), *trained.optimizer_tensors().values()])
+    if not ranks.is_main:
+        gathering.finish()
+
+    def write() -> None:
+        try:
+            with atomic_folder(folder) as temporary:
+                originals = StoredWeights(resolve_folder(run.base_path)) if config.quantize_base != "none" else None
+                save_policy(parts, temporary, None if config.save_latest_checkpoint_only else state.step, merge, originals)
+                _write_trainer_state(temporary / TRAINER_STATE_FOLDER, state, trained, gathering, random_states)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            needed = format_bytes(checkpoint_bytes(run.parts.model, trained, merge))
+            raise ValueError(
+                f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); it needs {needed}. The run stops, earlier "
+                "checkpoints are untouched. Make room or repair the disk, then go on with the same command and --resume True"
+            ) from error
+        finally:
+            gathering.finish()
+        for path in prune_checkpoints(config):
+            logger.info("removed %s (--keep_checkpoints %s)", path, config.keep_checkpoints)
+
+    on_main(write, ranks)
+    return folder
 
 
-def save_trainer_state(
-    folder: Path, state: TrainerState, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, random_states: torch.Tensor
+def checkpoint_bytes(model: ActionModel, trained: Trained, merge: bool = True) -> int:
+    """What a checkpoint takes on the disk: trained weights with two moments in their own dtype and once more in bfloat16, the whole model
+    in bfloat16 unless adapters stand alone, 16 MiB for the rest."""
+    is_whole = merge or not is_adapted(model.vla)
+    whole = sum(parameter.numel() for parameter in model.parameters()) * 2 if is_whole else 0
+    return whole + sum(parameter.numel() * (3 * parameter.element_size() + 2) for parameter in trained.parameters.values()) + 2**24
+
+
+def _write_trainer_state(
+    folder: Path, state: TrainerState, trained: Trained, gathering: Iterator[torch.Tensor], random_states: torch.Tensor
 ) -> None:
-    """Writes `folder`/trainer_state; `parameters` are the trained ones by name, `random_states` come from `gather_random_states`."""
-    target = folder / TRAINER_STATE_FOLDER
-    target.mkdir()
-    save_file({name: value.detach().contiguous().cpu() for name, value in parameters.items()}, target / "trainable.safetensors")
-    torch.save(optimizer.state_dict(), target / "optimizer.pt")
-    torch.save(random_states, target / "rng.pt")
-    (target / _STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+    folder.mkdir()
+    moments = trained.optimizer_tensors()
+    write_tensors(folder / _TRAINABLE_FILE, trained.parameters, (next(gathering) for _ in trained.parameters), {})
+    write_tensors(folder / _OPTIMIZER_FILE, moments, (next(gathering) for _ in moments), trained.optimizer_numbers())
+    torch.save(random_states, folder / _RANDOM_FILE)
+    (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
 
 
-def load_trainer_state(
-    folder: Path, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, ranks: Ranks
-) -> TrainerState:
-    """Fills the trained `parameters`, the optimizer and the random state from `folder`; returns where the run stood.
+def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -> None:
+    """Fills the trained weights, the optimizer and the random state; every process must call it, the main one reads.
 
     Raises:
-        ValueError: the run used another number of processes, or its weights do not fit.
+        ValueError: the weights do not fit, or cannot be read.
     """
-    source = folder / TRAINER_STATE_FOLDER
-    state = _read_state(folder)
-    if state.world_size != ranks.world_size:
-        raise ValueError(
-            f"{folder} was saved by {state.world_size} processes, this run has {ranks.world_size}; the samples could not continue exactly. "
-            f"Use --nproc-per-node {state.world_size}, or start a new run with --vla_path {folder}"
-        )
-    saved = load_file(source / "trainable.safetensors")
-    check_keys(parameters, saved, f"{source / 'trainable.safetensors'} does not fit this model")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
-    optimizer.load_state_dict(torch.load(source / "optimizer.pt", map_location=ranks.device, weights_only=True))
-    _set_random_state(torch.load(source / "rng.pt", weights_only=True)[ranks.rank], ranks)
-    return state
+    source = checkpoint.folder / TRAINER_STATE_FOLDER
+    _fill_all(trained.parameters, source / _TRAINABLE_FILE, ranks)
+    tensors, numbers = on_main(lambda: _describe(source / _OPTIMIZER_FILE), ranks)
+    for name, like in tensors.items():
+        weight, _, key = name.rpartition("/")
+        parameter = trained.parameters[weight]
+        is_per_weight = like.shape == parameter.shape and like.dtype == parameter.dtype
+        own = torch.zeros_like(parameter) if is_per_weight else torch.zeros_like(like, device=parameter.device)
+        trained.optimizer.state[parameter][key] = own.detach()
+    for name, value in numbers.items():
+        weight, _, key = name.rpartition("/")
+        trained.optimizer.state[trained.parameters[weight]][key] = json.loads(value)
+    _fill_all(trained.optimizer_tensors(), source / _OPTIMIZER_FILE, ranks)
+    states = on_main(lambda: torch.load(source / _RANDOM_FILE, weights_only=True), ranks)
+    _restore_random_state(states, checkpoint.state, ranks)
+
+
+def _describe(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(name -> tensor without memory, metadata) of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); resume from another checkpoint with --resume_step") from error
+
+
+def _fill_all(targets: Mapping[str, torch.Tensor], path: Path, ranks: Ranks) -> None:
+    """Fills `targets` from the file, tensor by tensor."""
+    on_main(lambda: check_keys(targets, _describe(path)[0], f"{path} does not fit this model"), ranks)
+    if not ranks.is_main:
+        for target in targets.values():
+            fill(target, None, ranks)
+        return
+    with safe_open(path, "pt") as file:
+        for name, target in targets.items():
+            fill(target, file.get_tensor(name), ranks)
 
 
 def gather_random_states(ranks: Ranks) -> torch.Tensor:
@@ -157,21 +179,25 @@ def gather_random_states(ranks: Ranks) -> torch.Tensor:
         own = torch.cat([own, torch.cuda.get_rng_state(ranks.device)])
     if ranks.world_size == 1:
         return own[None]
-    gathered = [torch.empty_like(own, device=ranks.device) for _ in range(ranks.world_size)]
-    dist.all_gather(gathered, own.to(ranks.device))
-    return torch.stack(gathered).cpu()
+    gathered = [torch.empty_like(own) for _ in range(ranks.world_size)]
+    dist.all_gather(gathered, own, group=ranks.control)
+    return torch.stack(gathered)
 
 
-def _set_random_state(state: torch.Tensor, ranks: Ranks) -> None:
+def _restore_random_state(states: torch.Tensor, saved: TrainerState, ranks: Ranks) -> None:
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].clone())
-    if ranks.device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:].clone(), ranks.device)
-
-
-def _read_state(folder: Path) -> TrainerState:
-    return TrainerState(**json.loads((folder / TRAINER_STATE_FOLDER / _STATE_FILE).read_text()))
-
-
-def _escape_glob(text: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", text)
+    own_size = size + (len(torch.cuda.get_rng_state(ranks.device)) if ranks.device.type == "cuda" else 0)
+    if states.shape != (ranks.world_size, own_size):
+        logger.info(
+            "resumed on %d processes, saved by %d: every step takes the samples that it would have taken, but sums round differently, and "
+            "dropout and the noise of a diffusion head are drawn anew",
+            ranks.world_size,
+            saved.world_size,
+        )
+        seeds = np.random.SeedSequence([int(saved.flags["seed"]), saved.step, ranks.rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        return
+    own = states[ranks.rank]
+    torch.set_rng_state(own[:size].clone())
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(own[size:].clone(), ranks.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from prismatic.policy.spec import HeadSpec, LoraSpec
 
 PRECISIONS = ("auto", "bf16", "fp32")
+STRATEGIES = ("auto", "ddp", "fsdp")
 BASE_QUANTIZATIONS = ("none", "nf4", "int8")
 SWITCHES = ("auto", "True", "False")
 OPTIMIZERS = ("adamw", "adamw_8bit")
@@ -47,7 +48,9 @@ class FinetuneConfig:
     val_time_limit: int = 180  # seconds, at most, per validation
     save_freq: int = 10_000  # steps between checkpoints
     save_latest_checkpoint_only: bool = False  # one folder, replaced at every save
+    keep_checkpoints: int | None = None  # newest checkpoints that stay; older ones go once a newer one is complete. None: all stay
     resume: bool = False  # continue the run exactly from its newest complete checkpoint
+    auto_resume: bool = False  # like --resume if the run has a checkpoint, else start it: one command for schedulers that restart jobs
     resume_step: int | None = None  # with --resume: from this step instead
     image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
     diffusion_sample_freq: int = 50  # diffusion only: steps between full denoising checks
@@ -77,6 +80,7 @@ class FinetuneConfig:
     # Optimization
     seed: int = 7  # weights of new modules, sampling, augmentation
     precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    strategy: str = "auto"  # on several processes: ddp copies the model, fsdp shards it; auto: ddp with LoRA, fsdp without
     weight_decay: float = 0.01  # of AdamW
     max_grad_norm: float | None = None  # clip the gradient's norm; the published recipe does not
 
@@ -103,6 +107,7 @@ class FinetuneConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"--precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         self._check_memory_savers()
+        self._check_survival()
         if self.resume_step is not None and not self.resume:
             raise ValueError(f"--resume_step is {self.resume_step} without --resume True; add it, or leave --resume_step out")
         self._check_loggers()
@@ -141,6 +146,16 @@ class FinetuneConfig:
                 "where it writes report.json"
             )
 
+    def _check_survival(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"--strategy is {self.strategy!r}; choose one of {', '.join(STRATEGIES)}")
+        if self.resume and self.auto_resume:
+            raise ValueError("--resume and --auto_resume are both True; --auto_resume also starts a run that has no checkpoint yet")
+        if self.keep_checkpoints is not None and self.save_latest_checkpoint_only:
+            raise ValueError(
+                f"--keep_checkpoints is {self.keep_checkpoints}, but --save_latest_checkpoint_only True keeps exactly one; give one of both"
+            )
+
     def _check_memory_savers(self) -> None:
         for name, choices in (
             ("compile", SWITCHES),
@@ -168,7 +183,7 @@ class FinetuneConfig:
             "num_diffusion_steps_train",
             "diffusion_sample_freq",
         )
-        for name in positive:
+        for name in (*positive, *(["keep_checkpoints"] if self.keep_checkpoints is not None else [])):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr_warmup_steps", "num_steps_before_decay", "num_workers", "weight_decay", "eval_every"):
@@ -209,6 +224,11 @@ class FinetuneConfig:
     def frozen_parts(self) -> tuple[str, ...]:
         """The parts of the base that training leaves alone, by their names in the model."""
         return tuple(part for part in ("vision_backbone", "projector", "language_model") if getattr(self, f"freeze_{part}"))
+
+    @property
+    def shards_model(self) -> bool:
+        """Whether several processes share the weights out among them."""
+        return self.strategy == "fsdp" or (self.strategy == "auto" and not self.use_lora)
 
     @property
     def run_id(self) -> str:

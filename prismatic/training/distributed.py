@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from prismatic.cli import USER_ERROR
+
+T = TypeVar("T")
+
+# The main process may build an index or write tens of gigabytes while the others wait for it.
+_PATIENCE = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None  # for words between the processes, on the CPU; the default group moves tensors
 
     @property
     def is_main(self) -> bool:
@@ -42,19 +52,56 @@ def process_group() -> Iterator[Ranks]:
         device = torch.device("cpu")
     if rank != 0:
         logging.getLogger("prismatic").setLevel(logging.WARNING)
+    control = None
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(rank, world_size, device)
+        yield Ranks(rank, world_size, device, control)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Waits for every process of the run."""
-    if dist.is_initialized():
-        dist.barrier()
+def on_main(action: Callable[[], T], ranks: Ranks) -> T:
+    """What `action` returns on the main process, on every process; the others wait for it.
+
+    Raises:
+        ValueError: from `action`, on the main process; the others leave with the same exit status, in silence.
+    """
+    if ranks.world_size == 1:
+        return action()
+    outcome: list[Any] = [None, False]
+    error: ValueError | None = None
+    if ranks.is_main:
+        try:
+            outcome = [action(), True]
+        except ValueError as caught:
+            error = caught
+    dist.broadcast_object_list(outcome, src=0, group=ranks.control)
+    if error is not None:
+        raise error
+    if not outcome[1]:
+        raise SystemExit(USER_ERROR)
+    return outcome[0]
+
+
+def any_rank(flag: bool, ranks: Ranks) -> bool:
+    """Whether `flag` is True on any process; all must ask."""
+    if ranks.world_size == 1:
+        return flag
+    value = torch.tensor([int(flag)])
+    dist.all_reduce(value, dist.ReduceOp.MAX, group=ranks.control)
+    return bool(value)
+
+
+def gather_objects(own: T, ranks: Ranks) -> list[T]:
+    """`own` of every process, by rank; all must call it."""
+    if ranks.world_size == 1:
+        return [own]
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, own, group=ranks.control)
+    return gathered
 
 
 def mean_over_ranks(values: dict[str, float], ranks: Ranks) -> dict[str, float]:

@@ -17,35 +17,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.policy.files import atomic_folder, check_free_space
-from prismatic.policy.loading import StoredWeights, resolve_folder
-from prismatic.policy.saving import save_policy
-from prismatic.training.best import BEST_FILE, cadence_note, mark_best
+from prismatic.policy.files import check_free_space
+from prismatic.training.best import cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, uses_cuda_graphs
-from prismatic.training.checkpoint import (
-    TrainerState,
-    checkpoint_folder,
-    find_checkpoint,
-    gather_random_states,
-    load_trainer_state,
-    save_trainer_state,
-)
+from prismatic.training.checkpoint import Trained, checkpoint_bytes, restore_checkpoint, save_checkpoint
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import VALIDATION_FILE
-from prismatic.training.distributed import barrier, mean_over_ranks, process_group
+from prismatic.training.distributed import any_rank, gather_objects, mean_over_ranks, on_main, process_group
 from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
-from prismatic.training.logging import LOG_FILES, RunLogger, check_loggers, drop_later_rows, memory_used
+from prismatic.training.interrupts import STOPPED, StopRequest
+from prismatic.training.logging import RunLogger, check_loggers, drop_later_rows, memory_used
 from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from prismatic.training.run_folder import Checkpoint, TrainerState
 from prismatic.training.setup import Run, prepare_run
+from prismatic.training.sharding import replicate, set_gradient_exchange
 from prismatic.training.validation import Validator
 from prismatic.vla.images import prepare_on_device
 from prismatic.vla.types import Batch
-
-# What stays in the run's folder when a checkpoint takes its place.
-_KEPT_FILES = (*LOG_FILES, VALIDATION_FILE, BEST_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +46,13 @@ def finetune(config: FinetuneConfig) -> None:
 
     Raises:
         ValueError: something the user asked for does not fit; raised before the base model is loaded wherever that is possible.
+        SystemExit: with status `STOPPED`, after SIGTERM or SIGINT and a checkpoint.
     """
     check_loggers(config)
     with process_group() as ranks:
-        run = prepare_run(config, ranks)
-        Trainer(run).train()
+        is_complete = Trainer(prepare_run(config, ranks)).train()
+    if not is_complete:
+        raise SystemExit(STOPPED)
 
 
 class Trainer:
@@ -68,42 +61,57 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.ranks = run, run.config, run.ranks
         self.model = run.parts.model
-        self.trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = build_optimizer(self.trained.values(), self.config.learning_rate, self.config.weight_decay, self.config.optimizer)
-        self.step = 0
+        parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.optimizer = build_optimizer(parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.optimizer)
+        self.trained = Trained(parameters, self.optimizer)
+        self.step, self.owes_validation = 0, False
         self.meter = StepMeter(self.ranks.device)
         self.finite = FiniteWatch(run.data.train, self.config.run_dir, self.ranks)
         self.validator = Validator(run, self._on_device, self._autocast) if run.data.val is not None else None
-        if self.config.resume:
-            self._resume()
+        if run.resumed is not None:
+            self._resume(run.resumed)
         if self.ranks.is_main:
             drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
-        check_free_space(self.config.run_dir, self._checkpoint_bytes())
+        needed = checkpoint_bytes(self.model, self.trained, self.config.merge_lora_during_training)
+        on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
-        self.captured = CapturedPass(self.accumulate, self.trained.values()) if uses_cuda_graphs(self.config, self.ranks) else None
-        if self.captured is None and self.ranks.world_size > 1:
-            device_ids = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        self.captured = CapturedPass(self.accumulate, parameters.values()) if uses_cuda_graphs(self.config, self.ranks) else None
+        if self.captured is None and self.ranks.world_size > 1 and run.skeleton is None:
+            self.forward = replicate(self.model, self.ranks)
 
-    def train(self) -> None:
-        """Optimizer steps until `max_steps`, with all that happens in between."""
-        config = self.config
-        with RunLogger(config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation:
+    def train(self) -> bool:
+        """Optimizer steps until `max_steps`, with all that happens in between; False if a signal ended it before, with a checkpoint."""
+        config, is_main = self.config, self.ranks.is_main
+        with RunLogger(config, self.step, is_main) as log, self._evaluation() as evaluation, StopRequest(is_main) as stop:
             self._announce(log)
+            if self.owes_validation:
+                self._validate(log)
             batches = self.batches()
             self.model.train()
-            self.meter.restart()
+            self._start_meter()
             while self.step < config.max_steps:
                 self.meter.add(self.optimizer_step(batches))
                 self.step += 1
                 log.step()
                 if self._is_due(config.wandb_log_freq):
                     log.metrics(self.step, self._train_metrics())
-                self._between_steps(log, evaluation)
+                is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.max_steps
+                self._between_steps(log, evaluation, is_stopping)
+                if is_stopping:
+                    return False
             if evaluation is not None:
                 _record(log, evaluation.finish())
-            if self.ranks.is_main and (warning := log.plateau_warning()):
+            if is_main and (warning := log.plateau_warning()):
                 logger.warning(warning)
+        return True
+
+    def _start_meter(self) -> None:
+        """Goes on with what was metered before the run was interrupted, if the same processes did it."""
+        meters = [] if self.run.resumed is None else self.run.resumed.state.meters
+        if len(meters) == self.ranks.world_size:
+            self.meter.restore(meters[self.ranks.rank])
+        else:
+            self.meter.restart()
 
     def _announce(self, log: RunLogger) -> None:
         log.message(self.run.summary())
@@ -114,22 +122,24 @@ class Trainer:
         if self.config.use_val_set and self.ranks.is_main:
             mark_best(self.config, log.rows(), self.step)  # a resumed run may have gone further before
 
-    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> None:
-        """What is due after this step: validation, saving, an evaluation of what was saved."""
+    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None, is_stopping: bool) -> None:
+        """What is due after this step: validation, saving, an evaluation of what was saved. A run that stops saves, and validates later."""
         config = self.config
-        if self.validator is not None and self._is_due(config.val_freq):
-            self.finite.check()
-            with self.meter.paused():
-                log.metrics(self.step, self._validate(self.validator))
+        self.owes_validation = self.validator is not None and self._is_due(config.val_freq)
+        if self.owes_validation and not is_stopping:
+            self._validate(log)
         is_evaluated = config.eval_every > 0 and self._is_due(config.eval_every)
-        if self._is_due(config.save_freq) or is_evaluated:
+        is_due = self._is_due(config.save_freq) or is_evaluated
+        if is_due or is_stopping:
             self.finite.check()
             with self.meter.paused():
-                folder = self._save()
+                folder = self._save(merge=config.merge_lora_during_training and is_due)
                 best = mark_best(config, log.rows(), self.step) if self.validator is not None and self.ranks.is_main else None
                 if evaluation is not None and is_evaluated:
                     evaluation.submit(self.step, folder)
             log.message(f"saved {folder}{', the best so far' if best == folder.name else ''}")
+            if is_stopping:
+                log.message(f"stopped after step {self.step}; the same command with --resume True goes on from {folder}")
         if evaluation is not None:
             _record(log, evaluation.results())
 
@@ -174,7 +184,7 @@ class Trainer:
         if self.captured is not None:
             self.captured.gradients.average(self.ranks.world_size)
         if config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters.values(), config.max_grad_norm)
         self.optimizer.step()
         if self.captured is None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -205,7 +215,8 @@ class Trainer:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.run.autocast, cache_enabled=False)
 
     def _gradient_exchange(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """DDP exchanges gradients at the last micro-batch of a step only."""
+        """Processes exchange gradients at the last micro-batch of a step only."""
+        set_gradient_exchange(self.model, is_last)
         if isinstance(self.forward, DistributedDataParallel) and not is_last:
             return self.forward.no_sync()
         return contextlib.nullcontext()
@@ -223,46 +234,33 @@ class Trainer:
             **memory_used(self.ranks.device),
         }
 
-    def _validate(self, validator: Validator) -> dict[str, float]:
-        found, names = validator(), self.run.parts.spec.platform.action_names
-        if self.ranks.is_main:
-            found.write(self.config.run_dir / VALIDATION_FILE, self.step, names)
-        return found.metrics(names)
+    def _validate(self, log: RunLogger) -> None:
+        assert self.validator is not None
+        self.finite.check()
+        with self.meter.paused():
+            found, names = self.validator(), self.run.parts.spec.platform.action_names
+            if self.ranks.is_main:
+                found.write(self.config.run_dir / VALIDATION_FILE, self.step, names)
+            log.metrics(self.step, found.metrics(names))
+        self.owes_validation = False
 
-    def _save(self) -> Path:
-        """Writes the checkpoint of this step; every process must call it, the main one writes."""
-        random_states = gather_random_states(self.ranks)
-        folder = checkpoint_folder(self.config, self.step)
-        if self.ranks.is_main:
-            check_free_space(folder.parent, self._checkpoint_bytes())
-            suffix_step = None if self.config.save_latest_checkpoint_only else self.step
-            parts = self.run.parts_at(self.step)
-            with atomic_folder(folder, keep=_KEPT_FILES) as temporary:
-                originals = StoredWeights(resolve_folder(self.run.base_path)) if self.config.quantize_base != "none" else None
-                save_policy(parts, temporary, suffix_step, self.config.merge_lora_during_training, originals)
-                save_trainer_state(temporary, self._state(), self.trained, self.optimizer, random_states)
-        barrier()
-        return folder
-
-    def _state(self) -> TrainerState:
+    def _save(self, merge: bool) -> Path:
+        """Writes the checkpoint of this step; every process must call it."""
         flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(self.config).items()}
         flags["vla_path"] = self.run.base_path
-        return TrainerState(self.step, self.run.train_sampler.state_dict(), self.ranks.world_size, flags)
+        meters = gather_objects(self.meter.state(), self.ranks)
+        position = self.run.train_sampler.state_dict()
+        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation)
+        return save_checkpoint(self.run, self.trained, state, merge)
 
-    def _resume(self) -> None:
-        folder = find_checkpoint(self.config)
-        state = load_trainer_state(folder, self.trained, self.optimizer, self.ranks)
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        restore_checkpoint(checkpoint, self.trained, self.ranks)
         self.run.train_sampler.load_state_dict(dict(state.sampler))
-        self.step = state.step
+        self.step, self.owes_validation = state.step, state.owes_validation
         if self.validator is not None:
             self.validator.restore(self.config.run_dir / VALIDATION_FILE)
-        logger.info("resumed %s at step %d", folder, self.step)
-
-    def _checkpoint_bytes(self) -> int:
-        """What one checkpoint takes on the disk: the model in bfloat16, trained weights and two moments in their own dtype."""
-        whole = sum(parameter.numel() for parameter in self.model.parameters()) * 2
-        trained = sum(parameter.numel() * (3 * parameter.element_size() + 2) for parameter in self.trained.values())
-        return whole + trained + 2**24
+        logger.info("resumed %s at step %d", checkpoint.folder, self.step)
 
 
 def _record(log: RunLogger, results: Iterable[tuple[int, dict[str, float]]]) -> None:

@@ -15,15 +15,17 @@ from torch.utils.data import DataLoader, Subset
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.adapters import add_lora
 from prismatic.policy.compilation import compile_blocks
-from prismatic.policy.loading import BaseModel, load_base, load_config
+from prismatic.policy.loading import BaseModel, load_base, load_config, resolve_folder
 from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import PolicySpec
 from prismatic.policy.stacking import stack_projections
-from prismatic.training.checkpoint import base_model_path
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import Ranks
+from prismatic.training.distributed import Ranks, on_main
 from prismatic.training.evaluation import eval_command
+from prismatic.training.interrupts import ignore_signals
+from prismatic.training.run_folder import Checkpoint, check_disk, open_run
+from prismatic.training.sharding import check_shardable, place
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
@@ -50,6 +52,8 @@ class Run:
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
+    resumed: Checkpoint | None  # where the run goes on; None: it begins
+    skeleton: ActionModel | None  # of a sharded model: the whole one, without memory
 
     @property
     def token_ids(self) -> TokenIds:
@@ -87,8 +91,11 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)
     cameras = select_policy_cameras(specs, config.num_images_in_input)
     command = eval_command(config, specs[0].platform.name)
-    base_path = base_model_path(config)
+    check_shardable(config, ranks)
+    resumed = on_main(lambda: open_run(config, ranks.world_size), ranks)
+    base_path = config.vla_path if resumed is None else str(resumed.state.flags["vla_path"])
     image_size = load_config(base_path).image_size
+    on_main(lambda: check_disk(config, resolve_folder(base_path)), ranks)
     use_bf16 = uses_bf16(config, ranks)
     options = DatasetOptions(
         cameras=cameras,
@@ -107,7 +114,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         for warning in quick_checks(data, specs):
             logger.warning(warning)
     torch.manual_seed(config.seed)  # adapters and heads start the same on every process
-    base = load_base(base_path, torch.bfloat16 if use_bf16 and config.use_lora else torch.float32)
+    dtype = torch.bfloat16 if use_bf16 and config.use_lora else torch.float32
+    base = load_base(base_path, dtype, with_weights=ranks.is_main or config.quantize_base != "none")
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
@@ -120,6 +128,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     )
     token_ids = base.vla.config.token_ids
     parts = PolicyParts(_build_model(base, spec, config, ranks), base.vla.config, base.processor, spec, data.statistics)
+    compute_dtype = torch.bfloat16 if use_bf16 and not config.use_lora else None
+    skeleton = place(parts.model, ranks, config.shards_model, compute_dtype)
+    if uses_compiler(config, ranks) and skeleton is None:
+        stack_projections(parts.model.bare_vla)
     torch.manual_seed(config.seed + ranks.rank)  # dropout differs between processes
     return Run(
         config=config,
@@ -131,12 +143,13 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         autocast=use_bf16,
         base_path=base_path,
         eval_command=command,
+        resumed=resumed,
+        skeleton=skeleton,
     )
 
 
 def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:
-    """The base with adapters (or fully trainable), then FiLM, and new float32 heads, on the device; what cannot matter, or shall not
-    change, is frozen."""
+    """The base with adapters (or fully trainable), then FiLM, and new float32 heads; what cannot matter, or shall not change, is frozen."""
     vla: torch.nn.Module = base.vla
     quantize_model(base.vla, config.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
@@ -151,14 +164,13 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
     if spec.heads.use_film:
         base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
-    model = build_action_model(vla, base.vla.config, spec).to(ranks.device)
+    model = build_action_model(vla, base.vla.config, spec)
     if config.gradient_checkpointing:
         # Random states are kept for dropout alone; a CUDA graph could not read them.
         options = {"use_reentrant": False, "preserve_rng_state": config.lora_dropout > 0}
         model.bare_vla.gradient_checkpointing_enable(options)
     if uses_compiler(config, ranks):
         torch._functorch.config.activation_memory_budget = config.activation_memory_budget
-        stack_projections(model.bare_vla)
         compile_blocks(model.bare_vla)
     return model
 
@@ -186,6 +198,8 @@ def data_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         drop_last=False,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator().manual_seed(config.seed),  # else every loader would move torch's own, which resuming restores
     )
 
 

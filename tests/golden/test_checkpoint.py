@@ -103,7 +103,7 @@ def test_written_files_and_keys(golden_dir: Path, checkpoint: Path, tmp_path: Pa
     written = tmp_path / f"run--{STEP}_chkpt"
     names = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()}
     side_effects = {"modeling_prismatic.py", "configuration_prismatic.py"}  # the published code puts them there when it loads
-    assert names - {"policy.json"} == set(layout) - side_effects
+    assert names - {"policy.json", "manifest.json"} == set(layout) - side_effects
     for name, content in layout.items():
         if name.endswith(".safetensors"):
             with safe_open(written / name, "pt") as file:

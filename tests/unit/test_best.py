@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prismatic.training.best import BEST_FILE, BEST_METRIC, cadence_note, mark_best
+from prismatic.policy.files import atomic_folder
+from prismatic.training.best import BEST_METRIC, cadence_note, mark_best
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.run_folder import BEST_FILE, TrainerState
 
 ROWS = [{"step": 10, "train/loss": 0.1}, {"step": 10, BEST_METRIC: 0.5}, {"step": 20, BEST_METRIC: 0.2}, {"step": 30, BEST_METRIC: 0.3}]
 
@@ -21,9 +24,10 @@ def make_config(tmp_path: Path, **flags: Any) -> FinetuneConfig:
 
 
 def add_checkpoint(tmp_path: Path, name: str) -> None:
-    state = tmp_path / name / "trainer_state"
-    state.mkdir(parents=True)
-    (state / "state.json").write_text("{}")
+    state = TrainerState(step=int(name.split("--")[1].split("_")[0]), sampler={}, world_size=1, flags={})
+    with atomic_folder(tmp_path / name) as folder:
+        (folder / "trainer_state").mkdir()
+        (folder / "trainer_state" / "state.json").write_text(json.dumps(asdict(state)))
 
 
 def best(tmp_path: Path) -> dict[str, Any]:

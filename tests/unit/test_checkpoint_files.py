@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +14,15 @@ import torch
 
 from prismatic.policy.files import (
     ACTION_HEAD,
+    MANIFEST_FILE,
     atomic_folder,
     check_free_space,
+    check_writable,
     component_suffix,
     find_component,
+    find_damage,
     load_component,
-    previous_folder,
+    read_manifest,
     recover_folder,
     save_component,
 )
@@ -36,22 +44,77 @@ def test_an_interrupted_save_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [final.name]
 
 
-def test_replacing_keeps_the_named_files(tmp_path: Path) -> None:
+def test_replacing_keeps_what_is_not_of_the_checkpoint(tmp_path: Path) -> None:
     final = tmp_path / "run"
-    final.mkdir()
+    with atomic_folder(final) as folder:
+        (folder / "weights").write_text("old")
+        (folder / "stale").write_text("gone")
     (final / "metrics.jsonl").write_text("log")
-    (final / "stale").write_text("gone")
-    with atomic_folder(final, keep=("metrics.jsonl",)) as folder:
+    log = (final / "metrics.jsonl").open("a")  # stays open, as a logger's file may
+    with atomic_folder(final) as folder:
         (folder / "weights").write_text("new")
-    assert {path.name: path.read_text() for path in final.iterdir()} == {"metrics.jsonl": "log", "weights": "new"}
+    log.write("ged")
+    log.close()
+    assert {path.name: path.read_text() for path in final.iterdir() if path.name != MANIFEST_FILE} == {
+        "metrics.jsonl": "logged",
+        "weights": "new",
+    }
+    assert read_manifest(final) == {"weights": 3}
 
 
-def test_death_between_the_renames_is_recovered(tmp_path: Path) -> None:
+def die_at_call(number: int, final: Path) -> bool:
+    """Replaces `final` in a process of its own that dies before its `number`-th rename or removal; whether it lived that long."""
+
+    def die(*_: object) -> None:
+        os._exit(9)
+
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count()
+        for owner, name in ((Path, "rename"), (os, "unlink"), (os, "rmdir")):
+            original = getattr(owner, name)
+            wrapped = lambda *args, original=original, **kwargs: (die() if next(calls) == number else None, original(*args, **kwargs))[1]  # noqa: E731
+            setattr(owner, name, wrapped)
+        with atomic_folder(final) as folder:
+            (folder / "weights").write_text("new")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_death_at_any_moment_of_a_replacement_leaves_one_whole_folder(tmp_path: Path) -> None:
+    contents = []
+    for number in itertools.count():
+        final = tmp_path / str(number) / "run"
+        with atomic_folder(final) as folder:
+            (folder / "weights").write_text("old")
+        (final / "metrics.jsonl").write_text("log")
+        survived = die_at_call(number, final)
+        recover_folder(final)
+        assert [path.name for path in final.parent.iterdir()] == ["run"]
+        assert sorted(path.name for path in final.iterdir()) == [MANIFEST_FILE, "metrics.jsonl", "weights"]
+        assert find_damage(final) is None
+        contents.append((final / "weights").read_text())
+        if survived:
+            break
+    assert contents == sorted(contents, reverse=True)  # old up to some moment, new from then on
+    assert {"old", "new"} == set(contents)
+    assert len(contents) > 5
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
     final = tmp_path / "run"
-    previous_folder(final).mkdir()
-    (previous_folder(final) / "weights").write_text("old")
-    recover_folder(final)
-    assert (final / "weights").read_text() == "old"
+    with atomic_folder(final) as folder:
+        (folder / "state").mkdir()
+        (folder / "state" / "weights").write_text("0123456789")
+        (folder / "model").write_text("0123")
+    assert find_damage(final) is None
+    (final / "model").unlink()
+    assert find_damage(final) == "model is missing"
+    assert find_damage(final, part="state/") is None
+    (final / "state" / "weights").write_text("012345678")
+    assert find_damage(final, part="state/") == "state/weights has 9 bytes instead of 10"
+    (final / MANIFEST_FILE).write_text("{")
+    assert find_damage(final) == "it has no manifest.json"
 
 
 def test_components_round_trip_with_the_published_prefix_and_dtype(tmp_path: Path) -> None:
@@ -84,3 +147,42 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path) -> None:
     check_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(ValueError, match="save_latest_checkpoint_only"):
         check_free_space(tmp_path, 10**18)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs privileges")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_folder(small_disk: Path) -> None:
+    final = small_disk / "run"
+    with atomic_folder(final) as folder:
+        (folder / "weights").write_bytes(bytes(400_000))
+
+    def replace(num_bytes: int) -> None:
+        with atomic_folder(final) as folder:
+            (folder / "weights").write_bytes(bytes(num_bytes))
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        replace(800_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert find_damage(final) is None
+    assert [path.name for path in small_disk.iterdir()] == ["run"]
+    replace(500_000)
+    assert (final / "weights").stat().st_size == 500_000
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    check_writable(tmp_path / "not" / "yet")
+    (tmp_path / "file").write_text("")
+    for place in (Path("/proc/self/run"), tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=f"{place.parent} cannot be written to .* choose another --run_root_dir"):
+            check_writable(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,186 @@
+"""Where the checkpoints of a run lie, which of them are whole, and which may go.
+
+    <run_root_dir>/<run_id>/                   logs; with --save_latest_checkpoint_only the checkpoint too
+    <run_root_dir>/<run_id>--<step>_chkpt/     numbered checkpoints
+    <run_root_dir>/.<name>.tmp, .previous      left by a process that died while it saved; the next start puts them right
+
+Only the main process calls these functions: on several machines the others may not even see the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prismatic.policy.files import check_free_space, check_writable, find_damage, recover_folder, remove_folder
+from prismatic.training.config import FinetuneConfig
+
+TRAINER_STATE_FOLDER = "trainer_state"
+STATE_FILE = "state.json"
+BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best one, which is never pruned; see prismatic.training.best
+
+# Flags that a resumed run must share with its beginning: they decide what the weights are and which samples come next.
+_FIXED_FLAGS = (
+    "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
+    "num_images_in_input", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector", "freeze_language_model",
+    "seed",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands; the tensors lie beside it."""
+
+    step: int  # optimizer steps done
+    sampler: Mapping[str, Any]  # the sampler's state_dict
+    world_size: int
+    flags: Mapping[str, Any]  # the FinetuneConfig, as plain values
+    meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
+    owes_validation: bool = False  # a signal came before the validation that was due
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step."""
+        return self.flags["batch_size"] * self.flags["grad_accumulation_steps"] * self.world_size
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint that a run can be resumed from."""
+
+    folder: Path
+    state: TrainerState
+
+
+def checkpoint_folder(config: FinetuneConfig, step: int) -> Path:
+    """Where the checkpoint of `step` goes."""
+    if config.save_latest_checkpoint_only:
+        return config.run_dir
+    return config.run_dir.with_name(f"{config.run_dir.name}--{step}_chkpt")
+
+
+def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
+    """Puts right what a killed process left, and returns the checkpoint to resume from; None for a new run.
+
+    Raises:
+        ValueError: the folder cannot be written to, there is no checkpoint to resume from, it belongs to a run with other flags, or a
+            new run would mix its checkpoints with those of an earlier one.
+    """
+    recover_run(config)
+    check_writable(config.run_dir)
+    found = find_checkpoints(config)
+    if not (config.resume or config.auto_resume):
+        if found:
+            raise ValueError(
+                f"run {config.run_id!r} has checkpoints in {config.run_dir.parent} already (steps {_list(found)}); --resume True goes on "
+                "from the newest, --run_id_note or --run_id_override give a new run a name of its own"
+            )
+        return None
+    if config.auto_resume and not found:
+        return None
+    checkpoint = _choose(config, found)
+    check_flags(config, checkpoint, world_size)
+    return checkpoint
+
+
+def recover_run(config: FinetuneConfig) -> None:
+    """Ends replacements of the run's folders that a process began and did not live to end; removes half-written checkpoints."""
+    parent, name = config.run_dir.parent, re.escape(config.run_dir.name)
+    leftover = re.compile(rf"\.({name}(?:--\d+_chkpt)?)\.(?:tmp|previous)")
+    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if (match := leftover.fullmatch(path.name)) and path.exists():
+            logger.info("%s was left by a process that died while it saved; putting that right", path)
+            recover_folder(path.with_name(match[1]))
+
+
+def find_checkpoints(config: FinetuneConfig) -> dict[int, Checkpoint]:
+    """Step -> checkpoint, of all complete ones of the run; others are named in the log."""
+    parent, numbered = config.run_dir.parent, re.compile(rf"{re.escape(config.run_dir.name)}--\d+_chkpt")
+    candidates = [config.run_dir, *(path for path in sorted(parent.glob("*_chkpt")) if numbered.fullmatch(path.name))]
+    found = (read_checkpoint(folder) for folder in candidates)
+    return {checkpoint.state.step: checkpoint for checkpoint in found if checkpoint is not None}
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`; None if it holds no trainer state, or not all of it."""
+    path = folder / TRAINER_STATE_FOLDER / STATE_FILE
+    if not path.is_file():
+        return None
+    if damage := find_damage(folder, part=f"{TRAINER_STATE_FOLDER}/"):
+        logger.warning("%s cannot be resumed: %s", folder, damage)
+        return None
+    return Checkpoint(folder, TrainerState(**json.loads(path.read_text())))
+
+
+def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int) -> None:
+    """Returns if the run of `checkpoint` can go on with `config` on `world_size` processes.
+
+    Raises:
+        ValueError: a flag differs that must not, or every step would take another number of samples.
+    """
+    state = checkpoint.state
+    for flag in _FIXED_FLAGS:
+        if str(state.flags.get(flag)) != str(getattr(config, flag)):
+            found = state.flags.get(flag)
+            raise ValueError(f"resuming: --{flag} is {getattr(config, flag)!r}, the run in {checkpoint.folder} was started with {found!r}")
+    if (now := config.batch_size * config.grad_accumulation_steps * world_size) != state.global_batch_size:
+        before = f"{state.flags['batch_size']} x {state.flags['grad_accumulation_steps']} x {state.world_size}"
+        raise ValueError(
+            f"resuming: a step takes {config.batch_size} x {config.grad_accumulation_steps} x {world_size} = {now} samples (--batch_size x "
+            f"--grad_accumulation_steps x processes), the run in {checkpoint.folder} took {before} = {state.global_batch_size}; "
+            "choose them so that the product stays"
+        )
+
+
+def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
+    """Returns if the disk has room for one checkpoint of a run that starts from the model in `base_folder` (bfloat16), adapters apart.
+
+    Raises:
+        ValueError: it has not.
+    """
+    model = sum(path.stat().st_size for path in base_folder.glob("model*.safetensors"))
+    is_written_whole = config.merge_lora_during_training or not config.use_lora
+    trained = 0 if config.use_lora else 6 * model  # weights and two moments in float32
+    check_free_space(config.run_dir, trained + (model if is_written_whole else 0))
+
+
+def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
+    """Removes all but the newest `keep_checkpoints` complete checkpoints and the best one; returns what went."""
+    if config.keep_checkpoints is None:
+        return []
+    found = find_checkpoints(config)
+    old = sorted(found)[: -config.keep_checkpoints]
+    removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, _best_name(config))]
+    for folder in removed:
+        remove_folder(folder)
+    return removed
+
+
+def _best_name(config: FinetuneConfig) -> str | None:
+    path = config.run_dir / BEST_FILE
+    name = json.loads(path.read_text())["checkpoint"] if path.is_file() else None
+    return Path(name).name if name else None
+
+
+def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoint:
+    """`vla_path` itself if it is a checkpoint, else that of `resume_step`, else the newest."""
+    if config.resume and (named := read_checkpoint(Path(config.vla_path))):
+        return named
+    if not found or (config.resume_step is not None and config.resume_step not in found):
+        wanted = "" if config.resume_step is None else f" of step {config.resume_step}"
+        raise ValueError(
+            f"--resume True: no complete checkpoint{wanted} of run {config.run_id!r} in {config.run_dir.parent} (steps found: "
+            f"{_list(found)}); check --run_root_dir and --run_id_override, or start without --resume"
+        )
+    return found[config.resume_step if config.resume_step is not None else max(found)]
+
+
+def _list(found: Mapping[int, Checkpoint]) -> str:
+    return ", ".join(str(step) for step in sorted(found)) or "none"
