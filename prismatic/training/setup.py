@@ -181,8 +181,9 @@ def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
 
 
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether the model's blocks are compiled."""
-    return config.compile == "True" or (config.compile == "auto" and ranks.device.type == "cuda")
+    """Whether the model's blocks are compiled; those of a sharded model only if asked for."""
+    is_sharded = ranks.world_size > 1 and config.shards_model
+    return config.compile == "True" or (config.compile == "auto" and ranks.device.type == "cuda" and not is_sharded)
 
 
 def data_loader(
