@@ -75,6 +75,7 @@ class Launcher:
         """Starts finetune.py with `flags` in `folder`."""
         self._count += 1
         output = self._folder / f"run{self._count}.txt"
+        output.touch()
         pid = self.ask({"flags": list(flags), "environment": dict(environment or {}), "output": str(output), "folder": str(folder)})
         assert pid is not None
         return Started(self, pid, output)

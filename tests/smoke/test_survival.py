@@ -100,7 +100,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_has_saved_and_goes_on(launcher: Launcher, workplace: Path, number: signal.Signals) -> None:
     runs = workplace / number.name
-    unmerged = ("--save_freq", "1000", "--num_workers", "1")
+    unmerged = ("--save_freq", "1000", "--num_workers", "1", "--val_freq", "1")  # so that a validation is due when it stops
     run = launcher.start(flags(workplace, runs.name, *DEMANDING, *unmerged))
     wait_until(lambda: len(rows(runs / "run")) >= 2)
     os.killpg(run.pid, number)  # as a terminal or a batch system does: the process that loads data gets it too
