@@ -216,7 +216,7 @@ def test_a_diverging_run_stops_and_lists_its_samples(workplace: Path, capsys: py
     assert content["step"] == 2
     assert [(batch["step"], batch["loss"]) for batch in content["batches"]][1] == (2, "nan")
     with process_group() as ranks:
-        run = prepare_run(config, ranks)
+        run = prepare_run(replace(config, run_id_override="another"), ranks)
     order = [key.sample for key, _ in zip(run.train_sampler, range(8), strict=False)]
     assert [sample["sample"] for batch in content["batches"] for sample in batch["samples"]] == order
     for sample in (sample for batch in content["batches"] for sample in batch["samples"]):
