@@ -3,7 +3,8 @@
     python benchmarks/train_step.py --work_dir /dev/shm/train_step --json train_step.json
 
 Every case runs through `prepare_run` and `Trainer`, as fine-tuning does: read, decode, augment, forward, backward, AdamW. The first steps
-(compilation, caches) are timed apart. A case with a cap may use no more memory of the card than that, as on a smaller card.
+(compilation, recording) are timed apart. A case with a cap may use no more memory of the card than that, as on a smaller card, and also saves
+and merges.
 """
 
 from __future__ import annotations
@@ -99,20 +100,26 @@ def measure(case: Case, base: Path, config: TrainStepConfig) -> dict[str, Any]:
     trainer, load_seconds = _timed(lambda: build_trainer(case, base, config))
     batches = trainer.batches()
     warmup = [_timed(lambda: _step(trainer, batches))[1] for _ in range(config.warmup_steps)]
-    steps, loop_seconds = _timed(lambda: [_timed(lambda: _step(trainer, batches))[1] for _ in range(case.steps)])
-    flops = count_flops(trainer) if case.cap_gib is None else 0
-    batch_size = trainer.config.batch_size
+    trainer.meter.restart()
+    steps = [_timed(lambda: _step(trainer, batches))[1] for _ in range(case.steps)]
+    rates = trainer.meter.report(trainer.config.batch_size)[1]
     seconds = statistics.median(steps)
     found = {
-        "samples_per_second": round(batch_size * case.steps / loop_seconds, 2),
+        "samples_per_second": round(rates["samples_per_second"], 2),
+        "data_wait": round(rates["data_wait"], 4),
         "median_step_ms": round(seconds * 1e3, 1),
-        "tflops": round(flops / seconds / 1e12, 1),
-        "share_of_peak": round(flops / seconds / 1e12 / PEAK_TFLOPS, 3),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
         "load_s": round(load_seconds, 1),
         "warmup_s": [round(value, 1) for value in warmup],
     }
+    if case.cap_gib is None:
+        tflops = count_flops(trainer) / seconds / 1e12
+        found |= {"tflops": round(tflops, 1), "share_of_peak": round(tflops / PEAK_TFLOPS, 3)}
+    else:
+        found["save_and_merge_s"] = round(_timed(lambda: trainer.save(merge=True))[1], 1)
+        found["peak_gib_with_saving"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+        shutil.rmtree(config.work_dir / "runs")
     if config.profile:
         _profile(trainer, batches)
     return found
@@ -146,7 +153,7 @@ def count_flops(trainer: Trainer) -> int:
 
 
 def _step(trainer: Trainer, batches: Any) -> None:
-    trainer.optimizer_step(batches)
+    trainer.meter.add(trainer.optimizer_step(batches))
     trainer.step += 1
     torch.cuda.synchronize()
 

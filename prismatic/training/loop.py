@@ -133,7 +133,7 @@ class Trainer:
         if is_due or is_stopping:
             self.finite.check()
             with self.meter.paused():
-                folder = self._save(merge=config.merge_lora_during_training and is_due)
+                folder = self.save(merge=config.merge_lora_during_training and is_due)
                 best = mark_best(config, log.rows(), self.step) if self.validator is not None and self.ranks.is_main else None
                 if evaluation is not None and is_evaluated:
                     evaluation.submit(self.step, folder)
@@ -244,8 +244,8 @@ class Trainer:
             log.metrics(self.step, found.metrics(names))
         self.owes_validation = False
 
-    def _save(self, merge: bool) -> Path:
-        """Writes the checkpoint of this step; every process must call it."""
+    def save(self, merge: bool) -> Path:
+        """The folder of this step's checkpoint, written now; every process must call it. `merge` also writes the whole model."""
         flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(self.config).items()}
         flags["vla_path"] = self.run.base_path
         meters = gather_objects(self.meter.state(), self.ranks)
