@@ -21,6 +21,7 @@ from experiments.robot.workers import EnvironmentSlot
 
 VIDEO_SIZE = 256
 PICTURE_SIZE = 128
+NUM_FAILURE_FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EpisodeRequest:
     video_of_failure_only: bool = False
     video_hz: float = 20.0
     pictures: bool = False  # bring the first and the last frame
+    failure_frames: bool = False  # if it fails, bring what the policy saw on the way
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class EpisodeOutcome:
     wall_s: float
     video: Path | None = None
     pictures: tuple[np.ndarray, ...] = ()  # uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]
+    failure_frames: tuple[np.ndarray, ...] = ()  # NUM_FAILURE_FRAMES pictures of that size; none after a success
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,36 @@ def play_episode(simulator: Simulator, environment: Environment, request: Episod
     film = _Film(request, environment)
     pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
     queue: deque[np.ndarray] = deque()
+    seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
     success, num_steps = False, 0
     while not success and num_steps < environment.max_steps:
         film.shoot(num_steps)
         if expert is not None:
             queue.append(expert.act())
         elif not queue:
-            connection.send(environment.observe())
+            observation = environment.observe()
+            if request.failure_frames:
+                seen.append(next(iter(observation.images.values())))
+            connection.send(observation)
             queue.extend(connection.recv())
         success = environment.step(queue.popleft())
         num_steps += 1
     film.shoot(num_steps, force=True)
     if request.pictures:
         pictures.append(environment.render(PICTURE_SIZE))
+    if request.failure_frames and not success:
+        seen.append(environment.render(PICTURE_SIZE))
     wall_s = time.perf_counter() - started
-    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, film.develop(success), tuple(pictures))
+    frames = () if success else spread_frames(seen)
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, film.develop(success), tuple(pictures), frames)
+
+
+def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """NUM_FAILURE_FRAMES of `seen`, evenly spread, the first and the last among them, as uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]."""
+    from PIL import Image
+
+    if not seen:
+        return ()
+    chosen = np.linspace(0, len(seen) - 1, NUM_FAILURE_FRAMES).round().astype(int)
+    size = (PICTURE_SIZE, PICTURE_SIZE)
+    return tuple(np.asarray(Image.fromarray(seen[number]).resize(size, Image.Resampling.BILINEAR)) for number in chosen)

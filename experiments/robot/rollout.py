@@ -4,8 +4,9 @@
     worker 2 --Observation-->  one policy  --actions [H, A]--> worker 2
     worker 3 (executing H actions open loop, then asks again)
 
-Every random draw of an episode follows from its EpisodeSpec, and the policy always sees batches of the same size, so
-results do not depend on the number of workers. A worker that dies is replaced and its episode played once more.
+Every random draw of an episode follows from its EpisodeSpec, also a diffusion policy's noise, and the policy always sees batches of
+the same size with prompts of the same length, so results do not depend on the number of workers. A worker that dies is replaced and
+its episode played once more.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _MAX_CRASHES_IN_A_ROW = 6  # more is no accident
 class ChunkPolicy(Protocol):
     """What acts: prismatic.policy's Policy, or anything with this method."""
 
-    def predict(self, observations: list[Observation]) -> list[ActionChunk]:
-        """One chunk per observation, in raw units."""
+    def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
+        """One chunk per observation, in the simulator's units; whatever is random in it follows from the observation's seed."""
 
 
 EXPERT_RUN = "expert"  # the run in which the scripted expert acts
@@ -62,6 +63,7 @@ class RolloutOptions:
     save_video: str = "none"  # none, failures, all or first_<number per task>
     video_dir: Path | None = None
     num_pictures: int = 0  # episodes per task that bring their first and last frame
+    failure_frames: bool = False  # failed episodes bring what the policy saw on the way
     filmed_run: str = "none"  # videos and pictures are taken of this run only
     worker_timeout_s: float = 300.0  # silence after which a worker counts as dead
 
@@ -94,6 +96,7 @@ class RolloutOptions:
             video=self.video_dir / spec.task / f"episode_{spec.index:03d}_seed_{spec.seed}" if filmed and self.video_dir else None,
             video_of_failure_only=self.save_video == "failures",
             pictures=filmed_run and spec.index < self.num_pictures,
+            failure_frames=filmed_run and self.failure_frames,
         )
 
 
@@ -103,7 +106,7 @@ class EpisodeResult:
 
     run: str  # "none", the name of a control, or "expert"
     task: str
-    index: int
+    index: int  # number of the episode within its task; of the initial state, where a benchmark has fixed ones
     seed: int
     instruction: str  # what the policy was told
     success: bool
@@ -114,6 +117,7 @@ class EpisodeResult:
     video: str | None = None
     error: str | None = None  # the episode crashed twice; counted as a failure
     pictures: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
+    failure_frames: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
 
 
 class _Worker:
@@ -158,6 +162,11 @@ class _Worker:
             self.process.join(timeout=5)
             return WorkerFailure(f"the simulator process died with exit code {self.process.exitcode}")
 
+    def query_seed(self) -> int:
+        """For what is random in the policy's next answer."""
+        assert self.planned is not None
+        return int(self.planned.spec.rng(f"query {len(self.latencies_ms)}").integers(2**31))
+
     def result(self, outcome: EpisodeOutcome) -> EpisodeResult:
         assert self.planned is not None
         spec = self.planned.spec
@@ -174,6 +183,7 @@ class _Worker:
             wall_s=outcome.wall_s,
             video=str(outcome.video) if outcome.video else None,
             pictures=outcome.pictures,
+            failure_frames=outcome.failure_frames,
         )
 
     def close(self) -> None:
@@ -187,6 +197,14 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self.connection.close()
+
+
+def _same_prompt(asking: list[tuple[_Worker, Observation]]) -> list[list[tuple[_Worker, Observation]]]:
+    """Groups of observations with the same instruction: padding to a longer prompt would change the rounding."""
+    groups: dict[str, list[tuple[_Worker, Observation]]] = {}
+    for worker, observation in asking:
+        groups.setdefault(observation.instruction, []).append((worker, observation))
+    return list(groups.values())
 
 
 class Rollout:
@@ -235,31 +253,36 @@ class Rollout:
             else:
                 continue
             if isinstance(message, Observation):
-                asking.append((worker, message))
+                asking.append((worker, self._controlled(worker, message)))
             elif isinstance(message, EpisodeOutcome):
                 self._crashes_in_a_row = 0
                 yield worker.result(message)
                 self._assign(worker)
             else:
                 yield from self._replace(worker, message)
-        for start in range(0, len(asking), self.options.batch_size):
-            self._answer(asking[start : start + self.options.batch_size])
+        for alike in _same_prompt(asking):
+            for start in range(0, len(alike), self.options.batch_size):
+                self._answer(alike[start : start + self.options.batch_size])
 
     def _answer(self, asking: list[tuple[_Worker, Observation]]) -> None:
         """Sends every asking worker its next actions."""
         assert self.policy is not None
-        observations = []
-        for worker, observation in asking:
-            assert worker.planned is not None
-            observations.append(self.controls[worker.planned.run](worker.planned.spec.task, observation))
-            worker.instruction = observations[-1].instruction
-        padded = observations + [observations[-1]] * (self.options.batch_size - len(observations))
+        num_missing = self.options.batch_size - len(asking)
+        padded = asking + [asking[-1]] * num_missing
+        seeds = [worker.query_seed() for worker, _ in padded]
         started = time.perf_counter()
-        chunks = self.policy.predict(padded)
+        chunks = self.policy.predict([observation for _, observation in padded], seeds)
         latency_ms = (time.perf_counter() - started) * 1e3
         assert len(chunks) == len(padded), (len(chunks), len(padded))
         for (worker, _), chunk in zip(asking, chunks, strict=False):  # the padding gets no answer
             worker.act(self._executable(chunk), latency_ms)
+
+    def _controlled(self, worker: _Worker, observation: Observation) -> Observation:
+        """What the policy is shown instead, in the worker's run."""
+        assert worker.planned is not None
+        shown = self.controls[worker.planned.run](worker.planned.spec.task, observation)
+        worker.instruction = shown.instruction
+        return shown
 
     def _executable(self, chunk: ActionChunk) -> np.ndarray:
         """The actions [H, A] that are executed before the next query."""

@@ -26,10 +26,12 @@ from experiments.robot.rendering import configure_rendering
 configure_rendering()
 import h5py
 import numpy as np
-from experiments.robot.libero.regenerate_libero_dataset import _environment, _suite_tasks
+from experiments.robot.libero.regenerate_libero_dataset import _environment
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+prepare_libero()
 from libero.libero import benchmark
 suite = benchmark.get_benchmark_dict()["libero_goal"]()
-tasks = {{task.name: task for task in _suite_tasks("libero_goal")}}
+tasks = {{task.name: task for task in suite_tasks("libero_goal")}}
 number = [suite.get_task(i).name for i in range(suite.n_tasks)].index("{TASK}")
 actions = np.zeros((6, 7))
 actions[:, 6], actions[2:5, 2] = -1, 0.3

@@ -31,7 +31,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 class PicturePolicy:
     """Turns every pixel into motion: any difference in what is rendered ends in another episode."""
 
-    def predict(self, observations: list[Observation]) -> list[ActionChunk]:
+    def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
         return [ActionChunk(np.tile(self._action(observation), (8, 1))) for observation in observations]
 
     def _action(self, observation: Observation) -> np.ndarray:

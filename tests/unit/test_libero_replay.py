@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from experiments.robot.libero import regenerate_libero_dataset as script
 from experiments.robot.libero.replay import NUM_STEPS_TO_SETTLE, axis_angle, replay
+from experiments.robot.libero.tasks import LiberoTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +90,7 @@ def test_a_replay_leaves_out_idle_steps_and_records_what_was_seen_before_each_ac
 
 
 def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = script.LiberoTask("push", "push it", tmp_path / "push.bddl")
+    task = LiberoTask("push", "push it", tmp_path / "push.bddl", tmp_path / "push.pruned_init")
     (tmp_path / "raw").mkdir()
     with h5py.File(tmp_path / "raw" / "push_demo.hdf5", "w") as file:
         for number, start in enumerate((0.1, 0.0, 0.2)):
@@ -100,7 +101,7 @@ def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_pat
     pending = iter(environments)
 
     @contextmanager
-    def environment(task: script.LiberoTask, image_size: int) -> Iterator[PointMass]:
+    def environment(task: LiberoTask, image_size: int) -> Iterator[PointMass]:
         yield next(pending)
 
     monkeypatch.setattr(script, "_environment", environment)
@@ -130,4 +131,5 @@ def test_a_missing_simulator_is_one_clear_line(tmp_path: Path) -> None:
     words += ["--libero_raw_data_dir", str(tmp_path), "--libero_target_dir", str(tmp_path / "out")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "error: replaying needs the simulator (No module named 'libero'); install the extra: pip install -e '.[libero]'" in done.stderr
+    assert "error: LIBERO's simulator is not installed (No module named 'libero')" in done.stderr
+    assert "pip install -e '.[libero]'" in done.stderr

@@ -83,7 +83,7 @@ class ToyPolicy:
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
 
-    def predict(self, observations: list[Observation]) -> list[ActionChunk]:
+    def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
         self.batch_sizes.append(len(observations))
         return [self._chunk(observation) for observation in observations]
 

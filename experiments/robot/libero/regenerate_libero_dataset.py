@@ -25,47 +25,39 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.robot.libero.replay import ReplayEnvironment, replay
+from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, prepare_libero, suite_tasks
 from experiments.robot.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.conversion.staging import only_writer
-from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.hdf5.layout import demo_numbers, open_file
 
 logger = logging.getLogger(__name__)
-
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
 
 @dataclass
 class RegenerateConfig:
     """Flags, as in the published script."""
 
-    libero_task_suite: str  # one of SUITES
+    libero_task_suite: str  # libero_spatial, libero_object, libero_goal, libero_10 or libero_90
     libero_raw_data_dir: Path  # holds <task>_demo.hdf5 files as LIBERO publishes them
     libero_target_dir: Path  # the result lands here: <task>_demo.hdf5 files and metainfo.json
     image_size: int = 256  # pixels; square images
-    tasks: str = ""  # names of tasks, separated by commas; "": all of the suite
+    tasks: str = ""  # names or numbers of tasks, separated by commas; "": all of the suite
+    allow_newer_mujoco: bool = False  # replay with a MuJoCo in which LIBERO looks and acts differently
 
     def __post_init__(self) -> None:
-        if self.libero_task_suite not in SUITES:
-            raise ValueError(f"--libero_task_suite is {self.libero_task_suite!r}; {near_names(self.libero_task_suite, SUITES)}")
+        check_suite("--libero_task_suite", self.libero_task_suite)
         if self.image_size < 1:
             raise ValueError(f"--image_size is {self.image_size}; it must be at least 1 pixel")
         if not self.libero_raw_data_dir.is_dir():
             raise ValueError(f"--libero_raw_data_dir {self.libero_raw_data_dir} is not a folder; download LIBERO's data sets first")
 
 
-@dataclass(frozen=True)
-class LiberoTask:
-    """One task of a suite."""
-
-    name: str
-    language: str
-    bddl_file: Path
-
-
 def main(config: RegenerateConfig) -> None:
-    tasks = _choose(_suite_tasks(config.libero_task_suite), config.tasks)
+    configure_rendering()
+    prepare_libero(config.allow_newer_mujoco)
+    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
+    tasks = choose_tasks("--tasks", suite_tasks(config.libero_task_suite), names)
     missing = [task for task in tasks if not _raw_file(config, task).is_file()]
     if missing:
         raise ValueError(f"{_raw_file(config, missing[0])} is absent ({len(missing)} of {len(tasks)} tasks); download the suite completely")
@@ -165,29 +157,6 @@ def _raw_file(config: RegenerateConfig, task: LiberoTask) -> Path:
 
 def _demo_file(stage: Path, number: int) -> Path:
     return stage / f"demo_{number}.hdf5"
-
-
-def _choose(tasks: tuple[LiberoTask, ...], names: str) -> tuple[LiberoTask, ...]:
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    by_name = {task.name: task for task in tasks}
-    for name in wanted:
-        if name not in by_name:
-            raise ValueError(f"--tasks names {name!r}; {near_names(name, by_name)}")
-    return tuple(by_name[name] for name in wanted) if wanted else tasks
-
-
-def _suite_tasks(suite: str) -> tuple[LiberoTask, ...]:
-    configure_rendering()
-    try:
-        from libero.libero import benchmark, get_libero_path
-    except ImportError as error:
-        raise ValueError(
-            f"replaying needs the simulator ({error}); install the extra: pip install -e '.[libero]', in an environment without TensorFlow"
-        ) from error
-    chosen = benchmark.get_benchmark_dict()[suite]()
-    folder = Path(get_libero_path("bddl_files"))
-    tasks = [chosen.get_task(number) for number in range(chosen.n_tasks)]
-    return tuple(LiberoTask(task.name, task.language, folder / task.problem_folder / task.bddl_file) for task in tasks)
 
 
 @contextmanager

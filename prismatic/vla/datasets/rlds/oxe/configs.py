@@ -196,6 +196,8 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     "libero_object_no_noops": _libero(),
     "libero_goal_no_noops": _libero(),
     "libero_10_no_noops": _libero(),
+    "libero_spatial_scripted": _libero(),  # made by experiments/robot/libero/record_demos.py
+    "libero_object_scripted": _libero(),
     "libero_4_task_suites_no_noops": _libero(),  # as unnorm_key of published checkpoints; for training the mixture of that name is taken
     # ALOHA, absolute joint angles at 25 Hz
     "aloha1_fold_shorts_20_demos": _aloha(),

@@ -1,0 +1,166 @@
+"""Evaluates a checkpoint (or the scripted experts) in closed loop on a LIBERO suite, as published: 50 fixed initial states a task.
+
+python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint runs/my-run--10000_chkpt --task_suite_name libero_spatial
+
+Results land in <local_log_dir>/EVAL-<suite>-<checkpoint>[--<run_id_note>]: episodes.jsonl, report.json, report.html, failures.png, videos/.
+An interrupted evaluation goes on when the same command is run again; --num_envs does not change the results.
+
+The familiar flags are all there. Those that a checkpoint answers itself may be left out; one that contradicts it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, print_report, run_evaluation
+from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
+from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
+from experiments.robot.rendering import configure_rendering
+from experiments.robot.report import Report
+from experiments.robot.rollout import ChunkPolicy
+from prismatic.cli import run_script
+
+_DEFAULT_STATES = "DEFAULT"  # the familiar spelling
+
+
+@dataclass
+class EvalConfig(EvaluationFlags):
+    """Flags of the evaluation; what stays None is read from the checkpoint."""
+
+    task_suite_name: str = "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90
+    task_names: list[str] = field(default_factory=list)  # names or numbers of tasks; all of the suite by default
+    num_steps_wait: int = 10  # no-op steps first, while objects fall onto the table
+    initial_states_path: str = _DEFAULT_STATES  # "DEFAULT": the 50 fixed states; else a metainfo.json of regenerate_libero_dataset.py
+    env_img_res: int = 256  # pixels, rendered at this size
+    fast_rendering: bool = False  # no anti-aliasing, shadows or reflections; published checkpoints need the slow default
+    max_steps: int | None = None  # per episode; as published for the suite by default (220, 280, 300, 520, 400)
+    allow_newer_mujoco: bool = False  # evaluate with a MuJoCo in which LIBERO looks and acts differently
+    run_id_note: str | None = None  # ends the folder's name
+    local_log_dir: Path = Path("runs/libero_eval")
+
+    model_family: str = "openvla"  # nothing else is known; accepted because the familiar commands pass it
+    unnorm_key: str | None = None  # whose statistics count; that of the suite by default
+    robot_platform: str | None = None
+    num_images_in_input: int | None = None
+    use_l1_regression: bool | None = None
+    use_diffusion: bool | None = None
+    num_diffusion_steps_train: int | None = None
+    num_diffusion_steps_inference: int | None = None
+    use_film: bool | None = None
+    use_proprio: bool | None = None
+    lora_rank: int | None = None
+    center_crop: bool | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_suite("--task_suite_name", self.task_suite_name)
+        if self.model_family != "openvla":
+            raise ValueError(f"--model_family is {self.model_family!r}; the only one is openvla")
+        for name, smallest in (("num_steps_wait", 0), ("env_img_res", 1), ("max_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"--{name} is {value}, must be at least {smallest}")
+
+    @property
+    def folder(self) -> Path:
+        who = "expert" if self.policy == "expert" else Path(self.pretrained_checkpoint).name
+        note = f"--{self.run_id_note}" if self.run_id_note else ""
+        return self.local_log_dir / f"EVAL-{self.task_suite_name}-{who}{note}"
+
+    @property
+    def states_path(self) -> Path | None:
+        return None if self.initial_states_path == _DEFAULT_STATES else Path(self.initial_states_path)
+
+
+def evaluate(config: EvalConfig) -> Report:
+    """Plays what has not been played yet and writes the report."""
+    configure_rendering()
+    prepare_libero(config.allow_newer_mujoco)
+    tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
+    simulator = LiberoSimulator(
+        suite=config.task_suite_name,
+        tasks=tasks,
+        image_size=config.env_img_res,
+        fast_rendering=config.fast_rendering,
+        num_steps_wait=config.num_steps_wait,
+        initial_states_path=config.states_path,
+        max_steps=config.max_steps,
+        allow_newer_mujoco=config.allow_newer_mujoco,
+    )
+    benchmark = Benchmark(
+        title=config.task_suite_name,
+        simulator=simulator,
+        tasks=[task.name for task in tasks],
+        load_policy=partial(load_policy, config),
+        episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
+    )
+    return run_evaluation(config, benchmark)
+
+
+def episode_numbers(tasks: dict[str, LiberoTask], states_path: Path | None, task: str, count: int) -> list[int]:
+    """The first `count` initial states of a task.
+
+    Raises:
+        ValueError: there are fewer, and they are the benchmark's own; a file may lack those whose demonstration failed.
+    """
+    numbers = list(load_initial_states(tasks[task], states_path))
+    if count > len(numbers) and states_path is None:
+        raise ValueError(f"--num_trials_per_task is {count}; {task} has {len(numbers)} fixed initial states")
+    return [number for number in numbers if states_path is None or number < count][:count]
+
+
+def load_policy(config: EvalConfig) -> ChunkPolicy:
+    """The checkpoint's policy, its gripper as the simulator takes it.
+
+    Raises:
+        ValueError: it drives another robot, or looks through cameras that LIBERO lacks.
+    """
+    from experiments.robot.openvla_utils import get_vla  # imports torch and transformers
+    from experiments.robot.robot_utils import invert_gripper_action, normalize_gripper_action, set_seed_everywhere
+    from prismatic.vla.types import ActionChunk
+
+    set_seed_everywhere(config.seed)
+    config.unnorm_key = choose_unnorm_key(config)
+    policy = get_vla(config)
+    platform, cameras = policy.spec.platform, policy.spec.cameras
+    if platform.action_dim != 7 or (policy.spec.heads.use_proprio and platform.proprio_dim != 8):
+        raise ValueError(
+            f"{config.pretrained_checkpoint} drives {platform.name} ({platform.action_dim} action, {platform.proprio_dim} proprio "
+            "dimensions), LIBERO has 7 and 8; pass a checkpoint that was trained on LIBERO"
+        )
+    if unknown := [camera for camera in cameras if camera not in CAMERAS]:
+        raise ValueError(f"{config.pretrained_checkpoint} needs the cameras {list(cameras)}; LIBERO has no {', '.join(unknown)}")
+
+    def to_simulator(chunk: ActionChunk) -> ActionChunk:
+        """Gripper 1 (open) .. 0 (closed) -> -1 (open), +1 (closed)."""
+        return ActionChunk(invert_gripper_action(normalize_gripper_action(chunk.actions)))
+
+    return SeededPolicy(policy, to_simulator)
+
+
+def choose_unnorm_key(config: EvalConfig) -> str | None:
+    """The statistics that the flag names; of a checkpoint trained on several suites those of this one; else None: there is one."""
+    from prismatic.policy.files import STATISTICS_FILE
+    from prismatic.policy.loading import resolve_folder
+
+    statistics = resolve_folder(config.pretrained_checkpoint) / STATISTICS_FILE
+    if config.unnorm_key or not statistics.is_file():
+        return config.unnorm_key
+    keys = json.loads(statistics.read_text())
+    if len(keys) == 1:
+        return None
+    suite = config.task_suite_name
+    return next((key for key in (f"{suite}_no_noops", suite, f"{suite}_scripted") if key in keys), None)
+
+
+def main(config: EvalConfig) -> None:
+    print_report(evaluate(config), config)
+
+
+if __name__ == "__main__":
+    run_script(main, EvalConfig)
