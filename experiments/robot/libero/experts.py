@@ -1,0 +1,266 @@
+"""Scripted pick-and-place for LIBERO: reads poses from the simulator, acts through the same OSC controller as a policy.
+
+    above the object -> down -> close -> up -> above the target -> down -> open -> up
+
+An object that fits between the fingers is taken across its narrowest side; a wider one, such as a bowl, by its rim. A grasp that comes
+up empty is tried again another way. The expert looks where everything is at each step, so noise on its actions does not lead it astray.
+Letters: V vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+if TYPE_CHECKING:
+    from experiments.robot.libero.environment import LiberoEnvironment
+
+# Suites whose goals are one pick and one place; success of the experts by task stands in LIBERO.md.
+EXPERT_SUITES = ("libero_object", "libero_spatial")
+
+_OPEN, _CLOSE = -1.0, 1.0
+_GAIN, _ROTATION_GAIN = 20.0, 2.0  # action per metre and per radian: the controller aims at the goal itself (5 cm, 0.5 rad at 1)
+_WIDEST_GRASP = 0.072  # m, between the open fingers
+_HOVER, _CARRY = 0.10, 0.24  # m above the grasp; above the target while carrying
+_FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
+_RIM_DEPTH = 0.02  # m, the same for a rim
+_LOWEST = 0.012  # m, the point between the fingertips above what the object stands on: the tips reach 1.1 cm further
+_SAME_WIDTH = 0.004  # m
+_NEAR, _REACHED = 0.02, 0.006  # m
+_STEPS_TO_CLOSE, _STEPS_TO_OPEN = 12, 6
+_PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
+_MAX_PHASE_STEPS = 60  # a phase that does not reach its target goes on anyhow
+_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand, pointing down, as every episode begins
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Where the fingertips close, relative to the object's body, and how the hand is turned."""
+
+    offset: np.ndarray  # [3], m, in world axes
+    yaw: float  # rad, from the initial orientation; the fingers close along the y axis turned by it
+
+
+def make_expert(environment: LiberoEnvironment) -> PickAndPlace:
+    """The expert of a task; call it after reset.
+
+    Raises:
+        ValueError: the suite has none.
+    """
+    suite = environment.simulator.suite
+    if suite not in EXPERT_SUITES:
+        raise ValueError(f"{suite} has no scripted expert; those with one: {', '.join(EXPERT_SUITES)}")
+    return PickAndPlace(Scene(environment.robosuite))
+
+
+class Scene:
+    """Privileged state: where the hand, the object and the target are."""
+
+    def __init__(self, robosuite: Any) -> None:
+        self._env = robosuite
+        (goal,) = robosuite.parsed_problem["goal_state"]
+        _, self.object_name, self.target_name = goal
+
+    @property
+    def hand(self) -> np.ndarray:
+        """[3], m: the point between the fingertips."""
+        return np.array(self._env.sim.data.site_xpos[self._env.robots[0].eef_site_id])
+
+    @property
+    def hand_orientation(self) -> np.ndarray:
+        """[3, 3]."""
+        return np.array(self._env.sim.data.site_xmat[self._env.robots[0].eef_site_id]).reshape(3, 3)
+
+    @property
+    def object(self) -> np.ndarray:
+        """[3], m."""
+        return self.position(self.object_name)
+
+    @property
+    def target(self) -> np.ndarray:
+        """[3], m."""
+        sim = self._env.sim
+        if self.target_name in self._env.object_sites_dict:
+            return np.array(sim.data.site_xpos[sim.model.site_name2id(self.target_name)])
+        return self.position(self.target_name)
+
+    def position(self, name: str) -> np.ndarray:
+        """[3], m: the body of an object."""
+        return np.array(self._env.sim.data.body_xpos[self._env.obj_body_id[name]])
+
+    def vertices(self, name: str) -> np.ndarray:
+        """[V, 3], m: the surface of an object in the world."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        bodies = {self._env.obj_body_id[name]}
+        for body in range(model.nbody):  # parents come before children
+            if model.body_parentid[body] in bodies:
+                bodies.add(body)
+        points = []
+        for geom in np.flatnonzero(np.isin(model.geom_bodyid, list(bodies))):
+            mesh = model.geom_dataid[geom]
+            if mesh >= 0:
+                first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
+                local = model.mesh_vert[first : first + count]
+                points.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
+        return np.concatenate(points)
+
+    def others(self) -> dict[str, np.ndarray]:
+        """Name -> position of every other movable object but the target."""
+        skipped = (self.object_name, self.target_name)
+        return {name: self.position(name) for name in self._env.objects_dict if name not in skipped}
+
+
+def plan_grasps(scene: Scene) -> list[Grasp]:
+    """Ways to take the object, the most promising first."""
+    points = scene.vertices(scene.object_name)
+    low, high = points.min(axis=0), points.max(axis=0)
+    centre = (low + high) / 2
+    width, angle = narrowest_side(points[:, :2])
+    if width <= _WIDEST_GRASP:
+        height = max(high[2] - _FINGER_DEPTH, (low[2] + high[2]) / 2, low[2] + _LOWEST)
+        height = min(height, high[2] - 0.004)
+        offset = np.array([*centre[:2], height]) - scene.object
+        yaws = [_turn(angle), _turn(angle + np.pi / 2)]
+        lower = offset - [0, 0, 0.01]
+        return [Grasp(offset, yaws[0]), Grasp(lower, yaws[0]), Grasp(offset, yaws[1])]
+    return _rim_grasps(scene, centre, points)
+
+
+def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Grasp]:
+    """Around the rim, those first that are far from other objects and need little turning."""
+    top = points[:, 2].max()
+    rim = points[points[:, 2] > top - 0.01]
+    radius = float(np.median(np.linalg.norm(rim[:, :2] - centre[:2], axis=1)))
+    others = np.array([*scene.others().values()])
+    found = []
+    for angle in np.arange(0, 2 * np.pi, np.pi / 6):
+        outward = np.array([np.cos(angle), np.sin(angle)])
+        point = centre[:2] + radius * outward
+        near = others[np.abs(others[:, 2] - top) < 0.12][:, :2] if len(others) else np.zeros((0, 2))
+        clearance = np.linalg.norm(near - (point + 0.03 * outward), axis=1).min(initial=1.0)
+        yaw = _turn(angle)
+        cost = abs(yaw) / np.pi + 4 * max(0.0, 0.12 - clearance) / 0.12
+        found.append((cost, Grasp(np.array([*point, top - _RIM_DEPTH]) - scene.object, yaw)))
+    return [grasp for _, grasp in sorted(found, key=lambda pair: pair[0])]
+
+
+def narrowest_side(points: np.ndarray) -> tuple[float, float]:
+    """Width [m] of points [V, 2] along the direction in which it is smallest, and that direction's angle [rad].
+
+    Of directions that differ by less than _SAME_WIDTH the one counts that needs the least turning: a can has no narrowest side.
+    """
+    turns = np.deg2rad(np.arange(-90, 90, 3))
+    angles = turns + np.pi / 2
+    widths = np.ptp(points @ np.stack([np.cos(angles), np.sin(angles)]), axis=0)
+    candidates = np.flatnonzero(widths < widths.min() + _SAME_WIDTH)
+    best = candidates[np.argmin(np.abs(turns[candidates]))]
+    return float(widths[best]), float(angles[best])
+
+
+def _turn(angle: float) -> float:
+    """The smallest turn of the hand [rad] after which its fingers close along `angle`; they close along y (pi / 2) without."""
+    return float((angle - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2)
+
+
+class PickAndPlace:
+    """The phases above, one action at a time."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._grasps = plan_grasps(scene)
+        self._number = 0  # of the grasp being tried
+        self._start = scene.object
+        self._enter("above")
+
+    @property
+    def _grasp(self) -> Grasp:
+        return self._grasps[self._number % len(self._grasps)]
+
+    def act(self) -> np.ndarray:
+        """float32 [7], the next action."""
+        goal, gripper, is_done = getattr(self, f"_{self._phase}")()
+        self._note_progress(float(np.linalg.norm(goal - self._scene.hand)))
+        orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
+        turn = Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).as_rotvec()
+        motion = np.concatenate([_GAIN * (goal - self._scene.hand), _ROTATION_GAIN * turn])
+        self._steps += 1
+        if is_done or self._steps >= _MAX_PHASE_STEPS:
+            self._advance()
+        return np.append(np.clip(motion, -1, 1), gripper).astype(np.float32)
+
+    def _advance(self) -> None:
+        order = ("above", "down", "close", "up", "carry", "lower", "release", "leave")
+        following = order[min(order.index(self._phase) + 1, len(order) - 1)]
+        if self._phase == "up" and not self._is_held():
+            self._number, following = self._number + 1, "above"
+            self._replan()
+        self._enter(following)
+
+    def _enter(self, phase: str) -> None:
+        self._phase, self._steps = phase, 0
+        self._entered_at = self._scene.hand
+        self._best_error, self._best_step = np.inf, 0
+
+    def _note_progress(self, error: float) -> None:
+        if error < self._best_error - _PROGRESS:
+            self._best_error, self._best_step = error, self._steps
+
+    @property
+    def _is_stuck(self) -> bool:
+        """The hand comes no closer to its goal: it stands on something, or cannot reach further."""
+        return self._steps - self._best_step >= _STUCK_STEPS
+
+    def _replan(self) -> None:
+        """The object may lie elsewhere now."""
+        self._grasps, self._start = plan_grasps(self._scene), self._scene.object
+
+    def _is_held(self) -> bool:
+        return self._scene.object[2] > self._start[2] + 0.04
+
+    def _at_object(self, height: float) -> np.ndarray:
+        return self._scene.object + self._grasp.offset + [0, 0, height]
+
+    def _error(self, goal: np.ndarray) -> float:
+        return float(np.linalg.norm(goal - self._scene.hand))
+
+    def _above(self) -> tuple[np.ndarray, float, bool]:
+        goal = self._at_object(_HOVER)
+        return goal, _OPEN, self._error(goal) < _NEAR and self._is_turned()
+
+    def _is_turned(self) -> bool:
+        orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
+        return bool(Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).magnitude() < 0.1)
+
+    def _down(self) -> tuple[np.ndarray, float, bool]:
+        goal = self._at_object(0)
+        return goal, _OPEN, self._error(goal) < _REACHED or self._is_stuck
+
+    def _close(self) -> tuple[np.ndarray, float, bool]:
+        return self._entered_at, _CLOSE, self._steps >= _STEPS_TO_CLOSE
+
+    def _up(self) -> tuple[np.ndarray, float, bool]:
+        hand = self._scene.hand
+        top = max(self._start[2] + 0.15, self._scene.target[2] + _CARRY)
+        return np.array([*hand[:2], top]), _CLOSE, bool(hand[2] > top - _NEAR)
+
+    def _held_over_target(self, height: float) -> np.ndarray:
+        """The hand's place when the object is `height` above the target."""
+        return self._scene.target + [0, 0, height] + self._scene.hand - self._scene.object
+
+    def _carry(self) -> tuple[np.ndarray, float, bool]:
+        goal = self._held_over_target(0)
+        goal[2] = max(self._scene.target[2] + _CARRY, self._start[2] + 0.12)
+        return goal, _CLOSE, float(np.linalg.norm((goal - self._scene.hand)[:2])) < 0.012
+
+    def _lower(self) -> tuple[np.ndarray, float, bool]:
+        goal = self._held_over_target(0.05)
+        return goal, _CLOSE, self._error(goal) < _NEAR
+
+    def _release(self) -> tuple[np.ndarray, float, bool]:
+        return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
+
+    def _leave(self) -> tuple[np.ndarray, float, bool]:
+        return self._scene.hand + [0, 0, 0.05], _OPEN, False
