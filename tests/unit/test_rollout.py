@@ -90,6 +90,32 @@ def test_a_killed_worker_is_replaced_and_its_episode_repeated(tmp_path: Path, ca
     assert outcomes(results) == outcomes(play(ToyPolicy(), num_envs=1))
 
 
+def test_a_worker_killed_in_the_middle_of_an_episode_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    crash = tmp_path / "crash"
+    crash.touch()
+    results = play(ToyPolicy(), num_envs=2, simulator=ToySimulator(kill_file=str(crash)))
+    assert "exit code -9" in caplog.text
+    assert outcomes(results) == outcomes(play(ToyPolicy(), num_envs=1))
+
+
+def test_seeds_follow_from_the_episode_and_prompts_are_not_mixed() -> None:
+    class Watched(ToyPolicy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[set[str], list[int]]] = []
+
+        def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
+            self.calls.append(({observation.instruction for observation in observations}, seeds))
+            return super().predict(observations, seeds)
+
+    one, four = Watched(), Watched()
+    play(one, num_trials=2, num_envs=1)
+    play(four, num_trials=2, num_envs=4, batch_size=4)
+    assert {seed for _, seeds in one.calls for seed in seeds} == {seed for _, seeds in four.calls for seed in seeds}
+    assert len({seed for _, seeds in one.calls for seed in seeds}) == len(one.calls)
+    assert all(len(instructions) == 1 for instructions, _ in four.calls)
+
+
 def test_a_worker_that_is_dead_before_its_first_request_is_a_failure_not_an_exception() -> None:
     worker = _Worker(ToySimulator())
     worker.process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ INSTRUCTIONS = {"left": "walk to the left", "right": "walk to the right", "jump"
 @dataclass(frozen=True)
 class ToySimulator:
     crash_file: str = ""  # while it exists, the first reset deletes it and kills the process
+    kill_file: str = ""  # while it exists, the third step of an episode deletes it and kills the process without a word
     broken: bool = False  # every reset raises
     lazy_expert: bool = False  # the expert stays where it is
 
@@ -40,6 +42,7 @@ class ToyEnvironment:
     def __init__(self, simulator: ToySimulator, task: str) -> None:
         self.simulator, self.task, self.instruction = simulator, task, INSTRUCTIONS[task]
         self.position = self.goal = 0.0
+        self.num_steps = 0
 
     def reset(self, episode: EpisodeSpec) -> None:
         if self.simulator.broken:
@@ -48,7 +51,7 @@ class ToyEnvironment:
             Path(self.simulator.crash_file).unlink()
             os._exit(3)
         sign = -1 if self.task == "left" else 1
-        self.position, self.goal = 0.0, sign * episode.rng().uniform(4, 10)
+        self.position, self.goal, self.num_steps = 0.0, sign * episode.rng().uniform(4, 10), 0
 
     def proprio(self) -> np.ndarray:
         return np.array([self.position, 0.0], np.float32)
@@ -58,6 +61,10 @@ class ToyEnvironment:
         return Observation({"primary": image}, self.instruction, self.proprio())
 
     def step(self, action: np.ndarray) -> bool:
+        self.num_steps += 1
+        if self.num_steps == 3 and self.simulator.kill_file and Path(self.simulator.kill_file).exists():
+            Path(self.simulator.kill_file).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         self.position += float(np.clip(action[0], -1, 1))
         return abs(self.position - self.goal) < 0.6  # the picture tells the distance to within half a step
 

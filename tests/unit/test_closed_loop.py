@@ -1,0 +1,152 @@
+"""Evaluations that are interrupted, continued, contradicted; what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_simulator import ToyPolicy, ToySimulator
+
+from experiments.robot.contact_sheet import choose_rows, write_contact_sheet
+from experiments.robot.evaluation import Benchmark, EvaluationFlags, run_evaluation
+from experiments.robot.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
+from experiments.robot.rollout import EpisodeResult
+from prismatic.vla.types import ActionChunk, Observation
+
+TASKS = ["left", "right"]
+
+
+class Interrupted(ToyPolicy):
+    """Somebody presses Ctrl-C at its n-th answer."""
+
+    def __init__(self, num_answers: int) -> None:
+        super().__init__()
+        self.num_answers = num_answers
+
+    def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
+        if len(self.batch_sizes) == self.num_answers:
+            raise KeyboardInterrupt
+        return super().predict(observations, seeds)
+
+
+def flags(folder: Path, **changes) -> EvaluationFlags:
+    return EvaluationFlags(**({"pretrained_checkpoint": "toy", "num_trials_per_task": 3, "num_envs": 1, "local_log_dir": folder} | changes))
+
+
+def evaluate(config: EvaluationFlags, policy: ToyPolicy | None = None, simulator: ToySimulator | None = None):
+    return run_evaluation(config, Benchmark("Toy", simulator or ToySimulator(), TASKS, lambda: policy or ToyPolicy()))
+
+
+def rows(folder: Path) -> list[dict]:
+    return read_journal(folder / JOURNAL_FILE)[1]
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    whole = evaluate(flags(tmp_path / "whole"))
+    policy = Interrupted(num_answers=6)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(flags(tmp_path / "parts"), policy)
+    done = rows(tmp_path / "parts")
+    assert 0 < len(done) < 6
+    assert (tmp_path / "parts" / "report.html").exists()  # what there is so far
+    second = ToyPolicy()
+    parts = evaluate(flags(tmp_path / "parts", num_envs=2, save_video="failures"), second)  # flags without influence may change
+    assert len(second.batch_sizes) == sum(row["num_queries"] for row in rows(tmp_path / "parts")[len(done) :])
+    assert [(r.task, r.index, r.success, r.num_steps) for r in parts.main_run] == [
+        (r.task, r.index, r.success, r.num_steps) for r in whole.main_run
+    ]
+    assert len(parts.main_run[0].pictures) == 2  # also of episodes of the first half
+
+
+def test_a_finished_evaluation_plays_nothing_and_loads_no_policy(tmp_path: Path) -> None:
+    first = evaluate(flags(tmp_path))
+
+    def load() -> ToyPolicy:
+        raise AssertionError("the policy was loaded")
+
+    again = run_evaluation(flags(tmp_path), Benchmark("Toy", ToySimulator(broken=True), TASKS, load))
+    assert again.runs == first.runs
+    more = evaluate(flags(tmp_path, num_trials_per_task=4))
+    assert len(more.main_run) == 8
+    assert len(rows(tmp_path)) == 8
+
+
+def test_other_settings_are_refused_until_told_to_restart(tmp_path: Path) -> None:
+    evaluate(flags(tmp_path, num_trials_per_task=1))
+    with pytest.raises(JournalError, match=r"seed was 7, is 8.*--local_log_dir.*--restart True"):
+        evaluate(flags(tmp_path, num_trials_per_task=1, seed=8))
+    evaluate(flags(tmp_path, num_trials_per_task=1, seed=8, restart=True))
+    assert [row["seed"] for row in rows(tmp_path)] == [8, 8]
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(bytes(200_000))
+    before = fingerprint(checkpoint)
+    config = flags(tmp_path / "log", pretrained_checkpoint=checkpoint, num_trials_per_task=1)
+    evaluate(config)
+    (checkpoint / "weights").write_bytes(bytes(199_999) + b"x")
+    assert fingerprint(checkpoint) != before
+    with pytest.raises(JournalError, match="checkpoint_content was"):
+        evaluate(config)
+
+
+def test_a_line_cut_short_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    evaluate(flags(tmp_path, num_trials_per_task=2))
+    path = tmp_path / JOURNAL_FILE
+    complete = path.read_text()
+    path.write_text(complete[:-20])
+    assert len(rows(tmp_path)) == 3
+    assert len(evaluate(flags(tmp_path, num_trials_per_task=2)).main_run) == 4
+    assert len(path.read_text().splitlines()) == 5
+    path.write_text(complete.replace('"task"', "task", 1))
+    with pytest.raises(JournalError, match="line 2 is no JSON"):
+        evaluate(flags(tmp_path, num_trials_per_task=2))
+
+
+def test_an_episode_whose_simulator_died_twice_is_played_again_next_time(tmp_path: Path) -> None:
+    broken = evaluate(flags(tmp_path, num_trials_per_task=1), simulator=ToySimulator(broken=True))
+    assert all("the toy is broken" in (result.error or "") for result in broken.main_run)
+    repaired = evaluate(flags(tmp_path, num_trials_per_task=1))
+    assert [result.success for result in repaired.main_run] == [True, True]
+    assert len(rows(tmp_path)) == 4
+    assert len(Journal(tmp_path, read_journal(tmp_path / JOURNAL_FILE)[0]).results) == 2
+
+
+def test_failures_bring_what_the_policy_saw(tmp_path: Path) -> None:
+    report = evaluate(flags(tmp_path, control="wrong_instruction", num_trials_per_task=2))
+    assert not any(result.success for result in report.main_run)
+    assert all(len(result.failure_frames) == 6 for result in report.main_run)
+    sheet = np.asarray(Image.open(tmp_path / "failures.png"))
+    assert sheet.std() > 10
+    assert 'href="failures.png"' in (tmp_path / "report.html").read_text()
+    evaluate(flags(tmp_path / "good", num_trials_per_task=1))
+    assert not (tmp_path / "good" / "failures.png").exists()
+    assert json.loads((tmp_path / "report.json").read_text())["summary"]["wrong_instruction"]["left"]["num_successes"] == 0
+
+
+def test_a_long_sheet_shows_every_task_and_an_old_one_goes(tmp_path: Path) -> None:
+    frames = (np.zeros((32, 32, 3), np.uint8),) * 6
+
+    def failure(task: str, index: int) -> EpisodeResult:
+        return EpisodeResult("none", task, index, 7, f"do {task}", False, 9, 2, 1.0, 1.0, failure_frames=frames)
+
+    failures = [failure(task, index) for task in ("a", "b", "c") for index in range(20)]
+    chosen = choose_rows(failures, 7)
+    assert [(result.task, result.index) for result in chosen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("c", 0), ("c", 1)]
+    path = write_contact_sheet(failures, tmp_path)
+    assert path is not None
+    assert Image.open(path).width > 2 * 6 * 32  # two columns
+    assert write_contact_sheet([], tmp_path) is None
+    assert not path.exists()
+
+
+def test_bad_flags_name_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--policy is 'me'"):
+        flags(tmp_path, policy="me")
+    with pytest.raises(ValueError, match="--use_wandb True needs --wandb_project"):
+        flags(tmp_path, use_wandb=True)

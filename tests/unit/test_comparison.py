@@ -1,0 +1,67 @@
+"""Two evaluations in pairs: counts, the exact test, the interval, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from experiments.robot.comparison import PairedTable, compare, comparison_table, write_comparison
+from scripts.compare_runs import CompareConfig, main
+
+
+def write_journal(folder: Path, successes: dict[str, list[bool]], **settings: object) -> Path:
+    folder.mkdir()
+    rows: list[dict] = [{"settings": {"seed": 7, **settings}}]
+    for task, outcomes in successes.items():
+        rows += [{"run": "none", "task": task, "index": index, "seed": 7, "success": value} for index, value in enumerate(outcomes)]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(("b", "c"), [(12, 2), (0, 0), (5, 0), (7, 7), (30, 41)])
+def test_the_p_value_is_the_binomial_test_of_the_discordant_pairs(b: int, c: int) -> None:
+    expected = binomtest(b, b + c).pvalue if b + c else 1.0
+    assert PairedTable(10, b, c, 3).p_value == pytest.approx(expected)
+
+
+def test_the_interval_is_newcombes() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998) 2635-2650, table II, method 10
+    assert PairedTable(36, 12, 2, 0).interval == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+def test_the_interval_at_the_ends() -> None:
+    low, high = PairedTable(20, 0, 0, 0).interval
+    assert low < 0 < high
+    low, high = PairedTable(0, 20, 0, 0).interval
+    assert (low > 0.5, high <= 1.0) == (True, True)
+
+
+def test_pairs_are_made_by_task_number_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True, True, False, True], "close": [True, False]}, batch_size=1)
+    b = write_journal(tmp_path / "b", {"close": [True, True], "open": [False, True, False]}, batch_size=8)
+    comparison = compare(a, b)
+    assert comparison.tables == {"open": PairedTable(1, 1, 0, 1), "close": PairedTable(1, 0, 1, 0)}
+    assert comparison.total == PairedTable(2, 1, 1, 1)
+    assert comparison.num_unpaired == 1
+    assert comparison.settings == {"batch_size": (1, 8)}
+    assert [(row["task"], row["index"], row["winner"]) for row in comparison.differing] == [("close", 1, "B"), ("open", 0, "A")]
+    lines = comparison_table(comparison).splitlines()
+    assert lines[2].split()[:5] == ["open", "3", "67", "%", "33"]
+    main(CompareConfig(a, b, output=tmp_path / "page" / "comparison.html"))
+    assert "p (McNemar)" in capsys.readouterr().out
+    page = (tmp_path / "page" / "comparison.html").read_text()
+    assert "no difference can be told" in page
+    assert "1 more have no partner" in page
+    assert "http" not in page
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True]})
+    with pytest.raises(ValueError, match=r"has no episodes\.jsonl"):
+        compare(a, tmp_path)
+    with pytest.raises(ValueError, match="no episode in common"):
+        compare(a, write_journal(tmp_path / "b", {"close": [True]}))
+    write_comparison(compare(a, a), tmp_path / "same.html")
