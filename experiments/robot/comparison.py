@@ -145,7 +145,9 @@ def comparison_table(comparison: Comparison) -> str:
     rows = [[task, *_cells(table)] for task, table in comparison.tables.items()] + [["all", *_cells(comparison.total)]]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in [header, *rows]
     ]
     rule = "-" * len(lines[0])

@@ -108,10 +108,24 @@ class Scene:
                 points.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
         return np.concatenate(points)
 
-    def others(self) -> dict[str, np.ndarray]:
-        """Name -> position of every other movable object but the target."""
-        skipped = (self.object_name, self.target_name)
-        return {name: self.position(name) for name in self._env.objects_dict if name not in skipped}
+    def obstacles(self) -> np.ndarray:
+        """[V, 3], m: points on everything around the object that a finger can hit."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        robot = [body for body in range(model.nbody) if model.body(body).name.startswith(("robot0", "gripper0"))]
+        own = [body for body in range(model.nbody) if model.body(body).name.startswith(self.object_name)]
+        solid = (model.geom_contype > 0) & ~np.isin(model.geom_bodyid, robot + own)
+        near = np.linalg.norm(data.geom_xpos - self.object, axis=1) < model.geom_rbound + 0.15
+        points = [_surface(model, data, int(geom)) for geom in np.flatnonzero(solid & near & (model.geom_rbound > 0))]
+        return np.concatenate([*points, np.zeros((0, 3))])
+
+
+def _surface(model: Any, data: Any, geom: int) -> np.ndarray:
+    """[V, 3], m: points about 1 cm apart on the sides of a box, or of the box around another shape."""
+    half = model.geom_aabb[geom, 3:]
+    axes = [np.linspace(-size, size, int(np.clip(size / 0.005, 2, 60))) for size in half]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    outside = grid[(np.abs(grid) >= half - 1e-9).any(axis=1)] + model.geom_aabb[geom, :3]
+    return outside @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
 
 
 def plan_grasps(scene: Scene) -> list[Grasp]:
@@ -125,32 +139,38 @@ def plan_grasps(scene: Scene) -> list[Grasp]:
         height = min(height, high[2] - 0.004)
         offset = np.array([*centre[:2], height]) - scene.object
         yaws = [_turn(angle), _turn(angle + np.pi / 2)]
-        lower = offset - [0, 0, 0.01]
+        lower = _raised(offset, -0.01)
         return [Grasp(offset, yaws[0]), Grasp(lower, yaws[0]), Grasp(offset, yaws[1])]
     return _rim_grasps(scene, centre, points)
 
 
 def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Grasp]:
-    """Around the rim, those first that are far from other objects and need little turning."""
+    """Around the rim, those first whose fingers find room and that need little turning."""
+    obstacles = scene.obstacles()
     top = points[:, 2].max()
     rim = points[points[:, 2] > top - 0.01]
     radius = float(np.median(np.linalg.norm(rim[:, :2] - centre[:2], axis=1)))
-    others = np.array([*scene.others().values()])
     found = []
     for angle in np.arange(0, 2 * np.pi, np.pi / 6):
-        outward = np.array([np.cos(angle), np.sin(angle)])
-        point = centre[:2] + radius * outward
-        near = others[np.abs(others[:, 2] - top) < 0.12][:, :2] if len(others) else np.zeros((0, 2))
-        clearance = np.linalg.norm(near - (point + 0.03 * outward), axis=1).min(initial=1.0)
-        yaw = _turn(angle)
-        cost = abs(yaw) / np.pi + 4 * max(0.0, 0.12 - clearance) / 0.12
-        found.append((cost, Grasp(np.array([*point, top - _RIM_DEPTH]) - scene.object, yaw)))
+        point = np.array([*(centre[:2] + radius * np.array([np.cos(angle), np.sin(angle)])), top - _RIM_DEPTH])
+        grasp = Grasp(point - scene.object, _turn(angle))
+        found.append((abs(grasp.yaw) / np.pi + min(1.0, 0.02 * count_hits(obstacles - point, angle)), grasp))
     return _spread([grasp for _, grasp in sorted(found, key=lambda pair: pair[0])])
+
+
+def count_hits(points: np.ndarray, angle: float) -> int:
+    """How many of `points` [V, 3], seen from between the fingertips, are inside the open fingers or the palm; they close along `angle`."""
+    along = np.abs(points @ [np.cos(angle), np.sin(angle), 0.0])
+    across = np.abs(points @ [-np.sin(angle), np.cos(angle), 0.0])
+    height = points[:, 2]
+    fingers = (along > 0.03) & (along < 0.068) & (across < 0.016) & (height > -0.012) & (height < 0.06)
+    palm = (along < 0.105) & (across < 0.035) & (height > 0.06) & (height < 0.18)
+    return int((fingers | palm).sum())
 
 
 def _spread(grasps: list[Grasp]) -> list[Grasp]:
     """The same grasps, each next one the first of the list that is away from those tried last: what blocks one blocks its neighbours."""
-    left, ordered = list(grasps), []
+    left, ordered = list(grasps), list[Grasp]()
     while left:
         recent = [grasp.offset[:2] for grasp in ordered[-2:]]
         apart = [grasp for grasp in left if all(np.linalg.norm(grasp.offset[:2] - other) > _APART for other in recent)]
@@ -175,6 +195,11 @@ def narrowest_side(points: np.ndarray) -> tuple[float, float]:
 def _turn(angle: float) -> float:
     """The smallest turn of the hand [rad] after which its fingers close along `angle`; they close along y (pi / 2) without."""
     return float((angle - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def _raised(point: np.ndarray, height: float) -> np.ndarray:
+    """[3]: `height` [m] above `point`."""
+    return np.add(point, (0.0, 0.0, height))
 
 
 class PickAndPlace:
@@ -234,7 +259,7 @@ class PickAndPlace:
         return self._scene.object[2] > self._start[2] + 0.04
 
     def _at_object(self, height: float) -> np.ndarray:
-        return self._scene.object + self._grasp.offset + [0, 0, height]
+        return _raised(self._scene.object + self._grasp.offset, height)
 
     def _error(self, goal: np.ndarray) -> float:
         return float(np.linalg.norm(goal - self._scene.hand))
@@ -263,7 +288,7 @@ class PickAndPlace:
 
     def _held_over_target(self, height: float) -> np.ndarray:
         """The hand's place when the object is `height` above the target."""
-        return self._scene.target + [0, 0, height] + self._scene.hand - self._scene.object
+        return _raised(self._scene.target + self._scene.hand - self._scene.object, height)
 
     def _carry(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(0)
@@ -278,4 +303,4 @@ class PickAndPlace:
         return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
 
     def _leave(self) -> tuple[np.ndarray, float, bool]:
-        return self._scene.hand + [0, 0, 0.05], _OPEN, False
+        return _raised(self._scene.hand, 0.05), _OPEN, False
