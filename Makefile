@@ -4,9 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS := rlds,metaworld,aloha,lerobot,quant,serve,tensorboard,dev
 STAMP := $(VENV)/.installed
+LIBERO_STAMP := $(VENV)/.installed-libero
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo test lint clean
+.PHONY: help install system-packages demo libero-smoke test lint clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -18,10 +19,17 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh | system-packages
 	@touch $@
 
 system-packages:
-	@bash scripts/system_packages.sh $(if $(filter demo test,$(MAKECMDGOALS)),--install)
+	@bash scripts/system_packages.sh $(if $(filter demo test libero-smoke,$(MAKECMDGOALS)),--install)
 
 demo: install ## Record, convert, fine-tune and evaluate in a simulator, end to end (CPU is enough)
 	$(PY) scripts/demo.py
+
+libero-smoke: $(LIBERO_STAMP) ## One trial per task of LIBERO-Spatial with an untrained policy (installs the simulator, 1.3 GB on disk)
+	$(PY) scripts/libero_smoke.py
+
+$(LIBERO_STAMP): $(STAMP)
+	@bash scripts/install.sh $(VENV) libero
+	@touch $@
 
 test: install ## Run every test that this machine can run
 	$(PY) -m pytest

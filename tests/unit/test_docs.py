@@ -15,7 +15,7 @@ from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "README_EN.md")
-COMMAND_PAGES = ("README_EN.md", "ALOHA.md")
+GUIDES = ("ALOHA.md", "LIBERO.md")
 
 
 def _commands(page: str) -> list[str]:
@@ -35,11 +35,19 @@ def _module(path: str) -> ModuleType:
 
 
 ALOHA = "experiments/robot/aloha"
+LIBERO = "experiments/robot/libero"
 CONFIGS = {
     f"{ALOHA}/run_aloha_eval.py": lambda: _module(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
     f"{ALOHA}/record_demos.py": lambda: _module(f"{ALOHA}/record_demos.py").RecordConfig,
     f"{ALOHA}/preprocess_split_aloha_data.py": lambda: _module(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
     "vla-scripts/deploy.py": lambda: _module("vla-scripts/deploy.py").DeployConfig,
+    f"{LIBERO}/run_libero_eval.py": lambda: _module(f"{LIBERO}/run_libero_eval.py").EvalConfig,
+    f"{LIBERO}/record_demos.py": lambda: _module(f"{LIBERO}/record_demos.py").RecordConfig,
+    f"{LIBERO}/regenerate_libero_dataset.py": lambda: _module(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
+    "scripts/convert/libero_hdf5_to_rlds.py": lambda: _module("scripts/convert/libero_hdf5_to_rlds.py").ConvertConfig,
+    "scripts/compare_runs.py": lambda: _module("scripts/compare_runs.py").CompareConfig,
+    "scripts/make_base.py": lambda: _module("scripts/make_base.py").MakeBaseConfig,
+    "benchmarks/rollout.py": lambda: _module("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
     "scripts/convert/aloha_hdf5_to_rlds.py": lambda: _module("scripts/convert/aloha_hdf5_to_rlds.py").ConvertConfig,
     "scripts/inspect_dataset.py": lambda: _module("scripts/inspect_dataset.py").InspectConfig,
@@ -55,7 +63,7 @@ def test_both_languages_have_the_same_headings_and_commands() -> None:
     assert _commands(PAGES[0]) == _commands(PAGES[1]) != []
 
 
-@pytest.mark.parametrize("command", [command for page in COMMAND_PAGES for command in _commands(page)])
+@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES) for command in _commands(page)])
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
@@ -67,7 +75,7 @@ def test_documented_commands_exist_with_their_flags(command: str) -> None:
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "ALOHA.md"])
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES])
 def test_links_and_pictures_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (ROOT / target).exists(), f"{page} links to {target}"

