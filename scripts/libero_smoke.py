@@ -34,7 +34,7 @@ def smoke_commands(config: SmokeConfig) -> list[list[str]]:
     checkpoint = str(config.output_dir / "untrained")
     evaluate = ["experiments/robot/libero/run_libero_eval.py", "--pretrained_checkpoint", checkpoint]
     evaluate += ["--task_suite_name", config.task_suite_name, "--num_trials_per_task", str(config.num_trials_per_task)]
-    evaluate += ["--num_envs", str(config.num_envs), "--fast_rendering", "True", "--num_pictures", "1", "--save_video", "first_1"]
+    evaluate += ["--num_envs", str(config.num_envs), "--fast_rendering", "True", "--num_pictures", "1"]
     evaluate += ["--local_log_dir", str(config.output_dir)]
     if config.max_steps is not None:
         evaluate += ["--max_steps", str(config.max_steps)]

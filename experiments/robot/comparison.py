@@ -164,8 +164,13 @@ def _cells(table: PairedTable) -> list[str]:
         f"{100 * low:+.0f} to {100 * high:+.0f}",
         str(table.only_a),
         str(table.only_b),
-        f"{table.p_value:.3f}",
+        format_p(table.p_value),
     ]
+
+
+def format_p(p_value: float) -> str:
+    """Three decimals, or that it is smaller."""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
@@ -175,4 +180,4 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template("comparison.html.j2").render(comparison=comparison, cells=_cells), encoding="utf-8")
+    path.write_text(environment.get_template("comparison.html.j2").render(comparison=comparison, cells=_cells, format_p=format_p), encoding="utf-8")

@@ -122,7 +122,7 @@ def play_episode(simulator: Simulator, environment: Environment, request: Episod
     if request.pictures:
         pictures.append(environment.render(PICTURE_SIZE))
     if request.failure_frames and not success:
-        seen.append(environment.render(PICTURE_SIZE))
+        seen.append(environment.render(VIDEO_SIZE))
     wall_s = time.perf_counter() - started
     frames = () if success else spread_frames(seen)
     return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, film.develop(success), tuple(pictures), frames)

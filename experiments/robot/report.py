@@ -210,6 +210,7 @@ def _html(report: Report, folder: Path) -> str:
         versions=versions(),
         rows=[(task, {run: report.score(run, task) for run in report.runs}) for task in report.tasks],
         strips=[(task, [_strip(result, folder) for result in report.main_run if result.task == task]) for task in report.tasks],
+        has_instructions=any(report.instruction(task).replace(" ", "_") not in task for task in report.tasks),  # LIBERO's names hold them
         contact_sheet=SHEET_FILE if (folder / SHEET_FILE).exists() else None,
         means={run: (report.mean_rate(run), report.score(run)) for run in report.runs},
     )

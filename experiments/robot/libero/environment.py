@@ -91,8 +91,7 @@ class LiberoEnvironment:
         self._robot: Any = self.robosuite.robots[0]
         self._sensed = mujoco.MjData(self._model)
         self._renderer: OffscreenRenderer | None = None
-        loaded = mujoco.MjModel.from_xml_string(self.robosuite.model.get_xml())
-        self._loaded_places = {"body_pos": loaded.body_pos.copy(), "body_quat": loaded.body_quat.copy()}
+        self._loaded_places = self._read_loaded_places()
         self._replace_sensors()
 
     @property
@@ -152,10 +151,20 @@ class LiberoEnvironment:
         self._as_loaded()
         self._wrapper.reset()
 
+    def _read_loaded_places(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Body -> position [3] and quaternion [4] of each fixture in the model's file, before any reset."""
+        places = {}
+        for fixture in self.robosuite.fixtures_dict.values():
+            element = self.robosuite.model.root.find(f".//body[@name='{fixture.root_body}']")
+            texts = element.get("pos", "0 0 0"), element.get("quat", "1 0 0 0")
+            position, quaternion = (np.array(text.split(), np.float64) for text in texts)
+            places[self._model.body(fixture.root_body).id] = position, quaternion
+        return places
+
     def _as_loaded(self) -> None:
         """Puts back what a reset relies on and leaves changed: it expects fixtures where a newly loaded model has them."""
-        for name, values in self._loaded_places.items():
-            getattr(self._model, name)[:] = values
+        for body, (position, quaternion) in self._loaded_places.items():
+            self._model.body_pos[body], self._model.body_quat[body] = position, quaternion
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
 
     def proprio(self) -> np.ndarray:
