@@ -180,4 +180,6 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template("comparison.html.j2").render(comparison=comparison, cells=_cells, format_p=format_p), encoding="utf-8")
+    path.write_text(
+        environment.get_template("comparison.html.j2").render(comparison=comparison, cells=_cells, format_p=format_p), encoding="utf-8"
+    )
