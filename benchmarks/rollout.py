@@ -4,7 +4,7 @@ python benchmarks/rollout.py --num_envs "[1,2]" --json rollout.json
 python benchmarks/rollout.py --num_envs "[1,8,16]" --num_episodes 48 --batch_size 8 --pretrained_checkpoint runs/my-run--10000_chkpt
 
 The first line is the loop as published: one process, LIBERO's own environment loaded again for each episode, both cameras rendered at
-every step. The other lines are `experiments/robot/rollout.py`. All play the same episodes of one task with the same number of steps;
+every step, always with the slow default rendering. The other lines are `experiments/robot/rollout.py`. All play the same episodes of one task with the same number of steps;
 processes are started and the first episode of each is played before the clock runs.
 """
 
@@ -68,11 +68,11 @@ def main(config: RolloutBenchmarkConfig) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         policy = load_policy(EvalConfig(pretrained_checkpoint=config.pretrained_checkpoint or _untrained(Path(folder)), seed=7))
-        for count in config.num_envs:
-            rows.append(_measure_rollout(config, policy, count))
-            _show(rows[-1])
         if config.published_loop:
             rows.append(_measure_published(config, policy))
+            _show(rows[-1])
+        for count in config.num_envs:
+            rows.append(_measure_rollout(config, policy, count))
             _show(rows[-1])
     base = rows[0]
     for row in rows[1:]:

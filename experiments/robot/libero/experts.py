@@ -1,6 +1,6 @@
 """Scripted pick-and-place for LIBERO: reads poses from the simulator, acts through the same OSC controller as a policy.
 
-    above the object -> down -> close -> up -> above the target -> down -> open -> up
+    above the object -> down -> close -> up -> above the target -> down -> open -> up (-> again, if it fell beside the target)
 
 An object that fits between the fingers is taken across its narrowest side; a wider one, such as a bowl, by its rim. A grasp that comes
 up empty is tried again another way. The expert looks where everything is at each step, so noise on its actions does not lead it astray.
@@ -31,7 +31,7 @@ _LOWEST = 0.012  # m, the point between the fingertips above what the object sta
 _SAME_WIDTH = 0.004  # m
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
 _NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
-_STEPS_TO_CLOSE, _STEPS_TO_OPEN = 12, 6
+_STEPS_TO_CLOSE, _STEPS_TO_OPEN, _STEPS_TO_LEAVE = 12, 6, 15
 _PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
 _MAX_PHASE_STEPS = 60  # a phase that does not reach its target goes on anyhow
 _DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand, pointing down, as every episode begins
@@ -231,9 +231,10 @@ class PickAndPlace:
 
     def _advance(self) -> None:
         order = ("above", "down", "close", "up", "carry", "lower", "release", "leave")
-        following = order[min(order.index(self._phase) + 1, len(order) - 1)]
+        following = order[(order.index(self._phase) + 1) % len(order)]
         if self._phase == "up" and not self._is_held():
             self._number, following = self._number + 1, "above"
+        if following == "above":
             self._replan()
         self._enter(following)
 
@@ -303,4 +304,4 @@ class PickAndPlace:
         return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
 
     def _leave(self) -> tuple[np.ndarray, float, bool]:
-        return _raised(self._scene.hand, 0.05), _OPEN, False
+        return _raised(self._entered_at, 0.1), _OPEN, self._steps >= _STEPS_TO_LEAVE

@@ -55,6 +55,7 @@ class EvalConfig(EvaluationFlags):
     center_crop: bool | None = None
     load_in_8bit: bool = False
     load_in_4bit: bool = False
+    engine: str = "auto"  # see prismatic/policy/engine.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
