@@ -4,8 +4,8 @@ python benchmarks/rollout.py --num_envs "[1,2]" --json rollout.json
 python benchmarks/rollout.py --num_envs "[1,8,16]" --num_episodes 48 --batch_size 8 --pretrained_checkpoint runs/my-run--10000_chkpt
 
 The first line is the loop as published: one process, LIBERO's own environment loaded again for each episode, both cameras rendered at
-every step, always with the slow default rendering. The other lines are `experiments/robot/rollout.py`. All play the same episodes of one task with the same number of steps;
-processes are started and the first episode of each is played before the clock runs.
+every step, always with the slow default rendering. The other lines are `experiments/robot/rollout.py`. All play the same episodes of one
+task with the same number of steps; processes are started and the first episode of each is played before the clock runs.
 """
 
 from __future__ import annotations
