@@ -32,7 +32,7 @@ $(LIBERO_STAMP): $(STAMP)
 	@touch $@
 
 test: install ## Run every test that this machine can run
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: install ## Ruff and mypy
 	$(PY) -m ruff check .
