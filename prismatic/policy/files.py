@@ -79,15 +79,15 @@ def find_component(folder: Path, component: str) -> Path:
     return found[0]
 
 
-def read_component(folder: Path, component: str) -> dict[str, torch.Tensor]:
-    """The state dict in the file of `component`, on the CPU.
+def read_component(folder: Path, component: str, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """The state dict in the file of `component`, on the CPU; on the meta device names and shapes alone.
 
     Raises:
         ValueError: the file is absent or unreadable.
     """
     path = find_component(folder, component)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=device or "cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy it again") from error
     return {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}

@@ -235,10 +235,19 @@ def named_base(folder: Path) -> str | None:
     return json.loads(path.read_text()).get("base_model_name_or_path") or None if path.is_file() else None
 
 
-def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
+def check_weights(folder: Path, config: OpenVLAConfig) -> None:
+    """Returns if the model's weights in `folder` have the names and shapes that `config` says; reads no weight.
+
+    Raises:
+        ValueError: they do not, or a file is missing or damaged; every key that differs is listed.
+    """
     with torch.device("meta"):
         expected = OpenVLAForActionPrediction(config).state_dict()
     check_keys(expected, StoredWeights(folder).shapes(), f"the weights in {folder} do not fit its config.json")
+
+
+def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
+    check_weights(folder, config)
     try:
         return OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype)
     except (RuntimeError, OSError, SafetensorError) as error:
@@ -263,11 +272,11 @@ class StoredWeights(Mapping[str, torch.Tensor]):
                 raise ValueError(
                     f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file"
                 )
-            with self._open(folder / name) as file:
+            with self.open_file(folder / name) as file:
                 self._paths |= dict.fromkeys(file.keys(), folder / name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with self._open(self._paths[name]) as file:
+        with self.open_file(self._paths[name]) as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -280,13 +289,18 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         """Every tensor on the meta device: its shape without its content."""
         shapes: dict[str, torch.Tensor] = {}
         for path in sorted(set(self._paths.values())):
-            with self._open(path) as file:
+            with self.open_file(path) as file:
                 shapes |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
         return shapes
 
     @staticmethod
     @contextmanager
-    def _open(path: Path) -> Iterator[Any]:
+    def open_file(path: Path) -> Iterator[Any]:
+        """The safetensors file, its tensors not read yet.
+
+        Raises:
+            ValueError: it is absent or damaged.
+        """
         try:
             with safe_open(path, "pt") as file:
                 yield file

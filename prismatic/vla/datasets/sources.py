@@ -42,7 +42,7 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
         return versions[version]
     if versions:
         return versions[max(versions, key=lambda text: tuple(map(int, text.split("."))))]
-    _kind(folder)
+    source_kind(folder)
     return folder
 
 
@@ -52,7 +52,7 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     Raises:
         ValueError: the folder holds no recordings that a source reads, or they are incomplete; the message names what was found.
     """
-    kind = _kind(folder)
+    kind = source_kind(folder)
     if kind == "rlds":
         return RldsSource(folder)
     if kind == "lerobot":
@@ -64,8 +64,12 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     return Hdf5Source(folder, entry)
 
 
-def _kind(folder: Path) -> str:
-    """ "rlds", "lerobot" or "hdf5"."""
+def source_kind(folder: Path) -> str:
+    """What the recordings in `folder` are: "rlds", "lerobot" or "hdf5".
+
+    Raises:
+        ValueError: none of these; the message lists what is there.
+    """
     if (folder / _RLDS_FILE).is_file():
         return "rlds"
     if (folder / _LEROBOT_FILE).is_file():

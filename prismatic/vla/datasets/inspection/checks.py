@@ -31,6 +31,7 @@ class Finding:
 
     what: str
     remedy: str
+    refused: bool = False  # training does not start with such data
 
     def __str__(self) -> str:
         return f"{self.what} {self.remedy}"
@@ -55,7 +56,7 @@ def check_widths(view: DatasetView) -> list[Finding]:
     try:
         view.spec.check_widths(view.index.actions.shape[1], view.index.proprio.shape[1] if view.use_proprio else None)
     except ValueError as error:
-        return [Finding("Training will refuse this data set.", f"{str(error)[:1].upper()}{str(error)[1:]}.")]
+        return [Finding("Training will refuse this data set.", f"{str(error)[:1].upper()}{str(error)[1:]}.", refused=True)]
     return []
 
 

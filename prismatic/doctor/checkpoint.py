@@ -1,0 +1,35 @@
+"""A checkpoint folder, and the base model that its adapters need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prismatic.doctor.machine import describe_hub_model
+from prismatic.vla.diagnosis import Diagnosis, Status
+
+
+def check_checkpoint(folder: Path) -> list[Diagnosis]:
+    """Everything that can be known without loading weights."""
+    from prismatic.policy.verification import verify_checkpoint
+
+    findings = verify_checkpoint(folder)
+    if any(finding.status == Status.PROBLEM for finding in findings):
+        return findings
+    return [*findings, *_check_base(folder)]
+
+
+def _check_base(folder: Path) -> list[Diagnosis]:
+    from prismatic.policy.loading import WEIGHT_FILES
+    from prismatic.policy.verification import adapter_base
+
+    base = adapter_base(folder)
+    if base is None:
+        return []
+    if any((Path(base) / name).is_file() for name in WEIGHT_FILES):
+        return [Diagnosis("base model", Status.OK, base)]
+    if Path(base).is_absolute() or base.count("/") != 1 or base.startswith("."):
+        remedy = (
+            "Pass the folder where it lies now as --base_checkpoint to merge_lora_weights_and_save.py, which makes the checkpoint whole."
+        )
+        return [Diagnosis("base model", Status.PROBLEM, f"{base}, which the adapters belong to, is not here", remedy)]
+    return [describe_hub_model(base, "base model")]
