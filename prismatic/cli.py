@@ -93,7 +93,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-    for noisy in ("httpx", "absl", "matplotlib", "huggingface_hub", "OpenGL"):
+    for noisy in ("httpx", "httpx2", "absl", "matplotlib", "huggingface_hub", "OpenGL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for imported_by_peft in ("torchao", "torch.utils._pytree"):  # the first warns of every kernel built for another torch
         logging.getLogger(imported_by_peft).setLevel(logging.ERROR)

@@ -1,0 +1,61 @@
+"""A whole checkpoint folder -> one commit on the Hub, with its card."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from prismatic.policy.spec import POLICY_FILE
+from prismatic.policy.verification import adapter_base, verify_checkpoint
+from prismatic.vla.diagnosis import Status
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "README.md"
+_TRAINER_STATE = "trainer_state"  # needed to resume, not to act; larger than the adapters
+
+
+def require_whole(folder: Path) -> None:
+    """Returns if others can use what is in `folder`.
+
+    Raises:
+        ValueError: a part is missing or does not fit; every such part is named.
+    """
+    findings = verify_checkpoint(folder)
+    if not (folder / POLICY_FILE).is_file() and folder.is_dir():
+        raise ValueError(f"{folder} has no {POLICY_FILE}: a base model or a published checkpoint, which says nothing to put on a card")
+    problems = [f"\n  {finding.subject}: {finding.found}" for finding in findings if finding.status == Status.PROBLEM]
+    if problems:
+        raise ValueError(f"{folder} is not a whole checkpoint and is not uploaded:{''.join(problems)}")
+    base = adapter_base(folder)
+    if base is not None and Path(base).exists():
+        logger.warning("others do not have %s, which these adapters belong to: merge them first, or upload the base too", base)
+
+
+def files_to_upload(folder: Path, with_trainer_state: bool) -> list[Path]:
+    """Every file of the checkpoint but hidden ones, the card and (unless wanted) the trainer state; relative, in order."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in files if not any(part.startswith(".") for part in path.parts) and path != Path(CARD_FILE)]
+    return [path for path in kept if with_trainer_state or path.parts[0] != _TRAINER_STATE]
+
+
+def upload(folder: Path, files: list[Path], card: str, repo_id: str, private: bool) -> str:
+    """Makes the repository where there is none and adds everything in one commit; returns its address.
+
+    Raises:
+        ValueError: the Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    operations = [CommitOperationAdd(path.as_posix(), folder / path) for path in files]
+    operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message=f"Upload {folder.resolve().name}")
+    except Exception as error:  # the client raises many kinds; its first line says what the Hub answered
+        raise ValueError(
+            f"the Hub did not take {repo_id} ({type(error).__name__}: {str(error).splitlines()[0]}). Log in with hf auth login and a token "
+            "that may write, and check the owner's name; files that arrived are not sent again"
+        ) from error
+    return str(url)
