@@ -56,7 +56,7 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     from draccus.utils import DecodingError, DraccusException, ParsingError
 
     try:
-        return draccus.parse(config_class, args=arguments, exit_on_error=False)
+        return draccus.parse(config_class, args=_complete_switches(arguments, config_class), exit_on_error=False)
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path)
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
@@ -66,6 +66,15 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         raise ValueError(_explain(str(error), config_class)) from error
     except FileNotFoundError as error:
         raise ValueError(f"--config_path: there is no file {error.filename}") from error
+
+
+def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str]:
+    """The arguments with True behind every yes-or-no flag that stands alone."""
+    switches = {f"--{item.name}" for item in fields(config_class) if item.type in (bool, "bool")}
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        completed += [argument, "True"] if argument in switches and following.startswith("--") else [argument]
+    return completed
 
 
 def _explain(message: str, config_class: type) -> str:

@@ -32,6 +32,7 @@ EXTRAS = {
     "quant": "4-bit and 8-bit models, 8-bit AdamW",
     "flash": "flash-attn, which is never needed",
     "wandb": "logging to Weights & Biases",
+    "tensorboard": "logging to TensorBoard",
     "dev": "the tests",
 }
 
@@ -193,7 +194,8 @@ def _extra_of(item: Requirement) -> str | None:
     """The extra that an item of the project's requirements belongs to."""
     if item.marker is None or item.marker.evaluate({"extra": ""}):
         return None
-    return next((extra for extra in EXTRAS if item.marker.evaluate({"extra": extra})), None)
+    extras = importlib.metadata.metadata(PROJECT).get_all("Provides-Extra") or []
+    return next((extra for extra in extras if item.marker.evaluate({"extra": extra})), None)
 
 
 def installed_version(name: str) -> str | None:

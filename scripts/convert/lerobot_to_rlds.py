@@ -1,32 +1,6 @@
-"""Converts a LeRobot data set (v2.0, v2.1, v3.0; videos or images) to an RLDS data set.
+"""Converts a LeRobot data set to an RLDS data set. The command is `prismatic.commands.convert_lerobot`."""
 
-python scripts/convert/lerobot_to_rlds.py --input_dir pusht --dataset_name pusht --data_root_dir data --cameras primary=image
-
-A split of meta/info.json that is called val becomes the val split; without one, --val_fraction is split off. Training also reads LeRobot
-folders as they are; converted ones are read faster, because a frame of a video can be decoded only from the key frame before it.
-An interrupted conversion goes on when the same command is run again.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from prismatic.cli import run_script
-from prismatic.conversion.options import RldsFlags
-from prismatic.conversion.rlds_writer import write_rlds
-from prismatic.vla.datasets.lerobot.layout import read_layout
-from prismatic.vla.datasets.lerobot.source import LeRobotSource
-
-
-@dataclass
-class ConvertConfig(RldsFlags):
-    """Flags of the conversion."""
-
-
-def main(config: ConvertConfig) -> None:
-    entry = config.entry(read_layout(config.input_dir).cameras)
-    print(write_rlds(LeRobotSource(config.input_dir, entry), entry, config.spec()))
-
+from prismatic.commands.convert_lerobot import run
 
 if __name__ == "__main__":
-    run_script(main, ConvertConfig)
+    run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from prismatic.doctor.checkpoint import check_checkpoint
 from prismatic.doctor.data import check_data
 from prismatic.doctor.screen import count_problems, run_check, to_text
 from prismatic.doctor.simulators import _judge
+from prismatic.doctor.software import EXTRAS
 from prismatic.vla.diagnosis import Diagnosis, Status
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +169,11 @@ def test_folders_without_data_or_entry(tmp_path: Path) -> None:
         assert "RLDS, 5 episodes; not in the registry" in finding.found
         assert finding.remedy.endswith(f"--suggest {tmp_path / 'my_arm'}")
     assert "neither an entry" in problems(check_data(tmp_path, "my_arm", None))["my_arm"]
+
+
+def test_every_extra_is_explained() -> None:
+    text = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert set(re.findall(r"^(\w+) = \[", text, re.M)) == set(EXTRAS)
 
 
 def test_a_renderer_that_crashes_or_fails() -> None:

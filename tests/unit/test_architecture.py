@@ -18,7 +18,10 @@ ROOMS = {
     "prismatic/training": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets", "prismatic/policy"},
     "prismatic/serving": {"prismatic/vla", "prismatic/models", "prismatic/policy"},
     "prismatic/conversion": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/vla/datasets"},
+    "prismatic/publishing": {"prismatic/vla", "prismatic/policy"},
+    "prismatic/doctor": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/vla/datasets"},
 }
+ROOMS["prismatic/commands"] = set(ROOMS)  # what the scripts call
 HEAVY = {"tensorflow", "tensorflow_datasets", "metaworld", "mujoco", "wandb", "peft", "bitsandbytes", "matplotlib", "av", "pyarrow"}
 
 # Modules that subclass something of a heavy package; they are imported late themselves.

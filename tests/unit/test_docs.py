@@ -11,6 +11,13 @@ from types import ModuleType
 
 import pytest
 
+from prismatic.commands import convert_aloha, convert_libero
+from prismatic.commands.deploy import DeployConfig
+from prismatic.commands.doctor import DoctorConfig
+from prismatic.commands.inspect_dataset import InspectConfig
+from prismatic.commands.merge import MergeConfig
+from prismatic.commands.plot_run import PlotConfig
+from prismatic.commands.push_to_hub import PushConfig
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
@@ -40,19 +47,21 @@ CONFIGS = {
     f"{ALOHA}/run_aloha_eval.py": lambda: _module(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
     f"{ALOHA}/record_demos.py": lambda: _module(f"{ALOHA}/record_demos.py").RecordConfig,
     f"{ALOHA}/preprocess_split_aloha_data.py": lambda: _module(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
-    "vla-scripts/deploy.py": lambda: _module("vla-scripts/deploy.py").DeployConfig,
     f"{LIBERO}/run_libero_eval.py": lambda: _module(f"{LIBERO}/run_libero_eval.py").EvalConfig,
     f"{LIBERO}/record_demos.py": lambda: _module(f"{LIBERO}/record_demos.py").RecordConfig,
     f"{LIBERO}/regenerate_libero_dataset.py": lambda: _module(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
-    "scripts/convert/libero_hdf5_to_rlds.py": lambda: _module("scripts/convert/libero_hdf5_to_rlds.py").ConvertConfig,
+    "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
     "scripts/compare_runs.py": lambda: _module("scripts/compare_runs.py").CompareConfig,
     "scripts/make_base.py": lambda: _module("scripts/make_base.py").MakeBaseConfig,
     "benchmarks/rollout.py": lambda: _module("benchmarks/rollout.py").RolloutBenchmarkConfig,
+    "vla-scripts/deploy.py": lambda: DeployConfig,
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
-    "scripts/convert/aloha_hdf5_to_rlds.py": lambda: _module("scripts/convert/aloha_hdf5_to_rlds.py").ConvertConfig,
-    "scripts/inspect_dataset.py": lambda: _module("scripts/inspect_dataset.py").InspectConfig,
-    "scripts/plot_run.py": lambda: _module("scripts/plot_run.py").PlotConfig,
-    "vla-scripts/merge_lora_weights_and_save.py": lambda: _module("vla-scripts/merge_lora_weights_and_save.py").MergeConfig,
+    "vla-scripts/merge_lora_weights_and_save.py": lambda: MergeConfig,
+    "scripts/convert/aloha_hdf5_to_rlds.py": lambda: convert_aloha.ConvertConfig,
+    "scripts/inspect_dataset.py": lambda: InspectConfig,
+    "scripts/plot_run.py": lambda: PlotConfig,
+    "scripts/doctor.py": lambda: DoctorConfig,
+    "scripts/push_to_hub.py": lambda: PushConfig,
     "experiments/robot/metaworld/run_metaworld_eval.py": lambda: _module("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig,
 }
 

@@ -1,0 +1,136 @@
+"""Serves a checkpoint on one port to OpenVLA(-OFT), openpi and vla-eval clients.
+
+    python vla-scripts/deploy.py --pretrained_checkpoint runs/my-run--10000_chkpt
+    python vla-scripts/deploy.py --adapters bowls=runs/bowls--5000_chkpt,cups=runs/cups--5000_chkpt
+
+The checkpoint describes itself; the familiar flags are needed only for a published one, which does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from prismatic.cli import run_script
+from prismatic.policy.flags import PolicyFlags
+
+if TYPE_CHECKING:
+    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.policy import Policy
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeployConfig(PolicyFlags):
+    """Flags of the server, beside those that describe a published checkpoint."""
+
+    pretrained_checkpoint: str = ""  # folder or Hub id
+    adapters: str = ""  # instead: name=folder,name=folder,... of LoRA runs over one base model; ?adapter=name chooses, the first by default
+    base_model: str | None = None  # of the adapters, where their own note of it is not valid here
+    unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
+    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
+    port: int = 8777  # 0: any free one
+    api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
+    device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
+    quantization: str = "none"  # see prismatic/policy/quantization.py; fp8 is the fastest
+    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/engine.py)
+    max_body_mb: float = 32  # MB of one request
+    max_queue: int = 64  # requests being read, waiting or predicted; more get 503
+    max_batch_size: int = 16  # observations in one call of the policy
+    batch_window_ms: float = 4  # the longest that a free policy waits for other clients' requests
+    request_timeout_s: float = 30  # a request unanswered for so long gets 504
+    shutdown_timeout_s: float = 30  # for answering what is in the house after SIGTERM
+    max_connections: int = 512  # open at once
+    robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
+
+    def __post_init__(self) -> None:
+        if bool(self.pretrained_checkpoint) == bool(self.adapters):
+            found = "both given" if self.adapters else "missing"
+            raise ValueError(
+                f"--pretrained_checkpoint and --adapters are {found}; pass the checkpoint's folder, or name=folder,... of adapters"
+            )
+        _ = self.adapter_folders  # parsed now, so that a mistake shows before minutes of loading
+        for name in ("max_body_mb", "max_queue", "max_batch_size", "request_timeout_s", "shutdown_timeout_s", "max_connections"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0")
+        if not 0 <= self.batch_window_ms <= 1000:
+            raise ValueError(f"--batch_window_ms is {self.batch_window_ms:g}, must be 0 to 1000")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port is {self.port}, must be 0 to 65535")
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """Name -> folder.
+
+        Raises:
+            ValueError: the text is not made of name=folder, or names one twice.
+        """
+        pairs = [item.partition("=") for item in self.adapters.split(",") if item]
+        folders = {name.strip(): folder.strip() for name, _, folder in pairs}
+        if len(folders) < len(pairs) or not all(folders) or not all(folders.values()):
+            raise ValueError(f"--adapters is {self.adapters!r}; expected name=folder,name=folder,... with names that differ")
+        return folders
+
+    @property
+    def flags(self) -> PolicyFlags:
+        return PolicyFlags(**{item.name: getattr(self, item.name) for item in fields(PolicyFlags)})
+
+
+def deploy(config: DeployConfig) -> None:
+    """Loads the policy and serves it until SIGTERM or Ctrl-C."""
+    try:
+        from prismatic.serving.server import open_socket, serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
+    from prismatic.policy.loading import LoadOptions
+    from prismatic.serving.batching import BatchingOptions
+    from prismatic.serving.service import PolicyService, ServiceOptions
+
+    bound = open_socket(config.host, config.port)  # before minutes of loading
+    load_options = LoadOptions(
+        flags=config.flags,
+        quantization=config.quantization,
+        engine=config.engine,
+        max_batch_size=config.max_batch_size,
+        base_model=config.base_model,
+    )
+    policies = _load(config, load_options)
+    options = ServiceOptions(
+        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),
+        max_body_bytes=int(config.max_body_mb * (1 << 20)),
+        request_timeout_s=config.request_timeout_s,
+        api_key=config.api_key or os.environ.get("PRISMATIC_API_KEY") or None,
+        robosuite_gripper=config.robosuite_gripper,
+    )
+    service = PolicyService(policies, options)
+    seconds = service.warm_up()
+    if config.host not in _LOOPBACK and options.api_key is None:
+        logger.warning("anyone who reaches %s can use this policy: pass --api_key, or bind to 127.0.0.1", config.host)
+    for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:
+        logger.info("%s: platform %s, cameras %s", name, policy.spec.platform.name, ", ".join(policy.spec.cameras))
+    logger.info("warm-up %.2f s", seconds)
+    bound.listen(1024)
+    host, port = bound.getsockname()[:2]
+    logger.info("serving on http://%s:%d: POST /act, websockets / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port)
+    serve(service, bound, config.max_connections, config.shutdown_timeout_s)
+
+
+def _load(config: DeployConfig, options: LoadOptions) -> Policy | dict[str, Policy]:
+    from prismatic.policy.bank import load_adapter_policies
+    from prismatic.policy.policy import Policy, default_device, default_dtype
+
+    if not config.adapters:
+        return Policy.from_pretrained(config.pretrained_checkpoint, config.device, unnorm_key=config.unnorm_key, options=options)
+    device = default_device(config.device)
+    options = replace(options, unnorm_key=config.unnorm_key)
+    return load_adapter_policies(config.adapter_folders, device, default_dtype(device), options)
+
+
+def run() -> None:
+    """Entry point."""
+    run_script(deploy, DeployConfig)

@@ -1,0 +1,71 @@
+"""Looks at recorded data before a model does.
+
+python scripts/inspect_dataset.py --dataset_name X --data_root_dir D      an HTML page with pictures, histograms and warnings
+python scripts/inspect_dataset.py --suggest FOLDER                        a ready registry entry for an unregistered folder
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from prismatic.cli import run_script
+from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
+from prismatic.vla.datasets.inspection.suggest import suggest_entry
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.sources import find_dataset_folder
+
+
+@dataclass
+class InspectConfig:
+    """Which data to look at."""
+
+    dataset_name: str | None = None  # a data set (or name:version) or a mixture
+    data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
+    output: Path | None = None  # the page; None: runs/inspection/<dataset_name>.html
+    robot_platform: str | None = None  # overrides the entry's; a name of prismatic/vla/constants.py
+    suggest: str | None = None  # an unregistered folder, or True for that of --dataset_name: print an entry instead of the page
+    control_hz: float | None = None  # --suggest only: actions per second of the recording; None: as stored, else 25
+
+    def __post_init__(self) -> None:
+        if self.suggest in (None, "False", "True") and not self.dataset_name:
+            raise ValueError("--dataset_name is missing: name a data set to look at, or pass --suggest FOLDER for an unregistered one")
+        if self.control_hz is not None and not self.control_hz > 0:
+            raise ValueError(f"--control_hz is {self.control_hz}; it must be above 0")
+
+
+def main(config: InspectConfig) -> None:
+    """Writes the page and prints the warnings, or prints an entry."""
+    if config.suggest not in (None, "False"):
+        _print_suggestion(config)
+        return
+    started = time.monotonic()
+    assert config.dataset_name is not None
+    inspections = [inspect_dataset(spec) for spec in resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)]
+    output = config.output or Path("runs/inspection") / f"{config.dataset_name.replace(':', '_')}.html"
+    write_page(inspections, config.dataset_name, shlex.join(["python", *sys.argv]), output, started)
+    for inspection in inspections:
+        for finding in inspection.findings:
+            print(f"- {inspection.view.name}: {finding}")
+    print(f"wrote {output} in {time.monotonic() - started:.1f} s")
+
+
+def _print_suggestion(config: InspectConfig) -> None:
+    logging.disable(logging.INFO)
+    if config.suggest == "True":
+        assert config.dataset_name is not None
+        root, name = config.data_root_dir, config.dataset_name
+    else:
+        folder = Path(str(config.suggest)).expanduser().resolve()
+        is_version = folder.name.count(".") == 2 and folder.name.replace(".", "").isdigit()
+        root, name = (folder.parents[1], f"{folder.parent.name}:{folder.name}") if is_version else (folder.parent, folder.name)
+    print(suggest_entry(find_dataset_folder(root, name), name.partition(":")[0], config.control_hz).text())
+
+
+def run() -> None:
+    """Entry point."""
+    run_script(main, InspectConfig)
