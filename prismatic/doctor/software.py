@@ -68,7 +68,7 @@ def check_torch() -> list[Diagnosis]:
     if not Path("/dev/nvidia0").exists():
         return [Diagnosis("torch", Status.OK, f"{found}; no GPU here: enough for the demo and the tests, not to train or serve a 7B model")]
     remedy = (
-        "Install a CUDA build: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130."
+        "Install a CUDA build, see SETUP.md: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
         if torch.version.cuda is None
         else "The driver is too old for this build, or CUDA_VISIBLE_DEVICES hides the GPU: compare with nvidia-smi, then update the driver."
     )
@@ -79,17 +79,18 @@ def check_versions() -> list[Diagnosis]:
     """Installed packages against the ranges that the project needs, then against the versions that it was tested with."""
     from packaging.version import Version
 
-    installed = {name: version for item in _requirements() if (version := installed_version(name := item.name)) is not None}
-    broken = [
-        f"{item.name} {installed[item.name]} (needs {item.specifier})"
-        for item in _requirements()
-        if item.name in installed and not item.specifier.contains(installed[item.name], prereleases=True)
-    ]
-    broken += [f"{item.name} is missing" for item in _requirements() if _extra_of(item) is None and item.name not in installed]
+    needed = _requirements()
+    installed = {name: version for item in needed if (version := installed_version(name := item.name)) is not None}
+    wrong = [item for item in needed if item.name in installed and not item.specifier.contains(installed[item.name], prereleases=True)]
+    missing = [item for item in needed if item.name not in installed and _extra_of(item) is None]
     findings = []
-    if broken:
-        remedy = f"pip install --upgrade {PROJECT} brings the versions that it needs; in a checkout, make install."
-        findings.append(Diagnosis("versions", Status.PROBLEM, ", ".join(dict.fromkeys(broken)), remedy))
+    if wrong or missing:
+        found = [f"{item.name} {installed[item.name]} (needs {item.specifier})" for item in wrong] + [
+            f"{item.name} is missing" for item in missing
+        ]
+        packages = dict.fromkeys(f'"{item.name}{item.specifier}"' for item in (*wrong, *missing))
+        remedy = f"pip install {' '.join(packages)}"
+        findings.append(Diagnosis("versions", Status.PROBLEM, ", ".join(dict.fromkeys(found)), remedy))
     tested = tested_versions()
     known = {name: tested[_normal(name)] for name in installed if _normal(name) in tested}
     others = [

@@ -31,6 +31,7 @@ PROPRIO_PROJECTOR = "proprio_projector"
 NOISY_ACTION_PROJECTOR = "noisy_action_projector"
 VISION_BACKBONE = "vision_backbone"
 MANIFEST_FILE = "manifest.json"
+TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 
 # The published dtypes of the component files; the FiLM weights of a vision backbone are float32 like the projectors.
 _COMPONENT_DTYPES = {

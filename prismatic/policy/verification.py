@@ -22,13 +22,16 @@ from prismatic.policy.files import (
     ACTION_HEAD,
     ADAPTER_FILE,
     ADAPTER_FOLDER,
+    MANIFEST_FILE,
     NOISY_ACTION_PROJECTOR,
     PROPRIO_PROJECTOR,
     STATISTICS_FILE,
+    TRAINER_STATE_FOLDER,
     VISION_BACKBONE,
     check_keys,
     has_component,
     read_component,
+    read_manifest,
 )
 from prismatic.policy.loading import WEIGHT_FILES, StoredWeights, check_weights, load_config, named_base
 from prismatic.policy.parts import build_action_model, head_components
@@ -36,6 +39,7 @@ from prismatic.policy.spec import POLICY_FILE, PolicySpec
 from prismatic.vla.diagnosis import Diagnosis, Status
 
 _COPY_AGAIN = "Copy or download the whole checkpoint folder again."
+_BINARY = (".safetensors", ".pt")
 _COMPONENTS = (ACTION_HEAD, PROPRIO_PROJECTOR, NOISY_ACTION_PROJECTOR, VISION_BACKBONE)
 
 
@@ -45,7 +49,7 @@ def verify_checkpoint(folder: Path) -> list[Diagnosis]:
         return [Diagnosis("folder", Status.PROBLEM, f"{folder} is not a folder", "Pass the folder of a checkpoint.")]
     spec, findings = _verify_spec(folder)
     config, found = _verify_config(folder)
-    findings += [found, _verify_processor(folder)]
+    findings += [found, _verify_processor(folder), *_verify_manifest(folder)]
     if config is not None:
         findings.append(_attempt("weights", lambda: _describe_weights(folder, config, spec)))
     if spec is None:
@@ -83,6 +87,22 @@ def _verify_spec(folder: Path) -> tuple[PolicySpec | None, list[Diagnosis]]:
         f"{''.join(f', {name}' for name in extras)}; cameras {', '.join(spec.cameras)}{'' if step is None else f'; step {step:,}'}"
     )
     return spec, [Diagnosis("policy.json", Status.OK, found)]
+
+
+def _verify_manifest(folder: Path) -> list[Diagnosis]:
+    """The files against manifest.json, where there is one; a trainer state that was left behind as a whole is not missed."""
+    manifest = read_manifest(folder) or {}
+    has_state = (folder / TRAINER_STATE_FOLDER).is_dir()
+    sizes = {name: size for name, size in manifest.items() if has_state or not name.startswith(f"{TRAINER_STATE_FOLDER}/")}
+    lost = [f"{name} is missing" for name in sizes if not (folder / name).is_file()]
+    changed = [name for name, size in sizes.items() if (folder / name).is_file() and (folder / name).stat().st_size != size]
+    cut = [f"{name} has another size than when it was saved" for name in changed if name.endswith(_BINARY)]
+    if lost or cut:
+        return [Diagnosis("files", Status.PROBLEM, "; ".join([*lost, *cut]), _COPY_AGAIN)]
+    if changed:
+        remedy = "Nothing to do if it was edited on purpose."
+        return [Diagnosis("files", Status.WARNING, f"{', '.join(changed)}: changed since the checkpoint was saved", remedy)]
+    return [Diagnosis("files", Status.OK, f"all {len(sizes)} of {MANIFEST_FILE}")] if sizes else []
 
 
 def _verify_config(folder: Path) -> tuple[OpenVLAConfig | None, Diagnosis]:

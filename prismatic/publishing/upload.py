@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from prismatic.policy.files import TRAINER_STATE_FOLDER
 from prismatic.policy.spec import POLICY_FILE
 from prismatic.policy.verification import adapter_base, verify_checkpoint
 from prismatic.vla.diagnosis import Status
@@ -12,7 +13,6 @@ from prismatic.vla.diagnosis import Status
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
-_TRAINER_STATE = "trainer_state"  # needed to resume, not to act; larger than the adapters
 
 
 def require_whole(folder: Path) -> None:
@@ -36,7 +36,7 @@ def files_to_upload(folder: Path, with_trainer_state: bool) -> list[Path]:
     """Every file of the checkpoint but hidden ones, the card and (unless wanted) the trainer state; relative, in order."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     kept = [path for path in files if not any(part.startswith(".") for part in path.parts) and path != Path(CARD_FILE)]
-    return [path for path in kept if with_trainer_state or path.parts[0] != _TRAINER_STATE]
+    return [path for path in kept if with_trainer_state or path.parts[0] != TRAINER_STATE_FOLDER]
 
 
 def upload(folder: Path, files: list[Path], card: str, repo_id: str, private: bool) -> str:

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from prismatic.policy.files import TRAINER_STATE_FOLDER
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.run_folder import TRAINER_STATE_FOLDER
 
 _EXPERIMENTS = shlex.quote(str(Path(__file__).parents[2] / "experiments" / "robot"))
 # Robot platform -> what evaluates it; {suite} is the LIBERO suite that the data set is of.

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prismatic.policy.files import check_free_space, check_writable, find_damage, recover_folder, remove_folder
+from prismatic.policy.files import TRAINER_STATE_FOLDER, check_free_space, check_writable, find_damage, recover_folder, remove_folder
 from prismatic.training.config import FinetuneConfig
 
-TRAINER_STATE_FOLDER = "trainer_state"
 STATE_FILE = "state.json"
 BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best one, which is never pruned; see prismatic.training.best
 

@@ -134,6 +134,19 @@ def test_a_checkpoint_that_does_not_describe_itself(checkpoint: Path) -> None:
     assert "--num_images_in_input" in findings[0].remedy
 
 
+def test_files_that_contradict_the_manifest(checkpoint: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    write = (checkpoint / "manifest.json").write_text
+    write(json.dumps({**sizes, "trainer_state/optimizer.pt": 9}))  # left behind when the checkpoint was copied for use
+    assert not problems(check_checkpoint(checkpoint))
+    assert "all 11 of manifest.json" in [finding.found for finding in check_checkpoint(checkpoint)]
+    write(json.dumps({**sizes, "policy.json": 1}))
+    assert [finding.subject for finding in check_checkpoint(checkpoint) if finding.status == Status.WARNING] == ["files"]
+    write(json.dumps({**sizes, "model.safetensors": 1, "model-2.safetensors": 1}))
+    found = "model-2.safetensors is missing; model.safetensors has another size than when it was saved"
+    assert problems(check_checkpoint(checkpoint)) == {"files": found}
+
+
 def test_adapters_whose_base_is_gone(checkpoint: Path) -> None:
     from safetensors.torch import save_file
 

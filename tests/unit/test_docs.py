@@ -18,11 +18,13 @@ from prismatic.commands.inspect_dataset import InspectConfig
 from prismatic.commands.merge import MergeConfig
 from prismatic.commands.plot_run import PlotConfig
 from prismatic.commands.push_to_hub import PushConfig
+from prismatic.doctor.software import EXTRAS
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
+SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
 
 def _commands(page: str) -> list[str]:
@@ -62,6 +64,8 @@ CONFIGS = {
     "scripts/plot_run.py": lambda: PlotConfig,
     "scripts/doctor.py": lambda: DoctorConfig,
     "scripts/push_to_hub.py": lambda: PushConfig,
+    "openvla-doctor": lambda: DoctorConfig,
+    "openvla-deploy": lambda: DeployConfig,
     "experiments/robot/metaworld/run_metaworld_eval.py": lambda: _module("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig,
 }
 
@@ -74,17 +78,47 @@ def test_both_languages_have_the_same_headings_and_commands() -> None:
 
 @pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES) for command in _commands(page)])
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
+    _check_command(command)
+
+
+@pytest.mark.parametrize("page", SETUP_PAGES)
+def test_commands_of_setting_up_exist_with_their_flags(page: str) -> None:
+    ours = [line for line in _commands(page) if re.match(r"(\w+=\S+ )?make ", line) or any(script in line.split() for script in CONFIGS)]
+    assert len(ours) >= 3
+    for command in ours:
+        _check_command(command[max(0, command.find("make ")) :])
+
+
+def _check_command(command: str) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
         return
-    script = next((word for word in command.split() if word.endswith(".py")), None)
+    script = next((word for word in command.split() if word.endswith(".py") or word in CONFIGS), None)
     assert script in CONFIGS, f"no configuration known for {command!r}"
     known = {item.name for item in fields(CONFIGS[script]())} | {"config_path"}  # of every script
     used = {word[2:] for word in command[command.index(script) :].split() if word.startswith("--")}
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES])
+def test_common_failures_are_quoted_as_the_code_says_them() -> None:
+    table = (ROOT / "SETUP.md").read_text().partition("## Common failures")[2].partition("Messages of other programs")[0]
+    sources = [
+        path for folder in ("prismatic", "experiments", "scripts") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh")
+    ]
+    code = "\n".join(path.read_text() for path in sources)
+    quoted = [message for line in re.findall(r"^\| (`.*?`) \|", table, re.M) for message in re.findall(r"`(.*?)`", line)]
+    assert len(quoted) > 10
+    for message in quoted:
+        for fragment in filter(None, (part.strip(" .,") for part in message.split("..."))):
+            assert fragment in code, f"no source says {fragment!r}"
+
+
+def test_the_doctor_and_setup_name_the_same_extras() -> None:
+    table = (ROOT / "SETUP.md").read_text().partition("## Extras")[2].partition("\n## ")[0]
+    assert {name for cell in re.findall(r"^\| (`.*?`) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)} == set(EXTRAS)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES])
 def test_links_and_pictures_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert (ROOT / target).exists(), f"{page} links to {target}"

@@ -1,0 +1,18 @@
+# docker build --tag openvla-oft .          CUDA comes with torch; the host needs the NVIDIA driver and container toolkit
+# docker build --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu --tag openvla-oft .
+FROM python:3.11-slim-bookworm
+
+# libosmesa6 and libegl1 render simulators; the compiler is for torch.compile.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential libegl1 libosmesa6 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /app
+ARG TORCH_INDEX_URL=
+ARG EXTRAS=rlds,lerobot,serve,quant,metaworld,aloha
+COPY constraints.txt ./
+RUN pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+COPY . .
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[$EXTRAS]"
+
+CMD ["openvla-doctor"]
