@@ -45,8 +45,8 @@ _COMPONENTS = (ACTION_HEAD, PROPRIO_PROJECTOR, NOISY_ACTION_PROJECTOR, VISION_BA
 
 def verify_checkpoint(folder: Path) -> list[Diagnosis]:
     """One finding per part of the folder; a checkpoint without a problem among them loads."""
-    if not folder.is_dir():
-        return [Diagnosis("folder", Status.PROBLEM, f"{folder} is not a folder", "Pass the folder of a checkpoint.")]
+    if (other := _recognise_other(folder)) is not None:
+        return [other]
     spec, findings = _verify_spec(folder)
     config, found = _verify_config(folder)
     findings += [found, _verify_processor(folder), *_verify_manifest(folder)]
@@ -58,6 +58,21 @@ def verify_checkpoint(folder: Path) -> list[Diagnosis]:
         findings += _verify_components(folder, config, spec)
     findings.append(_attempt("statistics", lambda: _describe_statistics(folder, spec)))
     return findings
+
+
+def _recognise_other(folder: Path) -> Diagnosis | None:
+    """What `folder` is, if it is something else than a checkpoint."""
+    if not folder.is_dir():
+        remedy = "Pass the folder of a checkpoint; one on the Hub is downloaded with hf download."
+        return Diagnosis("folder", Status.PROBLEM, f"{folder} is not a folder", remedy)
+    if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
+        saved = sorted(path.name for path in folder.parent.glob(f"{folder.name}--*_chkpt"))
+        remedy = f"Pass {saved[-1]}, which lies beside it." if saved else "Pass a folder that finetune.py saved (its name ends in _chkpt)."
+        return Diagnosis("folder", Status.PROBLEM, f"{folder} holds no checkpoint", remedy)
+    if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and _listed(folder) == "none":
+        remedy = "Fine-tune it first; pass the folder that finetune.py saves (its name ends in _chkpt)."
+        return Diagnosis("folder", Status.PROBLEM, f"{folder} is a base model: no action head, no statistics", remedy)
+    return None
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> Diagnosis:

@@ -147,6 +147,22 @@ def test_files_that_contradict_the_manifest(checkpoint: Path) -> None:
     assert problems(check_checkpoint(checkpoint)) == {"files": found}
 
 
+def test_folders_that_are_something_else(sound: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    (tmp_path / "run--100_chkpt").mkdir()
+    for folder, found, remedy in (
+        (sound.parent / "base", "is a base model", "Fine-tune it first"),
+        (run, "holds no checkpoint", "Pass run--100_chkpt"),
+        (tmp_path / "nothing", "is not a folder", "hf download"),
+    ):
+        (finding,) = check_checkpoint(folder)
+        assert finding.status == Status.PROBLEM
+        assert found in finding.found
+        assert remedy in finding.remedy
+
+
 def test_adapters_whose_base_is_gone(checkpoint: Path) -> None:
     from safetensors.torch import save_file
 
