@@ -23,6 +23,7 @@ from experiments.robot.openvla_utils import (
     get_vla_action,
 )
 from experiments.robot.robot_utils import get_image_resize_size, invert_gripper_action, normalize_gripper_action
+from prismatic.doctor.checkpoint import check_checkpoint
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.policy.flags import PolicyFlags
@@ -30,6 +31,7 @@ from prismatic.policy.loading import LoadOptions
 from prismatic.policy.policy import Policy
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
+from prismatic.vla.diagnosis import Status
 from prismatic.vla.types import Observation
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,14 @@ def test_acts_without_a_flag(workplace: Path, name: str) -> None:
         assert np.isfinite(rows[0]["train/curr_action_l1_loss"])
     if name == "discrete":
         assert 0 <= rows[0]["train/curr_action_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_verifies_as_whole_without_reading_weights(workplace: Path, name: str) -> None:
+    findings = check_checkpoint(workplace / f"{name}--2_chkpt")
+    assert {finding.status for finding in findings} == {Status.OK}, findings
+    heads = {"discrete": set(), "film": {"action_head", "vision_backbone"}, "diffusion": {"action_head", "noisy_action_projector"}}
+    assert heads.get(name, set()) <= {finding.subject for finding in findings}
 
 
 @pytest.mark.parametrize("name", ["diffusion", "film", "film_diffusion"])
