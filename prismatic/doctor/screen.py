@@ -48,6 +48,7 @@ MACHINE_CHECKS: dict[str, dict[str, Check]] = {
 _MARKS = {Status.OK: "ok", Status.NOTE: "note", Status.WARNING: "warning", Status.PROBLEM: "PROBLEM"}
 _COLOURS = {Status.OK: "32", Status.NOTE: "2", Status.WARNING: "33", Status.PROBLEM: "31;1"}  # ANSI
 _SUBJECT_COLUMN, _TEXT_COLUMN = 11, 27
+_MAX_LINES = 4  # of what was found
 _SMALLEST_WIDTH, _LARGEST_WIDTH = 80, 120
 
 
@@ -106,7 +107,7 @@ def summary(sections: Mapping[str, Section]) -> str:
 def _lines(finding: Diagnosis, width: int, colour: bool) -> Iterator[str]:
     """The finding with its remedy below it."""
     mark = _paint(f"  {_MARKS[finding.status]:<{_SUBJECT_COLUMN - 2}}", _COLOURS[finding.status], colour)
-    text, indent = _wrap(finding.found, width), " " * _TEXT_COLUMN
+    text, indent = _wrap(_shorten(finding.found), width), " " * _TEXT_COLUMN
     if len(finding.subject) < _TEXT_COLUMN - _SUBJECT_COLUMN:
         yield f"{mark}{finding.subject:<{_TEXT_COLUMN - _SUBJECT_COLUMN}}{text[0]}"
         yield from (indent + line for line in text[1:])
@@ -117,6 +118,12 @@ def _lines(finding: Diagnosis, width: int, colour: bool) -> Iterator[str]:
         first, *rest = _wrap(finding.remedy, width - 3)
         yield f"{indent}-> {first}"
         yield from (f"{indent}   {line}" for line in rest)
+
+
+def _shorten(text: str) -> str:
+    """The first lines of a long list."""
+    lines = text.splitlines()
+    return text if len(lines) <= _MAX_LINES else "\n".join([*lines[:_MAX_LINES], f"... and more; --json True shows {len(lines)} lines"])
 
 
 def _wrap(text: str, width: int) -> Sequence[str]:

@@ -224,3 +224,8 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     assert count_problems({"Software": [finding]}) == 1
     assert "\x1b[31;1m  PROBLEM" in screen
     assert screen.endswith("1 problem; an arrow says what to do.")
+    long = Diagnosis("weights", Status.PROBLEM, "\n".join(f"missing key_{number}" for number in range(20)), "Copy it again.")
+    screen = to_text({"Checkpoint": [long]}, colour=False)
+    assert "key_3" in screen
+    assert "key_4" not in screen
+    assert "--json True shows 20 lines" in screen
