@@ -123,7 +123,7 @@ def _lines(finding: Diagnosis, width: int, colour: bool) -> Iterator[str]:
 def _shorten(text: str) -> str:
     """The first lines of a long list."""
     lines = text.splitlines()
-    return text if len(lines) <= _MAX_LINES else "\n".join([*lines[:_MAX_LINES], f"... and more; --json True shows {len(lines)} lines"])
+    return text if len(lines) <= _MAX_LINES else "\n".join([*lines[:_MAX_LINES], f"... and more; --json shows {len(lines)} lines"])
 
 
 def _wrap(text: str, width: int) -> Sequence[str]:

@@ -74,7 +74,7 @@ def test_the_whole_screen(sound: Path, tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_findings_not_traces() -> None:
-    result = doctor("--json", "True", blocked=("torch", "mujoco", "packaging"))
+    result = doctor("--json", blocked=("torch", "mujoco", "packaging"))
     assert result.returncode == 1, result.stderr
     found = json.loads(result.stdout)
     software = {item["subject"]: item for item in found["sections"]["Software"]}
@@ -228,4 +228,4 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     screen = to_text({"Checkpoint": [long]}, colour=False)
     assert "key_3" in screen
     assert "key_4" not in screen
-    assert "--json True shows 20 lines" in screen
+    assert "--json shows 20 lines" in screen

@@ -67,7 +67,7 @@ def test_entry_points_and_scripts_are_the_same_list(installed: Path) -> None:
 
 def test_the_doctor_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     data = ROOT / "tests/golden/data/rlds"
-    result = run(installed, tmp_path, "openvla-doctor", "--json", "True", "--data", str(shutil.copytree(data, tmp_path / "data")))
+    result = run(installed, tmp_path, "openvla-doctor", "--json", "--data", str(shutil.copytree(data, tmp_path / "data")))
     found = json.loads(result.stdout)
     assert found["problems"] == 0, result.stdout
     assert result.returncode == 0

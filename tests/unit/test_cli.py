@@ -13,6 +13,7 @@ import pytest
 
 from prismatic.cli import parse_flags
 from prismatic.cli_help import flag_groups, render_help
+from prismatic.commands.doctor import DoctorConfig
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,14 @@ class Derived(Base):
 
     # Second things
     names: list[str] = field(default_factory=lambda: ["a", "b"])  # of the things
+
+
+def test_a_switch_may_stand_alone() -> None:
+    assert parse_flags(DoctorConfig, ["--json"]).json is True
+    config = parse_flags(DoctorConfig, ["--json", "--machine", "False", "--data", "data"])
+    assert (config.json, config.machine, config.data) == (True, False, Path("data"))
+    with pytest.raises(ValueError, match="--data"):  # flags with a value still need one
+        parse_flags(DoctorConfig, ["--data", "--json"])
 
 
 def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
