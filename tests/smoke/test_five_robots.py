@@ -75,7 +75,7 @@ def _finetune(workplace: Path, data: str, name: str) -> subprocess.CompletedProc
     starter = ["-c", FIVE_JOINTS] if name == "five_joint_arm" else ["vla-scripts/finetune.py"]
     command = [
         *(sys.executable, *starter, "--vla_path", str(workplace / "base"), "--data_root_dir", str(workplace / data)),
-        *("--dataset_name", name, "--run_root_dir", str(workplace / "runs"), "--run_id_override", name, "--use_proprio", "True"),
+        *("--dataset_name", name, "--run_root_dir", str(workplace / f"runs_{data}"), "--run_id_override", name, "--use_proprio", "True"),
         *("--num_images_in_input", str(len(ROBOTS[name][2])), "--batch_size", "2", "--max_steps", "2", "--save_freq", "2"),
         *("--wandb_log_freq", "1", "--num_workers", "0", "--lora_rank", "4", "--image_aug", "False"),
     ]
@@ -87,11 +87,11 @@ def _finetune(workplace: Path, data: str, name: str) -> subprocess.CompletedProc
 def test_two_steps(workplace: Path, name: str) -> None:
     result = _finetune(workplace, "data", name)
     assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in (workplace / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (workplace / "runs_data" / name / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    spec = PolicySpec.load(workplace / "runs" / f"{name}--2_chkpt")
+    spec = PolicySpec.load(workplace / "runs_data" / f"{name}--2_chkpt")
     action_dim, state_dim, cameras = ROBOTS[name]
     assert (spec.platform.action_dim, len(spec.cameras)) == (action_dim, len(cameras))
     assert spec.platform.proprio_dim == (8 if name == "five_joint_arm" else state_dim)

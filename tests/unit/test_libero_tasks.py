@@ -54,6 +54,8 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_liberos_own_package_is_told_its_paths_and_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, tmp_path / "package", "2.3.7", official=True)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", "")  # so that it is put back as it was
+    monkeypatch.delenv("LIBERO_CONFIG_PATH")
     users = Path(os.environ["HOME"]) / ".libero" / "config.yaml"
     users.parent.mkdir(parents=True)
     users.write_text("mine")
@@ -62,7 +64,6 @@ def test_liberos_own_package_is_told_its_paths_and_a_users_file_is_kept(tmp_path
     users.unlink()
     prepare_libero()
     answered = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
-    monkeypatch.delenv("LIBERO_CONFIG_PATH")  # restored to absent at the end
     assert f'bddl_files: "{tmp_path / "package" / "libero" / "bddl_files"}"' in answered.read_text().splitlines()
     assert not users.exists()
 
