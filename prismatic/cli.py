@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import logging
 import os
@@ -72,7 +73,7 @@ def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str
     """The arguments with True behind every yes-or-no flag that stands alone."""
     switches = {f"--{item.name}" for item in fields(config_class) if item.type in (bool, "bool")}
     completed = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
         completed += [argument, "True"] if argument in switches and following.startswith("--") else [argument]
     return completed
 

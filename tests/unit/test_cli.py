@@ -37,6 +37,7 @@ class Derived(Base):
 
 
 def test_a_switch_may_stand_alone() -> None:
+    assert parse_flags(DoctorConfig, []).json is False
     assert parse_flags(DoctorConfig, ["--json"]).json is True
     config = parse_flags(DoctorConfig, ["--json", "--machine", "False", "--data", "data"])
     assert (config.json, config.machine, config.data) == (True, False, Path("data"))
