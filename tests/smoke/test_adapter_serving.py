@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adapter_checkpoints import write_base, write_run
-from policy_server import ROOT, Server
+from policy_server import Server
 
+from prismatic.commands.deploy import DeployConfig
 from prismatic.policy.loading import LoadOptions
 from prismatic.policy.policy import Policy
 from prismatic.policy.spec import HeadSpec
@@ -112,12 +111,6 @@ def test_an_unknown_adapter_is_a_404(server: Server) -> None:
         ({}, "--pretrained_checkpoint and --adapters are missing"),
     ],
 )
-def test_adapters_that_are_named_wrongly(flags: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    specification = importlib.util.spec_from_file_location("deploy", ROOT / "vla-scripts" / "deploy.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "deploy", module)
-    specification.loader.exec_module(module)
+def test_adapters_that_are_named_wrongly(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        module.DeployConfig(**flags)
+        DeployConfig(**flags)
