@@ -76,11 +76,11 @@ def test_every_way_to_compute_a_step_gives_the_plain_losses(folder: Path, flags:
     same = {key: value for key, value in flags.items() if key in ("grad_accumulation_steps", "use_film")}
     name = "-".join(flags)
     plain = train(folder, f"plain-{name}", compile="False", **same)
-    assert train(folder, f"fast-{name}", **flags) == pytest.approx(plain, abs=TOLERANCE)
+    assert train(folder, f"fast-{name}", **{"cuda_graphs": "auto", **flags}) == pytest.approx(plain, abs=TOLERANCE)
 
 
 def test_a_quantized_base_trains_in_recorded_steps(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain = train(folder, "plain-nf4", compile="False", quantize_base="nf4")
-    recorded = train(folder, "recorded-nf4", quantize_base="nf4", optimizer="adamw_8bit", gradient_checkpointing=True)
+    recorded = train(folder, "recorded-nf4", cuda_graphs="True", quantize_base="nf4", optimizer="adamw_8bit", gradient_checkpointing=True)
     assert recorded == pytest.approx(plain, abs=2 * TOLERANCE)
