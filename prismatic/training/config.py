@@ -85,7 +85,7 @@ class FinetuneConfig:
     max_grad_norm: float | None = None  # clip the gradient's norm; the published recipe does not
 
     # Speed and memory
-    compile: str = "auto"  # compile the model's blocks: auto (on a GPU), True or False
+    compile: str = "auto"  # compile the model's blocks: auto (on a GPU with a C compiler), True or False
     cuda_graphs: str = "False"  # replay recorded steps: True, or auto (where possible); a fifth faster, its losses are not yet compared
     activation_memory_budget: float = 0.85  # compiled: share of a block's activations to keep; the rest is computed again when needed
     gradient_checkpointing: bool = False  # keep only each block's input: a quarter less speed, a fraction of the memory

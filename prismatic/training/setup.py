@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.adapters import add_lora
-from prismatic.policy.compilation import compile_blocks
+from prismatic.policy.compilation import compile_blocks, has_compiler
 from prismatic.policy.loading import BaseModel, load_base, load_config, resolve_folder
 from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.quantization import quantize_model
@@ -181,9 +181,11 @@ def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
 
 
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether the model's blocks are compiled; those of a sharded model only if asked for."""
+    """Whether the model's blocks are compiled: on a GPU with a compiler; those of a sharded model only if asked for."""
+    if config.compile != "auto":
+        return config.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
-    return config.compile == "True" or (config.compile == "auto" and ranks.device.type == "cuda" and not is_sharded)
+    return ranks.device.type == "cuda" and not is_sharded and has_compiler()
 
 
 def data_loader(
