@@ -326,4 +326,15 @@ class Recorder:
             compute()
         finally:
             graph.capture_end()
-        return graph.replay
+        return _Replay(graph, compute)
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A captured graph. It reads and writes addresses and keeps no tensor, so that what computed it must be kept, too."""
+
+    graph: torch.cuda.CUDAGraph
+    compute: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()

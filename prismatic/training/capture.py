@@ -44,8 +44,8 @@ def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
         return "--compile is False"
     if config.quantize_base == "int8":
         return "--quantize_base int8 looks for outliers on the processor"
-    if config.gradient_checkpointing and config.lora_dropout > 0:
-        return "--gradient_checkpointing has to restore the random state of --lora_dropout"
+    if config.recomputes_dropout:
+        return "--gradient_checkpointing with --lora_dropout is not compiled"
     if ranks.world_size > 1 and config.shards_model:
         return "the model is sharded"
     if ranks.world_size > 1 and not torch.cuda.can_device_access_peer(ranks.device, (ranks.device.index + 1) % torch.cuda.device_count()):

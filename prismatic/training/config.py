@@ -165,6 +165,11 @@ class FinetuneConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        if self.compile == "True" and self.recomputes_dropout:
+            raise ValueError(
+                f"--compile is True, --gradient_checkpointing is True and --lora_dropout is {self.lora_dropout}: a compiled block would draw "
+                "the dropout again when it recomputes; leave one of the three out"
+            )
         if not 0 < self.activation_memory_budget <= 1:
             raise ValueError(f"--activation_memory_budget is {self.activation_memory_budget}; it must be above 0 and at most 1")
         if self.quantize_base != "none" and not self.use_lora:
@@ -213,6 +218,11 @@ class FinetuneConfig:
     @property
     def lora(self) -> LoraSpec | None:
         return LoraSpec(self.lora_rank, self.lora_dropout) if self.use_lora else None
+
+    @property
+    def recomputes_dropout(self) -> bool:
+        """Whether blocks are computed again in the backward pass and must then drop the same inputs."""
+        return self.gradient_checkpointing and self.use_lora and self.lora_dropout > 0
 
     @property
     def logger_names(self) -> tuple[str, ...]:

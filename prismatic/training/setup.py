@@ -165,14 +165,19 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
         base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
     model = build_action_model(vla, base.vla.config, spec)
-    if config.gradient_checkpointing:
-        # Random states are kept for dropout alone; a CUDA graph could not read them.
-        options = {"use_reentrant": False, "preserve_rng_state": config.lora_dropout > 0}
-        model.bare_vla.gradient_checkpointing_enable(options)
     if uses_compiler(config, ranks):
-        torch._functorch.config.activation_memory_budget = config.activation_memory_budget
+        torch._functorch.config.activation_memory_budget = _activation_memory_budget(config)
         compile_blocks(model.bare_vla)
+    elif config.gradient_checkpointing:
+        model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.lora_dropout > 0})
     return model
+
+
+def _activation_memory_budget(config: FinetuneConfig) -> float:
+    """Share of a compiled block's activations to keep: with checkpointing its inputs alone; all where dropout could be drawn twice."""
+    if config.gradient_checkpointing:
+        return 0.0
+    return config.activation_memory_budget if config.lora_dropout == 0 else 1.0
 
 
 def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
@@ -185,7 +190,7 @@ def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
     if config.compile != "auto":
         return config.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
-    return ranks.device.type == "cuda" and not is_sharded and has_compiler()
+    return ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
 
 
 def data_loader(

@@ -68,12 +68,15 @@ def test_recomputed_activations_change_nothing(workplace: Path, plain: list[floa
     assert train(workplace, "checkpointed", gradient_checkpointing=True) == plain
 
 
-def test_compiled_blocks_train_as_plain_ones(workplace: Path, plain: list[float]) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_train_as_plain_ones(workplace: Path, plain: list[float], recompute: bool) -> None:
     # Traced, differentiated and partitioned as ever; only the C++ compiler, which takes a minute, is left out.
-    with torch.compiler.set_stance("default", force_backend="aot_eager"):
-        found = train(workplace, "compiled", compile="True")
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
+        found = train(workplace, f"compiled-{recompute}", compile="True", gradient_checkpointing=recompute)
+    assert torch._functorch.config.activation_memory_budget == (0.0 if recompute else 0.85)
     assert found == pytest.approx(plain, rel=1e-3)
-    names = [load_file(workplace / f"{run}--3_chkpt" / "model.safetensors").keys() for run in ("compiled", "plain")]
+    names = [load_file(workplace / f"{run}--3_chkpt" / "model.safetensors").keys() for run in (f"compiled-{recompute}", "plain")]
     assert names[0] == names[1]
 
 
@@ -134,6 +137,7 @@ def test_recorded_steps_are_refused_where_they_cannot_be(workplace: Path) -> Non
         ({"compile": "yes"}, "--compile is 'yes'"),
         ({"optimizer": "sgd"}, "--optimizer is 'sgd'"),
         ({"activation_memory_budget": 0.0}, "--activation_memory_budget is 0.0"),
+        ({"compile": "True", "gradient_checkpointing": True, "lora_dropout": 0.1}, "leave one of the three out"),
     ],
 )
 def test_contradictions_are_named(flags: dict[str, Any], message: str) -> None:

@@ -1,7 +1,7 @@
 """Compiled blocks, on a CPU and in CUDA graphs, act like the plain engine.
 
-In bfloat16 the plain engine rounds after every operation, a compiled block after several: both stay equally close to float32. Observed
-root mean square of the difference, as a share of the plain engine's actions: 0.002 to 0.01.
+In bfloat16 the plain engine rounds after every operation, a compiled block after several: both stay about equally close to float32, from
+which the plain one is 0.02 away (root mean square, as a share of the actions; these models are 32 wide).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prismatic.policy.parts import PolicyParts
 from prismatic.policy.policy import Policy
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-BOUND = 0.03
+BOUND = 0.04
 
 
 def test_compiled_on_a_cpu() -> None:
@@ -29,9 +29,9 @@ def test_compiled_on_a_cpu() -> None:
         np.testing.assert_allclose(predict(policy, [item]), predict(plain, [item]), atol=1e-5)
 
 
-def _on_gpu(head: str) -> PolicyParts:
+def _on_gpu(head: str, dtype: torch.dtype = torch.bfloat16) -> PolicyParts:
     parts = make_parts(head)
-    parts.model.to("cuda", torch.bfloat16)
+    parts.model.to("cuda", dtype)
     return parts
 
 
@@ -40,7 +40,7 @@ def _on_gpu(head: str) -> PolicyParts:
 @pytest.mark.parametrize("engine", ["graph", "compiled"])
 @pytest.mark.parametrize("head", HEADS)
 def test_captured_on_a_gpu(head: str, engine: str) -> None:
-    plain, parts = Policy(_on_gpu(head)), _on_gpu(head)
+    plain, parts = Policy(_on_gpu(head, torch.bfloat16 if head == "discrete" else torch.float32)), _on_gpu(head)
     policy = Policy(parts, engine=make_engine(parts, engine, max_batch_size=4))
     # Alone, in a bucket that is filled up, replayed with other numbers, and more than any bucket holds; prompts of three lengths.
     for count in (1, 3, 2, 1, 5):
