@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --work_dir /dev/shm/train_step --json train_step.json
 
 Every case runs in a process of its own through `prepare_run` and `Trainer`, as fine-tuning does: read, decode, augment, forward, backward,
-AdamW. The first steps (compilation, recording) are timed apart. A case with a cap may use no more memory than that, as on a smaller card, and also saves
-and merges.
+AdamW. The first steps (compilation, recording) are timed apart. A case with a cap may use no more memory than that, as on a smaller card,
+and also saves and merges.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ class FinetuneConfig:
                 raise ValueError(f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.compile == "True" and self.recomputes_dropout:
             raise ValueError(
-                f"--compile is True, --gradient_checkpointing is True and --lora_dropout is {self.lora_dropout}: a compiled block would draw "
-                "the dropout again when it recomputes; leave one of the three out"
+                f"--compile is True, --gradient_checkpointing is True and --lora_dropout is {self.lora_dropout}: a compiled block "
+                "would draw the dropout again when it recomputes; leave one of the three out"
             )
         if not 0 < self.activation_memory_budget <= 1:
             raise ValueError(f"--activation_memory_budget is {self.activation_memory_budget}; it must be above 0 and at most 1")
