@@ -9,18 +9,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.stages import run_stage
 
-ROOT = Path(__file__).parents[1]
 STAGES_FILE = "stages.json"
-# Commands of the chain that are no Python script lie beside the interpreter.
-_BIN = Path(sys.executable).parent
 
 
 @dataclass
@@ -90,19 +86,6 @@ def main(config: DemoConfig) -> None:
     for entry in stages:
         print(f"{entry['stage']:24}{entry['seconds']:7.1f} s")
     print(f"{'in all':24}{time.monotonic() - started:7.1f} s\n\nopen {config.output_dir / 'report.html'}")
-
-
-def run_stage(stage: str, command: list[str]) -> float:
-    """Prints and runs one command; returns how long it took [s].
-
-    Raises:
-        ValueError: it failed.
-    """
-    print(f"\n=== {stage}\n$ {shlex.join(command)}", flush=True)
-    started = time.monotonic()
-    if subprocess.run([str(_BIN / command[0]), *command[1:]], cwd=ROOT, check=False).returncode:
-        raise ValueError(f"the stage {stage!r} failed, its message is above; the command alone:\n  {shlex.join(command)}")
-    return round(time.monotonic() - started, 1)
 
 
 if __name__ == "__main__":

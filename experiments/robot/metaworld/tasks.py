@@ -13,6 +13,12 @@ from prismatic.vla.constants import near_names
 
 # What `make demo` trains and evaluates: two tasks that only the instruction tells apart, one that needs a second skill.
 DEMO_TASKS = ("faucet-open", "faucet-close", "button-press-topdown")
+# What the small base was pretrained on (scripts/pretrain_base.py): none of the above, nor another task that shows a button from above.
+BASE_TASKS = (
+    "button-press", "button-press-wall", "coffee-button", "dial-turn", "door-close", "door-lock", "door-open", "door-unlock",
+    "drawer-close", "drawer-open", "hammer", "handle-press", "handle-press-side", "handle-pull", "handle-pull-side", "lever-pull",
+    "peg-unplug-side", "plate-slide", "plate-slide-side", "soccer", "sweep", "sweep-into", "window-close", "window-open",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,23 +41,45 @@ class MetaWorldTask:
 METAWORLD_TASKS: dict[str, MetaWorldTask] = {
     task.name: task
     for task in (
-        MetaWorldTask("button-press", "press the button on the front"),
+        MetaWorldTask("button-press", "press the button on the front", (-0.20, 0.78, 0.115), (0.20, 0.90, 0.115)),
         MetaWorldTask("button-press-topdown", "press the button from above", (-0.22, 0.70, 0.115), (0.22, 0.88, 0.115), 120),
-        MetaWorldTask("coffee-button", "press the button of the coffee machine"),
-        MetaWorldTask("dial-turn", "turn the dial"),
-        MetaWorldTask("door-lock", "lock the door"),
-        MetaWorldTask("door-open", "open the door"),
-        MetaWorldTask("door-unlock", "unlock the door"),
-        MetaWorldTask("drawer-close", "close the drawer"),
-        MetaWorldTask("drawer-open", "open the drawer"),
+        MetaWorldTask("button-press-wall", "press the button behind the wall"),
+        MetaWorldTask("coffee-button", "press the button of the coffee machine", (-0.20, 0.75, 0.0), (0.20, 0.90, 0.0)),
+        MetaWorldTask("dial-turn", "turn the dial", (-0.20, 0.65, 0.0), (0.20, 0.85, 0.0), 200),
+        MetaWorldTask("door-close", "close the door", (-0.05, 0.80, 0.15), (0.15, 0.95, 0.15)),
+        MetaWorldTask("door-lock", "lock the door", (-0.20, 0.75, 0.15), (0.20, 0.88, 0.15), 200),
+        MetaWorldTask("door-open", "open the door", (0.0, 0.85, 0.15), (0.15, 0.95, 0.15), 200),
+        MetaWorldTask("door-unlock", "unlock the door", (-0.20, 0.75, 0.15), (0.20, 0.88, 0.15)),
+        MetaWorldTask("drawer-close", "close the drawer", (-0.20, 0.85, 0.0), (0.20, 0.92, 0.0)),
+        MetaWorldTask("drawer-open", "open the drawer", (-0.20, 0.85, 0.0), (0.20, 0.92, 0.0)),
         MetaWorldTask("faucet-close", "turn the faucet left", (-0.22, 0.70, 0.0), (0.22, 0.88, 0.0), 120),
         MetaWorldTask("faucet-open", "turn the faucet right", (-0.22, 0.70, 0.0), (0.22, 0.88, 0.0), 120),
-        MetaWorldTask("handle-press", "press the handle down"),
-        MetaWorldTask("handle-press-side", "press the handle at the side down"),
-        MetaWorldTask("handle-pull", "pull the handle up"),
-        MetaWorldTask("plate-slide", "slide the plate into the goal"),
-        MetaWorldTask("window-close", "close the window"),
-        MetaWorldTask("window-open", "open the window"),
+        MetaWorldTask("hammer", "push the nail in with the hammer", (-0.15, 0.40, 0.0), (0.15, 0.52, 0.0)),
+        MetaWorldTask("handle-press", "press the handle down", (-0.20, 0.75, 0.0), (0.20, 0.90, 0.0)),
+        MetaWorldTask("handle-press-side", "press the handle at the side down", (-0.35, 0.60, 0.0), (-0.15, 0.80, 0.0)),
+        MetaWorldTask("handle-pull", "pull the handle up", (-0.20, 0.75, 0.0), (0.20, 0.90, 0.0), 200),
+        MetaWorldTask("handle-pull-side", "pull the handle at the side up", (-0.35, 0.60, 0.0), (-0.15, 0.80, 0.0), 200),
+        MetaWorldTask("lever-pull", "pull the lever up", (-0.20, 0.65, 0.0), (0.20, 0.85, 0.0)),
+        MetaWorldTask("peg-unplug-side", "unplug the peg", (-0.25, 0.58, 0.0), (-0.12, 0.80, 0.0), 200),
+        MetaWorldTask(
+            "plate-slide", "slide the plate into the goal", (-0.10, 0.58, 0.0, -0.15, 0.82, 0.0), (0.10, 0.62, 0.0, 0.15, 0.90, 0.0)
+        ),
+        MetaWorldTask(
+            "plate-slide-side",
+            "slide the plate to the left into the goal",
+            (0.0, 0.55, 0.0, -0.30, 0.54, 0.0),
+            (0.10, 0.70, 0.0, -0.20, 0.66, 0.0),
+        ),
+        MetaWorldTask("soccer", "push the ball into the goal", (-0.12, 0.58, 0.03, -0.12, 0.78, 0.0), (0.12, 0.70, 0.03, 0.12, 0.90, 0.0)),
+        MetaWorldTask("sweep", "sweep the cube off the table", (-0.15, 0.55, 0.02), (0.15, 0.75, 0.02), 200),
+        MetaWorldTask(
+            "sweep-into",
+            "sweep the cube into the hole",
+            (-0.15, 0.55, 0.02, -0.001, 0.8399, 0.0199),
+            (0.15, 0.72, 0.02, 0.001, 0.8401, 0.0201),
+        ),
+        MetaWorldTask("window-close", "close the window", (-0.10, 0.70, 0.20), (0.12, 0.90, 0.20)),
+        MetaWorldTask("window-open", "open the window", (-0.15, 0.65, 0.16), (0.15, 0.90, 0.16)),
     )
 }
 

@@ -190,6 +190,10 @@ def _tdroid() -> DatasetEntry:
     return _oxe({"primary": "static_image"}, _POSE_STATE, _EULER, {"primary": "static_depth_image"}, transform="tdroid")
 
 
+def _metaworld() -> DatasetEntry:
+    return DatasetEntry(state_encoding=StateEncoding.POS_EULER, robot_platform="METAWORLD")
+
+
 OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     # LIBERO, no-op steps filtered out, images re-rendered at 256 px
     "libero_spatial_no_noops": _libero(),
@@ -207,8 +211,9 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     # Scripted experts of gym-aloha, recorded by experiments/robot/aloha/record_demos.py at 25 Hz
     "aloha_sim_transfer_cube_scripted": _aloha(),
     "aloha_sim_insertion_scripted": _aloha(),
-    # Scripted experts of MetaWorld, recorded by scripts/demo.py: state is x, y, z, gripper opening
-    "metaworld_demo": DatasetEntry(state_encoding=StateEncoding.POS_EULER, robot_platform="METAWORLD"),
+    # Scripted experts of MetaWorld, recorded by scripts/demo.py and scripts/pretrain_base.py: state is x, y, z, gripper opening
+    "metaworld_demo": _metaworld(),
+    "metaworld_base": _metaworld(),
     # Templates to copy for your own robot.
     # One arm, state = action = [joint_1 .. joint_7, gripper]. Fewer joints: state_obs_keys=("state", None, None, None) pads 5 to 8.
     "single_joint_task_sample": DatasetEntry(

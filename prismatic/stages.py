@@ -1,0 +1,27 @@
+"""How a driver script runs a chain of commands that could be typed one by one."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+# Commands of the chain that are no Python script lie beside the interpreter.
+_BIN = Path(sys.executable).parent
+
+
+def run_stage(stage: str, command: list[str]) -> float:
+    """Prints and runs one command, from the repository's root; returns how long it took [s].
+
+    Raises:
+        ValueError: it failed.
+    """
+    print(f"\n=== {stage}\n$ {shlex.join(command)}", flush=True)
+    started = time.monotonic()
+    program = sys.executable if command[0] == "python" else str(_BIN / command[0])
+    if subprocess.run([program, *command[1:]], cwd=_ROOT, check=False).returncode:
+        raise ValueError(f"the stage {stage!r} failed, its message is above; the command alone:\n  {shlex.join(command)}")
+    return round(time.monotonic() - started, 1)
