@@ -13,7 +13,7 @@ import pytest
 from experiments.robot.controls import make_control
 from experiments.robot.interfaces import EpisodeSpec
 from experiments.robot.metaworld.environment import MetaWorldSimulator
-from experiments.robot.metaworld.tasks import DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
+from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
 from experiments.robot.recording import RecordingOptions, record_demonstrations
 from experiments.robot.rendering import RenderingUnavailableError, configure_rendering
 from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
@@ -151,4 +151,11 @@ def test_every_task_has_an_expert() -> None:
         assert hasattr(metaworld.policies, task.expert_class)
         assert f"{task.name}-v3" in ENV_CLS_MAP
     assert get_metaworld_task("faucet-open-v3").name == "faucet-open"
-    assert set(DEMO_TASKS) <= set(METAWORLD_TASKS)
+    assert set(DEMO_TASKS) | set(BASE_TASKS) <= set(METAWORLD_TASKS)
+
+
+def test_the_base_never_saw_what_the_demo_learns() -> None:
+    told = {METAWORLD_TASKS[name].instruction for name in BASE_TASKS}
+    assert len(BASE_TASKS) == len(told) >= 15
+    assert not told & {METAWORLD_TASKS[name].instruction for name in DEMO_TASKS}
+    assert not {name.split("-")[0] for name in BASE_TASKS if "topdown" in name or "faucet" in name}

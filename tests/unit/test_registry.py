@@ -32,6 +32,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # Entries of ours, beside the published ones.
 OWN = {
+    "metaworld_base",
     "metaworld_demo",
     "aloha_sim_transfer_cube_scripted",
     "aloha_sim_insertion_scripted",
