@@ -24,6 +24,7 @@ from typing import Any
 
 from prismatic.cli import run_script
 from prismatic.models.configuration import TinySizes
+from prismatic.training.interrupts import STOPPED
 from prismatic.vla.constants import near_names
 
 ROOT = Path(__file__).parents[1]
@@ -94,11 +95,13 @@ class LearningConfig(TinySizes):
     max_steps: int = 5000  # optimizer steps
     batch_size: int = 64
     learning_rate: float = 3e-4
+    max_train_s: float | None = None  # a training that takes longer is asked to save and stop, and evaluated as it is then
     cuda_graphs: str = "False"  # see vla-scripts/finetune.py, as --compile
     compile: str = "auto"
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
     num_loaders: int = 8  # processes that load data, per training
     num_envs: int = 16  # simulator processes, for recording and for each evaluation
+    engine: str = "graph"  # of the evaluation, see prismatic/policy/engine.py; on a CPU the plain one is taken
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -179,8 +182,8 @@ def evaluate_command(config: LearningConfig, variant: str) -> list[str]:
     command += [entry.size_flag, str(config.image_size), "--num_trials_per_task", str(config.num_trials_per_task)]
     if variant == config.variants[0]:
         command += ["--control", entry.controls, "--num_control_trials_per_task", str(config.num_control_trials_per_task)]
-    # Tiny models are slow to launch, not to compute: recorded in graphs, without compiling.
-    command += ["--engine", "graph" if _has_gpu() else "eager", "--num_envs", str(config.num_envs), "--batch_size", str(min(8, config.num_envs))]
+    command += ["--num_envs", str(config.num_envs), "--batch_size", str(min(8, config.num_envs))]
+    command += ["--engine", config.engine if _has_gpu() else "eager"]
     return [*command, "--num_pictures", "1", "--local_log_dir", str(config.output_dir / variant / "eval"), "--seed", str(config.seed)]
 
 
@@ -201,8 +204,8 @@ class Stages:
         self.folder, self.done = folder, list[dict[str, Any]]()
         self._lock = threading.Lock()
 
-    def run(self, stage: str, command: list[str]) -> None:
-        """Runs one command, its output in logs/<stage>.log.
+    def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> None:
+        """Runs one command, its output in logs/<stage>.log; after `max_seconds` it is asked to save what it has and stop.
 
         Raises:
             ValueError: it failed; the end of its output is in the message.
@@ -212,7 +215,13 @@ class Stages:
         print(f"=== {stage}\n$ {shlex.join(command)}", flush=True)
         started = time.monotonic()
         with log.open("w") as file:
-            code = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=file, stderr=file, check=False).returncode
+            process = subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=file, stderr=file)
+            try:
+                code = process.wait(max_seconds)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                code = process.wait()
+                code = 0 if code == STOPPED else code
         seconds = round(time.monotonic() - started, 1)
         print(f"=== {stage}: {seconds} s", flush=True)
         if code:
@@ -234,7 +243,7 @@ def main(config: LearningConfig) -> None:
         stages.run(stage, command)
 
     def learn(variant: str) -> None:
-        stages.run(f"train {variant}", train_command(config, variant))
+        stages.run(f"train {variant}", train_command(config, variant), config.max_train_s)
         stages.run(f"evaluate {variant}", evaluate_command(config, variant))
         write_results(config, stages.done)
 

@@ -89,9 +89,22 @@ def test_the_table_is_made_of_the_reports(tmp_path: Path) -> None:
 
 
 def test_a_mistake_names_the_flag() -> None:
-    with pytest.raises(ValueError, match="--variants names 'filme'.*film"):
+    with pytest.raises(ValueError, match=r"--variants names 'filme'.*film"):
         learning.LearningConfig(variants=["filme"])
-    with pytest.raises(ValueError, match="--benchmark is 'libero_objects'.*libero_object"):
+    with pytest.raises(ValueError, match=r"--benchmark is 'libero_objects'.*libero_object"):
         learning.LearningConfig(benchmark="libero_objects")
     with pytest.raises(ValueError, match="--task_names is for LIBERO"):
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
+
+
+def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
+    stops = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); time.sleep(60)"
+    stages = learning.Stages(tmp_path)
+    stages.run("train l1", ["python", "-c", stops], max_seconds=3.0)
+    assert stages.done[0]["seconds"] < 30
+    assert (tmp_path / "logs" / "train_l1.log").read_text() == "up\n"
+
+
+def test_a_stage_that_fails_shows_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'evaluate l1' failed(.|\n)*no such checkpoint"):
+        learning.Stages(tmp_path).run("evaluate l1", ["python", "-c", "raise SystemExit('no such checkpoint')"])
