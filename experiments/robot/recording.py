@@ -24,7 +24,7 @@ from prismatic.vla.types import Observation
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 10  # an expert that fails so often in a row does not know the task
-_EPISODES_PER_JOB = 2  # a finished job moves the progress bar
+_FEWEST_PER_JOB, _MOST_PER_JOB = 2, 10  # a finished job moves the progress bar; a new one may have to load another task's scene
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ def record_demonstrations(simulator: Simulator, tasks: list[str], options: Recor
 
 def missing_episodes(tasks: list[str], options: RecordingOptions) -> list[tuple[str, list[int]]]:
     """(task, episode numbers) of what is still to be recorded, in small groups, task after task."""
-    groups = []
-    for task in tasks:
-        missing = [index for index in range(options.num_episodes) if not options.path(task, index).exists()]
-        groups += [(task, missing[start : start + _EPISODES_PER_JOB]) for start in range(0, len(missing), _EPISODES_PER_JOB)]
-    return groups
+    missing = {task: [index for index in range(options.num_episodes) if not options.path(task, index).exists()] for task in tasks}
+    total = sum(len(indices) for indices in missing.values())
+    size = min(_MOST_PER_JOB, max(_FEWEST_PER_JOB, total // (2 * options.num_workers)))  # so that no worker waits long for the last
+    return [(task, indices[start : start + size]) for task, indices in missing.items() for start in range(0, len(indices), size)]
 
 
 _slot = EnvironmentSlot()  # of this worker process

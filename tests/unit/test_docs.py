@@ -47,6 +47,7 @@ ALOHA = "experiments/robot/aloha"
 LIBERO = "experiments/robot/libero"
 CONFIGS = {
     f"{ALOHA}/run_aloha_eval.py": lambda: _module(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
+    f"{ALOHA}/run_aloha_sim_eval.py": lambda: _module(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
     f"{ALOHA}/record_demos.py": lambda: _module(f"{ALOHA}/record_demos.py").RecordConfig,
     f"{ALOHA}/preprocess_split_aloha_data.py": lambda: _module(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
     f"{LIBERO}/run_libero_eval.py": lambda: _module(f"{LIBERO}/run_libero_eval.py").EvalConfig,
@@ -54,6 +55,7 @@ CONFIGS = {
     f"{LIBERO}/regenerate_libero_dataset.py": lambda: _module(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
     "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
     "scripts/compare_runs.py": lambda: _module("scripts/compare_runs.py").CompareConfig,
+    "scripts/learning.py": lambda: _module("scripts/learning.py").LearningConfig,
     "scripts/make_base.py": lambda: _module("scripts/make_base.py").MakeBaseConfig,
     "benchmarks/rollout.py": lambda: _module("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/deploy.py": lambda: DeployConfig,

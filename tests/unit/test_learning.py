@@ -1,0 +1,110 @@
+"""scripts/learning.py: its commands exist with their flags, and say what a variant changes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prismatic.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def _module(path: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_learning", ROOT / path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+learning = _module("scripts/learning.py")
+CONFIGS = {
+    "experiments/robot/libero/record_demos.py": "RecordConfig",
+    "experiments/robot/aloha/record_demos.py": "RecordConfig",
+    "experiments/robot/libero/run_libero_eval.py": "EvalConfig",
+    "experiments/robot/aloha/run_aloha_sim_eval.py": "EvalConfig",
+    "scripts/make_base.py": "MakeBaseConfig",
+}
+
+
+@pytest.mark.parametrize("benchmark", list(learning.BENCHMARKS))
+def test_every_command_has_flags_that_exist(benchmark: str, tmp_path: Path) -> None:
+    config = learning.LearningConfig(benchmark=benchmark, output_dir=tmp_path, variants=list(learning.VARIANTS))
+    commands = [*learning.shared_commands(config).values()]
+    for variant in config.variants:
+        commands += [learning.train_command(config, variant), learning.evaluate_command(config, variant)]
+    for _, script, *rest in commands:
+        known = {item.name for item in fields(getattr(_module(script), CONFIGS[script]) if script in CONFIGS else FinetuneConfig)}
+        used = {word[2:] for word in rest if word.startswith("--")}
+        assert used
+        assert used <= known, f"{script} has no flag {sorted(used - known)}"
+
+
+def test_variants_differ_from_the_first_in_what_their_names_say(tmp_path: Path) -> None:
+    config = learning.LearningConfig(output_dir=tmp_path)
+    flags = {variant: _flags(learning.train_command(config, variant)[2:]) for variant in learning.VARIANTS}
+    changed = {
+        variant: {name for name, value in own.items() if value != flags["l1"].get(name) and name != "run_root_dir"}
+        for variant, own in flags.items()
+    }
+    assert changed["no_wrist"] == {"num_images_in_input"}
+    assert changed["no_proprio"] == {"use_proprio"}
+    assert changed["film"] == {"use_film"}
+    assert changed["diffusion"] == {"use_l1_regression", "use_diffusion"}
+    assert changed["discrete"] == {"use_l1_regression"}
+
+
+def _flags(words: list[str]) -> dict[str, str]:
+    return {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_only_the_first_variant_is_evaluated_under_controls(tmp_path: Path) -> None:
+    config = learning.LearningConfig(output_dir=tmp_path, variants=["film", "l1"])
+    assert "--control" in learning.evaluate_command(config, "film")
+    assert "--control" not in learning.evaluate_command(config, "l1")
+
+
+def test_the_table_is_made_of_the_reports(tmp_path: Path) -> None:
+    config = learning.LearningConfig(output_dir=tmp_path, benchmark="aloha_transfer_cube", variants=["l1", "film"])
+    folder = config.report_dir("l1")
+    folder.mkdir(parents=True)
+    episodes = [{"success": number < 9} for number in range(10)]
+    summary = {"none": {"transfer_cube": {"rate": 0.9}, "mean": {"rate": 0.9}}}
+    (folder / "report.json").write_text(json.dumps({"episodes": {"none": episodes}, "summary": summary}))
+    learning.write_results(config, [{"stage": "train l1", "seconds": 1.0}])
+    table = (tmp_path / "learning.md").read_text()
+    assert "| l1 | none | 90 % (9/10) | 60 - 98 % |" in table
+    assert "film" not in table
+    (row,) = json.loads((tmp_path / "learning.json").read_text())["rows"]
+    assert row["tasks"] == {"transfer_cube": 0.9}
+
+
+def test_a_mistake_names_the_flag() -> None:
+    with pytest.raises(ValueError, match=r"--variants names 'filme'.*film"):
+        learning.LearningConfig(variants=["filme"])
+    with pytest.raises(ValueError, match=r"--benchmark is 'libero_objects'.*libero_object"):
+        learning.LearningConfig(benchmark="libero_objects")
+    with pytest.raises(ValueError, match="--task_names is for LIBERO"):
+        learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
+
+
+def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
+    stops = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); time.sleep(60)"
+    stages = learning.Stages(tmp_path)
+    stages.run("train l1", ["python", "-c", stops], max_seconds=3.0)
+    assert stages.done[0]["seconds"] < 30
+    assert (tmp_path / "logs" / "train_l1.log").read_text() == "up\n"
+
+
+def test_a_stage_that_fails_shows_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'evaluate l1' failed(.|\n)*no such checkpoint"):
+        learning.Stages(tmp_path).run("evaluate l1", ["python", "-c", "raise SystemExit('no such checkpoint')"])
