@@ -128,7 +128,8 @@ def _training_flags(config: ScalingConfig) -> FinetuneConfig:
 
 def _write_base(config: ScalingConfig, device: torch.device) -> None:
     folder = config.work_dir / config.preset
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # left by a run that was interrupted
+        return
     if config.preset == "tiny":
         write_tiny_base(folder, TinySizes(), seed=7)
         return
