@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
+_DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +28,23 @@ logger = logging.getLogger(__name__)
 def run_script(main: Callable[[T], None], config_class: type[T], positional: str | None = None) -> None:
     """Calls `main` with a `config_class` made from the command line; arguments before the first flag fill the list `positional`.
 
-    A ValueError becomes one line on stderr and exit status 2; set PRISMATIC_DEBUG=1 to see where it came from.
+    A ValueError becomes one line on stderr and exit status 2; --debug, or PRISMATIC_DEBUG=1, shows where it came from.
     """
+    arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG_FLAG]
+    if _DEBUG_FLAG in sys.argv:
+        os.environ[_DEBUG] = "1"  # child processes see it, too
     _prepare_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         from prismatic.cli_help import render_help
 
-        print(render_help(config_class, Path(sys.argv[0]).name, positional))
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
+        print(render_help(config_class, Path(sys.argv[0]).name, positional, sys.modules[main.__module__].__doc__ or ""))
         return
     try:
         main(parse_flags(config_class, arguments if positional is None else _name_positional(arguments, positional)))
     except ValueError as error:
-        if os.environ.get("PRISMATIC_DEBUG"):
+        if os.environ.get(_DEBUG):
             raise
         logger.error("error: %s", error)
         sys.exit(USER_ERROR)
@@ -95,11 +100,13 @@ def _name_positional(arguments: Sequence[str], name: str) -> list[str]:
 
 
 def _prepare_process() -> None:
-    """Sets what libraries read when they are imported, and hides chatter that a user can do nothing about."""
+    """Sets what libraries read when they are imported, and hides their chatter unless --debug asks for it."""
     # Threads that wait for each other should soon sleep: with libgomp's long spinning, a training step on a CPU takes 10-20 times as
     # long as soon as another program uses a core; this costs 8 % on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get(_DEBUG):
+        return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")

@@ -1,7 +1,7 @@
-"""A dataclass of flags -> the text of --help: groups, then a line per flag with its default and its comment.
+"""A dataclass of flags -> the text of --help: what the program does, then groups with a line per flag, its default and its comment.
 
 The source is the documentation: a comment that stands alone above a field, after an empty line, is the heading of a group; the comment
-behind a field says what the flag does, in which unit.
+behind a field says what the flag does, in which unit. A field that is a dataclass itself is a group of flags with a dot in their names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import re
 import shutil
 import textwrap
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ from draccus.wrappers.docstring import get_attribute_docstring
 
 _FIELD = re.compile(r"^    (\w+)\s*:")
 _HEADING = re.compile(r"^    # (.+)$")
+_NO_HEADING = "Flags"
 _MIN_WIDTH, _MAX_WIDTH = 80, 170  # characters of a line
 _MAX_DEFAULT_WIDTH = 18  # a longer default moves its own text to the right, not that of all rows
 
@@ -32,38 +34,46 @@ class Flag:
     text: str
 
 
-def render_help(config_class: type, program: str, positional: str | None = None) -> str:
-    """What --help prints; `positional` names the list that arguments without a flag fill."""
-    groups = {heading: flags for heading, flags in flag_groups(config_class).items() if flags}
-    config_path = Flag("config_path", "-", "YAML file that sets flags; those on the command line win over it")
-    groups = {**groups, "Any script": [config_path]}
+_EVERYWHERE = (
+    Flag("config_path", "-", "YAML file that sets flags; those on the command line win over it"),
+    Flag("debug", "False", "show the stack trace of an error, and the warnings of libraries"),
+)
+
+
+def render_help(config_class: type, program: str, positional: str | None = None, about: str = "") -> str:
+    """What --help prints; `positional` names the list that arguments without a flag fill, `about` says what the program does."""
+    groups = {**flag_groups(config_class), "Any script": list(_EVERYWHERE)}
     flags = [flag for rows in groups.values() for flag in rows]
     name_width = max(len(flag.name) for flag in flags) + 4
     default_width = max(len(flag.default) for flag in flags if len(flag.default) <= _MAX_DEFAULT_WIDTH) + 2
     width = min(max(shutil.get_terminal_size((_MAX_WIDTH, 24)).columns, _MIN_WIDTH), _MAX_WIDTH)
-    lines = [f"{program}{f' {positional.upper()} ...' if positional else ''} [--flag value ...]", "", *_about(config_class)]
+    lines = [f"{program}{f' {positional.upper()} ...' if positional else ''} [--flag value ...]", "", *about.strip().splitlines()]
     for heading, rows in groups.items():
         lines += ["", f"{heading}"]
         lines += [line for flag in rows for line in _row(flag, name_width, default_width, width)]
     return "\n".join(lines)
 
 
-def flag_groups(config_class: type) -> dict[str, list[Flag]]:
-    """Heading -> flags, in the order of the source; what a class inherits comes first."""
+def flag_groups(config_class: type, prefix: str = "") -> dict[str, list[Flag]]:
+    """Heading -> flags; the groups of the class itself come before those that it inherits."""
+    owners = [base for base in config_class.__mro__ if dataclasses.is_dataclass(base)]
     headings: dict[str, str] = {}
-    for owner in reversed([base for base in config_class.__mro__ if dataclasses.is_dataclass(base)]):
-        headings |= dict(_headings(owner))
-    groups: dict[str, list[Flag]] = {}
+    for owner in reversed(owners):  # a default that is replaced leaves the flag in its group
+        headings |= {name: heading for name, heading in _headings(owner) if heading or name not in headings}
+    groups: dict[str, list[Flag]] = {heading: [] for owner in owners for _, heading in _headings(owner)}
+    types = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        if item.init:
-            text = get_attribute_docstring(config_class, item.name).comment_inline
-            groups.setdefault(headings.get(item.name, "Flags"), []).append(Flag(item.name, _default(item), text))
-    return groups
+        text = get_attribute_docstring(config_class, item.name).comment_inline
+        if dataclasses.is_dataclass(types[item.name]):
+            groups |= flag_groups(types[item.name], f"{prefix}{item.name}.")
+        elif item.init:
+            groups[headings[item.name]].append(Flag(f"{prefix}{item.name}", _default(item), text))
+    return {heading or _NO_HEADING: flags for heading, flags in groups.items() if flags}
 
 
 def _headings(owner: type) -> Iterator[tuple[str, str]]:
-    """(field, heading that it stands under) of the fields that `owner` itself defines."""
-    heading, previous = "Flags", ""
+    """(field, heading that it stands under, "" for none) of the fields that `owner` itself defines."""
+    heading, previous = "", ""
     for line in inspect.getsource(owner).splitlines():
         if found := _FIELD.match(line):
             yield found[1], heading
@@ -81,11 +91,6 @@ def _default(item: dataclasses.Field) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(str, value))}]"
     return "-" if value is None or value == "" else str(value)
-
-
-def _about(config_class: type) -> list[str]:
-    text = inspect.getdoc(config_class) or ""
-    return [] if text.startswith(f"{config_class.__name__}(") else [text]  # dataclass writes its signature where nobody wrote a docstring
 
 
 def _row(flag: Flag, name_width: int, default_width: int, width: int) -> list[str]:

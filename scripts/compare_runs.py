@@ -19,7 +19,7 @@ class CompareConfig:
     run_a: Path  # folder of an evaluation, the one that holds episodes.jsonl
     run_b: Path  # another, over the same tasks, episode numbers and seed
     control: str | None = None  # which run of both, such as grey or expert; the first by default
-    output: Path = Path("runs/comparison.html")
+    output: Path = Path("runs/comparison.html")  # the page
 
 
 def main(config: CompareConfig) -> None:

@@ -29,7 +29,7 @@ class DemoConfig:
     num_trials_per_task: int = 40  # evaluation episodes per task, on object positions that no demonstration has
     num_control_trials_per_task: int = 15  # evaluation episodes per task with grey images, and with a wrong instruction
     num_envs: int = 2  # simulator processes
-    seed: int = 7
+    seed: int = 7  # of everything
 
     def __post_init__(self) -> None:
         for name in ("num_demonstrations", "max_steps", "num_trials_per_task", "num_control_trials_per_task", "num_envs"):

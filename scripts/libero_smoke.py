@@ -23,8 +23,8 @@ class SmokeConfig:
     """What `make libero-smoke` does."""
 
     output_dir: Path = Path("runs/libero_smoke")  # emptied first
-    task_suite_name: str = "libero_spatial"
-    num_trials_per_task: int = 1
+    task_suite_name: str = "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90
+    num_trials_per_task: int = 1  # episodes
     num_envs: int = 2  # simulator processes
     max_steps: int | None = None  # per episode; as published for the suite by default
 

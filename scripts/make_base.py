@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from prismatic.cli import run_script
-from prismatic.models.base import build_tokenizer, random_weights, write_base, write_tiny_base
-from prismatic.models.configuration import OpenVLAConfig, TinySizes, openvla_7b
-from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.files import check_keys, read_safetensors
-from prismatic.policy.loading import load_config, resolve_folder
+from prismatic.models.sizes import TinySizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from prismatic.models.configuration import OpenVLAConfig
 
 PRESETS = ("tiny", "openvla-7b")
 
 
 @dataclass(frozen=True)
 class MakeBaseConfig(TinySizes):
-    """The sizes of a tiny model, and these."""
+    """A base model in the published layout."""
 
+    # What to write
     output_dir: Path = Path("runs/tiny_base")  # a folder that does not exist yet
-    preset: str = "tiny"  # tiny: the sizes above; openvla-7b: the published sizes
+    preset: str = "tiny"  # tiny: the sizes below; openvla-7b: the published sizes
     sizes_from: str | None = None  # folder or Hub id whose config.json gives the sizes instead
     weights: Path | None = None  # a safetensors file with the whole state dict; None: random weights
     tokenizer: str | None = None  # folder or Hub id to copy the tokenizer from; None: that of sizes_from, else one made here
@@ -44,6 +45,8 @@ def main(config: MakeBaseConfig) -> None:
     """Entry point."""
     if config.output_dir.exists():
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
+    from prismatic.models.base import write_tiny_base
+
     if config.preset == "tiny" and config.sizes_from is None and config.weights is None and config.tokenizer is None:
         write_tiny_base(config.output_dir, config, config.seed)
     else:
@@ -52,6 +55,12 @@ def main(config: MakeBaseConfig) -> None:
 
 
 def _compose(config: MakeBaseConfig) -> None:
+    import torch
+
+    from prismatic.models.base import build_tokenizer, random_weights, write_base
+    from prismatic.models.configuration import openvla_7b
+    from prismatic.policy.loading import load_config, resolve_folder
+
     sizes = openvla_7b() if config.sizes_from is None else load_config(config.sizes_from)
     if config.sizes_from is None and config.preset != "openvla-7b":
         raise ValueError("--weights and --tokenizer need the sizes that go with them: pass --sizes_from or --preset openvla-7b")
@@ -62,6 +71,11 @@ def _compose(config: MakeBaseConfig) -> None:
 
 
 def _read(path: Path, sizes: OpenVLAConfig) -> dict[str, torch.Tensor]:
+    import torch
+
+    from prismatic.models.vla import OpenVLAForActionPrediction
+    from prismatic.policy.files import check_keys, read_safetensors
+
     weights = read_safetensors(path)
     with torch.device("meta"):
         expected = OpenVLAForActionPrediction(sizes).state_dict()

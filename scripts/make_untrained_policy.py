@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prismatic.cli import run_script
-from prismatic.models.base import write_tiny_base
-from prismatic.models.configuration import TinySizes
-from prismatic.policy.loading import load_base
-from prismatic.policy.parts import PolicyParts, build_action_model
-from prismatic.policy.saving import save_policy
+from prismatic.models.sizes import TinySizes
 from prismatic.policy.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.images import ImageRecipe
@@ -28,8 +22,9 @@ _STATISTICS_NAME = "untrained"
 
 @dataclass(frozen=True)
 class UntrainedConfig(TinySizes):
-    """The sizes of a tiny model, and these."""
+    """A tiny policy with random weights."""
 
+    # What to write
     output_dir: Path = Path("runs/untrained_libero")  # a folder that does not exist yet
     robot_platform: str = "LIBERO"  # whose shapes the actions have
     action_head: str = "l1"  # l1, diffusion or discrete
@@ -38,6 +33,13 @@ class UntrainedConfig(TinySizes):
 
 def main(config: UntrainedConfig) -> None:
     """Entry point."""
+    import torch
+
+    from prismatic.models.base import write_tiny_base
+    from prismatic.policy.loading import load_base
+    from prismatic.policy.parts import PolicyParts, build_action_model
+    from prismatic.policy.saving import save_policy
+
     if config.output_dir.exists():
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
     platform = get_robot_platform(config.robot_platform)

@@ -37,24 +37,29 @@ _FREE_FLAGS = {
 class EvaluationFlags:
     """Flags of every evaluation."""
 
+    # Policy
     pretrained_checkpoint: str | Path = ""  # folder or Hub id of a checkpoint; its policy.json says everything about it
     policy: str = "checkpoint"  # "checkpoint", or "expert": the benchmark's scripted experts instead
+    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
+    batch_size: int = 1  # observations per policy call; part of the outcome, unlike num_envs
+
+    # Episodes
     num_trials_per_task: int = 50  # episodes
     control: str = "none"  # none, grey, wrong_instruction; several with commas: none,grey,wrong_instruction
     num_control_trials_per_task: int | None = None  # episodes of each control; as many as without control by default
     with_expert: bool = False  # play the same episodes with the scripted expert, too
+    seed: int = 7  # of the starts, and of a policy that draws
     num_envs: int = 2  # simulator processes
-    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
-    batch_size: int = 1  # observations per policy call; part of the outcome, unlike num_envs
-    seed: int = 7
+    restart: bool = False  # forget the episodes that local_log_dir holds; without it an interrupted evaluation goes on
+
+    # Results
+    local_log_dir: Path = Path("runs/eval")  # episodes.jsonl, report.json, report.html, failures.png, videos/
     save_video: str = "none"  # none, failures, all, first_<number per task>
     num_pictures: int = 6  # episodes per task whose first and last frame the page shows
-    local_log_dir: Path = Path("runs/eval")  # episodes.jsonl, report.json, report.html, failures.png, videos/
     stages_file: Path | None = None  # JSON list of {stage, command, seconds}: what came before, for the report
-    restart: bool = False  # forget the episodes that local_log_dir holds; without it an interrupted evaluation goes on
     use_wandb: bool = False  # log success rates to Weights & Biases, too
-    wandb_entity: str | None = None
-    wandb_project: str | None = None
+    wandb_entity: str | None = None  # account or team
+    wandb_project: str | None = None  # needed with --use_wandb
 
     def __post_init__(self) -> None:
         if self.policy not in ("checkpoint", "expert"):

@@ -18,7 +18,7 @@ from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
 @dataclass
 class ConvertConfig(RldsFlags):
-    """Flags of the conversion."""
+    """HDF5 recordings in the layout of ALOHA (ACT) -> RLDS."""
 
     state: str = "qpos"  # recorded columns of /observations that make up the state, joined in this order, separated by commas
 

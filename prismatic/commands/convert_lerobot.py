@@ -20,7 +20,7 @@ from prismatic.vla.datasets.lerobot.source import LeRobotSource
 
 @dataclass
 class ConvertConfig(RldsFlags):
-    """Flags of the conversion."""
+    """A LeRobot data set -> RLDS."""
 
 
 def main(config: ConvertConfig) -> None:

@@ -19,7 +19,7 @@ from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
 @dataclass
 class ConvertConfig(RldsFlags):
-    """Flags of the conversion."""
+    """HDF5 files of LIBERO or robomimic -> RLDS."""
 
     val_fraction: float = 0.0  # the published LIBERO sets have a train split only
     action_encoding: str = "EEF_POS"  # tells motions from targets, for --filter_noops only

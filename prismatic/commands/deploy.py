@@ -27,18 +27,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DeployConfig(PolicyFlags):
-    """Flags of the server, beside those that describe a published checkpoint."""
+    """Serves a checkpoint, or adapters over one base model."""
 
+    # Policy
     pretrained_checkpoint: str = ""  # folder or Hub id
     adapters: str = ""  # instead: name=folder,name=folder,... of LoRA runs over one base model; ?adapter=name chooses, the first by default
     base_model: str | None = None  # of the adapters, where their own note of it is not valid here
     unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
-    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
-    port: int = 8777  # 0: any free one
-    api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/quantization.py; fp8 is the fastest
     engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/engine.py)
+    robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
+
+    # Address
+    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
+    port: int = 8777  # 0: any free one
+    api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
+
+    # Load
     max_body_mb: float = 32  # MB of one request
     max_queue: int = 64  # requests being read, waiting or predicted; more get 503
     max_batch_size: int = 16  # observations in one call of the policy
@@ -46,7 +52,6 @@ class DeployConfig(PolicyFlags):
     request_timeout_s: float = 30  # a request unanswered for so long gets 504
     shutdown_timeout_s: float = 30  # for answering what is in the house after SIGTERM
     max_connections: int = 512  # open at once
-    robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
 
     def __post_init__(self) -> None:
         if bool(self.pretrained_checkpoint) == bool(self.adapters):

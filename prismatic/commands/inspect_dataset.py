@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.cli import run_script
-from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
-from prismatic.vla.datasets.inspection.suggest import suggest_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sources import find_dataset_folder
 
@@ -43,6 +41,8 @@ def main(config: InspectConfig) -> None:
     if config.suggest not in (None, "False"):
         _print_suggestion(config)
         return
+    from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
+
     started = time.monotonic()
     assert config.dataset_name is not None
     inspections = [inspect_dataset(spec) for spec in resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)]
@@ -55,6 +55,8 @@ def main(config: InspectConfig) -> None:
 
 
 def _print_suggestion(config: InspectConfig) -> None:
+    from prismatic.vla.datasets.inspection.suggest import suggest_entry
+
     logging.disable(logging.INFO)
     if config.suggest == "True":
         assert config.dataset_name is not None

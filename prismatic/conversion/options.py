@@ -16,10 +16,14 @@ from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 class RldsFlags:
     """Flags of a conversion; a script adds nothing but other defaults."""
 
+    # From where to where
     input_dir: Path  # the recordings; HDF5 files are searched for at any depth
     dataset_name: str  # name in TFDS and in the registry
     data_root_dir: Path  # the data set lands in data_root_dir/dataset_name/version
-    version: str = "1.0.0"
+    version: str = "1.0.0"  # of the data set
+    overwrite: bool = False  # replace an existing data set of this name and version
+
+    # What is written
     val_fraction: float = 0.1  # share of the episodes of each instruction that become the val split, where the recordings have none
     image_size: int | None = None  # pixels; images become squares of this side (256 as in the published data sets); None keeps their size
     cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
@@ -28,7 +32,6 @@ class RldsFlags:
     instruction: str | None = None  # for the whole folder, instead of what the recordings say
     instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}, instead of what the recordings say
     filter_noops: bool = False  # leave out steps in which nothing moves
-    overwrite: bool = False  # replace an existing data set of this name and version
 
     def __post_init__(self) -> None:
         if self.action_encoding not in ActionEncoding.__members__:

@@ -66,7 +66,7 @@ def run_check(subject: str, check: Check) -> Section:
         remedy = f"Install it: pip install {name}; in a checkout, make install brings everything."
         return [Diagnosis(subject, Status.PROBLEM, f"the package {name} is missing", remedy)]
     except Exception as error:  # whatever a damaged installation raises
-        remedy = "Install the packages again (make install in a checkout); PRISMATIC_DEBUG=1 shows where this came from."
+        remedy = "Install the packages again (make install in a checkout); --debug shows where this came from."
         if os.environ.get("PRISMATIC_DEBUG"):
             raise
         return [Diagnosis(subject, Status.PROBLEM, f"the check failed: {type(error).__name__}: {error}", remedy)]

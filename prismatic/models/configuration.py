@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
+from prismatic.models.sizes import TinySizes
 from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds, near_names
 
 
@@ -234,25 +235,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def openvla_7b() -> OpenVLAConfig:
     """The sizes of openvla/openvla-7b: 7,541,237,184 parameters."""
     return OpenVLAConfig()
-
-
-@dataclass(frozen=True)
-class TinySizes:
-    """Sizes of a model small enough to train from scratch on a CPU; the defaults are the demo's."""
-
-    image_size: int = 64  # pixels
-    patch_size: int = 16  # pixels
-    vision_dim: int = 64  # width of each tower
-    vision_layers: int = 2  # computed blocks; one more exists, as in published towers
-    vision_heads: int = 1
-    llm_dim: int = 128
-    llm_layers: int = 3
-    llm_heads: int = 2
-    llm_mlp_dim: int = 384
-
-    def __post_init__(self) -> None:
-        if self.llm_dim % (2 * self.llm_heads):
-            raise ValueError(f"llm_dim {self.llm_dim} is not an even multiple of llm_heads {self.llm_heads}; heads need an even width")
 
 
 def tiny(sizes: TinySizes, base_vocab_size: int, empty_token_id: int) -> OpenVLAConfig:

@@ -33,8 +33,9 @@ from prismatic.policy.files import (
     read_component,
     read_safetensors,
 )
-from prismatic.policy.flags import PolicyFlags, apply_flags, describe_published
+from prismatic.policy.flags import PolicyFlags, apply_flags
 from prismatic.policy.parts import PolicyParts, build_action_model, head_components
+from prismatic.policy.published import describe_published
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import POLICY_FILE, LoraSpec, PolicySpec
 

@@ -36,6 +36,14 @@ class Derived(Base):
     names: list[str] = field(default_factory=lambda: ["a", "b"])  # of the things
 
 
+@dataclass
+class Holder:
+    """Has another as a field."""
+
+    base: Base = field(default_factory=Base)
+    count: int = 1  # of them
+
+
 def test_a_switch_may_stand_alone() -> None:
     assert parse_flags(DoctorConfig, []).json is False
     assert parse_flags(DoctorConfig, ["--json"]).json is True
@@ -47,7 +55,13 @@ def test_a_switch_may_stand_alone() -> None:
 
 def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
     groups = {heading: [(flag.name, flag.default, flag.text) for flag in flags] for heading, flags in flag_groups(Derived).items()}
-    assert groups == {"First things": [("size", "3", "pixels"), ("note", "-", "")], "Second things": [("names", "[a,b]", "of the things")]}
+    own, inherited = [("names", "[a,b]", "of the things")], [("size", "3", "pixels"), ("note", "-", "")]
+    assert list(groups.items()) == [("Second things", own), ("First things", inherited)]
+
+
+def test_help_names_the_flags_of_a_group_that_is_a_field() -> None:
+    assert [flag.name for flag in flag_groups(Holder)["First things"]] == ["base.size", "base.note"]
+    assert parse_flags(Holder, ["--base.size", "5"]).base.size == 5
 
 
 def test_every_training_flag_is_one_explained_line_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +110,38 @@ def test_an_unknown_key_of_a_file_is_named_with_its_neighbour(tmp_path: Path) ->
         parse_flags(FinetuneConfig, ["--config_path", str(recipe)])
 
 
-def test_help_of_the_script_loads_no_torch() -> None:
-    code = "import runpy, sys; sys.argv = ['finetune.py', '--help']; runpy.run_path('vla-scripts/finetune.py', run_name='__main__')"
-    code += "; assert 'torch' not in sys.modules"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+SCRIPTS = sorted(
+    path
+    for folder in ("vla-scripts", "scripts", "experiments")
+    for path in (ROOT / folder).rglob("*.py")
+    if "run_script(main" in path.read_text() or "import run\n" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_help_comes_at_once_and_explains_every_flag(script: Path) -> None:
+    code = f"import runpy, sys; sys.argv = ['{script.name}', '--help']; runpy.run_path(r'{script}', run_name='__main__')"
+    code += "; assert not {'torch', 'transformers', 'tensorflow', 'mujoco'} & set(sys.modules), 'heavy imports before the flags are read'"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "170"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--freeze_vision_backbone" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    about, *_ = done.stdout.splitlines()[2:]
+    assert len(about) > 25, f"the help does not say what the program does: {about!r}"
+    rows = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(rows) > 3
+    assert [row for row in rows if not re.match(r"  --[\w.]+ +\S+ +\S", row)] == []
+
+
+@pytest.mark.parametrize("script", ["vla-scripts/deploy.py", "scripts/inspect_dataset.py", "experiments/robot/aloha/run_aloha_eval.py"])
+def test_a_mistake_is_one_line_and_debug_shows_the_trace(script: str) -> None:
+    command = [sys.executable, script, "--no_such_flag", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = [
+        subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        for more in ([], ["--debug"])
+    ]
+    assert [run.stdout for run in done] == ["", ""]
+    assert (done[0].returncode, done[0].stderr.count("\n")) == (2, 1)
+    assert done[0].stderr.startswith("error: unrecognized arguments: --no_such_flag 1")
+    assert done[1].returncode != 0
+    assert "Traceback" in done[1].stderr

@@ -25,12 +25,12 @@ class RecordConfig:
     """Flags of the recording."""
 
     output_dir: Path  # episodes land in output_dir/<task>/episode_<number>.hdf5
-    task_names: list[str] = field(default_factory=lambda: list(ALOHA_TASKS))
+    task_names: list[str] = field(default_factory=lambda: list(ALOHA_TASKS))  # of gym-aloha
     num_episodes: int = 50  # per task
     image_size: int = 256  # pixels; images are rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
     noise_scale: float = 0.004  # rad, on executed joint angles; with 0.01 insertion fails mostly
-    seed: int = 0
+    seed: int = 0  # of starts and noise
     num_workers: int = 2  # processes
 
 

@@ -40,36 +40,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class AlohaEvalConfig:
-    """Flags of the evaluation; the first group is called as in the published script."""
+    """Flags of the evaluation."""
 
+    # As in the published script
     model_family: str = "openvla"  # part of the run's name
     center_crop: bool | None = None  # the checkpoint knows it; a value that contradicts it is refused
     num_open_loop_steps: int = 25  # actions executed per query
     use_vla_server: bool = True  # there is no other way
     vla_server_url: str = ""  # host, ws://host:port, or http://host:port for POST /act
-    num_rollouts_planned: int = 50
+    num_rollouts_planned: int = 50  # after which the run ends
     max_steps: int | None = None  # executed actions per rollout; 1500 on the robot, what the task allows in simulation
     use_relative_actions: bool = False  # the policy's actions are changes of the joint angles
     run_id_note: str | None = None  # added to the name of the run
-    local_log_dir: Path = Path("runs/aloha_eval")
+    local_log_dir: Path = Path("runs/aloha_eval")  # receives a folder per run
     seed: int = 7  # of the simulated starts
 
+    # Robot and task
     robot: str = HARDWARE  # hardware, or a task of gym-aloha: transfer_cube, insertion
     task_label: str = ""  # the instruction; "": asked for before each rollout, in simulation the task's own
     control_hz: float = 25  # as the demonstrations
+    image_size: int = 256  # simulation: pixels of the rendered images, as in the demonstrations
+    fast_rendering: bool = True  # simulation: no anti-aliasing, shadows or reflections, as in the demonstrations
+    video_hz: float = 12.5  # frames per second of the videos; 0: none
+
+    # Between chunks
     prefetch_steps: int = 0  # ask for the next chunk so many steps before the actions run out, so that the robot need not wait
-    ensemble_decay: float | None = None  # ACT's temporal ensembling, for instance 0.01; ask often then: --num_open_loop_steps 5
     num_blend_steps: int = 0  # pass from one chunk to the next over so many steps
+    ensemble_decay: float | None = None  # ACT's temporal ensembling, for instance 0.01; ask often then: --num_open_loop_steps 5
+
+    # Safety
     max_joint_change: float = 0.2  # rad per step that a joint's target may change
     limit_mode: str = "clip"  # clip or refuse what goes beyond the limits
     max_observation_age_s: float = 0.5  # with older messages from cameras or joints the robot holds its position
     stop_after_s: float = 5.0  # a rollout ends after holding for so long
+
+    # Server
     reply_timeout_s: float = 2.0  # a request unanswered for so long is given up and repeated
     connect_wait_s: float = 60.0  # how long to wait for the server at the start
     api_key: str | None = None  # of the server; the environment variable PRISMATIC_API_KEY does not show in the process list
-    video_hz: float = 12.5  # frames per second of the videos; 0: none
-    image_size: int = 256  # simulation: pixels of the rendered images, as in the demonstrations
-    fast_rendering: bool = True  # simulation: no anti-aliasing, shadows or reflections, as in the demonstrations
 
     def __post_init__(self) -> None:
         if not self.use_vla_server:

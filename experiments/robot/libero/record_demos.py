@@ -33,7 +33,7 @@ class RecordConfig:
     env_img_res: int = 256  # pixels; images are rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
     noise_scale: float = 0.2  # noise on executed motions, whose range is [-1, 1]; what is stored is the expert's action
-    seed: int = 0
+    seed: int = 0  # of starts and noise
     num_workers: int = 2  # processes
     allow_newer_mujoco: bool = False  # record with a MuJoCo in which LIBERO looks and acts differently
 

@@ -28,8 +28,9 @@ _DEFAULT_STATES = "DEFAULT"  # the familiar spelling
 
 @dataclass
 class EvalConfig(EvaluationFlags):
-    """Flags of the evaluation; what stays None is read from the checkpoint."""
+    """Plays LIBERO with a checkpoint; what stays None is read from it."""
 
+    # LIBERO
     task_suite_name: str = "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90
     task_names: list[str] = field(default_factory=list)  # names or numbers of tasks; all of the suite by default
     num_steps_wait: int = 10  # no-op steps first, while objects fall onto the table
@@ -39,22 +40,23 @@ class EvalConfig(EvaluationFlags):
     max_steps: int | None = None  # per episode; as published for the suite by default (220, 280, 300, 520, 400)
     allow_newer_mujoco: bool = False  # evaluate with a MuJoCo in which LIBERO looks and acts differently
     run_id_note: str | None = None  # ends the folder's name
-    local_log_dir: Path = Path("runs/libero_eval")
+    local_log_dir: Path = Path("runs/libero_eval")  # the folder EVAL-<suite>-<checkpoint> appears in it
 
+    # Familiar flags; a published checkpoint needs those that its files do not tell, ours none
     model_family: str = "openvla"  # nothing else is known; accepted because the familiar commands pass it
     unnorm_key: str | None = None  # whose statistics count; that of the suite by default
-    robot_platform: str | None = None
-    num_images_in_input: int | None = None
-    use_l1_regression: bool | None = None
-    use_diffusion: bool | None = None
-    num_diffusion_steps_train: int | None = None
-    num_diffusion_steps_inference: int | None = None
-    use_film: bool | None = None
-    use_proprio: bool | None = None
-    lora_rank: int | None = None
-    center_crop: bool | None = None
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
+    robot_platform: str | None = None  # a name of prismatic/vla/constants.py
+    num_images_in_input: int | None = None  # cameras, as in training
+    use_l1_regression: bool | None = None  # as in training
+    use_diffusion: bool | None = None  # as in training
+    num_diffusion_steps_train: int | None = None  # diffusion only: as in training
+    num_diffusion_steps_inference: int | None = None  # diffusion only: may always be chosen
+    use_film: bool | None = None  # as in training
+    use_proprio: bool | None = None  # as in training
+    lora_rank: int | None = None  # as in training
+    center_crop: bool | None = None  # True after training with image augmentation
+    load_in_8bit: bool = False  # weights of the language model in int8
+    load_in_4bit: bool = False  # weights of the language model in nf4
     engine: str = "auto"  # see prismatic/policy/engine.py
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class RecordConfig:
     image_size: int = 64  # pixels; images are rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
     noise_scale: float = 0.4  # noise on executed actions, whose range is [-1, 1]
-    seed: int = 0
+    seed: int = 0  # of starts and noise
     num_workers: int = 2  # processes
 
 

@@ -19,14 +19,15 @@ from prismatic.cli import run_script
 
 @dataclass
 class EvalConfig(EvaluationFlags):
-    """Flags of the evaluation."""
+    """Plays MetaWorld with a checkpoint."""
 
+    # MetaWorld
     task_names: list[str] = field(default_factory=lambda: list(DEMO_TASKS))  # see experiments/robot/metaworld/tasks.py
     num_trials_per_task: int = 40  # episodes
     image_size: int = 64  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
     engine: str = "auto"  # see prismatic/policy/engine.py
-    local_log_dir: Path = Path("runs/metaworld_eval")
+    local_log_dir: Path = Path("runs/metaworld_eval")  # receives everything
 
 
 def evaluate(config: EvalConfig) -> Report:

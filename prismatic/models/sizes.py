@@ -1,0 +1,25 @@
+"""Sizes that a user may choose; apart from the configurations, whose module loads transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a model small enough to train from scratch on a CPU; the defaults are the demo's."""
+
+    # Sizes of a tiny model
+    image_size: int = 64  # pixels
+    patch_size: int = 16  # pixels
+    vision_dim: int = 64  # width of each tower
+    vision_layers: int = 2  # computed blocks; one more exists, as in published towers
+    vision_heads: int = 1  # of attention
+    llm_dim: int = 128  # width of the language model
+    llm_layers: int = 3  # blocks
+    llm_heads: int = 2  # of attention
+    llm_mlp_dim: int = 384  # inner width of its perceptrons
+
+    def __post_init__(self) -> None:
+        if self.llm_dim % (2 * self.llm_heads):
+            raise ValueError(f"llm_dim {self.llm_dim} is not an even multiple of llm_heads {self.llm_heads}; heads need an even width")
