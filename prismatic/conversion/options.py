@@ -9,6 +9,7 @@ from pathlib import Path
 from prismatic.conversion.rlds_writer import IMAGE_KEYS, RldsSpec
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.hdf5.layout import CAMERA_ALIASES
+from prismatic.vla.datasets.inspection.camera_names import assign_cameras
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 
 
@@ -78,8 +79,9 @@ def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:
         if slot is None or slot in found:
             if len(recorded) == 1:
                 return {"primary": name}
+            likely = ",".join(f"{slot}={name}" for slot, name in assign_cameras(recorded, two_arms=True)[0].items())
             raise ValueError(
-                f"which camera is {name!r}? Say it for each that is to be written, such as --cameras primary={recorded[0]}; "
+                f"which camera is {name!r}? Say it for each that is to be written, such as --cameras {likely}; "
                 f"slots: {', '.join(IMAGE_KEYS)}; recorded cameras: {', '.join(recorded)}"
             )
         found[slot] = name

@@ -16,7 +16,9 @@ TensorFlow is imported here only, when a data set is written. It must never shar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -35,7 +37,7 @@ from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.layout import instruction_from_table
-from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, absolute_action_mask
+from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, absolute_action_mask
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,9 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
                 f"are finished, in {spec.stage}"
             ) from error
         shutil.rmtree(spec.stage)
-    logger.info("wrote %s: %s", spec.target, {name: f"{len(members)} episodes" for name, members in splits.items()})
+    logger.info("wrote %s: %s", spec.target, ", ".join(f"{len(members)} episodes in {name}" for name, members in splits.items()))
+    if spec.dataset_name not in OXE_DATASET_CONFIGS:
+        logger.info("next, for its registry entry: python scripts/inspect_dataset.py --suggest %s", spec.target.parent)
     return spec.target
 
 
@@ -229,7 +233,7 @@ def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEp
         return self.dataset_info_from_configs(features=features, description=f"{spec.dataset_name}: recorded demonstrations")
 
     def generators(self: Any, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {name: _examples(members) for name, members in splits.items()}
+        return {name: _examples(name, members) for name, members in splits.items()}
 
     class_name = "".join(word.capitalize() for word in spec.dataset_name.split("_"))
     members = {
@@ -243,20 +247,22 @@ def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEp
     }
     with tfds.core.registered.skip_registration():
         builder_class = type(class_name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder_class(data_dir=data_dir).download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False, compute_stats="skip", register_checksums=False)
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of downloads, of which there are none
+        builder_class(data_dir=data_dir).download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False, compute_stats="skip", register_checksums=False)
+        )
 
 
 def _import_tfds() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at every start
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # writing files needs no GPU memory
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError(f"writing RLDS needs TensorFlow ({error}); install the extra: pip install -e '.[rlds]'") from error
     tfds.core.utils.gcs_utils._is_gcs_disabled = True  # a new data set is on no server; do not ask one
-    tfds.display_progress_bar(True)
+    tfds.disable_progress_bar()  # of its three, one within the other; _examples shows one
     return tfds
 
 
@@ -273,8 +279,8 @@ def _features(tfds: Any, first: StagedEpisode) -> Any:
     return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step), "episode_metadata": {"file_path": tfds.features.Text()}})
 
 
-def _examples(episodes: Sequence[StagedEpisode]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, episode in enumerate(episodes):
+def _examples(split: str, episodes: Sequence[StagedEpisode]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, episode in enumerate(tqdm(episodes, desc=f"writing {split}", unit="episode")):
         yield f"{number:06d}", {"steps": list(_steps(episode)), "episode_metadata": {"file_path": episode.name}}
 
 

@@ -185,7 +185,7 @@ def near_names(name: str, names: Iterable[str]) -> str:
     close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
+    return f"known: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
 
 
 def get_robot_platform(name: str) -> RobotPlatform:

@@ -318,7 +318,12 @@ _ALOHA_CAMERAS = {"primary": "cam_high", "left_wrist": "cam_left_wrist", "right_
 @pytest.mark.parametrize(
     ("write", "cameras", "encoding", "platform"),
     [
-        (_write_lerobot, {slot: f"observation.images.{name}" for slot, name in _ALOHA_CAMERAS.items()}, "JOINT_POS_BIMANUAL", "ALOHA"),
+        (
+            _write_lerobot,
+            {slot: f"observation.images.{name}" for slot, name in _ALOHA_CAMERAS.items()},
+            "JOINT_POS_BIMANUAL",
+            "MINE",
+        ),  # 10 Hz
         (_write_act, _ALOHA_CAMERAS, "JOINT_POS_BIMANUAL", "ALOHA"),
         (_write_libero, {"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}, "EEF_POS", "LIBERO"),
     ],
@@ -330,10 +335,21 @@ def test_suggested_entry_for_other_sources_reads_the_folder(
     suggestion = suggest_entry(find_dataset_folder(tmp_path, "mine"), "mine")
     entry = eval("{" + suggestion.entry_text() + "}", vars(configs))["mine"]
     assert entry.cameras == cameras  # each once, whatever other names the source offers
-    assert (entry.action_encoding.name, entry.robot_platform, suggestion.platform_is_new) == (encoding, platform, False)
+    assert (entry.action_encoding.name, entry.robot_platform, suggestion.platform_is_new) == (encoding, platform, platform == "MINE")
     index = load_index(open_source(folder, entry), entry, identity_dataset_transform)
     assert index.images.shape[1] == len(cameras)
     assert (index.actions.shape[1], index.proprio.shape[1]) == (suggestion.action_dim, suggestion.proprio_dim)
+
+
+def test_another_rate_is_another_platform(tmp_path: Path) -> None:
+    cameras = {"head": "head", "hand_left": "hand_left", "hand_right": "hand_right"}
+    folder = write_dataset(tmp_path, "mine", {"train": _recorded(16, 16, True, tuple(cameras))})
+    known = {hz: suggest_entry(folder, "mine", hz) for hz in (None, 24.0, 30.0)}
+    assert [(known[hz].platform, known[hz].platform_is_new) for hz in known] == [("DUAL_JOINT", False)] * 2 + [("MINE", True)]
+    assert "control_hz=30,\n" in known[30.0].text()
+    assert "num_actions_chunk=30,\n" in known[30.0].text()
+    assert "say it with --control_hz" in known[None].text()
+    assert "say it with --control_hz" not in known[24.0].text()
 
 
 def test_suggestion_without_action_names_what_is_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from prismatic.vla.constants import ROBOT_PLATFORMS, NormalizationType, near_names
 from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
+from prismatic.vla.datasets.inspection.camera_names import assign_cameras, looks_from_wrist
 from prismatic.vla.datasets.inspection.checks import looks_like
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding
 from prismatic.vla.datasets.sources import open_source
@@ -24,9 +25,8 @@ from prismatic.vla.datasets.sources import open_source
 _CONSTANTS_FILE = "prismatic/vla/constants.py"
 _NUM_PEEKED_EPISODES = 5
 _DEFAULT_HZ = 25.0
-_WRIST = re.compile(r"wrist|hand|gripper|in_hand")
-# Names of a fixed camera that looks at the whole scene, the likeliest first.
-_PRIMARY_WORDS = ("primary", "high", "top", "front", "head", "agentview", "exterior", "third", "static", "main", "base", "image", "rgb", "")
+_SAME_HZ = 0.1  # rates that differ by less than this share are the same
+_MIN_WIDTH_OF_TWO_ARMS = 12
 _WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint_states", "agent_pos")
 _STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp")
 _NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current")
@@ -40,7 +40,7 @@ class Suggestion:
     cameras: dict[str, str]  # camera -> stored key
     state_keys: dict[str, int]  # stored key -> width
     action_dim: int
-    control_hz: float
+    control_hz: float | None  # None: unknown
     action_encoding: ActionEncoding = ActionEncoding.EEF_POS
     state_encoding: StateEncoding = StateEncoding.NONE
     platform: str = ""
@@ -78,11 +78,11 @@ class Suggestion:
         )  # fmt: skip
         fields = {
             "name": _quoted(self.platform),
-            "num_actions_chunk": str(max(1, round(self.control_hz))),
+            "num_actions_chunk": str(max(1, round(self.control_hz or _DEFAULT_HZ))),
             "action_dim": str(self.action_dim),
             "proprio_dim": str(self.proprio_dim),
             "normalization": f"NormalizationType.{normalization.name}",
-            "control_hz": f"{self.control_hz:g}",
+            "control_hz": f"{self.control_hz or _DEFAULT_HZ:g}",
             "action_names": _quoted_tuple(action_names),
             "proprio_names": _quoted_tuple(state_names),
         }
@@ -98,7 +98,10 @@ class Suggestion:
         parts += [f"# Actions: {self.action_dim} dimensions. State: {widths}. Guessed; then check with scripts/inspect_dataset.py."]
         parts += [f"# Paste into OXE_DATASET_CONFIGS of {CONFIGS_FILE}:", self.entry_text()]
         if (platform := self.platform_text()) is not None:
-            parts += ["", "# No known platform has these dimensions. Name the dimensions, with [rad] or [m] where it fits, and"]
+            parts += [
+                "",
+                "# No known platform has these dimensions at this rate. Name the dimensions, with [rad] or [m] where it fits, and",
+            ]
             parts += [f"# paste into ROBOT_PLATFORMS of {_CONSTANTS_FILE}:", platform]
         return "\n".join(parts)
 
@@ -122,7 +125,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
         cameras=_guess_cameras(folder, observation, actions, notes),
         state_keys=_guess_state(observation, actions, notes),
         action_dim=actions,
-        control_hz=control_hz or _stored_hz(folder) or _DEFAULT_HZ,
+        control_hz=control_hz or _stored_hz(folder),
         notes=notes,
     )
     if "language_instruction" not in first:
@@ -153,31 +156,12 @@ def _guess_cameras(folder: Path, observation: Mapping[str, Any], action_dim: int
     keys = list(stored.values())
     if not keys:
         raise ValueError(f"{folder}: no encoded images directly below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
-    found: dict[str, str] = {}
-    for side in ("left", "right"):
-        # Two arms often name their wrist cameras by the side alone.
-        matching = [key for key in keys if side in key.lower() and (_WRIST.search(key.lower()) or (action_dim >= 12 and len(keys) > 2))]
-        if matching and len({"left", "right"} & {word for word in ("left", "right") for key in keys if word in key.lower()}) == 2:
-            found[f"{side}_wrist"] = matching[0]
-    wrists = [key for key in keys if key not in found.values() and _WRIST.search(key.lower())]
-    if wrists and "left_wrist" not in found:
-        found["wrist"] = wrists[0]
-    rest = [key for key in keys if key not in found.values()]
-    ranked = sorted(rest, key=lambda key: (bool(_WRIST.search(key.lower())), _primary_rank(key)))
-    if not ranked:
-        role = next(iter(found))
-        ranked = [found.pop(role)]
-        notes.append(f"Every camera is on a wrist; {ranked[0]!r} is taken as the primary one.")
-    found["primary"] = ranked[0]
-    if len(ranked) > 1:
-        found["secondary"] = ranked[1]
-    if len(ranked) > 2:
-        notes.append(f"Cameras that find no place: {', '.join(ranked[2:])}.")
-    return {camera: found[camera] for camera in ("primary", "wrist", "left_wrist", "right_wrist", "secondary") if camera in found}
-
-
-def _primary_rank(key: str) -> int:
-    return next(rank for rank, word in enumerate(_PRIMARY_WORDS) if word in key.lower())
+    cameras, left_over = assign_cameras(keys, two_arms=action_dim >= _MIN_WIDTH_OF_TWO_ARMS)
+    if looks_from_wrist(cameras["primary"]):
+        notes.append(f"Every camera is on a wrist; {cameras['primary']!r} is taken as the primary one.")
+    if left_over:
+        notes.append(f"Cameras that find no place: {', '.join(left_over)}.")
+    return cameras
 
 
 def _guess_state(observation: Mapping[str, Any], action_dim: int, notes: list[str]) -> dict[str, int]:
@@ -209,7 +193,7 @@ def _guess_encodings(suggestion: Suggestion, trajectories: list[Trajectory]) -> 
     num_position = kinds.count("position")
     names_joints = any(re.search(r"joint|qpos", key.lower()) for key in suggestion.state_keys)
     if num_position > len(kinds) / 2 or (names_joints and "motion" not in kinds):
-        bimanual = width >= 12 and width % 2 == 0
+        bimanual = width >= _MIN_WIDTH_OF_TWO_ARMS and width % 2 == 0
         suggestion.action_encoding = ActionEncoding.JOINT_POS_BIMANUAL if bimanual else ActionEncoding.JOINT_POS
         suggestion.state_encoding = StateEncoding.JOINT_BIMANUAL if bimanual else StateEncoding.JOINT
         suggestion.notes.append("Actions follow the state: absolute (joint angles, or poses, which are treated alike).")
@@ -245,16 +229,21 @@ def _guess_platform(suggestion: Suggestion) -> None:
         if (platform.action_dim, platform.proprio_dim, platform.normalization)
         == (suggestion.action_dim, suggestion.proprio_dim, normalization)
     ]
-    if not fitting:
+    hz = suggestion.control_hz
+    rate = f"{hz or _DEFAULT_HZ:g} Hz" + (", a guess: --control_hz says the rate of your robot" if hz is None else "")
+    at_rate = [platform for platform in fitting if hz is None or abs(platform.control_hz - hz) <= _SAME_HZ * hz]
+    if not at_rate:
         suggestion.platform = re.sub(r"\W+", "_", suggestion.name).upper()
         suggestion.platform_is_new = True
-        suggestion.notes.append(
-            f"The chunk of the new platform is one second at {suggestion.control_hz:g} Hz; correct control_hz if need be."
-        )
+        suggestion.notes.append(f"The chunk of the new platform is one second at {rate}.")
         return
-    fitting.sort(key=lambda platform: abs(platform.control_hz - suggestion.control_hz))
-    suggestion.platform = fitting[0].name
-    if others := [platform.name for platform in fitting[1:]]:
+    at_rate.sort(key=lambda platform: abs(platform.control_hz - (hz or _DEFAULT_HZ)))
+    chosen = at_rate[0]
+    suggestion.platform = chosen.name
+    suggestion.notes.append(f"{chosen.name} predicts {chosen.num_actions_chunk} actions at {chosen.control_hz:g} Hz.")
+    if hz is None:
+        suggestion.notes.append("If your robot acts at another rate, say it with --control_hz for a platform of its own.")
+    if others := [platform.name for platform in at_rate[1:]]:
         suggestion.notes.append(f"Platforms with the same dimensions: {', '.join(others)}.")
 
 

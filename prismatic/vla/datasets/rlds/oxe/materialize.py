@@ -104,7 +104,8 @@ def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str 
     if bare_name.lower() not in known:
         raise ValueError(
             f"--dataset_name {bare_name!r} is neither an entry of {CONFIGS_FILE} nor a mixture of mixtures.py beside it "
-            f"(to train on a data set of your own, add an entry); {near_names(bare_name, known.values())}"
+            f"({near_names(bare_name, known.values())}). For a data set of your own, "
+            f"python scripts/inspect_dataset.py --suggest {data_root_dir / bare_name} prints an entry to paste"
         )
     entry = find_entry(bare_name)
     registry_name = known[bare_name.lower()]
