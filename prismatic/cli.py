@@ -20,6 +20,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
+_OUR_LOGGERS = ("prismatic", "experiments", "__main__")
 _DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
     arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG_FLAG]
     if _DEBUG_FLAG in sys.argv:
         os.environ[_DEBUG] = "1"  # child processes see it, too
-    _prepare_process()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _prepare_process()
     if {"-h", "--help"} & set(arguments):
         from prismatic.cli_help import render_help
 
@@ -84,7 +85,9 @@ def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str
 
 
 def _explain(message: str, config_class: type) -> str:
-    """`message`, with near names where a flag is unknown."""
+    """`message` about flags, with near names where one is unknown."""
+    if missing := re.findall(r"`(\w+)`", message) if message.startswith("Missing required") else []:
+        return f"{', '.join(f'--{name}' for name in missing)} missing; --help explains all flags"
     names = [item.name for item in fields(config_class)]
     unknown = re.findall(r"--(\w+)", message) if "unrecognized arguments" in message else re.findall(r"`(\w+)`", message)
     unknown = [name for name in unknown if name not in names]
@@ -110,7 +113,11 @@ def _prepare_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-    for noisy in ("httpx", "httpx2", "absl", "matplotlib", "huggingface_hub", "OpenGL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_a_warning)
     for imported_by_peft in ("torchao", "torch.utils._pytree"):  # the first warns of every kernel built for another torch
         logging.getLogger(imported_by_peft).setLevel(logging.ERROR)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OUR_LOGGERS

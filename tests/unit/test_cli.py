@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.robot.metaworld.record_demos import RecordConfig
 from prismatic.cli import parse_flags
 from prismatic.cli_help import flag_groups, render_help
 from prismatic.commands.doctor import DoctorConfig
@@ -85,6 +86,11 @@ def test_flags_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     recipe.write_text("batch_size: 3\nlearning_rate: 1.0e-4\nuse_film: true\n")
     config = parse_flags(FinetuneConfig, ["--config_path", str(recipe), "--batch_size", "5"])
     assert (config.batch_size, config.learning_rate, config.use_film, config.max_steps) == (5, 1e-4, True, 200_000)
+
+
+def test_flags_that_must_be_given_are_named_as_flags() -> None:
+    with pytest.raises(ValueError, match=r"^--output_dir missing; --help explains all flags$"):
+        parse_flags(RecordConfig, ["--num_episodes", "1"])
 
 
 @pytest.mark.parametrize(
