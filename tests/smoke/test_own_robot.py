@@ -1,0 +1,87 @@
+"""docs/own_robot.md from the first line to the last, as it is written, for both robots; only the training is shorter."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from documents import ROOT, add_entry, copy_checkout, environment, page_commands, page_files
+
+PAGE = "docs/own_robot.md"
+COMMANDS = page_commands(PAGE)
+SHORT_TRAINING = " --max_steps 2 --save_freq 2 --num_workers 0"
+pytestmark = pytest.mark.rlds
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    copy_checkout(folder)
+    for name, content in page_files(PAGE).items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def _run(checkout: Path, command: str, **more: str) -> str:
+    started = time.monotonic()
+    done = subprocess.run(
+        command, shell=True, cwd=checkout, env=environment(checkout) | more, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    print(f"{time.monotonic() - started:6.1f} s  {command[:110]}")
+    return done.stdout
+
+
+@contextmanager
+def _serving(checkout: Path, command: str) -> Iterator[str]:
+    """The address of the server that `command` starts."""
+    log = checkout / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            f"exec {command} --port 0", shell=True, cwd=checkout, env=environment(checkout), stdout=output, stderr=output
+        )
+    try:
+        until = time.monotonic() + 100
+        while not (found := re.search(r"serving on http://([\d.]+:\d+)", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield f"ws://{found[1]}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _assert_shown(suggestion: str) -> None:
+    """What was printed, without its comments, stands in the page."""
+    for part in suggestion.split("\n\n"):
+        assert "\n".join(line for line in part.splitlines() if not line.startswith("#")) in (ROOT / PAGE).read_text()
+
+
+@pytest.mark.timeout(600)
+def test_the_page_leads_both_robots_from_recording_to_acting(checkout: Path) -> None:
+    for command in COMMANDS:
+        if "deploy.py" in command:
+            continue  # needed by the control loop, which comes after it
+        if "control.py" in command:
+            robot = command.split()[2]
+            serve = next(item for item in COMMANDS if "deploy.py" in item).replace("desk_arm", robot)
+            with _serving(checkout, serve) as address:
+                printed = _run(checkout, command, POLICY_SERVER=address)
+            expected = {
+                "desk_arm": "DESK_ARM: 10 actions of 6 dimensions in 1.0 s",
+                "two_arms": "TWO_ARMS: 30 actions of 16 dimensions in 1.0 s",
+            }
+            assert printed.splitlines() == [expected[robot]] * 3
+            continue
+        printed = _run(checkout, command + (SHORT_TRAINING if "finetune.py" in command else ""))
+        if "--suggest" in command:
+            add_entry(checkout, printed)
+            if "desk_arm" in command:
+                _assert_shown(printed)
+    assert {item.name for item in (checkout / "runs/inspection").iterdir()} == {"desk_arm.html", "two_arms.html"}
