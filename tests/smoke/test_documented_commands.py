@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from documented import FOLLOWED_BY_A_TEST_OF_ITS_OWN, PAGES, RULES, Elsewhere, Here, find_rule
@@ -62,7 +63,7 @@ def _run(folder: Path, command: str, statuses: tuple[int, ...] = (0,)) -> str:
 
 
 def _serve(folder: Path, command: str) -> None:
-    """Starts a server, waits until it serves, and ends it as Ctrl-C does."""
+    """Starts a server, asks it how it is, and ends it."""
     process = subprocess.Popen(
         f"exec {command}", shell=True, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -70,7 +71,9 @@ def _serve(folder: Path, command: str) -> None:
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("serving on http://"):
+        if found := re.match(r"serving on http://[\d.]+:(\d+)", line):
+            with urlopen(f"http://127.0.0.1:{found[1]}/healthz", timeout=60) as reply:
+                assert reply.status == 200
             process.terminate()
     assert process.wait(60) == 0, "".join(lines)
     assert lines[-1].startswith("serving on http://"), "".join(lines)
@@ -132,6 +135,7 @@ def test_pages_with_commands_are_known() -> None:
 
 
 SNIPPET_START = """
+import numpy as np
 image = wrist_image = np.zeros((64, 64, 3), np.uint8)
 state = np.zeros(4)
 """
