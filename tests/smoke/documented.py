@@ -105,10 +105,6 @@ RULES: dict[str, Rule] = {
     ),
     r"torchrun --nnodes 2 .*": Elsewhere("tests/smoke/test_processes.py", "--rdzv-backend"),
     r"#!/bin/bash|#SBATCH .*|trap .*|head=.*|srun .*|wait .*|if \[ -n .*": ByHand("the lines of a Slurm job"),
-    r"torchrun .* --dataset_name my_robot --resume True": Here(
-        f"{_SHORT} --max_steps 3 --run_id_override my_run --merge_lora_during_training False --vla_path openvla/openvla-7b "
-        "--data_root_dir data --num_images_in_input 2 --use_proprio True"
-    ),
     # benchmarks/README.md
     r"python benchmarks/(check_7b|inference|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,

@@ -76,7 +76,7 @@ def _serve(folder: Path, command: str) -> None:
                 assert reply.status == 200
             process.terminate()
     assert process.wait(60) == 0, "".join(lines)
-    assert lines[-1].startswith("serving on http://"), "".join(lines)
+    assert lines[-1] == "shutting down: all requests are answered\n", "".join(lines)
 
 
 def _prepare(folder: Path, command: str) -> None:
