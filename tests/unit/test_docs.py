@@ -1,4 +1,7 @@
-"""README.md and README_EN.md say the same; every documented command has flags that exist."""
+"""README.md and README_EN.md say the same; every documented command has flags that exist.
+
+That the commands run is the matter of tests/smoke/test_documented_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ from prismatic.commands.plot_run import PlotConfig
 from prismatic.commands.push_to_hub import PushConfig
 from prismatic.doctor.software import EXTRAS
 from prismatic.training.config import FinetuneConfig
+from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, find_entry
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "smoke"))
+from documents import page_commands  # noqa: E402
+
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
+OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
-
-
-def _commands(page: str) -> list[str]:
-    """The shell commands of a page, each on one line."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def _module(path: str) -> ModuleType:
@@ -72,20 +75,66 @@ CONFIGS = {
 }
 
 
+# The same headings in both languages, in order.
+HEADINGS = {
+    "让 OpenVLA-OFT 学会你自己的机器人": "Teach OpenVLA-OFT your own robot",
+    "它替你解决什么": "What it does for you",
+    "安装": "Install",
+    "从检查点到动作": "From a checkpoint to actions",
+    "使用你自己的数据": "Your own data",
+    "训练": "Train",
+    "评测": "Evaluate",
+    "结果": "Results",
+    "与其他工具比较": "Compared with other tools",
+    "测试": "Tests",
+    "引用": "Citing",
+    "许可证": "Licence",
+}
+
+
+def _headings(page: str) -> list[tuple[int, str]]:
+    """(level, text) of a page, lines of code left out."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.S | re.M)
+    return [(len(marks), heading) for marks, heading in re.findall(r"^(#+) (.+)$", text, re.M)]
+
+
 def test_both_languages_have_the_same_headings_and_commands() -> None:
-    levels = [[len(mark) for mark in re.findall(r"^(#+) ", (ROOT / page).read_text(), re.M)] for page in PAGES]
-    assert levels[0] == levels[1]
-    assert _commands(PAGES[0]) == _commands(PAGES[1]) != []
+    chinese, english = (_headings(page) for page in PAGES)
+    assert [(level, HEADINGS[heading]) for level, heading in chinese] == english
+    assert [heading for _, heading in chinese] == list(HEADINGS)
+    assert page_commands(PAGES[0]) == page_commands(PAGES[1]) != []
 
 
-@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES) for command in _commands(page)])
+def test_both_languages_have_tables_of_the_same_rows_and_the_same_links() -> None:
+    chinese, english = ((ROOT / page).read_text() for page in PAGES)
+    assert len(re.findall(r"^\|", chinese, re.M)) == len(re.findall(r"^\|", english, re.M)) > 30
+    assert set(re.findall(r"\]\((\S+?)\)", chinese)) == set(re.findall(r"\]\((\S+?)\)", english))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_readme_explains_samples_and_fields_of_the_registry(page: str) -> None:
+    text = (ROOT / page).read_text()
+    samples = [name for name in OXE_DATASET_CONFIGS if name.endswith("_task_sample")]
+    assert len(samples) == 4
+    for name in samples:
+        entry = find_entry(name)
+        platform = get_robot_platform(str(entry.robot_platform))
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert re.search(rf"`{platform.name}` ?[(（]{platform.action_dim}[)）]", row), row
+    documented = {item.name for item in fields(DatasetEntry)} - {"depth_obs_keys", "aux_kwargs"}  # accepted for old entries only
+    assert {name for name in documented if f"| `{name}` |" in text} == documented
+
+
+@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES) for command in page_commands(page)])
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     _check_command(command)
 
 
 @pytest.mark.parametrize("page", SETUP_PAGES)
 def test_commands_of_setting_up_exist_with_their_flags(page: str) -> None:
-    ours = [line for line in _commands(page) if re.match(r"(\w+=\S+ )?make ", line) or any(script in line.split() for script in CONFIGS)]
+    ours = [
+        line for line in page_commands(page) if re.match(r"(\w+=\S+ )?make ", line) or any(script in line.split() for script in CONFIGS)
+    ]
     assert len(ours) >= 3
     for command in ours:
         _check_command(command[max(0, command.find("make ")) :])
@@ -120,7 +169,20 @@ def test_the_doctor_and_setup_name_the_same_extras() -> None:
     assert {name for cell in re.findall(r"^\| (`.*?`) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)} == set(EXTRAS)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES])
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT])
 def test_links_and_pictures_exist(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (ROOT / target).exists(), f"{page} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        if anchor:
+            headings = [
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for _, heading in _headings(str(path.resolve().relative_to(ROOT)))
+            ]
+            assert anchor in headings, f"{page} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, "CHANGELOG.md"])
+def test_english_pages_begin_with_a_chinese_summary(page: str) -> None:
+    first = (ROOT / page).read_text().split("\n## ")[0]
+    assert "**中文摘要" in first
+    assert len(re.findall(r"[\u4e00-\u9fff]", first)) > 50
