@@ -13,12 +13,15 @@ from prismatic.cli import run_script
 from prismatic.training.curves import CURVES_FILE, plot_runs
 
 
+_COMPARED_FILE = "compared_curves.png"  # a run's own picture stays
+
+
 @dataclass
 class PlotConfig:
     """Which runs to draw."""
 
     run_dirs: list[Path] = field(default_factory=list)  # folders with metrics.jsonl; the flag's name may be left out
-    output: Path | None = None  # PNG file; curves.png in the first folder by default
+    output: Path | None = None  # PNG file; by default in the first folder: curves.png, or compared_curves.png for several runs
 
     def __post_init__(self) -> None:
         if not self.run_dirs:
@@ -27,7 +30,7 @@ class PlotConfig:
 
 def main(config: PlotConfig) -> None:
     """Entry point."""
-    picture = config.output or config.run_dirs[0] / CURVES_FILE
+    picture = config.output or config.run_dirs[0] / (CURVES_FILE if len(config.run_dirs) == 1 else _COMPARED_FILE)
     plot_runs(config.run_dirs, picture)
     print(f"wrote {picture}")
 

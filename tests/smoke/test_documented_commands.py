@@ -109,6 +109,8 @@ def test_commands_run(workplace: Path) -> None:
             _serve(workplace, f"{command} {rule.extra}")
         else:
             _run(workplace, f"{command} {rule.extra}", rule.statuses)
+    assert (workplace / "runs/my_run/curves.png").stat().st_size > 10_000
+    assert (workplace / "runs/my_run/compared_curves.png").stat().st_size > 10_000
 
 
 def test_every_command_has_a_rule_and_every_rule_a_command() -> None:
