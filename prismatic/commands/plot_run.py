@@ -12,7 +12,6 @@ from pathlib import Path
 from prismatic.cli import run_script
 from prismatic.training.curves import CURVES_FILE, plot_runs
 
-
 _COMPARED_FILE = "compared_curves.png"  # a run's own picture stays
 
 
