@@ -63,7 +63,8 @@ def flag_groups(config_class: type, prefix: str = "") -> dict[str, list[Flag]]:
     groups: dict[str, list[Flag]] = {heading: [] for owner in owners for _, heading in _headings(owner)}
     types = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        text = get_attribute_docstring(config_class, item.name).comment_inline
+        comments = (get_attribute_docstring(owner, item.name).comment_inline for owner in owners)
+        text = next(filter(None, comments), "")  # a default that is replaced needs no comment of its own
         if dataclasses.is_dataclass(types[item.name]):
             groups |= flag_groups(types[item.name], f"{prefix}{item.name}.")
         elif item.init:

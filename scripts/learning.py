@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.cli import run_script
-from prismatic.models.configuration import TinySizes
+from prismatic.models.sizes import TinySizes
 from prismatic.training.interrupts import STOPPED
 from prismatic.vla.constants import near_names
 
@@ -75,6 +75,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 class LearningConfig(TinySizes):
     """The sizes of the model, and these."""
 
+    # Sizes of the model
     image_size: int = 128  # pixels, also of the recordings
     vision_dim: int = 256
     vision_layers: int = 4
@@ -84,6 +85,7 @@ class LearningConfig(TinySizes):
     llm_heads: int = 6
     llm_mlp_dim: int = 1024
 
+    # What is learnt
     benchmark: str = "libero_object"  # libero_object, libero_spatial or aloha_transfer_cube
     task_names: list[str] = field(default_factory=list)  # names or numbers; all of the suite by default
     variants: list[str] = field(default_factory=lambda: ["l1"])  # l1, no_proprio, no_wrist, film, diffusion, discrete
@@ -93,16 +95,16 @@ class LearningConfig(TinySizes):
     num_trials_per_task: int = 50  # evaluation episodes per task; LIBERO has 50 fixed initial states
     num_control_trials_per_task: int = 10  # episodes with grey images and with a wrong instruction, of the first variant
     max_steps: int = 5000  # optimizer steps
-    batch_size: int = 64
-    learning_rate: float = 3e-4
+    batch_size: int = 64  # samples per step
+    learning_rate: float = 3e-4  # of AdamW
     max_train_s: float | None = None  # a training that takes longer is asked to save and stop, and evaluated as it is then
     cuda_graphs: str = "False"  # see vla-scripts/finetune.py, as --compile
-    compile: str = "auto"
+    compile: str = "auto"  # see vla-scripts/finetune.py
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
     num_loaders: int = 8  # processes that load data, per training
     num_envs: int = 16  # simulator processes, for recording and for each evaluation
     engine: str = "graph"  # of the evaluation, see prismatic/policy/engine.py; on a CPU the plain one is taken
-    seed: int = 7
+    seed: int = 7  # of everything
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,12 +15,9 @@ import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
 from prismatic.cli import run_script
-from prismatic.models.configuration import TinySizes
+from prismatic.models.sizes import TinySizes
 from prismatic.policy.spec import PolicySpec
 from prismatic.stages import run_stage
 
@@ -31,14 +28,15 @@ _DATASET, _RUN = "metaworld_base", "run"
 class PretrainConfig(TinySizes):
     """The sizes of the base, and how it is made. The defaults are those of the base in assets/tiny_base."""
 
+    # How the base is made
     output_dir: Path = Path("runs/pretraining/base")  # a folder that does not exist yet
     work_dir: Path = Path("runs/pretraining")  # recordings, the random start and the run
     num_demonstrations: int = 40  # per task
     max_steps: int = 2500  # optimizer steps
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    batch_size: int = 256  # samples per step
+    learning_rate: float = 1e-3  # of AdamW
     num_workers: int = 2  # processes that record, then processes that load data
-    seed: int = 7
+    seed: int = 7  # of everything
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +91,8 @@ def main(config: PretrainConfig) -> None:
 def _card(config: PretrainConfig, commands: dict[str, list[str]], seconds: dict[str, float]) -> str:
     """The model card of the new base."""
     import jinja2
+    import torch
+    from safetensors import safe_open
 
     weights = config.output_dir / "model.safetensors"
     with safe_open(weights, "pt") as file:

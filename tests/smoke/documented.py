@@ -61,7 +61,6 @@ RULES: dict[str, Rule] = {
     r"(TORCH_INDEX_URL=\S+ )?make install": _INSTALLS,
     r"make (test|lint)|python -m pytest -x \S+": _THIS,
     r"python scripts/doctor\.py.*": Here(statuses=(0, 1)),  # 1: this machine has a problem
-    r"python vla-scripts/deploy\.py --pretrained_checkpoint runs/transfer_cube.*": Elsewhere("tests/smoke/test_deploy.py", "deploy.py"),
     r"python vla-scripts/deploy\.py .*": Here("--port 0", serves=True),
     r"python scripts/convert/aloha_hdf5_to_rlds\.py --input_dir (recordings|preprocessed/fold_shirt|runs/aloha_sim\S+) .*": Here(),
     r"python scripts/inspect_dataset\.py --(suggest data/my_robot|dataset_name (my_robot|fold_shirt)) .*": Here(),
@@ -79,6 +78,8 @@ RULES: dict[str, Rule] = {
     r"python experiments/robot/aloha/preprocess_split_aloha_data\.py .*": Here("--percent_val 0.5"),
     r"torchrun .* --dataset_name fold_shirt .*": Here(_SHORT),
     r"python experiments/robot/aloha/run_aloha_eval\.py .*": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
+    r"python experiments/robot/aloha/run_aloha_sim_eval\.py .*": Here("--num_trials_per_task 1 --num_envs 1 --image_size 48"),
+    r"python scripts/learning\.py .*": Gpu("made for one GPU and 16 cores; its stages are tested in tests/unit/test_learning.py"),
     r"python experiments/robot/aloha/record_demos\.py .*": Here("--num_episodes 2 --image_size 48"),
     # LIBERO.md
     r"make libero-smoke": Elsewhere("tests/smoke/test_libero.py", "make_untrained_policy.py"),

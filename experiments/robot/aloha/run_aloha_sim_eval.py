@@ -23,11 +23,12 @@ from prismatic.cli import run_script
 class EvalConfig(EvaluationFlags):
     """Flags of the evaluation."""
 
-    task_names: list[str] = field(default_factory=lambda: list(ALOHA_TASKS))
+    # gym-aloha
+    task_names: list[str] = field(default_factory=lambda: list(ALOHA_TASKS))  # transfer_cube, insertion
     image_size: int = 256  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
     engine: str = "auto"  # see prismatic/policy/engine.py
-    local_log_dir: Path = Path("runs/aloha_sim_eval")
+    local_log_dir: Path = Path("runs/aloha_sim_eval")  # receives everything
 
 
 def evaluate(config: EvalConfig) -> Report:
