@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,18 @@ def plan_episodes(config: EvaluationFlags, benchmark: Benchmark) -> list[Planned
         for run in config.runs
         for index in benchmark.episode_numbers(task, config.num_trials(run))
     ]
+
+
+def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:
+    """`wanted`; of a checkpoint trained on several data sets the first of `data_sets` that it knows; else None: there is only one."""
+    from prismatic.policy.files import STATISTICS_FILE
+    from prismatic.policy.loading import resolve_folder
+
+    statistics = resolve_folder(checkpoint) / STATISTICS_FILE
+    if wanted or not statistics.is_file():
+        return wanted
+    keys = json.loads(statistics.read_text())
+    return next((name for name in data_sets if name in keys), None) if len(keys) > 1 else None
 
 
 def print_report(report: Report, config: EvaluationFlags) -> None:

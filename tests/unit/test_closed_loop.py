@@ -108,6 +108,12 @@ def test_a_line_cut_short_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) 
         evaluate(flags(tmp_path, num_trials_per_task=2))
 
 
+def test_an_evaluation_that_played_nothing_leaves_the_folder_free(tmp_path: Path) -> None:
+    Journal(tmp_path, {"batch_size": 1})
+    Journal(tmp_path, {"batch_size": 2})
+    assert read_journal(tmp_path / JOURNAL_FILE)[0] == {"batch_size": 2}
+
+
 def test_an_episode_whose_simulator_died_twice_is_played_again_next_time(tmp_path: Path) -> None:
     broken = evaluate(flags(tmp_path, num_trials_per_task=1), simulator=ToySimulator(broken=True))
     assert all("the toy is broken" in (result.error or "") for result in broken.main_run)
