@@ -10,10 +10,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,7 +23,11 @@ from experiments.robot.interfaces import EpisodeSpec, Simulator
 from experiments.robot.journal import Journal, fingerprint
 from experiments.robot.report import Report, console_table, write_report
 from experiments.robot.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.types import ActionChunk, Observation
+
+if TYPE_CHECKING:  # imports torch
+    from prismatic.policy.spec import PolicySpec
 
 # Flags without influence on how an episode ends: they may change when an evaluation goes on.
 _FREE_FLAGS = {
@@ -152,6 +156,24 @@ def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Seq
         return wanted
     keys = json.loads(statistics.read_text())
     return next((name for name in data_sets if name in keys), None) if len(keys) > 1 else None
+
+
+def check_policy(checkpoint: str | Path, spec: PolicySpec, robot: str, cameras: Collection[str]) -> None:
+    """Accepts a policy that can drive a simulated robot.
+
+    Raises:
+        ValueError: it drives another one, or looks through cameras that the simulator lacks.
+    """
+    own, needed = spec.platform, get_robot_platform(robot)
+    is_alike = own.action_dim == needed.action_dim and own.relative_actions == needed.relative_actions
+    if not is_alike or (spec.heads.use_proprio and own.proprio_dim != needed.proprio_dim):
+        raise ValueError(
+            f"{checkpoint} drives {own.name} ({own.action_dim} action, {own.proprio_dim} proprio dimensions: "
+            f"{', '.join(own.action_names)}), {robot} has {needed.action_dim} and {needed.proprio_dim}; "
+            f"pass a checkpoint that was trained on {robot}"
+        )
+    if unknown := [camera for camera in spec.cameras if camera not in cameras]:
+        raise ValueError(f"{checkpoint} needs the cameras {', '.join(spec.cameras)}; {robot} has no {', '.join(unknown)}")
 
 
 def print_report(report: Report, config: EvaluationFlags) -> None:

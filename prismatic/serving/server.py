@@ -155,6 +155,7 @@ async def _serve_websocket(service: PolicyService, protocol: str, session: Sessi
 
 
 async def _openpi_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
+    served.policy.watch.start_anew()
     await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter)))
     while True:
         message = await _receive(websocket)

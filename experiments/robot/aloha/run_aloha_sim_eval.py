@@ -12,15 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.robot.aloha.robots import ACTION_DIM
-from experiments.robot.aloha.simulation import AlohaSimulator, get_aloha_task
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, choose_unnorm_key, print_report, run_evaluation
+from experiments.robot.aloha.simulation import CAMERAS, AlohaSimulator, get_aloha_task
+from experiments.robot.evaluation import (
+    Benchmark,
+    EvaluationFlags,
+    SeededPolicy,
+    check_policy,
+    choose_unnorm_key,
+    print_report,
+    run_evaluation,
+)
 from experiments.robot.rendering import configure_rendering
 from experiments.robot.report import Report
 from experiments.robot.rollout import ChunkPolicy
 from prismatic.cli import run_script
-
-_CAMERAS = ("primary", "left_wrist", "right_wrist")
 
 
 @dataclass
@@ -62,13 +67,7 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
     sets = [f"aloha_sim_{task}_scripted" for task in config.task_names]
     key = choose_unnorm_key(checkpoint, config.unnorm_key, sets if len(sets) == 1 else [])
     policy = Policy.from_pretrained(checkpoint, unnorm_key=key, options=LoadOptions(engine=config.engine))
-    platform, cameras = policy.spec.platform, policy.spec.cameras
-    if platform.action_dim != ACTION_DIM or any(platform.relative_actions):
-        raise ValueError(
-            f"{checkpoint} drives {platform.name} ({', '.join(platform.action_names)}); ALOHA needs {ACTION_DIM} joint targets"
-        )
-    if unknown := [camera for camera in cameras if camera not in _CAMERAS]:
-        raise ValueError(f"{checkpoint} needs the cameras {', '.join(cameras)}; ALOHA has no {', '.join(unknown)}")
+    check_policy(checkpoint, policy.spec, "ALOHA", CAMERAS)
     return SeededPolicy(policy)
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, choose_unnorm_key, print_report, run_evaluation
+from experiments.robot.evaluation import (
+    Benchmark,
+    EvaluationFlags,
+    SeededPolicy,
+    check_policy,
+    choose_unnorm_key,
+    print_report,
+    run_evaluation,
+)
 from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
 from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
 from experiments.robot.rendering import configure_rendering
@@ -132,14 +140,7 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
     set_seed_everywhere(config.seed)
     config.unnorm_key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
     policy = get_vla(config)
-    platform, cameras = policy.spec.platform, policy.spec.cameras
-    if platform.action_dim != 7 or (policy.spec.heads.use_proprio and platform.proprio_dim != 8):
-        raise ValueError(
-            f"{config.pretrained_checkpoint} drives {platform.name} ({platform.action_dim} action, {platform.proprio_dim} proprio "
-            "dimensions), LIBERO has 7 and 8; pass a checkpoint that was trained on LIBERO"
-        )
-    if unknown := [camera for camera in cameras if camera not in CAMERAS]:
-        raise ValueError(f"{config.pretrained_checkpoint} needs the cameras {list(cameras)}; LIBERO has no {', '.join(unknown)}")
+    check_policy(config.pretrained_checkpoint, policy.spec, "LIBERO", CAMERAS)
 
     def to_simulator(chunk: ActionChunk) -> ActionChunk:
         """Gripper 1 (open) .. 0 (closed) -> -1 (open), +1 (closed)."""

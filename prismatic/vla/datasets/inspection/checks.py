@@ -23,6 +23,7 @@ from prismatic.vla.normalization import Bounds
 
 _TRANSFORMS_FILE = CONFIGS_FILE.replace("configs.py", "transforms.py")
 _MAX_NAMED = 5
+_OPPOSITE = -0.5  # correlation of a gripper's command and its opening from which the sign counts as wrong
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def check_arrays(view: DatasetView) -> list[Finding]:
     """Everything that the low-dimensional arrays and the image references tell."""
     checks = (
         check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
-        check_clipping, check_grippers, check_encoding, check_units, check_idle_steps,
+        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
 
@@ -242,6 +243,31 @@ def check_grippers(view: DatasetView) -> list[Finding]:
                 Finding(
                     f"The gripper command {name} starts at 0 in {share:.0%} of the episodes; 0 means closed and 1 open.",
                     f"If the real gripper starts open, invert the command in {_TRANSFORMS_FILE} (invert_gripper_actions).",
+                )
+            )
+    return findings
+
+
+def check_gripper_signs(view: DatasetView) -> list[Finding]:
+    """Grippers that open when they are told to close, judged against the fingers half a second later."""
+    if not view.proprio.shape[1] or len(view.actions) < 3:
+        return []
+    delay = max(1, round(view.platform.control_hz / 2))
+    followed = np.convolve(~view.has_next, np.ones(delay), "valid") == 0  # row i + delay belongs to the same episode
+    findings = []
+    for dim in view.gripper_dims:
+        name = view.action_names[dim]
+        fingers = [place for place, other in enumerate(view.proprio_names) if other == name]
+        if not fingers and len(view.gripper_dims) == 1:
+            fingers = [place for place, other in enumerate(view.proprio_names) if re.search("gripper|finger", other)]
+        command = view.actions[:-delay, dim][followed]
+        opening = np.abs(view.proprio[delay:, fingers]).mean(1)[followed] if fingers else np.zeros(len(command))
+        is_ours = command.size > 0 and (command.min() > -0.5 or view.platform.name == "LIBERO")  # elsewhere -1 .. 1 may mean anything
+        if is_ours and np.std(command) > 0 and np.std(opening) > 0 and np.corrcoef(command, opening)[0, 1] < _OPPOSITE:
+            findings.append(
+                Finding(
+                    f"The gripper sign looks wrong: the fingers close where {name} is high, and 1 means open.",
+                    f"Invert the command in {_TRANSFORMS_FILE} (invert_gripper_actions), as LIBERO's entries do.",
                 )
             )
     return findings
