@@ -110,9 +110,9 @@ def make_mistake(case: PolicyCase, config: MismatchConfig) -> Row:
             with _causal_attention() if case.causal else _nothing():
                 policy = Policy.from_pretrained(checkpoint, "cpu", unnorm_key=case.unnorm_key, options=options)
         except ValueError as error:
-            return Row(case.name, "refused", str(error).replace(folder, ""))
+            return Row(case.name, "refused", " ".join(str(error).replace(f"{folder}/", "").split()))
         results = _play(policy, case, config)
-    told = [text.replace(folder, "") for text in (*heard, *(text for text in policy.watch.warnings if text not in heard))]
+    told = [text.replace(f"{folder}/", "") for text in (*heard, *(text for text in policy.watch.warnings if text not in heard))]
     return Row(case.name, "warned" if told else "-", "; ".join(told), sum(results), len(results))
 
 
@@ -206,7 +206,7 @@ def data_rows() -> Iterator[Row]:
     from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 
     with tempfile.TemporaryDirectory() as folder:
-        options = RecordingOptions(Path(folder), num_episodes=_NUM_DEMONSTRATIONS)
+        options = RecordingOptions(Path(folder), num_episodes=_NUM_DEMONSTRATIONS, noise_scale=0.0)
         list(record_demonstrations(AlohaSimulator(image_size=64), [_ALOHA_TASK], options))
         (Path(folder) / _ALOHA_TASK).rename(Path(folder) / _ALOHA_SET)
         specs = resolve_datasets(_ALOHA_SET, Path(folder))

@@ -128,6 +128,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
         report.timings_s = {stage["stage"]: stage["seconds"] for stage in earlier}
         report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
         report.runs = _by_run(config.runs, planned, journal.results)
+        report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
         if report.runs:
             write_contact_sheet(report.main_run, config.folder)
             write_report(report, config.folder)
@@ -250,6 +251,11 @@ class SeededPolicy:
 
     def __init__(self, policy: Any, to_simulator: Callable[[ActionChunk], ActionChunk] = lambda chunk: chunk) -> None:
         self.policy, self._to_simulator = policy, to_simulator
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it was shown and training never saw."""
+        return self.policy.watch.warnings
 
     def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
         return [self._to_simulator(chunk) for chunk in self.policy.predict(observations, seeds)]

@@ -20,7 +20,7 @@ class ObservationWatch:
         self._check = check
         self._instructions: set[str] = set()
         self._known: set[str] = set()
-        self.warnings: list[str] = []  # all so far
+        self.warnings: list[str] = []  # since the start
 
     def look(self, observations: Sequence[Observation]) -> None:
         """Before the policy acts on `observations`."""
@@ -30,8 +30,10 @@ class ObservationWatch:
                 self._warn(self._check(item))
 
     def start_anew(self) -> None:
-        """The next observation is looked at, whatever its instruction: another robot may send it."""
+        """The next observation is looked at as if it were the first: another robot may send it."""
         self._instructions.clear()
+        self._known.clear()
+        self.warnings = []
 
     def _warn(self, found: list[str]) -> None:
         for told in found:

@@ -34,6 +34,8 @@ _NOTICEABLE, _UNUSUAL = 6.0, 1.5
 _STRANGE, _STRANGE_LEVELS = 4.0, 30.0  # from here a picture without explanation is told, too
 _FLAT = 2.0  # standard deviation of a picture without content [grey levels]
 _TINGED, _EXTREMES = 40.0, 0.01  # colours count as exchanged from this distance [grey levels], of this share of the pixels at either end
+_UNITS = (("degrees", "[rad]", 180 / np.pi), ("millimetres", "[m]", 1e3))
+_LARGE = 10.0  # no length in metres and no angle in radians
 _FAR = 1.0  # a state beyond the training range by so many times its width
 
 _MISTAKES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -171,9 +173,15 @@ def check_state(values: np.ndarray, seen: Mapping[str, Sequence[float]], names: 
         return []
     listed = ", ".join(f"{names[dim]} = {state[dim]:.4g} (training: {low[dim]:.3g} to {high[dim]:.3g})" for dim in far[:4])
     more = f" and {len(far) - 4} more" if len(far) > 4 else ""
-    unit = next((unit for unit, factor in (("degrees", 180 / np.pi), ("millimetres", 1e3)) if not is_far(state / factor)[far].any()), None)
-    remedy = f"it looks like {unit}" if unit else "check the order and the units of the state, and the data set (unnorm_key)"
+    units = {unit for unit, suffix, factor in _UNITS if _explains(suffix, state, is_far(state / factor), names)}
+    remedy = f"it looks like {' and '.join(sorted(units))}" if units else "check its order and units, and the data set (unnorm_key)"
     return [f"the state is far from all that training saw: {listed}{more}; {remedy}"]
+
+
+def _explains(suffix: str, state: np.ndarray, is_still_far: np.ndarray, names: Sequence[str]) -> bool:
+    """Whether the dimensions of a unit, one of them large, come near in another unit."""
+    dims = [dim for dim, name in enumerate(names) if name.endswith(suffix)]
+    return bool(dims) and np.abs(state[dims]).max() > _LARGE and not is_still_far[dims].any()
 
 
 def _words(text: str) -> str:

@@ -104,7 +104,7 @@ def test_each_mistake_with_the_cameras_is_told(check: ObservationCheck, change: 
         ([0.6, 0.5, 99.0, 1.2], ""),  # a little outside; what never moved in training does not count
         ([0.1, 0.5, 0.0, 70.0], "yaw [rad] = 70 (training: 1 to 1.5); it looks like degrees"),
         ([100.0, 500.0, 0.0, 1.2], "x [m] = 100 (training: -0.1 to 0.3), y [m] = 500 (training: 0.4 to 0.8); it looks like millimetres"),
-        ([1.2, 0.5, 0.0, -5.0], "check the order and the units of the state"),
+        ([1.2, 0.5, 0.0, -5.0], "x [m] = 1.2 (training: -0.1 to 0.3), yaw [rad] = -5 (training: 1 to 1.5); check its order and units"),
     ],
 )
 def test_a_state_far_from_training_is_told_with_its_likely_unit(state: list[float], told: str) -> None:
@@ -138,4 +138,6 @@ def test_each_thing_is_told_once_at_the_first_observation_of_an_instruction(
     watch.look([far, replace(far, instruction="push the cube", proprio=np.array([0.1, 0.5, 0.0, 80.0]))])
     assert len(watch.warnings) == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    watch.start_anew()
+    assert watch.warnings == []
     assert "it looks like degrees" in caplog.text

@@ -18,6 +18,7 @@ from prismatic.vla.reference import ObservationCheck, Reference, check_state
 
 _NUM_EPISODES = 8
 _OFTEN = 0.5  # of the episodes must look wrong in the same way
+_OTHER_LIMITS = 0.3  # of a gripper's range by which its limits must differ
 _OTHER_SIZE = 20.0  # times wider or narrower ranges of an action dimension count as other units
 
 
@@ -64,7 +65,7 @@ def _check_actions(view: DatasetView, seen: Mapping[str, Sequence[float]]) -> li
         findings.append(Finding(f"Actions have other ranges than the checkpoint's: {listed}.", "Check their units."))
     for dim in view.gripper_dims:
         ours, theirs = ((entry["min"][dim], entry["max"][dim]) for entry in (own, seen))
-        if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 0.5 * (theirs[1] - theirs[0]) > 0:
+        if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > _OTHER_LIMITS * (theirs[1] - theirs[0]) > 0:
             findings.append(
                 Finding(
                     f"The gripper command {view.action_names[dim]} runs from {ours[0]:.3g} to {ours[1]:.3g}, "
