@@ -148,7 +148,7 @@ def test_what_cannot_be_evaluated_is_one_line(aloha_checkpoint: Path, tmp_path: 
     for flags, message in (
         (["--task_names", "[transfer_cubes]"], "did you mean transfer_cube"),
         (["--unnorm_key", "leg"], f"leg.*{', '.join(statistics)}"),
-        (["--pretrained_checkpoint", str(libero)], "drives LIBERO .*ALOHA needs 14 joint targets"),
+        (["--pretrained_checkpoint", str(libero)], "drives LIBERO .*ALOHA has 14 and 14; pass a checkpoint that was trained on ALOHA"),
     ):
         done = evaluate(tmp_path / "logs", *words, *flags)
         assert done.returncode == 2, done.stderr
