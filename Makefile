@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LIBERO_STAMP := $(VENV)/.installed-libero
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo libero-smoke test lint clean
+.PHONY: help install system-packages demo libero-smoke aloha-smoke test lint clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,13 +19,16 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh | system-packages
 	@touch $@
 
 system-packages:
-	@bash scripts/system_packages.sh $(if $(filter demo test libero-smoke,$(MAKECMDGOALS)),--install)
+	@bash scripts/system_packages.sh $(if $(filter demo test libero-smoke aloha-smoke,$(MAKECMDGOALS)),--install)
 
 demo: install ## Record, convert, fine-tune and evaluate in a simulator, end to end (CPU is enough)
 	$(PY) scripts/demo.py
 
 libero-smoke: $(LIBERO_STAMP) ## One trial per task of LIBERO-Spatial with an untrained policy (installs the simulator, 1.3 GB on disk)
 	$(PY) scripts/libero_smoke.py
+
+aloha-smoke: install ## One rollout per task of gym-aloha with an untrained policy, in one process and through a server
+	$(PY) scripts/aloha_smoke.py
 
 $(LIBERO_STAMP): $(STAMP)
 	@bash scripts/install.sh $(VENV) libero

@@ -10,10 +10,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,7 +23,11 @@ from experiments.robot.interfaces import EpisodeSpec, Simulator
 from experiments.robot.journal import Journal, fingerprint
 from experiments.robot.report import Report, console_table, write_report
 from experiments.robot.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.types import ActionChunk, Observation
+
+if TYPE_CHECKING:  # imports torch
+    from prismatic.policy.spec import PolicySpec
 
 # Flags without influence on how an episode ends: they may change when an evaluation goes on.
 _FREE_FLAGS = {
@@ -129,6 +133,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
         report.timings_s = {stage["stage"]: stage["seconds"] for stage in earlier}
         report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
         report.runs = _by_run(config.runs, planned, journal.results)
+        report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
         if report.runs:
             write_contact_sheet(report.main_run, config.folder)
             write_report(report, config.folder)
@@ -145,6 +150,36 @@ def plan_episodes(config: EvaluationFlags, benchmark: Benchmark) -> list[Planned
         for run in config.runs
         for index in benchmark.episode_numbers(task, config.num_trials(run))
     ]
+
+
+def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:
+    """`wanted`; of a checkpoint trained on several data sets the first of `data_sets` that it knows; else None: there is only one."""
+    from prismatic.policy.files import STATISTICS_FILE
+    from prismatic.policy.loading import resolve_folder
+
+    statistics = resolve_folder(checkpoint) / STATISTICS_FILE
+    if wanted or not statistics.is_file():
+        return wanted
+    keys = json.loads(statistics.read_text())
+    return next((name for name in data_sets if name in keys), None) if len(keys) > 1 else None
+
+
+def check_policy(checkpoint: str | Path, spec: PolicySpec, robot: str, cameras: Collection[str]) -> None:
+    """Accepts a policy that can drive a simulated robot.
+
+    Raises:
+        ValueError: it drives another one, or looks through cameras that the simulator lacks.
+    """
+    own, needed = spec.platform, get_robot_platform(robot)
+    is_alike = own.action_dim == needed.action_dim and own.relative_actions == needed.relative_actions
+    if not is_alike or (spec.heads.use_proprio and own.proprio_dim != needed.proprio_dim):
+        raise ValueError(
+            f"{checkpoint} drives {own.name} ({own.action_dim} action, {own.proprio_dim} proprio dimensions: "
+            f"{', '.join(own.action_names)}), {robot} has {needed.action_dim} and {needed.proprio_dim}; "
+            f"pass a checkpoint that was trained on {robot}"
+        )
+    if unknown := [camera for camera in spec.cameras if camera not in cameras]:
+        raise ValueError(f"{checkpoint} needs the cameras {', '.join(spec.cameras)}; {robot} has no {', '.join(unknown)}")
 
 
 def print_report(report: Report, config: EvaluationFlags) -> None:
@@ -221,6 +256,11 @@ class SeededPolicy:
 
     def __init__(self, policy: Any, to_simulator: Callable[[ActionChunk], ActionChunk] = lambda chunk: chunk) -> None:
         self.policy, self._to_simulator = policy, to_simulator
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it was shown and training never saw."""
+        return self.policy.watch.warnings
 
     def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
         return [self._to_simulator(chunk) for chunk in self.policy.predict(observations, seeds)]

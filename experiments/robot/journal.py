@@ -4,7 +4,7 @@
     <folder>/pictures/...png    what the report shows of an episode, side by side
 
 A line is written at once; one that a kill cut short is dropped. An episode is known by run, task, number and seed. The first line must
-be the same when the evaluation goes on: episodes of two settings never mix.
+be the same when the evaluation goes on, unless no episode follows it: episodes of two settings never mix.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ class Journal:
     def _continue(self) -> None:
         stored, rows = read_journal(self._path)
         changed = [name for name in sorted(stored.keys() | self._settings.keys()) if stored.get(name) != self._settings.get(name)]
-        if changed:
+        if changed and rows:
             listed = "; ".join(f"{name} was {stored.get(name)!r}, is {self._settings.get(name)!r}" for name in changed)
             raise JournalError(
                 f"{self._path} holds episodes of another evaluation ({listed}). Choose another --local_log_dir or --run_id_note, "
                 "or pass --restart True to forget them"
             )
-        _write(self._path, [json.dumps({"settings": stored}), *(json.dumps(row) for row in rows)])  # without a line that was cut short
+        _write(
+            self._path, [json.dumps({"settings": self._settings}), *(json.dumps(row) for row in rows)]
+        )  # without a line that was cut short
         for row in rows:
             result = self._from_row(row)
             self._results[_key(result)] = result

@@ -80,6 +80,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)  # flags of the evaluation
     commands: list[str] = field(default_factory=list)  # what to type to get this report
     timings_s: dict[str, float] = field(default_factory=dict)  # stage -> seconds
+    warnings: list[str] = field(default_factory=list)  # what the policy was shown and training never saw
 
     @property
     def tasks(self) -> list[str]:
@@ -160,6 +161,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
     return {
         "title": report.title,
         "commands": report.commands,
+        "warnings": report.warnings,
         "settings": report.settings,
         "timings_s": report.timings_s,
         "versions": versions(),

@@ -3,6 +3,8 @@
     python scripts/doctor.py
     python scripts/doctor.py --checkpoint runs/my_run--10000_chkpt --data data --dataset_name my_robot
 
+With both, the data are compared with what the checkpoint was trained on: cameras, units of state and actions, gripper.
+
 Exit status 0: nothing stands in the way; 1: problems were found; 2: a flag is wrong. Weights are not loaded.
 """
 
@@ -47,7 +49,7 @@ def main(config: DoctorConfig) -> None:
         sections[f"Checkpoint {checkpoint}"] = run_check("checkpoint", lambda: check_checkpoint(checkpoint.expanduser()))
     if (data := config.data) is not None:
         names = (config.dataset_name, config.robot_platform)
-        sections[f"Data {data}"] = run_check("data", lambda: check_data(data.expanduser(), *names))
+        sections[f"Data {data}"] = run_check("data", lambda: check_data(data.expanduser(), *names, checkpoint))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(to_json(sections) if config.json else to_text(sections, colour))
     if count_problems(sections):

@@ -41,7 +41,7 @@ def merge_checkpoint(
         ValueError: `folder` holds no adapters, its base model is unknown, or the disk is full.
     """
     apart = replace(options, keep_adapters=True, base_model=base_model)
-    parts = load_parts(folder, device, dtype, apart)
+    parts = replace(load_parts(folder, device, dtype, apart), reference=None)  # the sample looks like nothing, and need not
     sample = sample_observation(parts)
     before = Policy(parts, options.unnorm_key).predict([sample], seeds=[0])[0].actions
     check_free_space(folder, sum(2 * parameter.numel() for parameter in parts.model.bare_vla.parameters()))
@@ -56,7 +56,7 @@ def merge_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
     for name in set(WEIGHT_FILES) - set(new):
         (folder / name).unlink(missing_ok=True)
-    merged = Policy(load_parts(folder, device, dtype, options), options.unnorm_key)
+    merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), options.unnorm_key)
     after = merged.predict([sample], seeds=[0])[0].actions
     return MergeResult(folder, float(np.abs(after - before).max()), float(np.abs(before).max()))
 

@@ -28,6 +28,7 @@ from prismatic.policy.graphs import make_engine
 from prismatic.policy.loading import (
     LoadOptions,
     load_base,
+    load_reference,
     load_spec,
     load_statistics,
     move_used_parts,
@@ -150,7 +151,7 @@ def load_adapter_policies(
             module.to(dtype).eval().requires_grad_(False)
         move_used_parts(model, device)
         bank.add(name, adapters.pop(name))
-        loaded[name] = PolicyParts(model, vla.config, base.processor, specs[name], statistics[name])
+        loaded[name] = PolicyParts(model, vla.config, base.processor, specs[name], statistics[name], load_reference(folder, specs[name]))
     return {name: _policy(bank, name, parts, options) for name, parts in loaded.items()}  # engines see every adapted layer
 
 

@@ -5,7 +5,7 @@ lora_adapter/                                                                   
 action_head--<suffix>, proprio_projector--<suffix>,                             the modules beside it
 noisy_action_projector--<suffix>, vision_backbone--<suffix>                     (the latter with FiLM, adapters unmerged)
 tokenizer files, preprocessor_config.json, dataset_statistics.json
-policy.json, manifest.json, trainer_state/                                      ours
+policy.json, reference_frames.png, manifest.json, trainer_state/                ours
 """
 
 from __future__ import annotations
@@ -266,6 +266,12 @@ def find_damage(folder: Path, part: str = "") -> str | None:
         if found != size:
             return f"{name} is missing" if found is None else f"{name} has {found:,} bytes instead of {size:,}"
     return None
+
+
+def changed_texts(folder: Path) -> list[str]:
+    """The texts (policy.json, statistics, ...) that have another size than when the checkpoint was saved."""
+    sizes = {name: size for name, size in (read_manifest(folder) or {}).items() if name.endswith(".json") and (folder / name).is_file()}
+    return [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
 
 
 def _write_manifest(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from prismatic.policy.files import (
     ADAPTER_FOLDER,
     STATISTICS_FILE,
     VISION_BACKBONE,
+    changed_texts,
     check_keys,
     find_component,
     load_component,
@@ -38,6 +40,9 @@ from prismatic.policy.parts import PolicyParts, build_action_model, head_compone
 from prismatic.policy.published import describe_published
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import POLICY_FILE, LoraSpec, PolicySpec
+from prismatic.vla.reference import Reference
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -146,6 +151,8 @@ def load_parts(
     folder = resolve_folder(name_or_path)
     norm_stats = load_statistics(folder)
     spec = load_spec(folder, options, norm_stats)
+    if changed := [name for name in changed_texts(folder) if name in (POLICY_FILE, STATISTICS_FILE)]:
+        logger.warning("%s: %s changed since training saved it; actions may have other units. Copy it again", folder, ", ".join(changed))
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
     model = build_action_model(base.vla, config, spec)
@@ -155,7 +162,7 @@ def load_parts(
     quantize_model(model.bare_vla, options.quantization, device, dtype)
     move_used_parts(model, device)
     check_bidirectional(model.bare_vla)
-    return PolicyParts(model, config, base.processor, spec, norm_stats)
+    return PolicyParts(model, config, base.processor, spec, norm_stats, load_reference(folder, spec))
 
 
 def move_used_parts(model: ActionModel, device: torch.device) -> None:
@@ -307,6 +314,35 @@ class StoredWeights(Mapping[str, torch.Tensor]):
                 yield file
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
+
+
+def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:
+    """What the training behind the checkpoint saw, where its folder tells.
+
+    Raises:
+        ValueError: it saw other cameras, or in another order, than policy.json says.
+    """
+    reference = Reference.load(folder)
+    if reference is not None and tuple(reference.frames) != spec.cameras:
+        raise ValueError(
+            f"{folder}: policy.json lists the cameras {', '.join(spec.cameras)}, training had {', '.join(reference.frames)}; "
+            "copy policy.json again"
+        )
+    return reference
+
+
+def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference | None, dict[str, Any]] | None:
+    """What the training behind a checkpoint saw, and its statistics, of `data_set` or else of the only one.
+
+    None: nothing is told, or it was about another robot than `platform`. Raises:
+        ValueError: a file is damaged.
+    """
+    path = folder / STATISTICS_FILE
+    if not path.is_file() or ((folder / POLICY_FILE).is_file() and PolicySpec.load(folder).platform.name != platform):
+        return None
+    statistics = json.loads(path.read_text())
+    entry = statistics.get(data_set) or (next(iter(statistics.values())) if len(statistics) == 1 else None)
+    return None if entry is None else (Reference.load(folder), entry)
 
 
 def load_statistics(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from prismatic.models.processor import PrismaticProcessor
 from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.policy.files import ACTION_HEAD, NOISY_ACTION_PROJECTOR, PROPRIO_PROJECTOR
 from prismatic.policy.spec import PolicySpec
+from prismatic.vla.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PolicyParts:
     processor: PrismaticProcessor
     spec: PolicySpec
     norm_stats: dict[str, Any]  # dataset_statistics.json
+    reference: Reference | None = None  # what training saw; published checkpoints do not say
 
 
 def build_action_model(vla: nn.Module, config: OpenVLAConfig, spec: PolicySpec) -> ActionModel:

@@ -23,8 +23,10 @@ from prismatic.policy.graphs import make_engine
 from prismatic.policy.loading import LoadOptions, load_parts
 from prismatic.policy.parts import PolicyParts
 from prismatic.policy.spec import PolicySpec
+from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
+from prismatic.vla.reference import ObservationCheck
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
 
 
@@ -74,6 +76,8 @@ class Policy:
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+        seen_state = parts.norm_stats[key]["proprio"] if spec.heads.use_proprio else None
+        self.watch = ObservationWatch(ObservationCheck(parts.reference, seen_state, spec.platform.proprio_names))
 
     @classmethod
     def from_pretrained(
@@ -132,6 +136,7 @@ class Policy:
         """
         if not observations:
             return []
+        self.watch.look(observations)
         inputs = EngineInputs(
             frames=[image for item in observations for image in select_cameras(item.images, self.spec.cameras)],
             prompts=[self._tokenize(item.instruction) for item in observations],

@@ -73,3 +73,5 @@ def _save_descriptions(parts: PolicyParts, folder: Path) -> None:
     parts.processor.save_pretrained(folder)
     (folder / STATISTICS_FILE).write_text(json.dumps(parts.norm_stats, indent=2) + "\n")
     parts.spec.save(folder)
+    if parts.reference is not None:
+        parts.reference.save(folder)

@@ -264,6 +264,8 @@ class _Websocket:
         with _deadline(self._connection.socket, self._options.reply_timeout_s):
             self._connection.send(pack_openpi(content))
             reply = read_msgpack(self._receive())
+        for warning in reply.get("warnings", []) if isinstance(reply, dict) else []:
+            logger.warning("the server warns: %s", warning)
         return as_array(reply.get("actions") if isinstance(reply, dict) else reply, "actions").astype(np.float64)
 
     def _receive(self) -> bytes:

@@ -155,6 +155,8 @@ async def _serve_websocket(service: PolicyService, protocol: str, session: Sessi
 
 
 async def _openpi_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
+    served.policy.watch.start_anew()
+    num_told = 0
     await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter)))
     while True:
         message = await _receive(websocket)
@@ -162,7 +164,10 @@ async def _openpi_session(service: PolicyService, served: ServedPolicy, websocke
         try:
             with service.batcher.admission():
                 chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), served.reader))
-                answer = openpi.encode_chunk(served.simulator_actions(chunk), 1e3 * (time.perf_counter() - started))
+                warnings = served.policy.watch.warnings
+                seconds = time.perf_counter() - started
+                answer = openpi.encode_chunk(served.simulator_actions(chunk), 1e3 * seconds, warnings[num_told:])
+                num_told = len(warnings)
                 await websocket.send_bytes(answer)
         except RequestError as error:
             _record(service, "openpi", error.status, started)

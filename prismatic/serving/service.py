@@ -59,6 +59,7 @@ class ServedPolicy:
             "unnorm_keys": list(self.reader.unnorm_keys),
             "websocket_gripper": "robosuite (-1 open, +1 close)" if self.converts_gripper else "as trained",
             "ignored_images": sorted(self.reader.ignored_names),
+            "warnings": self.policy.watch.warnings,
         }
 
     def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,14 +28,19 @@ from prismatic.policy.files import TRAINER_STATE_FOLDER
 from prismatic.training.config import FinetuneConfig
 
 _EXPERIMENTS = shlex.quote(str(Path(__file__).parents[2] / "experiments" / "robot"))
-# Robot platform -> what evaluates it; {suite} is the LIBERO suite that the data set is of.
+# Robot platform -> what evaluates it; {suite} is what the name of the data set says about LIBERO's suite or ALOHA's simulated task.
 EVAL_COMMANDS = {
     "LIBERO": f"python {_EXPERIMENTS}/libero/run_libero_eval.py --task_suite_name {{suite}} --num_trials_per_task 2 --num_envs 1 "
+    "--pretrained_checkpoint {checkpoint} --local_log_dir {output_dir}",
+    "ALOHA": f"python {_EXPERIMENTS}/aloha/run_aloha_sim_eval.py --task_names [{{suite}}] --num_trials_per_task 10 --num_envs 1 "
     "--pretrained_checkpoint {checkpoint} --local_log_dir {output_dir}",
     "METAWORLD": f"python {_EXPERIMENTS}/metaworld/run_metaworld_eval.py --num_trials_per_task 10 --num_envs 1 "
     "--pretrained_checkpoint {checkpoint} --local_log_dir {output_dir}",
 }
-_LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+_SUITES = {
+    "LIBERO": re.compile(r"(libero_(?:spatial|object|goal|10|90))(?:_no_noops)?"),
+    "ALOHA": re.compile(r"aloha_sim_(transfer_cube|insertion)_scripted"),
+}
 _POLICY_RUN = "none"  # the run of the report in which the policy acts without any control
 _NUM_LAST_LINES = 3  # of the log of a failed evaluation
 _PATIENCE_S = 10.0  # for an evaluation that is told to end
@@ -60,13 +66,13 @@ def eval_command(config: FinetuneConfig, platform: str) -> str | None:
         )
     if "{suite}" not in command:
         return command
-    suite = config.dataset_name.removesuffix("_no_noops")
-    if suite not in _LIBERO_SUITES:
+    suite = _SUITES[platform].fullmatch(config.dataset_name)
+    if suite is None:
         raise ValueError(
-            f"--eval_every is {config.eval_every}, but it is not clear which LIBERO suite {config.dataset_name} is of; pass "
+            f"--eval_every is {config.eval_every}, but it is not clear which simulated tasks {config.dataset_name} is of; pass "
             f"--eval_command, such as: {command}"
         )
-    return command.replace("{suite}", suite)
+    return command.replace("{suite}", suite[1])
 
 
 @dataclass

@@ -6,8 +6,10 @@ import logging
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.adapters import add_lora
 from prismatic.policy.compilation import compile_blocks, has_compiler
-from prismatic.policy.loading import BaseModel, load_base, load_config, resolve_folder
+from prismatic.policy.loading import BaseModel, load_base, load_config, read_training, resolve_folder
 from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.quantization import quantize_model
 from prismatic.policy.spec import PolicySpec
@@ -30,8 +32,11 @@ from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
 from prismatic.vla.datasets.frame_filling import fill_sequential_caches
+from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import quick_checks
-from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.inspection.view import training_views
+from prismatic.vla.datasets.reference_frames import make_reference
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.sampler import MixtureSampler
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Batch
@@ -111,7 +116,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     data = load_training_data(specs, options)
     fill_sequential_caches(data, config.num_workers, ranks.rank, ranks.world_size)
     if ranks.is_main:
-        for warning in quick_checks(data, specs):
+        for warning in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
             logger.warning(warning)
     torch.manual_seed(config.seed)  # adapters and heads start the same on every process
     dtype = torch.bfloat16 if use_bf16 and config.use_lora else torch.float32
@@ -127,7 +132,9 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         provenance=_provenance(config, ranks),
     )
     token_ids = base.vla.config.token_ids
-    parts = PolicyParts(_build_model(base, spec, config, ranks), base.vla.config, base.processor, spec, data.statistics)
+    model = _build_model(base, spec, config, ranks)
+    reference = make_reference(data.train) if ranks.is_main else None
+    parts = PolicyParts(model, base.vla.config, base.processor, spec, data.statistics, reference)
     compute_dtype = torch.bfloat16 if use_bf16 and not config.use_lora else None
     skeleton = place(parts.model, ranks, config.shards_model, compute_dtype)
     if uses_compiler(config, ranks) and skeleton is None:
@@ -146,6 +153,15 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         resumed=resumed,
         skeleton=skeleton,
     )
+
+
+def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: Path) -> list[str]:
+    """Warnings about data that differ from what `base` was fine-tuned on, if it is a checkpoint that says so."""
+    found = []
+    for view in training_views(data, specs):
+        training = read_training(base, view.platform.name, view.name)
+        found += [] if training is None else [f"{view.name}: {finding}" for finding in check_against(view, *training)]
+    return found
 
 
 def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:

@@ -9,6 +9,7 @@ pinned by tests/golden (groups d_unnormalize and data).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,18 +40,32 @@ class Bounds:
         """The limits that `normalization` uses, out of one entry of dataset_statistics.json ({"min": [...], ...}).
 
         Raises:
-            ValueError: the entry lacks a key or its lists differ in length.
+            ValueError: the entry lacks a key, its lists differ in length, or percentiles lie outside of the extremes.
         """
         low_key, high_key = _BOUND_KEYS[normalization]
         missing = [key for key in (low_key, high_key) if key not in statistics]
         if missing:
             raise ValueError(f"data-set statistics lack {missing}, needed for {normalization.value}; found {sorted(statistics)}")
         low, high = (np.asarray(statistics[key], np.float64) for key in (low_key, high_key))
+        _check_order(statistics)
         mask = np.asarray(statistics.get("mask", np.ones(len(low))), bool)
         smallest, largest = (np.asarray(statistics.get(key, bound)) for key, bound in (("min", low), ("max", high)))
         if not len(low) == len(high) == len(mask) == len(smallest) == len(largest):
             raise ValueError(f"data-set statistics differ in length: {low_key} {len(low)}, {high_key} {len(high)}, mask {len(mask)}")
         return cls(low, high, mask, constant=smallest == largest)
+
+
+def _check_order(statistics: dict[str, Sequence[float]]) -> None:
+    """Accepts min <= q01 <= q99 <= max, as far as they are there; rounding may hide in a millionth."""
+    names = [name for name in ("min", "q01", "q99", "max") if name in statistics]
+    for low, high in itertools.pairwise(names):
+        below, above = np.asarray(statistics[low], np.float64), np.asarray(statistics[high], np.float64)
+        if len(below) == len(above) and (wrong := np.flatnonzero(below > above + 1e-6 * np.maximum(1, np.abs(above)))).size:
+            dim = int(wrong[0])
+            raise ValueError(
+                f"data-set statistics: {low} {below[dim]:.6g} is above {high} {above[dim]:.6g} in dimension {dim}; expected min <= q01 <= "
+                "q99 <= max. Were the keys exchanged? Take dataset_statistics.json as training wrote it"
+            )
 
 
 def normalize(values: np.ndarray, bounds: Bounds) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +112,48 @@ assert environment.physics.time() > 0.03
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "the episode has failed, since its physics became unstable" in done.stderr
+
+
+def evaluate(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "experiments/robot/aloha/run_aloha_sim_eval.py", "--local_log_dir", str(folder), "--image_size", "64", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=250, check=False, env=environment)
+
+
+@pytest.mark.sim
+def test_a_checkpoint_is_evaluated_in_many_environments_and_the_expert_beside_it(aloha_checkpoint: Path, tmp_path: Path) -> None:
+    words = ["--pretrained_checkpoint", str(aloha_checkpoint), "--num_pictures", "1", "--with_expert", "True"]
+    outcomes = []
+    for num_envs in ("1", "3"):
+        done = evaluate(tmp_path / num_envs, *words, "--num_trials_per_task", "3", "--num_envs", num_envs)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (tmp_path / num_envs / "episodes.jsonl").read_text().splitlines()][1:]
+        keys = ("run", "index", "success", "num_steps", "num_queries")
+        outcomes.append(sorted(tuple(row[key] for key in keys) for row in rows))
+    assert outcomes[0] == outcomes[1]
+    assert [row[2] for row in outcomes[0]] == [True] * 3 + [False] * 3  # the expert's, then the untrained policy's
+    assert {row[3:] for row in outcomes[0][3:]} == {(200, 8)}  # 25 actions a query
+    report = json.loads((tmp_path / "3" / "report.json").read_text())
+    assert report["summary"]["none"]["transfer_cube"]["num_trials"] == 3
+    assert (tmp_path / "3" / "failures.png").stat().st_size > 1000
+
+
+@pytest.mark.sim
+def test_what_cannot_be_evaluated_is_one_line(aloha_checkpoint: Path, tmp_path: Path) -> None:
+    words = ["--pretrained_checkpoint", str(aloha_checkpoint)]
+    statistics = json.loads((aloha_checkpoint / "dataset_statistics.json").read_text())
+    libero = tmp_path / "libero"
+    made = [sys.executable, "scripts/make_untrained_policy.py", "--output_dir", str(libero), "--robot_platform", "LIBERO"]
+    subprocess.run(made, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    for flags, message in (
+        (["--task_names", "[transfer_cubes]"], "did you mean transfer_cube"),
+        (["--unnorm_key", "leg"], f"leg.*{', '.join(statistics)}"),
+        (["--pretrained_checkpoint", str(libero)], "drives LIBERO .*ALOHA has 14 and 14; pass a checkpoint that was trained on ALOHA"),
+    ):
+        done = evaluate(tmp_path / "logs", *words, *flags)
+        assert done.returncode == 2, done.stderr
+        assert re.search(message, done.stderr.strip().splitlines()[-1])
+        assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_task_is_named() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,24 @@ def test_both_transports_bring_what_the_policy_predicts(aloha_server: Server, al
     client.close()
 
 
+def test_what_looks_unlike_training_is_told_to_the_robots_computer_with_the_first_actions(
+    aloha_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    degrees = replace(observation(), proprio=np.full(14, 40.0))
+    for _ in range(2):  # each connection is told
+        caplog.clear()
+        client = PolicyClient(f"ws://127.0.0.1:{aloha_server.port}", PATIENCE)
+        infer_at_last(client, degrees)
+        infer_at_last(client, degrees)
+        client.close()
+        (told,) = [record.getMessage() for record in caplog.records if "the server warns" in record.getMessage()]
+        assert "left_waist [rad] = 40 (training: -1 to 1)" in told
+        assert "it looks like degrees" in told
+    status, body, _ = aloha_server.request("/info", headers={"X-API-Key": API_KEY})
+    assert status == 200
+    assert "it looks like degrees" in json.loads(body)["warnings"][0]
+
+
 @pytest.mark.parametrize("scheme", ["ws", "http"])
 def test_a_mistake_of_the_client_is_told_and_not_repeated(aloha_server: Server, scheme: str) -> None:
     client = PolicyClient(f"{scheme}://127.0.0.1:{aloha_server.port}", PATIENCE)
@@ -63,11 +83,11 @@ def test_a_mistake_of_the_client_is_told_and_not_repeated(aloha_server: Server, 
         stranger.connect(wait_s=10)
 
 
-def infer_at_last(client: PolicyClient) -> np.ndarray:
+def infer_at_last(client: PolicyClient, seen: Observation | None = None) -> np.ndarray:
     """The answer; on a busy machine not always the first attempt is in time."""
     for _ in range(20):
         try:
-            return client.infer(observation())
+            return client.infer(seen or observation())
         except ServerUnavailableError as error:
             time.sleep(error.retry_after_s)
     raise AssertionError("the connection did not come back")

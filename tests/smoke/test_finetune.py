@@ -25,6 +25,7 @@ from prismatic.policy.policy import Policy
 from prismatic.policy.spec import PolicySpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
+from prismatic.vla.reference import Reference
 from prismatic.vla.types import Observation
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,24 @@ def test_published_file_names(resumed: Path) -> None:
         *("proprio_projector--4_checkpoint.pt", "dataset_statistics.json", "tokenizer.json", "preprocessor_config.json"),
         *("policy.json", "trainer_state"),
     } <= names
+
+
+def test_what_training_saw_lies_in_the_checkpoint_and_later_data_are_compared_with_it(workplace: Path, resumed: Path) -> None:
+    reference = Reference.load(resumed)
+    assert reference is not None
+    assert list(reference.frames) == ["primary", "wrist"]
+    assert len(reference.frames["primary"]) > 8
+    assert reference.instructions == tuple(sorted(set(reference.instructions)))
+    folder = shutil.copytree(resumed, workplace / "exchanged")
+    pictures = [np.full((4, 32, 32, 3), level, np.uint8) for level in (250, 5)]  # of nothing that these data show
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    statistics[DATASET]["proprio"] |= {"min": [1000.0] * 8, "max": [1000.5] * 8}
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+    Reference(dict(zip(("primary", "wrist"), pictures, strict=True))).save(folder)
+    result = run_finetune(workplace, "again", "--vla_path", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert f"{DATASET}: Seen from the checkpoint, the state is far from all that training saw" in result.stderr
+    assert "looks unlike" not in result.stderr  # another scene is what data are recorded for
 
 
 def test_adapters_alone_give_the_merged_actions(workplace: Path, uninterrupted: Path) -> None:

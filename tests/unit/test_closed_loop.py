@@ -11,9 +11,12 @@ from PIL import Image
 from toy_simulator import ToyPolicy, ToySimulator
 
 from experiments.robot.contact_sheet import choose_rows, write_contact_sheet
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, run_evaluation
+from experiments.robot.evaluation import Benchmark, EvaluationFlags, check_policy, run_evaluation
 from experiments.robot.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
 from experiments.robot.rollout import EpisodeResult
+from prismatic.policy.spec import HeadSpec, PolicySpec
+from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import ActionChunk, Observation
 
 TASKS = ["left", "right"]
@@ -108,6 +111,12 @@ def test_a_line_cut_short_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) 
         evaluate(flags(tmp_path, num_trials_per_task=2))
 
 
+def test_an_evaluation_that_played_nothing_leaves_the_folder_free(tmp_path: Path) -> None:
+    Journal(tmp_path, {"batch_size": 1})
+    Journal(tmp_path, {"batch_size": 2})
+    assert read_journal(tmp_path / JOURNAL_FILE)[0] == {"batch_size": 2}
+
+
 def test_an_episode_whose_simulator_died_twice_is_played_again_next_time(tmp_path: Path) -> None:
     broken = evaluate(flags(tmp_path, num_trials_per_task=1), simulator=ToySimulator(broken=True))
     assert all("the toy is broken" in (result.error or "") for result in broken.main_run)
@@ -143,6 +152,18 @@ def test_a_long_sheet_shows_every_task_and_an_old_one_goes(tmp_path: Path) -> No
     assert Image.open(path).width > 2 * 6 * 32  # two columns
     assert write_contact_sheet([], tmp_path) is None
     assert not path.exists()
+
+
+def test_a_policy_of_another_robot_is_refused_before_anything_is_played() -> None:
+    image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
+    libero = PolicySpec(get_robot_platform("LIBERO"), ("primary", "wrist"), image, "arm", HeadSpec(use_proprio=True))
+    check_policy("run", libero, "LIBERO", ("primary", "wrist"))
+    with pytest.raises(ValueError, match=r"run drives LIBERO .7 action, 8 proprio dimensions: dx, .*METAWORLD has 4 and 4"):
+        check_policy("run", libero, "METAWORLD", ("primary", "wrist"))
+    with pytest.raises(ValueError, match=r"run drives LIBERO .*BRIDGE has 7 and 7"):
+        check_policy("run", libero, "BRIDGE", ("primary", "wrist"))
+    with pytest.raises(ValueError, match="run needs the cameras primary, wrist; LIBERO has no wrist"):
+        check_policy("run", libero, "LIBERO", ("primary",))
 
 
 def test_bad_flags_name_the_flag(tmp_path: Path) -> None:

@@ -108,14 +108,18 @@ def test_the_command_is_that_of_the_platform_unless_given() -> None:
     libero = eval_command(FinetuneConfig(eval_every=5, dataset_name="libero_goal_no_noops"), "LIBERO")
     assert libero is not None
     assert "--task_suite_name libero_goal " in libero
+    aloha = eval_command(FinetuneConfig(eval_every=5, dataset_name="aloha_sim_insertion_scripted"), "ALOHA")
+    assert aloha is not None
+    assert "--task_names [insertion] " in aloha
     assert json.dumps(libero).count("{checkpoint}") == 1
 
 
 @pytest.mark.parametrize(
     ("platform", "flags", "message"),
     [
-        ("ALOHA", {}, "platform ALOHA has no evaluation of its own"),
-        ("LIBERO", {"dataset_name": "my_libero_like_set"}, "not clear which LIBERO suite my_libero_like_set is of"),
+        ("BRIDGE", {}, "platform BRIDGE has no evaluation of its own"),
+        ("ALOHA", {"dataset_name": "fold_shirt"}, "not clear which simulated tasks fold_shirt is of"),
+        ("LIBERO", {"dataset_name": "my_libero_like_set"}, "not clear which simulated tasks my_libero_like_set is of"),
     ],
 )
 def test_a_platform_without_evaluation_is_refused(platform: str, flags: dict[str, Any], message: str) -> None:

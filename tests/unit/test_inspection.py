@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from rlds_writer import encode_png, make_episode, write_dataset
 from prismatic.vla import constants
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
 from prismatic.vla.datasets.index import load_index
+from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, looks_like, quick_checks
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
 from prismatic.vla.datasets.inspection.suggest import suggest_entry
+from prismatic.vla.datasets.inspection.view import DatasetView, training_views
+from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -141,6 +145,60 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
 )
 def test_each_fault_is_told(tmp_path: Path, change: Callable[[list[Episode]], Any], message: str) -> None:
     assert message in findings(tmp_path, change)
+
+
+def test_a_gripper_that_closes_when_told_to_open_is_told(tmp_path: Path) -> None:
+    """State and command in [0, 1]; the fingers follow the command a little later."""
+
+    def command(is_reversed: bool) -> Callable[[list[Episode]], None]:
+        def change(episodes: list[Episode]) -> None:
+            for episode in episodes:
+                is_open = np.arange(30) % 20 < 10
+                episode["observation/state"][:, 3] = np.concatenate([[1], is_open[:-1]])
+                episode["action"][:, 3] = ~is_open if is_reversed else is_open
+
+        return change
+
+    told = "The gripper sign looks wrong: the fingers close where gripper is high"
+    assert told not in findings(tmp_path / "right", command(False))
+    platform = replace(constants.get_robot_platform("METAWORLD"), control_hz=10)  # half a second is 5 steps
+    episodes = [sound_episode(seed) for seed in range(6)]
+    command(True)(episodes)
+    spec = replace(spec_of(write_dataset(tmp_path / "wrong", "toy", {"train": episodes})), platform=platform)
+    assert told in "\n".join(str(finding) for finding in inspect_dataset(spec).findings)
+
+
+def test_data_are_compared_with_what_a_checkpoint_was_trained_on(tmp_path: Path) -> None:
+    """Read once; then cameras, state and actions are changed in the index."""
+    specs = [spec_of(write_dataset(tmp_path, "toy", {"train": [_scene_episode(seed) for seed in range(8)]}))]
+    data = load_training_data(specs, DatasetOptions(("primary", "wrist"), image_size=32, use_proprio=True))
+    (view,), reference = training_views(data, specs), make_reference(data.train)
+    assert reference.instructions == (_scene_episode(0)["language_instruction"][0],)
+    assert reference.frames["primary"].shape[1:] == (32, 32, 3)
+
+    def told(**changes: Any) -> str:
+        changed = DatasetView.of(view.spec, replace(view.index, **changes))
+        return "\n".join(str(finding) for finding in check_against(changed, reference, view.statistics))
+
+    actions, proprio = np.asarray(view.index.actions), np.asarray(view.index.proprio)
+    assert told() == ""
+    assert "the cameras primary and wrist are exchanged (8 of 8 episodes)" in told(cameras=("wrist", "primary"))
+    assert "the state is far from all that training saw (8 of 8 episodes)" in told(proprio=proprio * 1000)
+    assert "Actions have other ranges than the checkpoint's: dx 1e+03 times as wide" in told(actions=actions * [1000, 1, 1, 1])
+    assert "gripper runs from 0 to 1, the checkpoint's from -1 to 1" in told(actions=actions * [1, 1, 1, 0.5] + np.array([0, 0, 0, 0.5]))
+    assert "The actions have 3 dimensions, the checkpoint's 4" in told(actions=actions[:, :3])
+
+
+def _scene_episode(seed: int) -> Episode:
+    """Two cameras that differ: bright above, or bright on the left."""
+    episode, rng = sound_episode(seed), np.random.default_rng(seed)
+    above, left = np.zeros((32, 32, 3)), np.zeros((32, 32, 3))
+    above[:16], left[:, :10] = (200, 180, 160), (90, 160, 90)
+    for key, scene in (("observation/image", above), ("observation/wrist_image", left)):
+        noisy = [np.clip(scene + rng.normal(20, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(30)]
+        episode[key] = [encode_png(image) for image in noisy]
+    episode["observation/state"][:, :3] += 0.5  # away from 0, which is the same in every unit
+    return episode
 
 
 def test_absolute_encoding_of_motions_is_told(tmp_path: Path) -> None:

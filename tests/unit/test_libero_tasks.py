@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.robot.evaluation import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
 from experiments.robot.libero.experts import _spread, _turn, count_hits, narrowest_side
-from experiments.robot.libero.run_libero_eval import EvalConfig, choose_unnorm_key, episode_numbers
+from experiments.robot.libero.run_libero_eval import EvalConfig, episode_numbers
 from experiments.robot.libero.tasks import LiberoTask, choose_tasks, load_initial_states, prepare_libero
 
 
@@ -109,7 +110,8 @@ def test_tasks_are_chosen_by_name_or_number(tmp_path: Path) -> None:
 def test_statistics_of_the_suite_are_found(tmp_path: Path) -> None:
     def key(names: list[str], **flags: str) -> str | None:
         (tmp_path / "dataset_statistics.json").write_text(json.dumps(dict.fromkeys(names)))
-        return choose_unnorm_key(EvalConfig(pretrained_checkpoint=tmp_path, task_suite_name="libero_goal", **flags))
+        config = EvalConfig(pretrained_checkpoint=tmp_path, task_suite_name="libero_goal", **flags)
+        return choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
 
     assert key(["mine"]) is None
     assert key(["libero_10_no_noops", "libero_goal_no_noops"]) == "libero_goal_no_noops"

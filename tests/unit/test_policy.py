@@ -14,6 +14,7 @@ import torch
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.policy.adapters import add_lora, published_state
+from prismatic.policy.files import atomic_folder
 from prismatic.policy.loading import load_base
 from prismatic.policy.parts import PolicyParts, build_action_model
 from prismatic.policy.policy import Policy
@@ -21,6 +22,7 @@ from prismatic.policy.saving import save_policy
 from prismatic.policy.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
+from prismatic.vla.reference import Reference, small_picture
 from prismatic.vla.types import Observation
 
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
@@ -71,6 +73,56 @@ def test_saving_and_loading_is_a_round_trip(parts: PolicyParts, folder: Path) ->
     assert loaded.spec == parts.spec
     expected, found = (policy.predict([observation()])[0].actions for policy in (Policy(parts), loaded))
     np.testing.assert_allclose(found, expected, atol=0.02)  # weights are stored in bfloat16
+
+
+def test_what_training_saw_comes_along_and_warns_before_the_first_action(
+    parts: PolicyParts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, sizes = np.random.default_rng(0), {"primary": 60, "wrist": 180}
+    bright = {name: np.clip(rng.normal(level, 30, (40, 40, 3)), 0, 255).astype(np.uint8) for name, level in sizes.items()}
+    reference = Reference({name: small_picture(image)[None] for name, image in bright.items()}, ("open the door",))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_policy(replace(parts, reference=reference), folder, step=3)
+    policy = Policy.from_pretrained(folder, device="cpu")
+    policy.predict([observation(images=bright)])
+    assert policy.watch.warnings == []
+    exchanged = {"primary": bright["wrist"], "wrist": bright["primary"]}
+    policy.predict([observation("close the window", images=exchanged, proprio=np.array([0.1, 0.5, 900.0, 0.3]))])
+    cameras, instruction, state = policy.watch.warnings
+    assert cameras.startswith("the cameras primary and wrist are exchanged")
+    assert instruction.startswith("the instruction 'close the window' was not among the 1 of training")
+    assert "z [m] = 900 (training: 0 to 1); it looks like millimetres" in state
+    assert all(text in caplog.text for text in policy.watch.warnings)
+
+
+def test_policy_json_with_cameras_in_another_order_than_training_is_refused(parts: PolicyParts, tmp_path: Path) -> None:
+    frames = {name: np.zeros((2, 32, 32, 3), np.uint8) for name in ("wrist", "primary")}
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_policy(replace(parts, reference=Reference(frames)), folder, step=3)
+    with pytest.raises(ValueError, match=r"policy\.json lists the cameras primary, wrist, training had wrist, primary"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_a_description_that_was_edited_is_told_and_impossible_statistics_are_refused(
+    parts: PolicyParts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoint"
+    with atomic_folder(folder) as temporary:
+        save_policy(parts, temporary, step=3)
+    Policy.from_pretrained(folder, device="cpu")
+    assert caplog.text == ""
+    path = folder / "policy.json"
+    path.write_text(path.read_text().replace("bounds_q99", "bounds"))
+    Policy.from_pretrained(folder, device="cpu")
+    assert "policy.json changed since training saved it" in caplog.text
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    action = statistics["arm"]["action"]
+    action["max"], action["q99"] = action["q99"], [3.0, *action["max"][1:]]
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+    with pytest.raises(ValueError, match=r"q99 3 is above max 1 in dimension 0.*Were the keys exchanged"):
+        Policy.from_pretrained(folder, device="cpu")
 
 
 def test_a_sample_is_the_same_alone_and_beside_a_longer_prompt(folder: Path) -> None:

@@ -28,11 +28,12 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SIZE = 256
 CONTROL_HZ = 25.0
+CAMERAS = ("primary", "left_wrist", "right_wrist")
 _CHECKS_PER_STEP = 2  # of success: at 50 Hz, as gym-aloha does
 _SOLVED = 4  # gym-aloha's highest reward
 
 # Slot -> camera of gym-aloha's scene. Its own wrist cameras show mostly the other arm's base, so they are moved.
-_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
+_SCENE_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
 # The wrist cameras in the frame of gripper_link (x to the finger tips, z up) [m], their field of view [degrees] and nearest distance [m].
 _WRIST_POSITION, _WRIST_LOOKAT, _WRIST_FOV, _NEAREST = (0.05, 0.0, 0.13), (0.15, 0.0, 0.0), 75.0, 0.01
 
@@ -110,7 +111,7 @@ class AlohaEnvironment:
         self._rules: Any = {"transfer_cube": sim.TransferCubeTask, "insertion": sim.InsertionTask}[task.name]()
         self._substeps = round(1 / CONTROL_HZ / self.physics.timestep() / _CHECKS_PER_STEP)
         self._renderer: OffscreenRenderer | None = None
-        self._cameras = {slot: self._camera(name) for slot, name in _CAMERAS.items()}
+        self._cameras = {slot: self._camera(name) for slot, name in _SCENE_CAMERAS.items()}
         self._option = mujoco.MjvOption()
 
     def _camera(self, name: str) -> mujoco.MjvCamera:
@@ -135,7 +136,7 @@ class AlohaEnvironment:
         return self._rules.get_qpos(self.physics).astype(np.float32)
 
     def observe(self) -> Observation:
-        images = {slot: self._picture(slot, self.image_size) for slot in _CAMERAS if slot != "video"}
+        images = {slot: self._picture(slot, self.image_size) for slot in CAMERAS}
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
 
     def step(self, action: np.ndarray) -> bool:

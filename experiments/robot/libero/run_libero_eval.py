@@ -10,12 +10,19 @@ The familiar flags are all there. Those that a checkpoint answers itself may be 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, print_report, run_evaluation
+from experiments.robot.evaluation import (
+    Benchmark,
+    EvaluationFlags,
+    SeededPolicy,
+    check_policy,
+    choose_unnorm_key,
+    print_report,
+    run_evaluation,
+)
 from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
 from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
 from experiments.robot.rendering import configure_rendering
@@ -76,6 +83,11 @@ class EvalConfig(EvaluationFlags):
         return self.local_log_dir / f"EVAL-{self.task_suite_name}-{who}{note}"
 
     @property
+    def data_sets(self) -> list[str]:
+        """Those of the suite, the likeliest first."""
+        return [f"{self.task_suite_name}_no_noops", self.task_suite_name, f"{self.task_suite_name}_scripted"]
+
+    @property
     def states_path(self) -> Path | None:
         return None if self.initial_states_path == _DEFAULT_STATES else Path(self.initial_states_path)
 
@@ -128,37 +140,15 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
     from prismatic.vla.types import ActionChunk
 
     set_seed_everywhere(config.seed)
-    config.unnorm_key = choose_unnorm_key(config)
+    config.unnorm_key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
     policy = get_vla(config)
-    platform, cameras = policy.spec.platform, policy.spec.cameras
-    if platform.action_dim != 7 or (policy.spec.heads.use_proprio and platform.proprio_dim != 8):
-        raise ValueError(
-            f"{config.pretrained_checkpoint} drives {platform.name} ({platform.action_dim} action, {platform.proprio_dim} proprio "
-            "dimensions), LIBERO has 7 and 8; pass a checkpoint that was trained on LIBERO"
-        )
-    if unknown := [camera for camera in cameras if camera not in CAMERAS]:
-        raise ValueError(f"{config.pretrained_checkpoint} needs the cameras {list(cameras)}; LIBERO has no {', '.join(unknown)}")
+    check_policy(config.pretrained_checkpoint, policy.spec, "LIBERO", CAMERAS)
 
     def to_simulator(chunk: ActionChunk) -> ActionChunk:
         """Gripper 1 (open) .. 0 (closed) -> -1 (open), +1 (closed)."""
         return ActionChunk(invert_gripper_action(normalize_gripper_action(chunk.actions)))
 
     return SeededPolicy(policy, to_simulator)
-
-
-def choose_unnorm_key(config: EvalConfig) -> str | None:
-    """The statistics that the flag names; of a checkpoint trained on several suites those of this one; else None: there is one."""
-    from prismatic.policy.files import STATISTICS_FILE
-    from prismatic.policy.loading import resolve_folder
-
-    statistics = resolve_folder(config.pretrained_checkpoint) / STATISTICS_FILE
-    if config.unnorm_key or not statistics.is_file():
-        return config.unnorm_key
-    keys = json.loads(statistics.read_text())
-    if len(keys) == 1:
-        return None
-    suite = config.task_suite_name
-    return next((key for key in (f"{suite}_no_noops", suite, f"{suite}_scripted") if key in keys), None)
 
 
 def main(config: EvalConfig) -> None:

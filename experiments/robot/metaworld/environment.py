@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import mujoco
 
 VIDEO_SIZE = 256
+CAMERAS = ("primary", "wrist")
 
 # The primary camera: what it looks at [m], from how far [m], from where [degrees].
 _PRIMARY_LOOKAT, _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION = (0.0, 0.68, 0.08), 1.0, 270.0, -58.0
@@ -125,7 +126,7 @@ class MetaWorldEnvironment:
         return self.state[:4].astype(np.float32)
 
     def observe(self) -> Observation:
-        images = {slot: self._picture(slot, self.image_size) for slot in ("primary", "wrist")}
+        images = {slot: self._picture(slot, self.image_size) for slot in CAMERAS}
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
 
     def step(self, action: np.ndarray) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, print_report, run_evaluation
-from experiments.robot.metaworld.environment import MetaWorldSimulator
+from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, check_policy, print_report, run_evaluation
+from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from experiments.robot.rendering import configure_rendering
 from experiments.robot.report import Report
@@ -42,7 +42,9 @@ def _load_policy(config: EvalConfig) -> ChunkPolicy:
     from prismatic.policy.loading import LoadOptions
     from prismatic.policy.policy import Policy  # imports torch and transformers
 
-    return SeededPolicy(Policy.from_pretrained(config.pretrained_checkpoint, options=LoadOptions(engine=config.engine)))
+    policy = Policy.from_pretrained(config.pretrained_checkpoint, options=LoadOptions(engine=config.engine))
+    check_policy(config.pretrained_checkpoint, policy.spec, "METAWORLD", CAMERAS)
+    return SeededPolicy(policy)
 
 
 def main(config: EvalConfig) -> None:

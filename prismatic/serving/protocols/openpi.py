@@ -6,6 +6,7 @@ ALOHA   {images: {cam_high, cam_left_wrist, cam_right_wrist, ...} as [3, height,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,10 @@ def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest
     return reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get("prompt"))
 
 
-def encode_chunk(actions: np.ndarray, server_ms: float) -> bytes:
-    """One frame with actions [H, A]."""
-    return pack_openpi({"actions": np.ascontiguousarray(actions), "server_timing": {"infer_ms": server_ms}})
+def encode_chunk(actions: np.ndarray, server_ms: float, warnings: Sequence[str] = ()) -> bytes:
+    """One frame with actions [H, A]; `warnings` are new ones about what the policy is shown."""
+    told = {"warnings": list(warnings)} if warnings else {}
+    return pack_openpi({"actions": np.ascontiguousarray(actions), "server_timing": {"infer_ms": server_ms}, **told})
 
 
 def encode_metadata(info: dict[str, Any]) -> bytes:

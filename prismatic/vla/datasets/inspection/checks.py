@@ -23,6 +23,7 @@ from prismatic.vla.normalization import Bounds
 
 _TRANSFORMS_FILE = CONFIGS_FILE.replace("configs.py", "transforms.py")
 _MAX_NAMED = 5
+_OPPOSITE = -0.5  # correlation of a gripper's command and its opening from which the sign counts as wrong
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def check_arrays(view: DatasetView) -> list[Finding]:
     """Everything that the low-dimensional arrays and the image references tell."""
     checks = (
         check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
-        check_clipping, check_grippers, check_encoding, check_units, check_idle_steps,
+        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
 
@@ -245,6 +246,39 @@ def check_grippers(view: DatasetView) -> list[Finding]:
                 )
             )
     return findings
+
+
+def check_gripper_signs(view: DatasetView) -> list[Finding]:
+    """Grippers that open when they are told to close, judged against the fingers up to half a second later."""
+    findings = []
+    for dim in view.gripper_dims:
+        name, command = view.action_names[dim], view.actions[:, dim]
+        fingers = [place for place, other in enumerate(view.proprio_names) if other == name]
+        if not fingers and len(view.gripper_dims) == 1:
+            fingers = [place for place, other in enumerate(view.proprio_names) if re.search("gripper|finger", other)]
+        is_ours = command.min() > -0.5 or view.platform.name == "LIBERO"  # elsewhere -1 .. 1 may mean anything
+        if fingers and is_ours and _agreement(view, command, np.abs(view.proprio[:, fingers]).mean(1)) < _OPPOSITE:
+            findings.append(
+                Finding(
+                    f"The gripper sign looks wrong: the fingers close where {name} is high, and 1 means open.",
+                    f"Invert the command in {_TRANSFORMS_FILE} (invert_gripper_actions), as LIBERO's entries do.",
+                )
+            )
+    return findings
+
+
+def _agreement(view: DatasetView, command: np.ndarray, opening: np.ndarray) -> float:
+    """The strongest correlation of command [M] with the opening [M] at once, a quarter and half a second later."""
+    strongest = 0.0
+    for seconds in (0.0, 0.25, 0.5):
+        delay = max(1, round(seconds * view.platform.control_hz))
+        if delay >= len(command):
+            break
+        followed = np.convolve(~view.has_next, np.ones(delay), "valid") == 0  # row i + delay belongs to the same episode
+        told, seen = command[:-delay][followed], opening[delay:][followed]
+        if len(told) > 2 and np.std(told) > 0 and np.std(seen) > 0:
+            strongest = max(strongest, float(np.corrcoef(told, seen)[0, 1]), key=abs)
+    return strongest
 
 
 def check_encoding(view: DatasetView) -> list[Finding]:
