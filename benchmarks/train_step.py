@@ -140,7 +140,7 @@ def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
         use_proprio=True,
         num_workers=config.num_workers,
         device_augmentation=True,
-        **{"cuda_graphs": "auto", **case.flags, **config.flags},
+        **{**case.flags, **config.flags},
     )
     torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(prepare_run(flags, Ranks(0, 1, torch.device("cuda", 0))))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -59,7 +60,7 @@ class DDIMSchedule:
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t [B, ...] of clean actions and noise [B, ...] at timesteps int64 [B]."""
-        share = self.alphas_cumprod.to(clean.device)[timesteps].view(-1, *[1] * (clean.ndim - 1))
+        share = _shares_on(self, clean.device)[timesteps].view(-1, *[1] * (clean.ndim - 1))
         return share.sqrt() * clean + (1 - share).sqrt() * noise
 
     def step(self, noise: torch.Tensor, timestep: int, noisy: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -74,6 +75,13 @@ class DDIMSchedule:
     def _shares(self, timestep: int, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         shares = torch.cat([self.alphas_cumprod, torch.ones(1)])  # beyond the last step (index -1) nothing but signal is left
         return shares[timestep], shares[max(timestep - self.num_train_steps // num_steps, -1)]
+
+
+@lru_cache(maxsize=8)
+def _shares_on(schedule: DDIMSchedule, device: torch.device) -> torch.Tensor:
+    """float32 [num_train_steps]: a_t; kept, because a CUDA graph cannot upload them."""
+    with torch.inference_mode(False):
+        return schedule.alphas_cumprod.to(device)
 
 
 def ddim_step(noise: torch.Tensor, noisy: torch.Tensor, share: torch.Tensor, next_share: torch.Tensor) -> torch.Tensor:

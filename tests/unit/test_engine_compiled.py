@@ -1,7 +1,7 @@
 """Compiled blocks, on a CPU and in CUDA graphs, act like the plain engine.
 
-In bfloat16 the plain engine rounds after every operation, a compiled block after several: both stay about equally close to float32, from
-which the plain one is 0.02 away (root mean square, as a share of the actions; these models are 32 wide).
+In bfloat16 the plain engine rounds after every operation, a compiled block after several: both stay equally close to float32. Observed on an
+H200, FiLM: root mean square 0.0439 of the actions (plain, graph), 0.0455 (compiled); these models are 32 wide.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from prismatic.policy.parts import PolicyParts
 from prismatic.policy.policy import Policy
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-BOUND = 0.04
 
 
 def test_compiled_on_a_cpu() -> None:
@@ -40,7 +39,7 @@ def _on_gpu(head: str, dtype: torch.dtype = torch.bfloat16) -> PolicyParts:
 @pytest.mark.parametrize("engine", ["graph", "compiled"])
 @pytest.mark.parametrize("head", HEADS)
 def test_captured_on_a_gpu(head: str, engine: str) -> None:
-    plain, parts = Policy(_on_gpu(head, torch.bfloat16 if head == "discrete" else torch.float32)), _on_gpu(head)
+    plain, exact, parts = Policy(_on_gpu(head)), Policy(_on_gpu(head, torch.float32)), _on_gpu(head)
     policy = Policy(parts, engine=make_engine(parts, engine, max_batch_size=4))
     # Alone, in a bucket that is filled up, replayed with other numbers, and more than any bucket holds; prompts of three lengths.
     for count in (1, 3, 2, 1, 5):
@@ -49,7 +48,12 @@ def test_captured_on_a_gpu(head: str, engine: str) -> None:
         if head == "discrete":  # rounding may choose a neighbouring bin, or with random weights any other token
             assert (np.abs(found - expected) < 0.02).mean() > 0.5
         else:
-            assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < BOUND
+            reference = predict(exact, observations)
+            assert _rms(found - reference) < 1.5 * _rms(expected - reference) + 0.01 * _rms(reference)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 @pytest.mark.gpu
