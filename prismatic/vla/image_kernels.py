@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit, types
 
 F = np.float32
-_BLOCK = 256  # values of a row that are taken together: the inputs of eight rows of a result fit the first-level cache or nearly
+_BLOCK = 256  # values of a row that are resized together: the inputs of eight rows of a result fit the first-level cache or nearly
+_STRETCH = 64  # values of a row that are cropped together: four of the longest vectors
 
 # Sums may be reordered and products fused with sums, which vector instructions need; NaN does not occur.
 _OPTIONS: dict[str, Any] = {
@@ -41,14 +42,28 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
+@njit(**_OPTIONS)
+def _aligned(length: int) -> np.ndarray:
+    """Uninitialised float32 [length] at a multiple of 64 bytes, so that no vector lies across two cache lines."""
+    numbers = np.empty(length + 16, F)
+    skipped = (-numbers.ctypes.data // 4) % 16
+    return numbers[skipped : skipped + length]
+
+
 @njit(forceinline=True, **_OPTIONS)
 def _weighted_sum(total: np.ndarray, length: int, values: np.ndarray, stride: int, weights: np.ndarray) -> None:
     """total[i] = sum over k of weights[k] * values[k * stride + i] for i < length; eight taps in the first pass, four in each other.
 
-    Inlined, so that a constant length and stride leave no loop behind.
+    Seven taps (256 -> 224 pixels) have a pass of their own. Inlined, so that a constant length and stride leave no loop behind.
     """
     done = 0
-    if len(weights) >= 8:
+    if len(weights) == 7:
+        w0, w1, w2, w3, w4, w5, w6 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5], weights[6]
+        for i in range(length):
+            low = (w0 * values[i] + w1 * values[stride + i]) + (w2 * values[2 * stride + i] + w3 * values[3 * stride + i])
+            total[i] = low + (w4 * values[4 * stride + i] + w5 * values[5 * stride + i] + w6 * values[6 * stride + i])
+        done = 7
+    elif len(weights) >= 8:
         w0, w1, w2, w3, w4, w5, w6, w7 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5], weights[6], weights[7]
         for i in range(length):
             low = (w0 * values[i] + w1 * values[stride + i]) + (w2 * values[2 * stride + i] + w3 * values[3 * stride + i])
@@ -92,8 +107,7 @@ def _unbundle(bundle: np.ndarray, length: int, rows: np.ndarray) -> None:
 def _resize_rows(image: np.ndarray, first_rows: np.ndarray, row_weights: np.ndarray, bundle: np.ndarray) -> None:
     """Writes bundle [8 W * 3]: up to eight rows of the result, `first_rows` of them, out of image [H, W * 3]; columns as they were."""
     top, num_rows = first_rows[0], first_rows[-1] + row_weights.shape[1] - first_rows[0]
-    block = np.empty(num_rows * _BLOCK, F)
-    lines = np.empty((8, _BLOCK), F)
+    block, lines = _aligned(num_rows * _BLOCK), _aligned(8 * _BLOCK).reshape(8, _BLOCK)
     for left in range(0, image.shape[1], _BLOCK):
         length = min(_BLOCK, image.shape[1] - left)
         for row in range(num_rows):  # every input becomes a float once, whatever the number of results that it adds to
@@ -105,27 +119,51 @@ def _resize_rows(image: np.ndarray, first_rows: np.ndarray, row_weights: np.ndar
         _bundle(lines, length, bundle[8 * left :])
 
 
-@_compiled(types.uint8[:, :, ::1](_IMAGE, _INDICES, _MATRIX, _INDICES, _MATRIX))
+@_compiled(types.void(_IMAGE, _INDICES, _MATRIX, _INDICES, _MATRIX, types.uint8[:, :, ::1]))
 def resize(
-    image: np.ndarray, first_rows: np.ndarray, row_weights: np.ndarray, first_columns: np.ndarray, column_weights: np.ndarray
-) -> np.ndarray:
-    """uint8 [S, S, 3] out of uint8 [H, W, 3], rounded and clipped once, at the end.
+    image: np.ndarray,
+    first_rows: np.ndarray,
+    row_weights: np.ndarray,
+    first_columns: np.ndarray,
+    column_weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Writes out [S, S, 3] uint8 out of uint8 [H, W, 3], rounded and clipped once, at the end.
 
     Row y of the result is the sum of K rows of the image from first_rows[y] on with row_weights[y]; columns likewise.
     """
     size, values = len(first_rows), image.shape[1] * 3
-    rows_of_image = image.reshape(-1, values)
-    resized = np.empty((-(-size // 8) * 8, size * 3), np.uint8)
-    bundle = np.empty(8 * values, F)
-    sums, levels = np.empty(24 * size, F), np.empty(24 * size, np.uint8)
+    rows_of_image, rows_of_out = image.reshape(-1, values), out.reshape(size, size * 3)
+    bundle, sums = _aligned(8 * values), _aligned(24 * size)
+    levels, rows = np.empty(24 * size, np.uint8), np.empty((8, 3 * size), np.uint8)
     for top in range(0, size, 8):
         _resize_rows(rows_of_image, first_rows[top : top + 8], row_weights[top : top + 8], bundle)
         for column in range(size):  # three channels of eight rows are 24 numbers
             _weighted_sum(sums[24 * column :], 24, bundle[24 * first_columns[column] :], 24, column_weights[column])
         for i in range(24 * size):
             levels[i] = np.uint8(np.int32(min(max(sums[i], F(0)), F(255)) + F(0.5)))
-        _unbundle(levels, 3 * size, resized[top : top + 8])
-    return resized[:size].reshape(size, size, 3)
+        _unbundle(levels, 3 * size, rows)
+        for row in range(min(8, size - top)):
+            line, line_of_out = rows[row], rows_of_out[top + row]
+            for i in range(3 * size):
+                line_of_out[i] = line[i]
+
+
+@njit(forceinline=True, **_OPTIONS)
+def _find_runs(columns: np.ndarray, starts: np.ndarray, offsets: np.ndarray, shares: np.ndarray) -> int:
+    """How many runs: columns starts[r] <= x < starts[r + 1] lie between pixels x + offsets[r] and the next, at shares[3 x] (for each channel).
+
+    A crop moves its pixels by less than one for each column, so that runs are long, and pixels of a run lie side by side in both images.
+    """
+    size, num_runs = len(columns), 0
+    for x in range(size):
+        left = min(int(columns[x]), size - 1)
+        shares[3 * x] = shares[3 * x + 1] = shares[3 * x + 2] = columns[x] - F(left)
+        if num_runs == 0 or left - x != offsets[num_runs - 1]:
+            starts[num_runs], offsets[num_runs] = x, left - x
+            num_runs += 1
+    starts[num_runs] = size
+    return num_runs
 
 
 @_compiled(_NUMBERS(_IMAGE, _NUMBERS, _NUMBERS, types.float32, _PLANES))
@@ -134,9 +172,12 @@ def crop_and_brighten(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, 
 
     `rows` and `columns` [S] are positions in the image, 0 its first pixel centre and S - 1 its last.
     """
-    size = image.shape[0]
-    flat = image.reshape(size, size * 3)
-    line = np.empty((size + 1) * 3, F)
+    size, length = image.shape[0], image.shape[0] * 3
+    flat = image.reshape(size, length)
+    starts, offsets = np.empty(size + 1, np.int64), np.empty(size, np.int64)
+    # Stretches may reach beyond a run, where the next one overwrites them, and beyond the row.
+    shares, line, mixed = np.zeros(length + _STRETCH, F), np.zeros(length + 3 + _STRETCH, F), _aligned(length + _STRETCH)
+    num_runs = _find_runs(columns, starts, offsets, shares)
     sums = np.zeros(3, F)
     scale = F(1 / 255)
     for y in range(size):
@@ -144,31 +185,31 @@ def crop_and_brighten(image: np.ndarray, rows: np.ndarray, columns: np.ndarray, 
         upper, lower = flat[top], flat[min(top + 1, size - 1)]
         share = (rows[y] - F(top)) * scale
         rest = scale - share
-        for i in range(size * 3):
+        for i in range(length):
             line[i] = rest * F(upper[i]) + share * F(lower[i]) + brightness
-        for i in range(size * 3, size * 3 + 3):  # a loop compiles in a tenth of the time of a slice assignment
+        for i in range(length, length + 3):  # a loop compiles in a tenth of the time of a slice assignment
             line[i] = line[i - 3]
+        for run in range(num_runs):
+            for first in range(3 * starts[run], 3 * starts[run + 1], _STRETCH):
+                inputs, share_of, outputs = line[first + 3 * offsets[run] :], shares[first:], mixed[first:]
+                for i in range(_STRETCH):
+                    outputs[i] = inputs[i] + share_of[i] * (inputs[i + 3] - inputs[i])
         red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        red_sum, green_sum, blue_sum = F(0), F(0), F(0)
         for x in range(size):
-            left = min(int(columns[x]), size - 1)
-            share, i = columns[x] - F(left), 3 * left
-            red[x] = line[i] + share * (line[i + 3] - line[i])
-            green[x] = line[i + 1] + share * (line[i + 4] - line[i + 1])
-            blue[x] = line[i + 2] + share * (line[i + 5] - line[i + 2])
-        for channel in range(3):
-            plane, total = planes[channel, y], F(0)
-            for x in range(size):
-                value = min(max(plane[x], F(0)), F(1))
-                plane[x] = value
-                total += value
-            sums[channel] += total
+            r = min(max(mixed[3 * x], F(0)), F(1))
+            g = min(max(mixed[3 * x + 1], F(0)), F(1))
+            b = min(max(mixed[3 * x + 2], F(0)), F(1))
+            red[x], green[x], blue[x] = r, g, b
+            red_sum, green_sum, blue_sum = red_sum + r, green_sum + g, blue_sum + b
+        sums[0], sums[1], sums[2] = sums[0] + red_sum, sums[1] + green_sum, sums[2] + blue_sum
     return sums / F(size * size)
 
 
-@njit(**_OPTIONS)
+@njit(forceinline=True, **_OPTIONS)
 def _to_byte(value: float) -> int:
-    """Of a value in [0, 1], as `tf.image.convert_image_dtype` does it."""
-    return np.uint8(np.int32(min(value * F(255.5), F(255))))
+    """Of a value in [0, 1], as `tf.image.convert_image_dtype` does it; 1 becomes 255."""
+    return np.uint8(np.int32(value * F(255.5)))
 
 
 @_compiled(types.void(_PLANES, _NUMBERS, types.float32, types.float32, types.float32, types.uint8[:, :, ::1]))
@@ -178,6 +219,7 @@ def adjust_colour(planes: np.ndarray, means: np.ndarray, contrast: float, satura
     The formulas are those of `images._adjust_saturation_and_hue`.
     """
     size = planes.shape[1]
+    flat = out.reshape(size, 3 * size)
     bytes_of_row = np.empty((3, size), np.uint8)
     to_red, to_green, to_blue = bytes_of_row[0], bytes_of_row[1], bytes_of_row[2]
     shift, rest = F(6) * hue, F(1) - contrast
@@ -199,6 +241,6 @@ def adjust_colour(planes: np.ndarray, means: np.ndarray, contrast: float, satura
             to_red[x] = _to_byte(least + chroma * min(max(abs(sextant - F(3)) - F(1), F(0)), F(1)))
             to_green[x] = _to_byte(least + chroma * min(max(F(2) - abs(sextant - F(2)), F(0)), F(1)))
             to_blue[x] = _to_byte(least + chroma * min(max(F(2) - abs(sextant - F(4)), F(0)), F(1)))
-        row = out[y]
+        row = flat[y]
         for x in range(size):
-            row[x, 0], row[x, 1], row[x, 2] = to_red[x], to_green[x], to_blue[x]
+            row[3 * x], row[3 * x + 1], row[3 * x + 2] = to_red[x], to_green[x], to_blue[x]

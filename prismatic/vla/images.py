@@ -74,24 +74,36 @@ def resize_lanczos3(image: np.ndarray, size: int) -> np.ndarray:
 
     Within mean 0.01 levels of `tf.image.resize(lanczos3, antialias=True)`.
     """
+    if image.shape[:2] == (size, size):
+        return image
+    resized = np.empty((size, size, 3), np.uint8)
+    resize_lanczos3_into(resized, image)
+    return resized
+
+
+def resize_lanczos3_into(out: np.ndarray, image: np.ndarray) -> None:
+    """Fills `out` uint8 [S, S, 3], contiguous, with `resize_lanczos3` of `image`."""
     from prismatic.vla import image_kernels
 
-    height, width = image.shape[:2]
+    (height, width), size = image.shape[:2], len(out)
     if (height, width) == (size, size):
-        return image
-    return image_kernels.resize(np.ascontiguousarray(image), *_lanczos3_taps(height, size), *_lanczos3_taps(width, size))
+        out[:] = image
+    else:
+        image_kernels.resize(np.ascontiguousarray(image), *_lanczos3_taps(height, size), *_lanczos3_taps(width, size), out)
 
 
 @lru_cache(maxsize=32)
 def _lanczos3_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The weights without their zeros: int64 [size], the first input of each output, and float32 [size, K] for the K inputs from there on.
 
-    K is a multiple of four where the image is large enough, because the kernel takes four taps at a time.
+    K is 7 or, where the image is large enough, a multiple of four, because the kernel takes so many taps at a time.
     """
     weights = lanczos3_weights(length, size)
     used = weights != 0
     first, last = used.argmax(1), length - 1 - used[:, ::-1].argmax(1)
-    num_taps = min(-(-int((last - first).max() + 1) // 4) * 4, length)
+    num_taps = int((last - first).max() + 1)
+    if num_taps != 7:
+        num_taps = min(-(-num_taps // 4) * 4, length)
     first = np.minimum(first, length - num_taps).astype(np.int64)
     return first, np.take_along_axis(weights, first[:, None] + np.arange(num_taps), axis=1)
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.index import EpisodeIndex
-from prismatic.vla.images import resize_lanczos3
+from prismatic.vla.images import resize_lanczos3_into
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class CachedFrames:
         return self.caches[camera].is_writable and not all(self.caches[camera].is_begun(step) for step in steps)
 
     def _fill(self, step: int, camera: int, frame: np.ndarray) -> None:
-        frame[:] = resize_lanczos3(self.index.reader.read(self.index.images[step, self.columns[camera]]), self.image_size)
+        resize_lanczos3_into(frame, self.index.reader.read(self.index.images[step, self.columns[camera]]))
         if self.caches:
             self.caches[camera].write(step, frame)
 
