@@ -19,7 +19,8 @@ F = np.float32
 _BLOCK = 256  # values of a row that are resized together: the inputs of eight rows of a result fit the first-level cache or nearly
 _STRETCH = 64  # values of a row that are cropped together: four of the longest vectors
 
-# Sums may be reordered and products fused with sums, which vector instructions need; NaN does not occur.
+# Sums may be reordered and products fused with sums, which vector instructions need; NaN does not occur. What computes is compiled by
+# itself or inlined: a function that is called would round in one way when it is compiled and in another when it comes out of the cache.
 _OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"},
     "error_model": "numpy",
@@ -151,9 +152,9 @@ def resize(
 
 @njit(forceinline=True, **_OPTIONS)
 def _find_runs(columns: np.ndarray, starts: np.ndarray, offsets: np.ndarray, shares: np.ndarray) -> int:
-    """How many runs: columns starts[r] <= x < starts[r + 1] lie between pixels x + offsets[r] and the next, at shares[3 x] (for each channel).
+    """How many runs there are: columns starts[r] <= x < starts[r + 1] lie between pixel x + offsets[r] and the next, at shares[3 x + c].
 
-    A crop moves its pixels by less than one for each column, so that runs are long, and pixels of a run lie side by side in both images.
+    A crop enlarges a little, so that runs are long; the pixels of a run lie side by side in the image and in the result.
     """
     size, num_runs = len(columns), 0
     for x in range(size):

@@ -185,6 +185,16 @@ def test_augmentation_does_not_alter_its_input() -> None:
     np.testing.assert_array_equal(image, before)
 
 
+@pytest.mark.parametrize("offset", [0, 1 - 0.9**0.5, 0.02])
+def test_augmenting_in_place_gives_the_pixels_of_a_batch_up_to_the_edges(offset: float) -> None:
+    images = np.stack([smooth_image(9, 224, 224), smooth_image(10, 224, 224)])
+    draw = _with(crop_x=offset, crop_y=offset, brightness=0.1, contrast=0.8, saturation=1.2, hue=0.05)
+    expected = augment_batch(torch.tensor(images[None]), draw)[0].numpy()
+    augmented = augment_cpu(images, draw, out=images)
+    assert augmented is images
+    assert np.abs(augmented.astype(int) - expected).max() <= 1
+
+
 def test_importing_images_does_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", "import sys, prismatic.vla.images; assert 'torch' not in sys.modules"], check=True)
 

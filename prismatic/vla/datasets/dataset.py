@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
+from prismatic.vla.datasets.freed_memory import keep_freed_memory
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -119,9 +120,10 @@ class RobotDataset:
     def actions(self, sample: int) -> np.ndarray:
         """float32 [H, A], normalised: the action of the sample's step and of the H - 1 that follow."""
         step, last = self.locate(sample)
-        steps = np.arange(step, step + self.chunk)
-        chunk = self.index.actions[np.minimum(steps, last)]
-        chunk[np.ix_(steps > last, self.relative)] = 0
+        chunk = self.index.actions[step : min(step + self.chunk, last + 1)]
+        num_beyond = self.chunk - len(chunk)
+        if num_beyond:
+            chunk = np.concatenate((chunk, np.repeat(np.where(self.relative, np.float32(0), chunk[-1:]), num_beyond, axis=0)))
         return normalize(chunk, self.action_bounds)
 
     def proprio(self, sample: int) -> np.ndarray | None:
@@ -176,7 +178,7 @@ class VLADataset(Dataset[Sample]):
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
             draw = draw_augmentation(rng, self.options.equal_crop_offsets)
             if not self.options.device_augmentation:
-                images = augment_cpu(images, draw)
+                images = augment_cpu(images, draw, out=images)
         return Sample(
             images=images,
             instruction=part.instruction(local),
@@ -235,6 +237,7 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
     Raises:
         ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
     """
+    keep_freed_memory()
     train, val, statistics = [], [], {}
     for spec, frames in zip(specs, _open_frames(specs, options), strict=True):
         index = frames.index
