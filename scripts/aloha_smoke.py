@@ -33,7 +33,7 @@ class SmokeConfig:
     """What `make aloha-smoke` does."""
 
     output_dir: Path = Path("runs/aloha_smoke")  # emptied first
-    num_trials_per_task: int = 1
+    num_trials_per_task: int = 1  # episodes of each task, through the server and beside the expert
     num_envs: int = 2  # simulator processes
 
 

@@ -81,6 +81,7 @@ RULES: dict[str, Rule] = {
     r"python experiments/robot/aloha/run_aloha_sim_eval\.py .*": Here("--num_trials_per_task 1 --num_envs 1 --image_size 48"),
     r"python scripts/learning\.py .*": Gpu("made for one GPU and 16 cores; its stages are tested in tests/unit/test_learning.py"),
     r"python experiments/robot/aloha/record_demos\.py .*": Here("--num_episodes 2 --image_size 48"),
+    r"make aloha-smoke": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
     # LIBERO.md
     r"make libero-smoke": Elsewhere("tests/smoke/test_libero.py", "make_untrained_policy.py"),
     r"python experiments/robot/libero/run_libero_eval\.py --pretrained_checkpoint moojink/.*": _NOT_YET,
@@ -109,6 +110,7 @@ RULES: dict[str, Rule] = {
     # benchmarks/README.md
     r"python benchmarks/(check_7b|inference|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
+    r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
     r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout)\.py .*": ByHand(
         "minutes on a CPU; its results are dated"
     ),

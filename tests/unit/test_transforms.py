@@ -145,6 +145,7 @@ LAYOUTS: dict[str, tuple[Any, int, int]] = {
     **{f"libero_{suite}_scripted": (lambda: _plain(7, state=8), 7, 8) for suite in ("spatial", "object")},
     **{name: (lambda: _plain(14, state=14), 14, 14) for name in OXE_DATASET_CONFIGS if name.startswith(("aloha1_", "aloha_sim_"))},
     "metaworld_demo": (lambda: _plain(4, state=4), 4, 4),
+    "metaworld_base": (lambda: _plain(4, state=4), 4, 4),
     "single_joint_task_sample": (lambda: _plain(8, state=8), 8, 8),
     "single_eef_task_sample": (lambda: _plain(7, state=7), 7, 7),
     "dual_joint_task_sample": (lambda: _plain(16, state=16), 16, 16),
