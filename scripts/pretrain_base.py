@@ -1,6 +1,6 @@
 """Pretrains the small base that `make demo` fine-tunes: demonstrations of many MetaWorld tasks -> every weight trained -> a base folder.
 
-python scripts/pretrain_base.py --num_workers 6
+python scripts/pretrain_base.py
 
 A thin driver like scripts/demo.py: each stage is a command that could be typed by itself. Recordings that are complete are not made
 again, so a machine without a simulator trains on recordings that were copied there. As with openvla-7b, the result is the
@@ -32,10 +32,10 @@ class PretrainConfig(TinySizes):
     output_dir: Path = Path("runs/pretraining/base")  # a folder that does not exist yet
     work_dir: Path = Path("runs/pretraining")  # recordings, the random start and the run
     num_demonstrations: int = 40  # per task
-    max_steps: int = 2500  # optimizer steps
+    max_steps: int = 1500  # optimizer steps
     batch_size: int = 256  # samples per step
-    learning_rate: float = 1e-3  # of AdamW
-    num_workers: int = 2  # processes that record, then processes that load data
+    learning_rate: float = 5e-4  # of AdamW
+    num_workers: int = 4  # processes that record, then processes that load data
     seed: int = 7  # of everything
 
     def __post_init__(self) -> None:

@@ -1,0 +1,64 @@
+"""scripts/pretrain_base.py: its commands exist with their flags, and begin on the tasks and sizes that the config says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from experiments.robot.metaworld.record_demos import RecordConfig
+from experiments.robot.metaworld.tasks import BASE_TASKS
+from prismatic.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def _module(path: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_pretraining", ROOT / path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+recipe = _module("scripts/pretrain_base.py")
+CONFIGS = {
+    "experiments/robot/metaworld/record_demos.py": RecordConfig,
+    "scripts/make_base.py": _module("scripts/make_base.py").MakeBaseConfig,
+    "vla-scripts/finetune.py": FinetuneConfig,
+}
+
+
+def _flags(command: list[str]) -> dict[str, str]:
+    return {name[2:]: value for name, value in zip(command[2::2], command[3::2], strict=True)}
+
+
+def test_every_command_has_flags_that_exist(tmp_path: Path) -> None:
+    for command in recipe.pretraining_commands(recipe.PretrainConfig(output_dir=tmp_path / "base")).values():
+        known = {item.name for item in fields(CONFIGS[command[1]])}
+        assert set(_flags(command)) <= known, f"{command[1]} has no flag {sorted(set(_flags(command)) - known)}"
+
+
+def test_stages_hand_on_what_the_one_before_wrote(tmp_path: Path) -> None:
+    config = recipe.PretrainConfig(output_dir=tmp_path / "base", work_dir=tmp_path, llm_layers=5, max_steps=600)
+    record, start, train, keep = (_flags(command) for command in recipe.pretraining_commands(config).values())
+    assert record["task_names"] == f"[{','.join(BASE_TASKS)}]"
+    assert Path(record["output_dir"]) == Path(train["data_root_dir"]) / train["dataset_name"]
+    assert start["llm_layers"] == "5"
+    assert start["output_dir"] == train["vla_path"]
+    assert (train["use_lora"], train["num_steps_before_decay"]) == ("False", "500")
+    assert Path(keep["sizes_from"]) == config.run_dir == Path(train["run_root_dir"]) / train["run_id_override"]
+    assert keep["output_dir"] == str(config.output_dir)
+
+
+def test_a_mistake_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--output_dir .* exists already"):
+        recipe.PretrainConfig(output_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"--max_steps is 0; it must be at least 1"):
+        recipe.PretrainConfig(output_dir=tmp_path / "base", max_steps=0)
