@@ -17,6 +17,7 @@ from prismatic.cli import run_script
 from prismatic.stages import run_stage
 
 STAGES_FILE = "stages.json"
+PRETRAINED_BASE = "assets/tiny_base"  # made by scripts/pretrain_base.py, which saw none of these tasks
 
 
 @dataclass
@@ -25,7 +26,8 @@ class DemoConfig:
 
     output_dir: Path = Path("runs/demo")  # emptied first
     num_demonstrations: int = 50  # per task
-    max_steps: int = 1050  # optimizer steps
+    from_scratch: bool = False  # train every one of random weights, instead of LoRA on the pretrained ones in assets/tiny_base
+    max_steps: int | None = None  # optimizer steps; None: 820 of LoRA, or 1050 from scratch, which take as long
     num_trials_per_task: int = 40  # evaluation episodes per task, on object positions that no demonstration has
     num_control_trials_per_task: int = 15  # evaluation episodes per task with grey images, and with a wrong instruction
     num_envs: int = 2  # simulator processes
@@ -33,14 +35,16 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_demonstrations", "max_steps", "num_trials_per_task", "num_control_trials_per_task", "num_envs"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
     """Stage -> command, in order."""
     out, seed = config.output_dir, str(config.seed)
-    recordings, rlds, base, train = (str(out / name) for name in ("recordings", "rlds", "tiny-base", "train"))
+    recordings, rlds, train = (str(out / name) for name in ("recordings", "rlds", "train"))
+    base = str(out / "tiny-base") if config.from_scratch else PRETRAINED_BASE
+    make_base = {"make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--seed", seed]}
     return {
         "record demonstrations": [
             *("python", "experiments/robot/metaworld/record_demos.py", "--output_dir", recordings),
@@ -50,16 +54,15 @@ def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
             *("python", "scripts/convert/aloha_hdf5_to_rlds.py", "--input_dir", recordings),
             *("--dataset_name", "metaworld_demo", "--data_root_dir", rlds),
         ],
-        "make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--seed", seed],
+        **(make_base if config.from_scratch else {}),
         "fine-tune": [
             *("torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", "1", "vla-scripts/finetune.py"),
             *("--vla_path", base, "--data_root_dir", rlds, "--dataset_name", "metaworld_demo"),
             *("--run_root_dir", train, "--run_id_override", "demo", "--save_latest_checkpoint_only", "True"),
-            # A model without pretraining learns all its weights; a fixed simulated camera needs no augmentation.
-            *("--use_l1_regression", "True", "--use_lora", "False", "--image_aug", "False"),
+            # A fixed simulated camera needs no augmentation.
+            *("--use_l1_regression", "True", "--image_aug", "False", *_learning_flags(config)),
             *("--num_images_in_input", "2", "--use_proprio", "True", "--use_val_set", "True", "--num_workers", "0"),
-            *("--batch_size", "16", "--learning_rate", "2.5e-4", "--lr_warmup_steps", "20", "--max_grad_norm", "1.0"),
-            *("--max_steps", str(config.max_steps), "--num_steps_before_decay", str(config.max_steps * 6 // 7), "--seed", seed),
+            *("--batch_size", "16", "--lr_warmup_steps", "20", "--max_grad_norm", "1.0", "--seed", seed),
         ],
         "evaluate": [
             *("python", "experiments/robot/metaworld/run_metaworld_eval.py", "--pretrained_checkpoint", f"{train}/demo"),
@@ -69,6 +72,17 @@ def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
             *("--stages_file", str(out / STAGES_FILE), "--local_log_dir", str(out)),
         ],
     }
+
+
+def _learning_flags(config: DemoConfig) -> list[str]:
+    """What is trained, how fast and how long: adapters of the pretrained base, or every one of the random weights."""
+    if config.from_scratch:
+        steps = config.max_steps or 1050
+        decay, learns = steps * 6 // 7, ["--use_lora", "False", "--learning_rate", "2.5e-4"]
+    else:
+        steps = config.max_steps or 820
+        decay, learns = steps * 4 // 5, ["--use_lora", "True", "--lora_rank", "32", "--learning_rate", "1e-3"]
+    return [*learns, "--max_steps", str(steps), "--num_steps_before_decay", str(decay)]
 
 
 def main(config: DemoConfig) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_CHECKOUT = ("prismatic", "experiments", "scripts", "vla-scripts")
+_CHECKOUT = ("prismatic", "experiments", "scripts", "vla-scripts", "assets")
 _ENTRY_PLACE = "    # Templates to copy for your own robot.\n"
 _PLATFORM_PLACE = "        # Templates for your own robot, see"
 

@@ -1,20 +1,25 @@
-"""scripts/pretrain_base.py: its commands exist with their flags, and begin on the tasks and sizes that the config says."""
+"""scripts/pretrain_base.py: its commands exist with their flags and fit together; the shipped base is the one that its card describes."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from experiments.robot.metaworld.record_demos import RecordConfig
-from experiments.robot.metaworld.tasks import BASE_TASKS
+from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
+from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
+BASE = ROOT / "assets" / "tiny_base"
 
 
 def _module(path: str) -> ModuleType:
@@ -62,3 +67,19 @@ def test_a_mistake_names_the_flag(tmp_path: Path) -> None:
         recipe.PretrainConfig(output_dir=tmp_path)
     with pytest.raises(ValueError, match=r"--max_steps is 0; it must be at least 1"):
         recipe.PretrainConfig(output_dir=tmp_path / "base", max_steps=0)
+
+
+def test_the_card_of_the_shipped_base_is_true(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where no base stands in the way of the default folder
+    card = (BASE / "README.md").read_text()
+    assert hashlib.sha256((BASE / "model.safetensors").read_bytes()).hexdigest() in card
+    vla, report = OpenVLAForActionPrediction.from_pretrained(BASE, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert f"{sum(weight.numel() for weight in vla.parameters()) / 1e6:.2f} M parameters" in card
+    assert "bfloat16" in card
+    assert vla.dtype == torch.bfloat16
+    for command in recipe.pretraining_commands(recipe.PretrainConfig()).values():
+        assert f"\n{shlex.join(command)}\n" in card
+    for name in BASE_TASKS:
+        assert f"\n| {name} | {get_metaworld_task(name).instruction} |\n" in card

@@ -1,0 +1,73 @@
+"""scripts/demo.py: its commands exist with their flags; LoRA on the pretrained base, or every weight from scratch."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from experiments.robot.metaworld.record_demos import RecordConfig
+from experiments.robot.metaworld.run_metaworld_eval import EvalConfig
+from prismatic.commands.convert_aloha import ConvertConfig
+from prismatic.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def _module(path: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_demo", ROOT / path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+demo = _module("scripts/demo.py")
+CONFIGS = {
+    "record_demos.py": RecordConfig,
+    "aloha_hdf5_to_rlds.py": ConvertConfig,
+    "make_base.py": _module("scripts/make_base.py").MakeBaseConfig,
+    "finetune.py": FinetuneConfig,
+    "run_metaworld_eval.py": EvalConfig,
+}
+
+
+def _flags(command: list[str]) -> dict[str, str]:
+    after = next(index for index, word in enumerate(command) if word.endswith(".py")) + 1
+    return {name[2:]: value for name, value in zip(command[after::2], command[after + 1 :: 2], strict=True)}
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_every_command_has_flags_that_exist(from_scratch: bool) -> None:
+    for command in demo.demo_commands(demo.DemoConfig(from_scratch=from_scratch)).values():
+        script = next(word for word in command if word.endswith(".py"))
+        known = {item.name for item in fields(CONFIGS[Path(script).name])}
+        assert set(_flags(command)) <= known, f"{script} has no flag {sorted(set(_flags(command)) - known)}"
+
+
+def test_lora_begins_with_the_shipped_base() -> None:
+    commands = demo.demo_commands(demo.DemoConfig())
+    flags = _flags(commands["fine-tune"])
+    assert (ROOT / flags["vla_path"] / "model.safetensors").exists()
+    assert flags["use_lora"] == "True"
+    assert "make a tiny base" not in commands
+
+
+def test_from_scratch_trains_every_random_weight() -> None:
+    commands = demo.demo_commands(demo.DemoConfig(from_scratch=True))
+    flags = _flags(commands["fine-tune"])
+    assert flags["vla_path"] == _flags(commands["make a tiny base"])["output_dir"]
+    assert flags["use_lora"] == "False"
+
+
+def test_steps_are_what_is_asked_for() -> None:
+    flags = _flags(demo.demo_commands(demo.DemoConfig(max_steps=10))["fine-tune"])
+    assert (flags["max_steps"], flags["num_steps_before_decay"]) == ("10", "8")
+    with pytest.raises(ValueError, match=r"--max_steps is 0; it must be at least 1"):
+        demo.DemoConfig(max_steps=0)
