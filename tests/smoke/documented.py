@@ -108,6 +108,9 @@ RULES: dict[str, Rule] = {
     r"torchrun --nnodes 2 .*": Elsewhere("tests/smoke/test_processes.py", "--rdzv-backend"),
     r"#!/bin/bash|#SBATCH .*|trap .*|head=.*|srun .*|wait .*|if \[ -n .*": ByHand("the lines of a Slurm job"),
     # benchmarks/README.md
+    r"python scripts/pretrain_base\.py": Gpu(
+        "last run 2026-11-25, see assets/tiny_base/README.md; tests/unit/test_pretraining.py tests its stages"
+    ),
     r"python benchmarks/(check_7b|inference|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),

@@ -71,3 +71,9 @@ def test_steps_are_what_is_asked_for() -> None:
     assert (flags["max_steps"], flags["num_steps_before_decay"]) == ("10", "8")
     with pytest.raises(ValueError, match=r"--max_steps is 0; it must be at least 1"):
         demo.DemoConfig(max_steps=0)
+
+
+def test_the_figure_from_scratch_is_that_of_the_pages() -> None:
+    figure = demo.FROM_SCRATCH.split(";")[0]  # 82 % (99/120
+    for page in ("README.md", "README_EN.md", "benchmarks/README.md"):
+        assert f"{figure})" in (ROOT / page).read_text(), page
