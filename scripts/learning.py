@@ -54,7 +54,10 @@ BENCHMARKS = {
     "aloha_transfer_cube": BenchmarkEntry(
         dataset_name="aloha_sim_transfer_cube_scripted",
         num_cameras=3,
-        record=("experiments/robot/aloha/record_demos.py", "--task_names", "[transfer_cube]", "--image_size"),
+        record=(
+            *("experiments/robot/aloha/record_demos.py", "--task_names", "[transfer_cube]"),
+            *("--noise_scale", "0.02", "--noise_correlation", "0.9", "--image_size"),
+        ),
         evaluate=("experiments/robot/aloha/run_aloha_sim_eval.py", "--task_names", "[transfer_cube]"),
         controls="none,grey",  # there is one instruction
         size_flag="--image_size",
@@ -97,8 +100,8 @@ class LearningConfig(TinySizes):
     max_steps: int = 5000  # optimizer steps
     batch_size: int = 64  # samples per step
     learning_rate: float = 3e-4  # of AdamW
-    max_train_s: float | None = None  # a training that takes longer is asked to save and stop, and evaluated as it is then
-    cuda_graphs: str = "False"  # see vla-scripts/finetune.py, as --compile
+    max_train_s: float | None = None  # a training that takes longer stops; a quarter of this time at the decayed rate follows
+    cuda_graphs: str = "auto"  # see vla-scripts/finetune.py, as --compile
     compile: str = "auto"  # see vla-scripts/finetune.py
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
     num_loaders: int = 8  # processes that load data, per training
@@ -128,6 +131,10 @@ class LearningConfig(TinySizes):
     def train_dir(self, variant: str) -> Path:
         return self.output_dir / variant / "train"
 
+    def trained_file(self, variant: str) -> Path:
+        """Says for how many steps a training was meant that has ended, be it early."""
+        return self.output_dir / variant / "trained.json"
+
     def report_dir(self, variant: str) -> Path:
         """Where the evaluation's report lands."""
         folder = self.output_dir / variant / "eval"
@@ -146,8 +153,8 @@ def shared_commands(config: LearningConfig) -> dict[str, list[str]]:
     return stages if (config.output_dir / "base").is_dir() else stages | {"make a base": base}
 
 
-def train_command(config: LearningConfig, variant: str) -> list[str]:
-    """Trains a variant, or goes on with it."""
+def train_command(config: LearningConfig, variant: str, is_decayed: bool = False) -> list[str]:
+    """Trains a variant, or goes on with it; with `is_decayed` at the decayed learning rate from the first step."""
     flags = {
         "vla_path": str(config.output_dir / "base"),
         "data_root_dir": str(config.output_dir / "data"),
@@ -164,7 +171,7 @@ def train_command(config: LearningConfig, variant: str) -> list[str]:
         "batch_size": str(config.batch_size),
         "learning_rate": str(config.learning_rate),
         "lr_warmup_steps": str(max(1, config.max_steps // 30)),
-        "num_steps_before_decay": str(config.max_steps * 6 // 7),
+        "num_steps_before_decay": str(0 if is_decayed else config.max_steps * 6 // 7),
         "max_grad_norm": "1.0",
         "max_steps": str(config.max_steps),
         "num_workers": str(config.num_loaders),
@@ -206,8 +213,8 @@ class Stages:
         self.folder, self.done = folder, list[dict[str, Any]]()
         self._lock = threading.Lock()
 
-    def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> None:
-        """Runs one command, its output in logs/<stage>.log; after `max_seconds` it is asked to save what it has and stop.
+    def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> bool:
+        """Runs one command, its output in logs/<stage>.log; False if it was asked to save and stop after `max_seconds`.
 
         Raises:
             ValueError: it failed; the end of its output is in the message.
@@ -223,14 +230,15 @@ class Stages:
             except subprocess.TimeoutExpired:
                 process.terminate()
                 code = process.wait()
-                code = 0 if code == STOPPED else code
+        is_stopped = max_seconds is not None and code == STOPPED
         seconds = round(time.monotonic() - started, 1)
         print(f"=== {stage}: {seconds} s", flush=True)
-        if code:
+        if code and not is_stopped:
             end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise ValueError(f"the stage {stage!r} failed after {seconds} s; the command alone:\n  {shlex.join(command)}\n{end}")
         with self._lock:
             self.done.append({"stage": stage, "command": shlex.join(command), "seconds": seconds})
+        return not is_stopped
 
 
 def main(config: LearningConfig) -> None:
@@ -245,7 +253,7 @@ def main(config: LearningConfig) -> None:
         stages.run(stage, command)
 
     def learn(variant: str) -> None:
-        stages.run(f"train {variant}", train_command(config, variant), config.max_train_s)
+        train(config, variant, stages)
         stages.run(f"evaluate {variant}", evaluate_command(config, variant))
         write_results(config, stages.done)
 
@@ -254,6 +262,17 @@ def main(config: LearningConfig) -> None:
     for future in futures:
         future.result()
     print(f"\n{(config.output_dir / 'learning.md').read_text()}")
+
+
+def train(config: LearningConfig, variant: str, stages: Stages) -> None:
+    """Trains a variant unless that has been done; one that runs out of time ends at the decayed learning rate."""
+    file = config.trained_file(variant)
+    if file.is_file() and json.loads(file.read_text())["max_steps"] >= config.max_steps:
+        return
+    if not stages.run(f"train {variant}", train_command(config, variant), config.max_train_s):
+        assert config.max_train_s is not None
+        stages.run(f"finish {variant}", train_command(config, variant, is_decayed=True), config.max_train_s / 4)
+    file.write_text(json.dumps({"max_steps": config.max_steps}) + "\n")
 
 
 _writing = threading.Lock()

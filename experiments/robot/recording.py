@@ -1,13 +1,15 @@
 """Records demonstrations of scripted experts, from any Simulator, in worker processes.
 
 What is executed is the expert's action plus noise, what is stored is the expert's action: the recordings then show how
-to come back from states beside the expert's path (DART, Laskey et al. 2017, with fixed noise). Only episodes that
-succeed are kept; a failed one is tried again from another start.
+to come back from states beside the expert's path (DART, Laskey et al. 2017, with fixed noise). Noise that lasts for several
+steps moves a position-controlled arm aside, where noise drawn afresh at each step only shakes it. Only episodes that succeed
+are kept; a failed one is tried again from another start.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,6 +37,7 @@ class RecordingOptions:
     num_episodes: int = 50  # per task
     seed: int = 0
     noise_scale: float = 0.4  # standard deviation of the noise on executed actions, in action units
+    noise_correlation: float = 0.0  # of the noise at a step with that of the step before; 0 draws it afresh
     noise_dims: tuple[int, ...] = (0, 1, 2)  # which action dimensions get noise; a gripper must not
     num_workers: int = 2
 
@@ -42,6 +45,8 @@ class RecordingOptions:
         for name, smallest in (("num_episodes", 1), ("num_workers", 1), ("noise_scale", 0)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"--{name} is {getattr(self, name)}, must be at least {smallest}")
+        if not 0 <= self.noise_correlation < 1:
+            raise ValueError(f"--noise_correlation is {self.noise_correlation}, must be at least 0 and below 1")
 
     def path(self, task: str, index: int) -> Path:
         return self.output_dir / task / f"episode_{index:06d}.hdf5"
@@ -106,7 +111,7 @@ def record_success(simulator: Simulator, environment: Environment, episode: Epis
 def record_episode(simulator: Simulator, environment: Environment, episode: EpisodeSpec, options: RecordingOptions) -> Recording:
     """One demonstration, successful or not (attribute `success`)."""
     environment.reset(episode)
-    expert, noise = simulator.make_expert(environment), episode.rng("noise")
+    expert, noises = simulator.make_expert(environment), correlated_noise(options, episode.rng("noise"))
     observations: list[Observation] = []
     actions: list[np.ndarray] = []
     success = False
@@ -114,8 +119,9 @@ def record_episode(simulator: Simulator, environment: Environment, episode: Epis
         observations.append(environment.observe())
         actions.append(expert.act())
         executed = np.array(actions[-1])
-        executed[list(options.noise_dims)] += noise.normal(0.0, options.noise_scale, len(options.noise_dims))
+        executed[list(options.noise_dims)] += next(noises)
         success = environment.step(executed)
+    noise_attributes = {"noise_scale": options.noise_scale, "noise_correlation": options.noise_correlation}
     attributes = {"task": episode.task, "seed": episode.seed, "episode": episode.index, "attempt": episode.attempt, "success": success}
     proprio = [observation.proprio for observation in observations]
     return Recording(
@@ -123,5 +129,14 @@ def record_episode(simulator: Simulator, environment: Environment, episode: Epis
         proprio=np.asarray(proprio, np.float32),
         images={name: np.stack([observation.images[name] for observation in observations]) for name in observations[0].images},
         instruction=environment.instruction,
-        attributes=attributes | {"noise_scale": options.noise_scale},
+        attributes=attributes | noise_attributes,
     )
+
+
+def correlated_noise(options: RecordingOptions, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Gaussian noise [len(noise_dims)], step after step: autoregressive of first order, with the same scale at every step."""
+    fresh = math.sqrt(1 - options.noise_correlation**2)
+    noise = rng.normal(0.0, options.noise_scale, len(options.noise_dims))
+    while True:
+        yield noise
+        noise = options.noise_correlation * noise + fresh * rng.normal(0.0, options.noise_scale, len(options.noise_dims))

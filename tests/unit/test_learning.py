@@ -100,7 +100,7 @@ def test_a_mistake_names_the_flag() -> None:
 def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
     stops = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); time.sleep(60)"
     stages = learning.Stages(tmp_path)
-    stages.run("train l1", ["python", "-c", stops], max_seconds=3.0)
+    assert not stages.run("train l1", ["python", "-c", stops], max_seconds=3.0)
     assert stages.done[0]["seconds"] < 30
     assert (tmp_path / "logs" / "train_l1.log").read_text() == "up\n"
 
@@ -108,3 +108,20 @@ def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
 def test_a_stage_that_fails_shows_its_end(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'evaluate l1' failed(.|\n)*no such checkpoint"):
         learning.Stages(tmp_path).run("evaluate l1", ["python", "-c", "raise SystemExit('no such checkpoint')"])
+
+
+def test_a_training_that_ran_out_of_time_ends_at_the_decayed_rate_and_is_not_done_again(tmp_path: Path) -> None:
+    class Recorded(learning.Stages):
+        def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> bool:
+            runs.append((stage, _flags(command[2:])["num_steps_before_decay"], max_seconds))
+            return False
+
+    runs: list[tuple[str, str, float | None]] = []
+    config = learning.LearningConfig(output_dir=tmp_path, max_steps=700, max_train_s=100.0)
+    (tmp_path / "l1").mkdir()
+    learning.train(config, "l1", Recorded(tmp_path))
+    assert runs == [("train l1", "600", 100.0), ("finish l1", "0", 25.0)]
+    learning.train(config, "l1", Recorded(tmp_path))
+    assert len(runs) == 2
+    learning.train(learning.LearningConfig(output_dir=tmp_path, max_steps=701, max_train_s=100.0), "l1", Recorded(tmp_path))
+    assert len(runs) == 4

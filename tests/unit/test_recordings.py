@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 from hdf5_files import write_aloha
 from toy_simulator import ToySimulator
 
-from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.recording import RecordingOptions, correlated_noise, missing_episodes, record_demonstrations
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
 from prismatic.conversion.recordings import Recording, read_recording, write_recording
@@ -212,3 +213,21 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
         pass
     with only_writer(tmp_path / "stage"):  # the lock goes with its process or block
         pass
+
+
+def test_correlated_noise_has_the_scale_at_every_step_and_lasts(tmp_path: Path) -> None:
+    def draw(correlation: float) -> np.ndarray:
+        options = RecordingOptions(tmp_path, noise_scale=0.3, noise_correlation=correlation, noise_dims=tuple(range(2000)))
+        return np.stack(list(itertools.islice(correlated_noise(options, np.random.default_rng(0)), 12)))
+
+    lasting, fresh = draw(0.9), draw(0.0)
+    assert np.allclose(lasting.std(axis=1), 0.3, atol=0.02)  # at the first step as at the last
+    assert np.allclose(fresh.std(axis=1), 0.3, atol=0.02)
+    for step in (1, 11):
+        assert abs(np.corrcoef(lasting[0], lasting[step])[0, 1] - 0.9**step) < 0.1
+        assert abs(np.corrcoef(fresh[0], fresh[step])[0, 1]) < 0.1
+
+
+def test_a_correlation_of_1_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--noise_correlation is 1.0, must be at least 0 and below 1"):
+        RecordingOptions(tmp_path, noise_correlation=1.0)

@@ -30,6 +30,7 @@ class RecordConfig:
     image_size: int = 256  # pixels; images are rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
     noise_scale: float = 0.004  # rad, on executed joint angles; with 0.01 insertion fails mostly
+    noise_correlation: float = 0.0  # of the noise from step to step, 0 to 1; 0.9 lasts for ten steps and moves the arms aside
     seed: int = 0  # of starts and noise
     num_workers: int = 2  # processes
 
@@ -42,6 +43,7 @@ def main(config: RecordConfig) -> None:
         num_episodes=config.num_episodes,
         seed=config.seed,
         noise_scale=config.noise_scale,
+        noise_correlation=config.noise_correlation,
         noise_dims=_JOINTS,
         num_workers=config.num_workers,
     )
