@@ -306,7 +306,8 @@ def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
 
 
 def _table(config: LearningConfig, rows: list[dict[str, Any]]) -> str:
-    lines = [f"{config.benchmark}, {config.num_demonstrations} demonstrations a task, at most {config.max_steps} steps of {config.batch_size}", ""]
+    steps = f"at most {config.max_steps} steps of {config.batch_size}"
+    lines = [f"{config.benchmark}, {config.num_demonstrations} demonstrations a task, {steps}", ""]
     lines += ["| variant | control | success | 95 % interval |", "|---|---|---|---|"]
     for row in rows:
         low, high = (round(100 * bound) for bound in row["interval_95"])
