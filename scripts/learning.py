@@ -190,7 +190,8 @@ def evaluate_command(config: LearningConfig, variant: str) -> list[str]:
     command = ["python", *entry.evaluate, "--pretrained_checkpoint", str(config.train_dir(variant)), *_tasks(config)]
     command += [entry.size_flag, str(config.image_size), "--num_trials_per_task", str(config.num_trials_per_task)]
     if variant == config.variants[0]:
-        command += ["--control", entry.controls, "--num_control_trials_per_task", str(config.num_control_trials_per_task)]
+        controls = entry.controls.removesuffix(",wrong_instruction") if len(config.task_names) == 1 else entry.controls  # it takes two
+        command += ["--control", controls, "--num_control_trials_per_task", str(config.num_control_trials_per_task)]
     command += ["--num_envs", str(config.num_envs), "--batch_size", str(min(8, config.num_envs))]
     command += ["--engine", config.engine if _has_gpu() else "eager"]
     return [*command, "--num_pictures", "1", "--local_log_dir", str(config.output_dir / variant / "eval"), "--seed", str(config.seed)]

@@ -73,6 +73,12 @@ def test_only_the_first_variant_is_evaluated_under_controls(tmp_path: Path) -> N
     assert "--control" not in learning.evaluate_command(config, "l1")
 
 
+def test_one_task_alone_is_not_given_a_wrong_instruction(tmp_path: Path) -> None:
+    for names, controls in ((["0"], "none,grey"), (["0", "1"], "none,grey,wrong_instruction"), ([], "none,grey,wrong_instruction")):
+        config = learning.LearningConfig(output_dir=tmp_path, task_names=names)
+        assert _flags(learning.evaluate_command(config, "l1")[2:])["control"] == controls
+
+
 def test_the_table_is_made_of_the_reports(tmp_path: Path) -> None:
     config = learning.LearningConfig(output_dir=tmp_path, benchmark="aloha_transfer_cube", variants=["l1", "film"])
     folder = config.report_dir("l1")
