@@ -100,7 +100,7 @@ class LearningConfig(TinySizes):
     max_steps: int = 5000  # optimizer steps
     batch_size: int = 64  # samples per step
     learning_rate: float = 3e-4  # of AdamW
-    max_train_s: float | None = None  # a training that takes longer stops; a quarter of this time at the decayed rate follows
+    max_train_s: float | None = None  # a training that takes longer stops; a sixth of its steps at the decayed rate follows
     cuda_graphs: str = "auto"  # see vla-scripts/finetune.py, as --compile
     compile: str = "auto"  # see vla-scripts/finetune.py
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
@@ -153,8 +153,11 @@ def shared_commands(config: LearningConfig) -> dict[str, list[str]]:
     return stages if (config.output_dir / "base").is_dir() else stages | {"make a base": base}
 
 
-def train_command(config: LearningConfig, variant: str, is_decayed: bool = False) -> list[str]:
-    """Trains a variant, or goes on with it; with `is_decayed` at the decayed learning rate from the first step."""
+def train_command(config: LearningConfig, variant: str, num_steps_before_decay: int | None = None) -> list[str]:
+    """Trains a variant, or goes on with it; the last seventh of the steps at the decayed learning rate."""
+    max_steps, before_decay = config.max_steps, config.max_steps * 6 // 7
+    if num_steps_before_decay is not None:
+        max_steps, before_decay = num_steps_before_decay * 7 // 6 + 1, num_steps_before_decay
     flags = {
         "vla_path": str(config.output_dir / "base"),
         "data_root_dir": str(config.output_dir / "data"),
@@ -171,9 +174,9 @@ def train_command(config: LearningConfig, variant: str, is_decayed: bool = False
         "batch_size": str(config.batch_size),
         "learning_rate": str(config.learning_rate),
         "lr_warmup_steps": str(max(1, config.max_steps // 30)),
-        "num_steps_before_decay": str(0 if is_decayed else config.max_steps * 6 // 7),
+        "num_steps_before_decay": str(before_decay),
         "max_grad_norm": "1.0",
-        "max_steps": str(config.max_steps),
+        "max_steps": str(max_steps),
         "num_workers": str(config.num_loaders),
         "frame_cache_dir": str(config.frame_cache_dir or config.output_dir / "frames"),
         "compile": config.compile,
@@ -271,9 +274,16 @@ def train(config: LearningConfig, variant: str, stages: Stages) -> None:
     if file.is_file() and json.loads(file.read_text())["max_steps"] >= config.max_steps:
         return
     if not stages.run(f"train {variant}", train_command(config, variant), config.max_train_s):
-        assert config.max_train_s is not None
-        stages.run(f"finish {variant}", train_command(config, variant, is_decayed=True), config.max_train_s / 4)
+        stages.run(f"finish {variant}", train_command(config, variant, _trained_steps(config, variant)))
     file.write_text(json.dumps({"max_steps": config.max_steps}) + "\n")
+
+
+def _trained_steps(config: LearningConfig, variant: str) -> int:
+    from prismatic.training.run_folder import read_checkpoint
+
+    checkpoint = read_checkpoint(config.train_dir(variant))
+    assert checkpoint is not None, "a training that stopped has saved"
+    return checkpoint.state.step
 
 
 _writing = threading.Lock()

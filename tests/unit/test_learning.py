@@ -116,17 +116,21 @@ def test_a_stage_that_fails_shows_its_end(tmp_path: Path) -> None:
         learning.Stages(tmp_path).run("evaluate l1", ["python", "-c", "raise SystemExit('no such checkpoint')"])
 
 
-def test_a_training_that_ran_out_of_time_ends_at_the_decayed_rate_and_is_not_done_again(tmp_path: Path) -> None:
+def test_a_training_that_ran_out_of_time_ends_at_the_decayed_rate_and_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Recorded(learning.Stages):
         def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> bool:
-            runs.append((stage, _flags(command[2:])["num_steps_before_decay"], max_seconds))
-            return False
+            flags = _flags(command[2:])
+            runs.append((stage, int(flags["num_steps_before_decay"]), int(flags["max_steps"]), max_seconds))
+            return max_seconds is None
 
-    runs: list[tuple[str, str, float | None]] = []
+    runs: list[tuple[str, int, int, float | None]] = []
+    monkeypatch.setattr(learning, "_trained_steps", lambda config, variant: 300)
     config = learning.LearningConfig(output_dir=tmp_path, max_steps=700, max_train_s=100.0)
     (tmp_path / "l1").mkdir()
     learning.train(config, "l1", Recorded(tmp_path))
-    assert runs == [("train l1", "600", 100.0), ("finish l1", "0", 25.0)]
+    assert runs == [("train l1", 600, 700, 100.0), ("finish l1", 300, 351, None)]
     learning.train(config, "l1", Recorded(tmp_path))
     assert len(runs) == 2
     learning.train(learning.LearningConfig(output_dir=tmp_path, max_steps=701, max_train_s=100.0), "l1", Recorded(tmp_path))
