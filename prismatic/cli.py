@@ -115,7 +115,8 @@ def _prepare_process() -> None:
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_ours_or_a_warning)
-    for imported_by_peft in ("torchao", "torch.utils._pytree"):  # the first warns of every kernel built for another torch
+    # The first warns of every kernel built for another torch, the last of kernels that it would like to download.
+    for imported_by_peft in ("torchao", "torch.utils._pytree", "bitsandbytes.backends"):
         logging.getLogger(imported_by_peft).setLevel(logging.ERROR)
 
 
