@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_modules import ROOT, load_script
 
 from experiments.robot.metaworld.record_demos import RecordConfig
 from experiments.robot.metaworld.run_metaworld_eval import EvalConfig
 from prismatic.commands.convert_aloha import ConvertConfig
 from prismatic.training.config import FinetuneConfig
 
-ROOT = Path(__file__).parents[2]
-
-
-def _module(path: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_demo", ROOT / path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-demo = _module("scripts/demo.py")
+demo = load_script("scripts/demo.py")
 CONFIGS = {
     "record_demos.py": RecordConfig,
     "aloha_hdf5_to_rlds.py": ConvertConfig,
-    "make_base.py": _module("scripts/make_base.py").MakeBaseConfig,
+    "make_base.py": load_script("scripts/make_base.py").MakeBaseConfig,
     "finetune.py": FinetuneConfig,
     "run_metaworld_eval.py": EvalConfig,
 }

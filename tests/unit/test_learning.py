@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_modules import load_script
 
 from prismatic.training.config import FinetuneConfig
 
-ROOT = Path(__file__).parents[2]
-
-
-def _module(path: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_learning", ROOT / path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-learning = _module("scripts/learning.py")
+learning = load_script("scripts/learning.py")
 CONFIGS = {
     "experiments/robot/libero/record_demos.py": "RecordConfig",
     "experiments/robot/aloha/record_demos.py": "RecordConfig",
@@ -43,7 +28,7 @@ def test_every_command_has_flags_that_exist(benchmark: str, tmp_path: Path) -> N
     for variant in config.variants:
         commands += [learning.train_command(config, variant), learning.evaluate_command(config, variant)]
     for _, script, *rest in commands:
-        known = {item.name for item in fields(getattr(_module(script), CONFIGS[script]) if script in CONFIGS else FinetuneConfig)}
+        known = {item.name for item in fields(getattr(load_script(script), CONFIGS[script]) if script in CONFIGS else FinetuneConfig)}
         used = {word[2:] for word in rest if word.startswith("--")}
         assert used
         assert used <= known, f"{script} has no flag {sorted(used - known)}"

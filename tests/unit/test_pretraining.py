@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from script_modules import ROOT, load_script
 
 from experiments.robot.metaworld.record_demos import RecordConfig
 from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.training.config import FinetuneConfig
 
-ROOT = Path(__file__).parents[2]
 BASE = ROOT / "assets" / "tiny_base"
 
 
-def _module(path: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_of_pretraining", ROOT / path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-recipe = _module("scripts/pretrain_base.py")
+recipe = load_script("scripts/pretrain_base.py")
 CONFIGS = {
     "experiments/robot/metaworld/record_demos.py": RecordConfig,
-    "scripts/make_base.py": _module("scripts/make_base.py").MakeBaseConfig,
+    "scripts/make_base.py": load_script("scripts/make_base.py").MakeBaseConfig,
     "vla-scripts/finetune.py": FinetuneConfig,
 }
 
