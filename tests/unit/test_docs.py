@@ -5,14 +5,12 @@ That the commands run is the matter of tests/smoke/test_documented_commands.py.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from dataclasses import fields
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_modules import ROOT, load_script
 
 from prismatic.commands import convert_aloha, convert_libero
 from prismatic.commands.deploy import DeployConfig
@@ -26,9 +24,8 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, find_entry
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "smoke"))
-from documents import page_commands  # noqa: E402
+from documents import page_commands
 
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
@@ -36,31 +33,21 @@ OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
 
-def _module(path: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(Path(path).stem + "_documented", ROOT / path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
 ALOHA = "experiments/robot/aloha"
 LIBERO = "experiments/robot/libero"
 CONFIGS = {
-    f"{ALOHA}/run_aloha_eval.py": lambda: _module(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
-    f"{ALOHA}/run_aloha_sim_eval.py": lambda: _module(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
-    f"{ALOHA}/record_demos.py": lambda: _module(f"{ALOHA}/record_demos.py").RecordConfig,
-    f"{ALOHA}/preprocess_split_aloha_data.py": lambda: _module(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
-    f"{LIBERO}/run_libero_eval.py": lambda: _module(f"{LIBERO}/run_libero_eval.py").EvalConfig,
-    f"{LIBERO}/record_demos.py": lambda: _module(f"{LIBERO}/record_demos.py").RecordConfig,
-    f"{LIBERO}/regenerate_libero_dataset.py": lambda: _module(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
+    f"{ALOHA}/run_aloha_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
+    f"{ALOHA}/run_aloha_sim_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
+    f"{ALOHA}/record_demos.py": lambda: load_script(f"{ALOHA}/record_demos.py").RecordConfig,
+    f"{ALOHA}/preprocess_split_aloha_data.py": lambda: load_script(f"{ALOHA}/preprocess_split_aloha_data.py").PreprocessConfig,
+    f"{LIBERO}/run_libero_eval.py": lambda: load_script(f"{LIBERO}/run_libero_eval.py").EvalConfig,
+    f"{LIBERO}/record_demos.py": lambda: load_script(f"{LIBERO}/record_demos.py").RecordConfig,
+    f"{LIBERO}/regenerate_libero_dataset.py": lambda: load_script(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
     "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
-    "scripts/compare_runs.py": lambda: _module("scripts/compare_runs.py").CompareConfig,
-    "scripts/learning.py": lambda: _module("scripts/learning.py").LearningConfig,
-    "scripts/make_base.py": lambda: _module("scripts/make_base.py").MakeBaseConfig,
-    "benchmarks/rollout.py": lambda: _module("benchmarks/rollout.py").RolloutBenchmarkConfig,
+    "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
+    "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
+    "scripts/make_base.py": lambda: load_script("scripts/make_base.py").MakeBaseConfig,
+    "benchmarks/rollout.py": lambda: load_script("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/deploy.py": lambda: DeployConfig,
     "vla-scripts/finetune.py": lambda: FinetuneConfig,
     "vla-scripts/merge_lora_weights_and_save.py": lambda: MergeConfig,
@@ -71,7 +58,9 @@ CONFIGS = {
     "scripts/push_to_hub.py": lambda: PushConfig,
     "openvla-doctor": lambda: DoctorConfig,
     "openvla-deploy": lambda: DeployConfig,
-    "experiments/robot/metaworld/run_metaworld_eval.py": lambda: _module("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig,
+    "experiments/robot/metaworld/run_metaworld_eval.py": lambda: (
+        load_script("experiments/robot/metaworld/run_metaworld_eval.py").EvalConfig
+    ),
 }
 
 
