@@ -1,6 +1,7 @@
 """Throughput and latency of deploy.py with several clients at once, over HTTP, image encoding and decoding included.
 
 python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --json serving.json
+python benchmarks/serving.py --random_7b /dev/shm/serving --json serving_7b.json    # needs a GPU
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ class ServingBenchmarkConfig:
     """Flags of the benchmark."""
 
     pretrained_checkpoint: str = ""  # folder of a checkpoint
+    random_7b: Path | None = None  # instead: a LIBERO policy of the real size with random weights is written here, and deleted again
     clients: list[int] = field(default_factory=lambda: [1, 4, 16])  # at once; one line of the table each
     seconds: float = 10  # of each measurement, after one second of warm-up
     image_size: int = 256  # pixels, square
@@ -36,18 +41,30 @@ class ServingBenchmarkConfig:
     json: Path | None = None  # where the table is written, too
 
     def __post_init__(self) -> None:
-        if not self.pretrained_checkpoint:
-            raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder")
+        if bool(self.pretrained_checkpoint) == (self.random_7b is not None):
+            raise ValueError("pass either --pretrained_checkpoint or --random_7b")
 
 
-def start_server(config: ServingBenchmarkConfig) -> tuple[subprocess.Popen[str], int]:
+def write_random_7b(folder: Path) -> None:
+    """A checkpoint of the policy that benchmarks/inference.py measures."""
+    from inference import build_parts
+    from prismatic.models.base import write_tokenizer
+    from prismatic.policy.saving import save_policy
+
+    folder.mkdir(parents=True)
+    parts = build_parts("libero", "none")
+    save_policy(parts, folder, step=None)
+    write_tokenizer(folder, parts.processor.tokenizer)
+
+
+def start_server(checkpoint: str, deploy_flags: str) -> tuple[subprocess.Popen[str], int]:
     """A running deploy.py and its port.
 
     Raises:
         ValueError: it did not start; the message has what it said.
     """
-    command = [sys.executable, "vla-scripts/deploy.py", "--pretrained_checkpoint", config.pretrained_checkpoint, "--port", "0"]
-    process = subprocess.Popen([*command, *config.deploy_flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "vla-scripts/deploy.py", "--pretrained_checkpoint", checkpoint, "--port", "0"]
+    process = subprocess.Popen([*command, *deploy_flags.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
@@ -114,7 +131,14 @@ def measure(port: int, body: bytes, num_clients: int, seconds: float) -> dict[st
 
 def main(config: ServingBenchmarkConfig) -> None:
     """Prints one line per number of clients."""
-    process, port = start_server(config)
+    checkpoint = config.pretrained_checkpoint
+    if config.random_7b is not None:
+        checkpoint = str(config.random_7b / "checkpoint")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:  # which leaves the GPU to the server
+            writer.submit(write_random_7b, Path(checkpoint)).result()
+    started = time.perf_counter()
+    process, port = start_server(checkpoint, config.deploy_flags)
+    start_s = time.perf_counter() - started
     try:
         info = json.loads(call(port, "GET", "/info"))
         body = make_body(info, config.image_size)
@@ -123,13 +147,16 @@ def main(config: ServingBenchmarkConfig) -> None:
     finally:
         process.terminate()
         process.wait(timeout=60)
+        if config.random_7b is not None:
+            shutil.rmtree(config.random_7b)
+    print(f"{info['platform']}: ready after {start_s:.1f} s")
     for row in rows:
         times = f"p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:7.1f} ms"
         print(f"{row['clients']:3.0f} clients  {row['requests_per_s']:8.1f} requests/s  {times}")
     batches = {size: float(count) for size, count in re.findall(r'prismatic_batch_size_bucket\{le="([^"]+)"\} ([\d.]+)', page)}
     print("calls of the policy with at most so many observations:", batches)
     if config.json is not None:
-        content = {"platform": info["platform"], "body_bytes": len(body), "rows": rows, "batch_sizes": batches}
+        content = {"platform": info["platform"], "start_s": start_s, "body_bytes": len(body), "rows": rows, "batch_sizes": batches}
         config.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -108,7 +108,7 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
         state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
         save_torch_state_dict(state, partial, max_shard_size="5GB", metadata={"format": "pt"})
         config.save_published(partial)
-        _write_tokenizer(partial, tokenizer)
+        write_tokenizer(partial, tokenizer)
         PrismaticImageProcessor(config.image_size).save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp keeps other users out
         partial.rename(folder)
@@ -135,7 +135,7 @@ def write_tiny_base(folder: Path, sizes: TinySizes, seed: int) -> None:
     write_base(folder, config, {} if folder.exists() else random_weights(config, seed), tokenizer)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerFast) -> None:
+def write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerFast) -> None:
     """The tokenizer's files in a form that transformers 4.40 reads too (newer ones name a class that it does not have)."""
     if isinstance(tokenizer, Path):
         for name in TOKENIZER_FILES:

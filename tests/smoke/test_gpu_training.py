@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from prismatic.training.loop import finetune
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-RLDS = Path(__file__).parents[1] / "golden" / "data" / "rlds"
+ROOT = Path(__file__).parents[2]
+RLDS = ROOT / "tests" / "golden" / "data" / "rlds"
 TOLERANCE = 0.03  # of a loss about 0.5: bfloat16 rounds differently when operations are joined
 L1, DIFFUSION, DISCRETE = {}, {"use_l1_regression": False, "use_diffusion": True}, {"use_l1_regression": False}
 
@@ -29,26 +32,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, **flags: Any) -> list[float]:
-    """The losses of eight steps on batches of several shapes."""
-    config = FinetuneConfig(
-        vla_path=str(folder / "base"),
-        data_root_dir=RLDS,
-        dataset_name="libero_spatial_no_noops",
-        run_root_dir=folder / "runs",
-        run_id_override=name,
-        num_images_in_input=2,
-        use_proprio=True,
-        batch_size=3,
-        learning_rate=1e-4,
-        max_steps=8,
-        save_freq=8,
-        wandb_log_freq=1,
-        num_workers=0,
+def flags_of(folder: Path, name: str, **flags: Any) -> dict[str, Any]:
+    """The flags of eight steps on batches of several shapes."""
+    return {
+        "vla_path": str(folder / "base"),
+        "data_root_dir": RLDS,
+        "dataset_name": "libero_spatial_no_noops",
+        "run_root_dir": folder / "runs",
+        "run_id_override": name,
+        "num_images_in_input": 2,
+        "use_proprio": True,
+        "batch_size": 3,
+        "learning_rate": 1e-4,
+        "max_steps": 8,
+        "save_freq": 8,
+        "wandb_log_freq": 1,
+        "num_workers": 0,
         **flags,
-    )
+    }
+
+
+def train(folder: Path, name: str, **flags: Any) -> list[float]:
+    """The losses of those steps in this process."""
+    config = FinetuneConfig(**flags_of(folder, name, **flags))
     finetune(config)
-    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return losses(config.run_dir)
+
+
+def train_on_two(folder: Path, name: str, **flags: Any) -> list[float]:
+    """The same with torchrun on two GPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "vla-scripts/finetune.py"]
+    for flag, value in flags_of(folder, name, **flags).items():
+        command += [f"--{flag}", str(value)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses(folder / "runs" / name)
+
+
+def losses(run_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
@@ -84,3 +106,11 @@ def test_a_quantized_base_trains_in_recorded_steps(folder: Path) -> None:
     plain = train(folder, "plain-nf4", compile="False", quantize_base="nf4")
     recorded = train(folder, "recorded-nf4", cuda_graphs="True", quantize_base="nf4", optimizer="adamw_8bit", gradient_checkpointing=True)
     assert recorded == pytest.approx(plain, abs=2 * TOLERANCE)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_recorded_steps_on_two_gpus_give_the_losses_of_plain_ones(folder: Path) -> None:
+    plain = train_on_two(folder, "plain-two", compile="False")
+    recorded = train_on_two(folder, "recorded-two", cuda_graphs="True")
+    assert len(recorded) == 8
+    assert recorded == pytest.approx(plain, abs=TOLERANCE)
