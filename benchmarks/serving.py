@@ -48,6 +48,7 @@ class ServingBenchmarkConfig:
 def write_random_7b(folder: Path) -> None:
     """A checkpoint of the policy that benchmarks/inference.py measures."""
     from inference import build_parts
+
     from prismatic.models.base import write_tokenizer
     from prismatic.policy.saving import save_policy
 

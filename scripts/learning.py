@@ -101,8 +101,8 @@ class LearningConfig(TinySizes):
     batch_size: int = 64  # samples per step
     learning_rate: float = 3e-4  # of AdamW
     max_train_s: float | None = None  # a training that takes longer stops; a sixth of its steps at the decayed rate follows
-    cuda_graphs: str = "auto"  # see vla-scripts/finetune.py, as --compile
-    compile: str = "auto"  # see vla-scripts/finetune.py
+    compile: str = "False"  # see vla-scripts/finetune.py; recorded steps of a small model gain little by it, and it takes a minute
+    cuda_graphs: str = "auto"  # see vla-scripts/finetune.py
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
     num_loaders: int = 8  # processes that load data, per training
     num_envs: int = 16  # simulator processes, for recording and for each evaluation

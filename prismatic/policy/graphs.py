@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -249,7 +249,7 @@ class ActionProgram:
             number.zero_()
 
         def denoise() -> None:
-            inputs = replace(self._inputs(images), pixel_values=images[:0])
+            inputs = self._inputs(images[:0])  # the pictures are in `observed`
             self._actions.copy_(model.denoise(inputs, observed, self._actions, table[number][0]))
             number.add_(1)
 

@@ -26,7 +26,7 @@ _MAX_GRAPHS = 64  # further shapes run without one
 
 
 def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether steps are recorded: where the model is compiled for a GPU, and nothing in it waits for the processor.
+    """Whether steps are recorded: on a GPU, where nothing in them waits for the processor.
 
     Raises:
         ValueError: they were asked for where that is impossible.
@@ -45,12 +45,10 @@ def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
     if ranks.device.type != "cuda":
         return "there is no CUDA device"
-    if config.compile == "False":
-        return "--compile is False"
     if config.quantize_base == "int8":
         return "--quantize_base int8 looks for outliers on the processor"
     if config.recomputes_dropout:
-        return "--gradient_checkpointing with --lora_dropout is not compiled"
+        return "--gradient_checkpointing with --lora_dropout restores random numbers on the processor"
     if ranks.world_size > 1 and config.shards_model:
         return "the model is sharded"
     if ranks.world_size > 1 and not torch.cuda.can_device_access_peer(ranks.device, (ranks.device.index + 1) % torch.cuda.device_count()):

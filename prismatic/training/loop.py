@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from prismatic.training.distributed import any_rank, gather_objects, mean_over_r
 from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
 from prismatic.training.interrupts import STOPPED, StopRequest
+from prismatic.training.loading import iterate
 from prismatic.training.logging import RunLogger, check_loggers, drop_later_rows, memory_used
 from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
@@ -86,19 +87,19 @@ class Trainer:
             self._announce(log)
             if self.owes_validation:
                 self._validate(log)
-            batches = self.batches()
             self.model.train()
             self._start_meter()
-            while self.step < config.max_steps:
-                self.meter.add(self.optimizer_step(batches))
-                self.step += 1
-                log.step()
-                if self._is_due(config.wandb_log_freq):
-                    log.metrics(self.step, self._train_metrics())
-                is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.max_steps
-                self._between_steps(log, evaluation, is_stopping)
-                if is_stopping:
-                    return False
+            with contextlib.closing(self.batches()) as batches:
+                while self.step < config.max_steps:
+                    self.meter.add(self.optimizer_step(batches))
+                    self.step += 1
+                    log.step()
+                    if self._is_due(config.wandb_log_freq):
+                        log.metrics(self.step, self._train_metrics())
+                    is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.max_steps
+                    self._between_steps(log, evaluation, is_stopping)
+                    if is_stopping:
+                        return False
             if evaluation is not None:
                 _record(log, evaluation.finish())
             if is_main and (warning := log.plateau_warning()):
@@ -151,13 +152,13 @@ class Trainer:
         command = self.run.eval_command
         return BackgroundEvaluation(self.config, command) if command and self.ranks.is_main else contextlib.nullcontext()
 
-    def batches(self) -> Iterator[Batch]:
-        """Training batches on the device, for ever, from where the sampler stands."""
-        loader = iter(self.run.train_loader())
-        while True:
-            with self.meter.waiting():
-                batch = next(loader)
-            yield self._on_device(batch)
+    def batches(self) -> Generator[Batch, None, None]:
+        """Training batches on the device, for ever, from where the sampler stands; close it to end the processes that load them."""
+        with contextlib.closing(iterate(self.run.train_loader())) as loaded:
+            while True:
+                with self.meter.waiting():
+                    batch = next(loaded)
+                yield self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Batch:
         """`batch` on the training device, its images as the model takes them."""

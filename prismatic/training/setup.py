@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.adapters import add_lora
@@ -25,12 +25,12 @@ from prismatic.policy.stacking import stack_projections
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, on_main
 from prismatic.training.evaluation import eval_command
-from prismatic.training.interrupts import ignore_signals
+from prismatic.training.loading import data_loader
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.sharding import check_shardable, place
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
 from prismatic.vla.datasets.frame_filling import fill_sequential_caches
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import quick_checks
@@ -207,24 +207,6 @@ def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
         return config.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
     return ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
-
-
-def data_loader(
-    dataset: VLADataset | Subset, config: FinetuneConfig, collator: Collator, sampler: MixtureSampler | None
-) -> DataLoader[Batch]:
-    """Batches of `dataset` in the order of `sampler`; without one, each sample once, in order."""
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        collate_fn=collator,
-        num_workers=config.num_workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
-        drop_last=False,
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(config.seed),  # else every loader would move torch's own, which resuming restores
-    )
 
 
 def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:

@@ -25,8 +25,9 @@ from torch.utils.data import Subset
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.training.distributed import sum_over_ranks
+from prismatic.training.loading import data_loader, iterate
 from prismatic.training.objectives import action_errors, metric_names, training_objective
-from prismatic.training.setup import Run, data_loader
+from prismatic.training.setup import Run
 from prismatic.vla.images import center_crop_batch
 from prismatic.vla.normalization import raw_units
 from prismatic.vla.types import Batch
@@ -128,7 +129,7 @@ class Validator:
         num_counted = math.ceil(len(own) / config.batch_size)
         num_batches = math.ceil(math.ceil(len(data) / ranks.world_size) / config.batch_size)
         fillers = own_samples(len(data), 0, 1)[: num_batches - num_counted]  # at most one, a batch of its own
-        for number, batch in enumerate(data_loader(Subset(data, [*own, *fillers]), config, self.run.collator, sampler=None)):
+        for number, batch in enumerate(iterate(data_loader(Subset(data, [*own, *fillers]), config, self.run.collator, sampler=None))):
             yield self._as_evaluated(self._prepare(batch)), number < num_counted
 
     def _as_evaluated(self, batch: Batch) -> Batch:

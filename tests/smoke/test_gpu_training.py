@@ -77,10 +77,12 @@ def losses(run_dir: Path) -> list[float]:
 @pytest.mark.parametrize("head", [L1, DIFFUSION, DISCRETE], ids=["l1", "diffusion", "discrete"])
 def test_recorded_steps_give_the_losses_of_plain_ones(folder: Path, head: dict[str, bool]) -> None:
     name = "-".join(head) or "l1"
-    plain = train(folder, f"plain-{name}", compile="False", **head)
-    recorded = train(folder, f"recorded-{name}", cuda_graphs="True", **head)
+    plain = train(folder, f"plain-{name}", compile="False", cuda_graphs="False", **head)
+    recorded = train(folder, f"recorded-{name}", compile="False", cuda_graphs="True", **head)
+    compiled = train(folder, f"compiled-{name}", cuda_graphs="True", **head)
     scale = max(1.0, max(plain))  # token losses are larger
-    assert recorded == pytest.approx(plain, abs=TOLERANCE * scale)
+    assert recorded == pytest.approx(plain, abs=1e-3 * scale)
+    assert compiled == pytest.approx(plain, abs=TOLERANCE * scale)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +99,20 @@ def test_recorded_steps_give_the_losses_of_plain_ones(folder: Path, head: dict[s
 def test_every_way_to_compute_a_step_gives_the_plain_losses(folder: Path, flags: dict[str, Any]) -> None:
     same = {key: value for key, value in flags.items() if key in ("grad_accumulation_steps", "use_film")}
     name = "-".join(flags)
-    plain = train(folder, f"plain-{name}", compile="False", **same)
+    plain = train(folder, f"plain-{name}", compile="False", cuda_graphs="False", **same)
     assert train(folder, f"fast-{name}", **{"cuda_graphs": "auto", **flags}) == pytest.approx(plain, abs=TOLERANCE)
 
 
 def test_a_quantized_base_trains_in_recorded_steps(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    plain = train(folder, "plain-nf4", compile="False", quantize_base="nf4")
+    plain = train(folder, "plain-nf4", compile="False", cuda_graphs="False", quantize_base="nf4")
     recorded = train(folder, "recorded-nf4", cuda_graphs="True", quantize_base="nf4", optimizer="adamw_8bit", gradient_checkpointing=True)
     assert recorded == pytest.approx(plain, abs=2 * TOLERANCE)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_recorded_steps_on_two_gpus_give_the_losses_of_plain_ones(folder: Path) -> None:
-    plain = train_on_two(folder, "plain-two", compile="False")
+    plain = train_on_two(folder, "plain-two", compile="False", cuda_graphs="False")
     recorded = train_on_two(folder, "recorded-two", cuda_graphs="True")
     assert len(recorded) == 8
     assert recorded == pytest.approx(plain, abs=TOLERANCE)
