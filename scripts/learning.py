@@ -40,12 +40,13 @@ class BenchmarkEntry:
     evaluate: tuple[str, ...]
     controls: str  # what remains if the policy sees nothing, or is told something else
     size_flag: str  # of the evaluation: pixels of the rendered images
+    num_demonstrations: int  # per task, unless the user says how many
 
 
 def _libero(suite: str) -> BenchmarkEntry:
     record = ("experiments/robot/libero/record_demos.py", "--task_suite_name", suite, "--env_img_res")
     evaluate = ("experiments/robot/libero/run_libero_eval.py", "--task_suite_name", suite, "--fast_rendering", "True")
-    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res")
+    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res", 30)
 
 
 BENCHMARKS = {
@@ -61,6 +62,16 @@ BENCHMARKS = {
         evaluate=("experiments/robot/aloha/run_aloha_sim_eval.py", "--task_names", "[transfer_cube]"),
         controls="none,grey",  # there is one instruction
         size_flag="--image_size",
+        num_demonstrations=300,
+    ),
+    "metaworld": BenchmarkEntry(
+        dataset_name="metaworld_demo",
+        num_cameras=2,
+        record=("experiments/robot/metaworld/record_demos.py", "--image_size"),
+        evaluate=("experiments/robot/metaworld/run_metaworld_eval.py",),
+        controls="none,grey,wrong_instruction",
+        size_flag="--image_size",
+        num_demonstrations=50,
     ),
 }
 # Variant -> how its training differs from "l1": L1 regression, every camera, proprioception.
@@ -89,12 +100,12 @@ class LearningConfig(TinySizes):
     llm_mlp_dim: int = 1024
 
     # What is learnt
-    benchmark: str = "libero_object"  # libero_object, libero_spatial or aloha_transfer_cube
+    benchmark: str = "libero_object"  # libero_object, libero_spatial, aloha_transfer_cube or metaworld
     task_names: list[str] = field(default_factory=list)  # names or numbers; all of the suite by default
     variants: list[str] = field(default_factory=lambda: ["l1"])  # l1, no_proprio, no_wrist, film, diffusion, discrete
     num_parallel: int = 1  # variants that are trained and evaluated beside each other
     output_dir: Path = Path("runs/learning")  # data/, base/, one folder per variant, learning.md, learning.json
-    num_demonstrations: int = 50  # per task
+    num_demonstrations: int | None = None  # per task; by default 30 for LIBERO, 300 for aloha_transfer_cube, 50 for metaworld
     num_trials_per_task: int = 50  # evaluation episodes per task; LIBERO has 50 fixed initial states
     num_control_trials_per_task: int = 10  # episodes with grey images and with a wrong instruction, of the first variant
     max_steps: int = 5000  # optimizer steps
@@ -119,14 +130,19 @@ class LearningConfig(TinySizes):
         if not self.variants:
             raise ValueError(f"--variants is empty; name some of {', '.join(VARIANTS)}")
         if self.task_names and self.benchmark == "aloha_transfer_cube":
-            raise ValueError("--task_names is for LIBERO; aloha_transfer_cube is one task")
-        for name in ("num_parallel", "num_demonstrations", "num_trials_per_task", "num_control_trials_per_task", "max_steps", "num_envs"):
-            if getattr(self, name) < 1:
+            raise ValueError("--task_names is for suites; aloha_transfer_cube is one task")
+        counts = ("num_parallel", "num_demonstrations", "num_trials_per_task", "num_control_trials_per_task", "max_steps", "num_envs")
+        for name in counts:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def entry(self) -> BenchmarkEntry:
         return BENCHMARKS[self.benchmark]
+
+    @property
+    def demonstrations(self) -> int:
+        return self.num_demonstrations or self.entry.num_demonstrations
 
     def train_dir(self, variant: str) -> Path:
         return self.output_dir / variant / "train"
@@ -145,7 +161,7 @@ def shared_commands(config: LearningConfig) -> dict[str, list[str]]:
     """Stage -> command for what all variants use; stages that are done are left out."""
     entry, seed = config.entry, str(config.seed)
     record = ["python", *entry.record, str(config.image_size), "--output_dir", str(config.output_dir / "data" / entry.dataset_name)]
-    record += [*_tasks(config), "--num_episodes", str(config.num_demonstrations), "--num_workers", str(config.num_envs), "--seed", seed]
+    record += [*_tasks(config), "--num_episodes", str(config.demonstrations), "--num_workers", str(config.num_envs), "--seed", seed]
     base = ["python", "scripts/make_base.py", "--output_dir", str(config.output_dir / "base"), "--seed", seed]
     for item in dataclasses.fields(TinySizes):
         base += [f"--{item.name}", str(getattr(config, item.name))]
@@ -318,7 +334,7 @@ def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
 
 def _table(config: LearningConfig, rows: list[dict[str, Any]]) -> str:
     steps = f"at most {config.max_steps} steps of {config.batch_size}"
-    lines = [f"{config.benchmark}, {config.num_demonstrations} demonstrations a task, {steps}", ""]
+    lines = [f"{config.benchmark}, {config.demonstrations} demonstrations a task, {steps}", ""]
     lines += ["| variant | control | success | 95 % interval |", "|---|---|---|---|"]
     for row in rows:
         low, high = (round(100 * bound) for bound in row["interval_95"])

@@ -34,12 +34,12 @@ def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
     reason = _obstacle(config, ranks)
     if config.cuda_graphs == "True" and reason:
         raise ValueError(f"--cuda_graphs True: {reason}; leave the flag out")
-    return reason is None and (config.cuda_graphs == "True" or (config.cuda_graphs == "auto" and not _is_untried(config, ranks)))
+    return reason is None and (config.cuda_graphs == "True" or (config.cuda_graphs == "auto" and not _is_untried(ranks)))
 
 
-def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
+def _is_untried(ranks: Ranks) -> bool:
     """What "auto" leaves alone: its recorded losses were not compared with plain ones on GPUs (tests/smoke/test_gpu_training.py)."""
-    return config.heads.action_head == "diffusion" or ranks.world_size > 1
+    return ranks.world_size > 1
 
 
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
