@@ -79,7 +79,10 @@ RULES: dict[str, Rule] = {
     r"torchrun .* --dataset_name fold_shirt .*": Here(_SHORT),
     r"python experiments/robot/aloha/run_aloha_eval\.py .*": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
     r"python experiments/robot/aloha/run_aloha_sim_eval\.py .*": Here("--num_trials_per_task 1 --num_envs 1 --image_size 48"),
-    r"python scripts/learning\.py .*": Gpu("made for one GPU and 16 cores; its stages are tested in tests/unit/test_learning.py"),
+    r"python scripts/learning\.py --benchmark metaworld .*": Here(
+        "--variants [film] --num_demonstrations 2 --max_steps 2 --num_trials_per_task 1 --num_control_trials_per_task 1"
+    ),
+    r"python scripts/learning\.py .*": Gpu("last run 2026-11-28 on an H200; its stages are tested in tests/unit/test_learning.py"),
     r"python experiments/robot/aloha/record_demos\.py .*": Here("--num_episodes 2 --image_size 48"),
     r"make aloha-smoke": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
     # LIBERO.md
@@ -111,7 +114,7 @@ RULES: dict[str, Rule] = {
     r"python scripts/pretrain_base\.py": Gpu(
         "last run 2026-11-25, see assets/tiny_base/README.md; tests/unit/test_pretraining.py tests its stages"
     ),
-    r"python benchmarks/(check_7b|inference|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
+    r"python benchmarks/(check_7b|inference|serving|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
     r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout)\.py .*": ByHand(

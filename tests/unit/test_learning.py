@@ -15,8 +15,10 @@ learning = load_script("scripts/learning.py")
 CONFIGS = {
     "experiments/robot/libero/record_demos.py": "RecordConfig",
     "experiments/robot/aloha/record_demos.py": "RecordConfig",
+    "experiments/robot/metaworld/record_demos.py": "RecordConfig",
     "experiments/robot/libero/run_libero_eval.py": "EvalConfig",
     "experiments/robot/aloha/run_aloha_sim_eval.py": "EvalConfig",
+    "experiments/robot/metaworld/run_metaworld_eval.py": "EvalConfig",
     "scripts/make_base.py": "MakeBaseConfig",
 }
 
@@ -84,7 +86,7 @@ def test_a_mistake_names_the_flag() -> None:
         learning.LearningConfig(variants=["filme"])
     with pytest.raises(ValueError, match=r"--benchmark is 'libero_objects'.*libero_object"):
         learning.LearningConfig(benchmark="libero_objects")
-    with pytest.raises(ValueError, match="--task_names is for LIBERO"):
+    with pytest.raises(ValueError, match="aloha_transfer_cube is one task"):
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
 
 
