@@ -1,33 +1,141 @@
-"""The processes that load data end with the run."""
+"""Base models and adapters of every form load strictly: whatever is missing, unexpected or misshapen is listed."""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from typing import Any
+import json
+import shutil
+from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
+import pytest
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file, save_file
 
-from prismatic.training.interrupts import ignore_signals
-from prismatic.training.loading import iterate
+from prismatic.models.base import write_tiny_base
+from prismatic.models.configuration import TinySizes
+from prismatic.policy.adapters import adapter_state, add_lora, load_adapter, merge_adapter, merge_component, published_state
+from prismatic.policy.files import ACTION_HEAD, read_component
+from prismatic.policy.loading import load_base
+from prismatic.policy.spec import LoraSpec
 
-
-class HangingDataset(Dataset[int]):
-    """Gives one sample; the next one never comes."""
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> int:
-        if index:
-            time.sleep(1000)
-        return index
+SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
 
 
-def test_a_loading_process_that_hangs_is_killed() -> None:
-    loader: DataLoader[Any] = DataLoader(HangingDataset(), batch_size=1, num_workers=1, worker_init_fn=ignore_signals)
-    batches = iterate(loader)
-    assert next(batches).tolist() == [0]
-    assert multiprocessing.active_children()
-    batches.close()  # torch waits twice for five seconds
-    assert not multiprocessing.active_children()
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loading") / "base"
+    write_tiny_base(folder, SIZES, seed=0)
+    return folder
+
+
+@pytest.fixture
+def sharded(base: Path, tmp_path: Path) -> Path:
+    """The same model as several files and an index, as the 7B model is published."""
+    folder = tmp_path / "sharded"
+    shutil.copytree(base, folder)
+    (folder / "model.safetensors").unlink()
+    save_torch_state_dict(load_file(base / "model.safetensors"), folder, max_shard_size="60KB", metadata={"format": "pt"})
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+def test_shards(base: Path, sharded: Path) -> None:
+    whole, parts = (load_base(folder, torch.bfloat16).vla.state_dict() for folder in (base, sharded))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    victim = sorted(sharded.glob("model-*.safetensors"))[0]
+    victim.unlink()
+    with pytest.raises(ValueError, match=r"lacks model-0000\d-of-0000\d.safetensors, which model.safetensors.index.json lists"):
+        load_base(sharded, torch.bfloat16)
+
+
+def test_a_truncated_shard_is_named(sharded: Path) -> None:
+    victim = sorted(sharded.glob("model-*.safetensors"))[1]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{victim.name} cannot be read .* copy or download it again"):
+        load_base(sharded, torch.bfloat16)
+
+
+def test_every_difference_is_listed_with_both_shapes(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["projector.fc1.bias"] = weights["projector.fc1.bias"][:-1].clone()
+    weights["extra.weight"] = weights.pop("projector.fc2.bias")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit its config.json") as error:
+        load_base(folder, torch.bfloat16)
+    listed = str(error.value).splitlines()[1:]
+    assert listed == [
+        "  missing projector.fc2.bias [32]",
+        "  unexpected extra.weight [32]",
+        "  projector.fc1.bias: expected [128], found [127]",
+    ]
+
+
+def test_an_unknown_attention_backend_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'flash' is not available"):
+        load_base(tmp_path, torch.bfloat16, "flash")
+
+
+def test_a_damaged_component_is_named(tmp_path: Path) -> None:
+    (tmp_path / "action_head--1_checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"action_head--1_checkpoint\.pt cannot be read"):
+        read_component(tmp_path, ACTION_HEAD)
+
+
+def test_a_component_that_runs_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": Path("x")}, tmp_path / "action_head--1_checkpoint.pt")
+    with pytest.raises(ValueError, match=r"action_head--1_checkpoint\.pt cannot be read"):
+        read_component(tmp_path, ACTION_HEAD)
+
+
+def test_adapters_of_another_rank_are_listed(base: Path) -> None:
+    four, eight = (add_lora(load_base(base, torch.float32).vla, LoraSpec(rank)) for rank in (4, 8))
+    with pytest.raises(ValueError, match=r"expected \[8, \d+\], found \[4, \d+\]"):
+        load_adapter(eight, adapter_state(four, torch.float32), "adapter")
+
+
+def test_adapters_of_another_model_are_refused(base: Path) -> None:
+    vla = load_base(base, torch.float32).vla
+    adapter = adapter_state(add_lora(vla, LoraSpec(4)), torch.float32)
+    plain = load_base(base, torch.float32).vla.state_dict()
+    without = {key: value for key, value in plain.items() if "fc3" not in key}
+    with pytest.raises(ValueError, match=r"projector.fc3.lora_A.weight has no weight in the model"):
+        list(merge_adapter(without, adapter, "adapter"))
+    narrow = {**plain, "projector.fc3.weight": plain["projector.fc3.weight"][:, :-1]}
+    with pytest.raises(ValueError, match=r"projector.fc3: the adapter is for a weight of \[32, 32\], the model has \[32, 31\]"):
+        list(merge_adapter(narrow, adapter, "adapter"))
+
+
+def test_an_incomplete_pair_of_a_component_is_refused() -> None:
+    state = {"proj.base_layer.weight": torch.zeros(2, 2), "proj.lora_A.default.weight": torch.zeros(1, 2)}
+    with pytest.raises(ValueError, match="proj lacks lora_A or lora_B"):
+        merge_component(state, "vision_backbone.pt")
+
+
+def test_merging_in_bfloat16_rounds_twice(base: Path) -> None:
+    wrapped = add_lora(load_base(base, torch.bfloat16).vla, LoraSpec(4))
+    torch.manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    exact = published_state(wrapped, torch.float32)
+    once, twice = (published_state(wrapped, torch.bfloat16, dtype) for dtype in (torch.float32, torch.bfloat16))
+    key = "projector.fc3.weight"
+    errors = [(state[key].float() - exact[key]).square().mean() for state in (once, twice)]
+    assert errors[0] < errors[1]
+
+
+def test_a_config_with_unknown_towers_is_described(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unknown"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_towers"]
+    config["timm_model_ids"] = ["vit_large_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_224"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"unknown vision tower 'vit_large_patch14_reg4_dinov2'; did you mean"):
+        load_base(folder, torch.bfloat16)
