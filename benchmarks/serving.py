@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class ServingBenchmarkConfig:
     """Flags of the benchmark."""
 
     pretrained_checkpoint: str = ""  # folder of a checkpoint
-    random_7b: Path | None = None  # instead: a LIBERO policy of the real size with random weights is written here, and deleted again
+    random_7b: Path | None = None  # instead: folder for a LIBERO policy of the real size with random weights, deleted afterwards
     clients: list[int] = field(default_factory=lambda: [1, 4, 16])  # at once; one line of the table each
     seconds: float = 10  # of each measurement, after one second of warm-up
     image_size: int = 256  # pixels, square
@@ -45,8 +47,29 @@ class ServingBenchmarkConfig:
             raise ValueError("pass either --pretrained_checkpoint or --random_7b")
 
 
-def write_random_7b(folder: Path) -> None:
-    """A checkpoint of the policy that benchmarks/inference.py measures."""
+@contextmanager
+def random_7b(folder: Path) -> Iterator[str]:
+    """A checkpoint of the policy that benchmarks/inference.py measures, for as long as the context lasts.
+
+    Raises:
+        ValueError: there is no GPU, or something of its name already.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device; --random_7b needs one with 24 GB")
+    checkpoint = folder / "random_7b"
+    if checkpoint.exists():
+        raise ValueError(f"{checkpoint} exists already; delete it, or pass another folder as --random_7b")
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:  # which leaves the GPU to the server
+            writer.submit(_write_random_7b, checkpoint).result()
+        yield str(checkpoint)
+    finally:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _write_random_7b(folder: Path) -> None:
     from inference import build_parts
 
     from prismatic.models.base import write_tokenizer
@@ -132,11 +155,15 @@ def measure(port: int, body: bytes, num_clients: int, seconds: float) -> dict[st
 
 def main(config: ServingBenchmarkConfig) -> None:
     """Prints one line per number of clients."""
-    checkpoint = config.pretrained_checkpoint
-    if config.random_7b is not None:
-        checkpoint = str(config.random_7b / "checkpoint")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:  # which leaves the GPU to the server
-            writer.submit(write_random_7b, Path(checkpoint)).result()
+    if config.random_7b is None:
+        benchmark(config, config.pretrained_checkpoint)
+    else:
+        with random_7b(config.random_7b) as checkpoint:
+            benchmark(config, checkpoint)
+
+
+def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
+    """The same for one checkpoint."""
     started = time.perf_counter()
     process, port = start_server(checkpoint, config.deploy_flags)
     start_s = time.perf_counter() - started
@@ -148,8 +175,6 @@ def main(config: ServingBenchmarkConfig) -> None:
     finally:
         process.terminate()
         process.wait(timeout=60)
-        if config.random_7b is not None:
-            shutil.rmtree(config.random_7b)
     print(f"{info['platform']}: ready after {start_s:.1f} s")
     for row in rows:
         times = f"p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:7.1f} ms"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
+from prismatic.training.setup import uses_compiler
 from prismatic.vla.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,13 @@ def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
     reason = _obstacle(config, ranks)
     if config.cuda_graphs == "True" and reason:
         raise ValueError(f"--cuda_graphs True: {reason}; leave the flag out")
-    return reason is None and (config.cuda_graphs == "True" or (config.cuda_graphs == "auto" and not _is_untried(ranks)))
+    return reason is None and (config.cuda_graphs == "True" or (config.cuda_graphs == "auto" and not _is_untried(config, ranks)))
 
 
-def _is_untried(ranks: Ranks) -> bool:
+def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
     """What "auto" leaves alone: its recorded losses were not compared with plain ones on GPUs (tests/smoke/test_gpu_training.py)."""
-    return ranks.world_size > 1
+    saves_memory = config.gradient_checkpointing or config.quantize_base != "none"
+    return ranks.world_size > 1 or (saves_memory and not uses_compiler(config, ranks))
 
 
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:

@@ -129,6 +129,15 @@ def test_recorded_steps_are_refused_where_they_cannot_be(workplace: Path) -> Non
         uses_cuda_graphs(FinetuneConfig(cuda_graphs="True"), cpu)
 
 
+def test_steps_that_were_not_compared_are_recorded_only_if_asked_for() -> None:
+    gpu = Ranks(0, 1, torch.device("cuda", 0))
+    assert uses_cuda_graphs(FinetuneConfig(compile="False"), gpu)
+    assert uses_cuda_graphs(FinetuneConfig(compile="True", gradient_checkpointing=True), gpu)
+    assert not uses_cuda_graphs(FinetuneConfig(compile="False", gradient_checkpointing=True), gpu)
+    assert not uses_cuda_graphs(FinetuneConfig(compile="False", quantize_base="nf4"), gpu)
+    assert uses_cuda_graphs(FinetuneConfig(compile="False", gradient_checkpointing=True, cuda_graphs="True"), gpu)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
