@@ -47,6 +47,7 @@ class RolloutBenchmarkConfig:
     max_steps: int = 220  # per episode; an untrained policy plays all of them
     fast_rendering: bool = False
     batch_size: int = 1  # observations per policy call
+    engine: str = "auto"  # of the policy; "eager" starts at once
     published_loop: bool = True  # measure the loop as published, too
     json: Path | None = None  # where the table is written, too
 
@@ -67,7 +68,8 @@ def main(config: RolloutBenchmarkConfig) -> None:
     prepare_libero()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        policy = load_policy(EvalConfig(pretrained_checkpoint=config.pretrained_checkpoint or _untrained(Path(folder)), seed=7))
+        checkpoint = config.pretrained_checkpoint or _untrained(Path(folder))
+        policy = load_policy(EvalConfig(pretrained_checkpoint=checkpoint, seed=7, engine=config.engine))
         if config.published_loop:
             rows.append(_measure_published(config, policy))
             _show(rows[-1])

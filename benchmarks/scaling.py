@@ -65,7 +65,7 @@ def main(config: ScalingConfig) -> None:
         on_main(lambda: _write_base(config, ranks.device), ranks)
         figures: dict[str, Any] = {"device": _device_name(ranks.device), "torch": torch.__version__, "flags": _plain(config)}
         if config.alone:
-            figures["1"] = on_main(lambda: measure(config, Ranks(0, 1, ranks.device)), ranks)
+            figures["1"] = on_main(lambda: _show(1, measure(config, Ranks(0, 1, ranks.device))), ranks)
         figures[str(ranks.world_size)] = measure(config, ranks)
         if config.alone:
             figures["scaling"] = round(figures[str(ranks.world_size)]["samples_per_second"] / figures["1"]["samples_per_second"], 3)
@@ -100,6 +100,11 @@ def measure(config: ScalingConfig, ranks: Ranks) -> dict[str, Any]:
         "load_s": round(load_seconds, 1),
         "warmup_s": [round(value, 1) for value in warmup],
     }
+
+
+def _show(count: int, figures: dict[str, Any]) -> dict[str, Any]:
+    print(f"{count} process: {json.dumps(figures)}", flush=True)
+    return figures
 
 
 def _timed_step(trainer: Trainer, batches: Any) -> float:

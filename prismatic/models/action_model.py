@@ -18,9 +18,10 @@ from torch import nn
 
 from prismatic.models.action_heads import ActionHead, DiffusionActionHead, DiscreteActionHead
 from prismatic.models.diffusion import ddim_step, timestep_embedding
+from prismatic.models.language import Rotation
 from prismatic.models.processor import normalize_pixels
 from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
-from prismatic.models.sequence import ActionSlots, append_action_slots, slots_from_labels
+from prismatic.models.sequence import ActionSlots, append_action_slots, changing_rows, put_rows, slots_from_labels, state_rows
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.types import Batch
@@ -57,6 +58,26 @@ class ActionInputs:
         """The inputs for predicting: prompts int64 [B, L] that end in the empty token, padded at the end where the mask is False."""
         input_ids, attention_mask, slots = append_action_slots(prompt_ids, prompt_mask, num_action_tokens, token_ids)
         return cls(pixel_values, input_ids, attention_mask, slots, proprio)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What all denoising steps of an observation have in common: the sequence of S = T + E tokens but for timestep and noisy actions."""
+
+    embeddings: torch.Tensor  # [B, S, D]
+    mask: torch.Tensor | None  # bool [B, S]; None: nothing is padded
+    changing: torch.Tensor  # int64 [B, 1 + K]: where the timestep and the noisy actions go
+    read: torch.Tensor  # int64 [B, K]: where the states are read
+    rotation: Rotation  # of the S positions
+
+    def copy_(self, other: Observed) -> None:
+        """Takes over the numbers of `other`, which has the same shapes."""
+        for own, new in zip(self._tensors(), other._tensors(), strict=True):
+            own.copy_(new)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        mask = [] if self.mask is None else [self.mask]
+        return [self.embeddings, *mask, self.changing, self.read, *self.rotation]
 
 
 class ActionModel(nn.Module):
@@ -96,7 +117,7 @@ class ActionModel(nn.Module):
             ValueError: proprio (diffusion: noisy actions) is missing, or the batch has another chunk or action dimension than the head.
         """
         self._check(inputs)
-        inserted = self.observe(inputs)
+        inserted = self._observation_tokens(inputs)
         if (timestep := self._timestep_token(inputs.timesteps)) is not None:
             inserted = torch.cat([inserted, timestep.to(inserted.dtype)], dim=1)
         text = (inputs.input_ids, inputs.attention_mask, inputs.slots)
@@ -127,24 +148,34 @@ class ActionModel(nn.Module):
         noisy = torch.randn(shape, device=inputs.input_ids.device) if noise is None else noise
         observed = self.observe(inputs)
         for row in head.schedule.table(num_steps).to(noisy.device):
-            noisy = self.denoise(inputs, observed, noisy, row)
+            noisy = self.denoise(observed, noisy, row)
         return noisy
 
-    def observe(self, inputs: ActionInputs) -> torch.Tensor:
-        """Tokens [B, 0..E, D] of images and proprio; all denoising steps see the same ones."""
+    def observe(self, inputs: ActionInputs) -> Observed:
+        """What `denoise` needs of the inputs, for every step."""
+        vla = self.bare_vla
+        tokens = self._observation_tokens(inputs)
+        inserted = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)  # the timestep's place
+        embeddings, mask = vla.embed_sequence(inserted, inputs.input_ids, inputs.attention_mask, inputs.slots)
+        num_inserted = inserted.shape[1]
+        rows = (changing_rows(inputs.slots, num_inserted), state_rows(inputs.slots, num_inserted))
+        return Observed(embeddings, mask, *rows, vla.language_model.model.rotation(embeddings))
+
+    def _observation_tokens(self, inputs: ActionInputs) -> torch.Tensor:
+        """Tokens [B, 0..E, D] of images and proprio."""
         tokens = self.bare_vla.encode_images(inputs.pixel_values, inputs.input_ids, inputs.attention_mask, inputs.slots)  # [B, N*P, D]
         proprio = self._proprio_token(inputs.proprio)
         return tokens if proprio is None else torch.cat([tokens, proprio.to(tokens.dtype)], dim=1)
 
-    def denoise(self, inputs: ActionInputs, observed: torch.Tensor, noisy: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    def denoise(self, observed: Observed, noisy: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Noisy actions [B, H, A] one step on; `row` [3] of `DDIMSchedule.table` says from where to where."""
         assert isinstance(self.action_head, DiffusionActionHead)
         timestep, share, next_share = row.unbind()
-        token = self._timestep_token(timestep.expand(len(noisy)))
+        token, actions = self._timestep_token(timestep.expand(len(noisy))), self._action_embeddings(noisy)
         assert token is not None
-        inserted = torch.cat([observed, token.to(observed.dtype)], dim=1)
-        text = (inputs.input_ids, inputs.attention_mask, inputs.slots)
-        states = self.bare_vla.action_states(inserted, *text, self._action_embeddings(noisy))
+        assert actions is not None
+        embeddings = put_rows(observed.embeddings, observed.changing, torch.cat([token.to(actions.dtype), actions], dim=1))
+        states = self.bare_vla.language_model(embeddings, observed.mask, observed.read, observed.rotation)
         return ddim_step(self.action_head(states), noisy, share, next_share)
 
     def _check(self, inputs: ActionInputs) -> None:

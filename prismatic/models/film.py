@@ -27,7 +27,8 @@ class FiLMedVisionBlock(nn.Module):
         self.shift = nn.Linear(llm_dim, vision_dim)
 
     def forward(self, x: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
-        language = language.to(self.scale.weight.dtype)
+        weight = getattr(self.scale, "weight", None)  # a quantized layer has none, and casts what it gets
+        language = language if weight is None else language.to(weight.dtype)
         scale, shift = self.scale(language).unsqueeze(1), self.shift(language).unsqueeze(1)  # [B, 1, D]
         x = self.block.attend(x)
         return self.block.transform((x * (1 + scale) + shift).to(x.dtype))

@@ -131,19 +131,26 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(LlamaLayer(config, attn_implementation) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor | None = None, rotation: Rotation | None = None
+    ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm; `mask` bool [B, T] is False on padding, None when there is none.
 
-        `rows` int64 [B, R]: the positions whose states [B, R, D] are wanted; the last layer computes no others.
+        `rows` int64 [B, R]: the positions whose states [B, R, D] are wanted; the last layer computes no others. `rotation` is what
+        `self.rotation` gives, for who calls more than once.
         """
         x = embeddings
-        rotation = rotary_angles(x.shape[1], self.head_dim, self.rope_theta, like=x)
+        rotation = rotation or self.rotation(x)
         last = self.layers[-1]
         selected_last = rows is not None and last.self_attn.selects_rows  # type: ignore[union-attr]
         for layer in self.layers[:-1] if selected_last else self.layers:
             checkpointed = self.gradient_checkpointing and self.training
             x = self._gradient_checkpointing_func(layer, x, rotation, mask) if checkpointed else layer(x, rotation, mask)
         return self.norm(last(x, rotation, mask, rows) if selected_last else take_rows(x, rows))
+
+    def rotation(self, embeddings: torch.Tensor) -> Rotation:
+        """How queries and keys of a sequence [B, T, D] are turned."""
+        return rotary_angles(embeddings.shape[1], self.head_dim, self.rope_theta, like=embeddings)
 
 
 class BidirectionalLlama(nn.Module):
@@ -154,12 +161,18 @@ class BidirectionalLlama(nn.Module):
         self.model = LlamaModel(config, attn_implementation)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
+    ) -> torch.Tensor:
         """Hidden states [B, T, D] of embeddings [B, T, D]; every token sees every token that `mask` [B, T] keeps.
 
         With `rows` int64 [B, R] only the states [B, R, D] of those positions.
         """
-        return self.model(embeddings, mask, rows)
+        return self.model(embeddings, mask, rows, rotation)
 
 
 def _rope_theta(config: LlamaConfig) -> float:

@@ -69,8 +69,12 @@ def fill_slots(embeddings: torch.Tensor, slots: ActionSlots, action_embeddings: 
     embeddings = embeddings * ~slots.mask(embeddings.shape[1]).unsqueeze(-1)
     if action_embeddings is None:
         return embeddings
-    index = _slot_index(slots.start, slots.count, embeddings.shape[-1])
-    return embeddings.scatter(1, index, action_embeddings.to(embeddings.dtype))
+    return put_rows(embeddings, _slot_rows(slots), action_embeddings)
+
+
+def put_rows(embeddings: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Embeddings [B, T, D] with `values` [B, R, D] at positions `rows` int64 [B, R]."""
+    return embeddings.scatter(1, rows.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]), values.to(embeddings.dtype))
 
 
 def mean_prompt_embedding(embeddings: torch.Tensor, attention_mask: torch.Tensor | None, slots: ActionSlots) -> torch.Tensor:
@@ -92,7 +96,12 @@ def read_action_states(hidden: torch.Tensor, slots: ActionSlots, num_inserted: i
 
 def state_rows(slots: ActionSlots, num_inserted: int) -> torch.Tensor:
     """int64 [B, K]: where the states for the slots stand, each one position before its slot."""
-    return slots.start[:, None] + (num_inserted - 1) + torch.arange(slots.count, device=slots.start.device)
+    return _slot_rows(slots) + (num_inserted - 1)
+
+
+def changing_rows(slots: ActionSlots, num_inserted: int) -> torch.Tensor:
+    """int64 [B, 1 + K]: where in the sequence the timestep token, the last of those inserted, and the slots stand."""
+    return torch.cat([torch.full_like(slots.start, num_inserted)[:, None], _slot_rows(slots) + num_inserted], dim=1)
 
 
 def extend_mask(attention_mask: torch.Tensor | None, num_inserted: int) -> torch.Tensor | None:
@@ -111,6 +120,6 @@ def _is_traced(x: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _slot_index(start: torch.Tensor, count: int, dim: int) -> torch.Tensor:
-    """Int64 [B, K, D] for scatter along the sequence: positions start ... start + K - 1."""
-    return (start[:, None] + torch.arange(count, device=start.device)).unsqueeze(-1).expand(-1, -1, dim)
+def _slot_rows(slots: ActionSlots) -> torch.Tensor:
+    """int64 [B, K]: start ... start + K - 1, positions in the text."""
+    return slots.start[:, None] + torch.arange(slots.count, device=slots.start.device)

@@ -18,16 +18,17 @@ _TINY = 1e-12  # a row of zeros stays one
 
 
 class Fp8Linear(nn.Module):
-    """[..., K] -> [..., N], without bias. Parameters hold bits, which `.to(dtype)` leaves as they are."""
+    """[..., K] -> [..., N]. Weight and scales hold bits, which `.to(dtype)` leaves as they are."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """From a weight [N, K] of any floating-point dtype."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """From a weight [N, K] of any floating-point dtype and perhaps a bias [N], which stays as it is."""
         super().__init__()
         scale = weight.abs().amax(dim=1).float().clamp(min=_TINY) / _LARGEST  # [N]
         rows = (weight / scale[:, None]).to(FP8)
         self.weight = nn.Parameter(rows.view(torch.uint8), requires_grad=False)
         self.scale = nn.Parameter(scale.view(torch.int32), requires_grad=False)
         self.one = nn.Parameter(scale.new_ones(1).view(torch.int32), requires_grad=False)  # kept: making it would be a launch a product
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
     def empty(cls, device: torch.device) -> Fp8Linear:
@@ -40,7 +41,8 @@ class Fp8Linear(nn.Module):
         scaled = (rows.float() * (_LARGEST / largest)).clamp(-_LARGEST, _LARGEST).to(FP8)
         product = _multiply(scaled, self.weight.view(FP8), self.one.view(torch.float32))
         scale = (largest / _LARGEST) * self.scale.view(torch.float32)
-        return (product * scale).to(x.dtype).unflatten(0, x.shape[:-1])
+        scaled_back = product * scale if self.bias is None else product * scale + self.bias
+        return scaled_back.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, one: torch.Tensor) -> torch.Tensor:

@@ -241,7 +241,7 @@ class ActionProgram:
         model, num_steps = self._parts.model, self._parts.spec.heads.num_diffusion_steps_inference or head.schedule.num_train_steps
         table = head.schedule.table(num_steps).to(images.device)
         number = torch.zeros(1, dtype=torch.int64, device=images.device)
-        observed = torch.empty_like(model.observe(self._inputs(images)))
+        observed = model.observe(self._inputs(images))
 
         def observe() -> None:
             observed.copy_(model.observe(self._inputs(images)))
@@ -249,8 +249,7 @@ class ActionProgram:
             number.zero_()
 
         def denoise() -> None:
-            inputs = self._inputs(images[:0])  # the pictures are in `observed`
-            self._actions.copy_(model.denoise(inputs, observed, self._actions, table[number][0]))
+            self._actions.copy_(model.denoise(observed, self._actions, table[number][0]))
             number.add_(1)
 
         first, step = recorder.record(observe), recorder.record(denoise, before=number.zero_)

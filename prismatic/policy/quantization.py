@@ -4,13 +4,14 @@
     nf4                 bitsandbytes NF4: weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)
     int8_weight_only    torchao: weights in 8 bits, one scale per row
     fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
-    fp8                 weights and activations as float8, one scale per row of each; the fastest (see `prismatic.policy.fp8`)
+    fp8                 weights and activations as float8, one scale per row of each; the fastest (see `prismatic.policy.fp8`); FiLM's
+                        layers too, half a gigabyte that is read for a single token
 
 Each layer computes in a dtype of its own, whatever its input has: `.to(device, dtype)` moves a quantized model, changes the dtype of
 what is not quantized, and leaves the rest as it is.
 
-The language model holds nine tenths of the weights. The vision towers, the projectors, the embeddings, the LM head and the action
-head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
+The language model holds nine tenths of the weights. The vision towers themselves, the projectors, the embeddings, the LM head and the
+action head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prismatic.models.film import FiLMedVisionBlock
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.fp8 import Fp8Linear, check_fp8
 from prismatic.vla.constants import near_names
@@ -55,12 +57,16 @@ def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.dev
     quantizer = _find(kind)
     assert not is_quantized(vla)
     with torch.random.fork_rng(devices=[]):  # packages fill new layers with random numbers before they get their weights
-        for module in list(vla.language_model.model.layers.modules()):
+        for module in [*vla.language_model.model.layers.modules(), *(_film_blocks(vla) if kind == "fp8" else ())]:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
                     quantized = quantizer(child, device, compute_dtype)
                     quantized.in_features, quantized.out_features = child.in_features, child.out_features
                     setattr(module, name, quantized)
+
+
+def _film_blocks(vla: OpenVLAForActionPrediction) -> list[nn.Module]:
+    return [module for module in vla.vision_backbone.modules() if isinstance(module, FiLMedVisionBlock)]
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -98,7 +104,8 @@ def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: tor
 
 def _fp8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
     check_fp8(device)
-    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device)), compute_dtype)
+    bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
+    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device), bias), compute_dtype)
 
 
 def _torchao(config: str, linear: nn.Linear) -> QuantizedLinear:

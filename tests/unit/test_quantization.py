@@ -101,6 +101,24 @@ def test_only_the_language_model_is_quantized(vla: OpenVLAForActionPrediction) -
     assert all(name.startswith("language_model.model.layers.") for name in changed)
 
 
+def test_fp8_also_holds_film(config: OpenVLAConfig) -> None:
+    torch.manual_seed(1)
+    plain = OpenVLAForActionPrediction(config)
+    plain.add_film()
+    plain.eval().requires_grad_(False)
+    quantized = copy.deepcopy(plain)
+    quantize_model(quantized, "fp8", CPU, torch.float32)
+    changed = {name for name, module in quantized.vision_backbone.named_modules() if isinstance(module, QuantizedLinear)}
+    assert {name.rpartition(".")[2] for name in changed} == {"scale", "shift"}
+    assert len(changed) == 2 * 2 * (SIZES.vision_layers + 1)  # each tower's last, unused block is held, too
+    expected, found = (
+        model.encode_images(inputs.pixel_values, inputs.input_ids, None, inputs.slots)
+        for model in (plain, quantized)
+        for inputs in [_inputs(config)]
+    )
+    assert 0 < ((found - expected).square().mean() / expected.square().mean()).sqrt().item() < 0.05
+
+
 def test_unknown_kind_suggests_a_near_one(vla: OpenVLAForActionPrediction) -> None:
     with pytest.raises(ValueError, match="quantization 'int8_weights' is unknown; did you mean int8_weight_only"):
         quantize_model(vla, "int8_weights", CPU, torch.float32)
