@@ -3,20 +3,21 @@
     python benchmarks/train_step.py --work_dir /dev/shm/train_step --json train_step.json
 
 Every case runs in a process of its own through `prepare_run` and `Trainer`, as fine-tuning does: read, decode, augment, forward, backward,
-AdamW. The first steps (compilation, recording) are timed apart. A case with a cap may use no more memory than that, as on a smaller card,
+AdamW. The first steps (compilation, recording) are timed one by one; then the clock runs until the GPU is through a row of steps, for
+which, as in a run, the processor does not wait one by one. A case with a cap may use no more memory than that, as on a smaller card,
 and also saves and merges.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import shutil
-import statistics
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.loop import Trainer
 from prismatic.training.setup import prepare_run
+from prismatic.vla.types import Batch
 
 DATA = Path(__file__).parents[1] / "tests" / "golden" / "data" / "rlds"
 PEAK_TFLOPS = 790  # what a large bf16 matrix product reaches on an H100 or H200
@@ -42,7 +44,6 @@ class Case:
     flags: dict[str, Any]
     goal: str
     cap_gib: float | None = None
-    steps: int = 20
 
 
 LIBERO = {"dataset_name": "libero_spatial_no_noops", "num_images_in_input": 2}
@@ -67,6 +68,7 @@ class TrainStepConfig:
     flags: dict[str, Any] = field(default_factory=dict)  # training flags for all of them, for instance {compile: "False"}
     num_workers: int = 8
     warmup_steps: int = 12
+    num_steps: int = 20  # timed ones
     profile: bool = False  # also print where the time of three steps goes
     keep_base: bool = False  # leave the base model for another run
     json: Path | None = None  # also write the figures here
@@ -82,7 +84,7 @@ def main(config: TrainStepConfig) -> None:
         processes.submit(ensure_base, base).result()
         for name in config.cases:
             try:
-                figures[name] = processes.submit(measure, CASES[name], base, config).result()
+                figures[name] = processes.submit(measure, name, base, config).result()
             except RuntimeError as error:  # out of memory, say: the other cases still count
                 figures[name] = {"error": str(error).splitlines()[0]}
             print(name, json.dumps({**figures[name], "goal": CASES[name].goal}), flush=True)
@@ -99,36 +101,41 @@ def ensure_base(folder: Path) -> None:
         write_base(folder, sizes, random_weights(sizes, 7, torch.device("cuda")), build_tokenizer(sizes.token_ids))
 
 
-def measure(case: Case, base: Path, config: TrainStepConfig) -> dict[str, Any]:
-    """The figures of one case."""
-    total = torch.cuda.get_device_properties(0).total_memory
+def measure(name: str, base: Path, config: TrainStepConfig) -> dict[str, Any]:
+    """The figures of one case; prints them as they come, since a case takes minutes."""
+    case, total = CASES[name], torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(1.0 if case.cap_gib is None else case.cap_gib * GIB / total)
     trainer, load_seconds = _timed(lambda: build_trainer(case, base, config))
-    batches = trainer.batches()
-    warmup = [_timed(lambda: _step(trainer, batches))[1] for _ in range(config.warmup_steps)]
+    print(f"  {name}: loaded after {load_seconds:.0f} s", flush=True)
+    with contextlib.closing(trainer.batches()) as batches:
+        found = {"load_s": round(load_seconds, 1), **_measure_steps(trainer, batches, config)}
+        print(f"  {name}: {json.dumps(found)}", flush=True)
+        if case.cap_gib is None:
+            tflops = count_flops(trainer, next(batches)) * 1e3 / found["step_ms"] / 1e12
+            found |= {"tflops": round(tflops, 1), "share_of_peak": round(tflops / PEAK_TFLOPS, 3)}
+        else:
+            found["save_and_merge_s"] = round(_timed(lambda: trainer.save(merge=True))[1], 1)
+            found["peak_gib_with_saving"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+            shutil.rmtree(config.work_dir / "runs")
+        if config.profile:
+            _profile(trainer, batches)
+    return found
+
+
+def _measure_steps(trainer: Trainer, batches: Any, config: TrainStepConfig) -> dict[str, Any]:
+    """Speed and memory of the case's steps, after those that warm up."""
+    warmup = [_timed(lambda: _steps(trainer, batches, 1))[1] for _ in range(config.warmup_steps)]
     trainer.meter.restart()
-    steps = [_timed(lambda: _step(trainer, batches))[1] for _ in range(case.steps)]
+    seconds = _timed(lambda: _steps(trainer, batches, config.num_steps))[1]
     rates = trainer.meter.report(trainer.config.batch_size)[1]
-    seconds = statistics.median(steps)
-    found = {
+    return {
         "samples_per_second": round(rates["samples_per_second"], 2),
         "data_wait": round(rates["data_wait"], 4),
-        "median_step_ms": round(seconds * 1e3, 1),
+        "step_ms": round(seconds / config.num_steps * 1e3, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
-        "load_s": round(load_seconds, 1),
         "warmup_s": [round(value, 1) for value in warmup],
     }
-    if case.cap_gib is None:
-        tflops = count_flops(trainer) / seconds / 1e12
-        found |= {"tflops": round(tflops, 1), "share_of_peak": round(tflops / PEAK_TFLOPS, 3)}
-    else:
-        found["save_and_merge_s"] = round(_timed(lambda: trainer.save(merge=True))[1], 1)
-        found["peak_gib_with_saving"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
-        shutil.rmtree(config.work_dir / "runs")
-    if config.profile:
-        _profile(trainer, batches)
-    return found
 
 
 def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
@@ -148,19 +155,22 @@ def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
     return trainer
 
 
-def count_flops(trainer: Trainer) -> int:
-    """Floating-point operations of one micro-batch, forward and backward, counted while it runs uncompiled."""
+def count_flops(trainer: Trainer, batch: Batch) -> int:
+    """Floating-point operations of `batch`, forward and backward, counted while its first sample runs uncompiled."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    batch = next(trainer.batches())
+    values = {item.name: getattr(batch, item.name) for item in fields(batch)}
+    first = replace(batch, **{name: value[:1] for name, value in values.items() if value is not None})  # all would not fit beside a graph
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        trainer.accumulate(batch)
-    return counter.get_total_flops()
+        trainer.accumulate(first)
+    return counter.get_total_flops() * len(batch.input_ids)
 
 
-def _step(trainer: Trainer, batches: Any) -> None:
-    trainer.meter.add(trainer.optimizer_step(batches))
-    trainer.step += 1
+def _steps(trainer: Trainer, batches: Any, count: int) -> None:
+    """`count` steps, until the GPU has done them."""
+    for _ in range(count):
+        trainer.meter.add(trainer.optimizer_step(batches))
+        trainer.step += 1
     torch.cuda.synchronize()
 
 
@@ -175,8 +185,7 @@ def _profile(trainer: Trainer, batches: Any) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(3):
-            _step(trainer, batches)
+        _steps(trainer, batches, 3)
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():

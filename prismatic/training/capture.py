@@ -41,7 +41,8 @@ def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
 def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
     """What "auto" leaves alone: its recorded losses were not compared with plain ones on GPUs (tests/smoke/test_gpu_training.py)."""
     saves_memory = config.gradient_checkpointing or config.quantize_base != "none"
-    return ranks.world_size > 1 or (saves_memory and not uses_compiler(config, ranks))
+    is_on_several_nodes = ranks.world_size > max(1, torch.cuda.device_count())
+    return is_on_several_nodes or (saves_memory and not uses_compiler(config, ranks))
 
 
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:

@@ -86,7 +86,7 @@ class FinetuneConfig:
 
     # Speed and memory
     compile: str = "auto"  # compile the model's blocks: auto (on a GPU with a C compiler), True or False
-    cuda_graphs: str = "auto"  # replay recorded steps: auto (on one GPU, where tried), True (wherever possible) or False
+    cuda_graphs: str = "auto"  # replay recorded steps: auto (where tried, on one node), True (wherever possible) or False
     activation_memory_budget: float = 0.85  # compiled: share of a block's activations to keep; the rest is computed again when needed
     gradient_checkpointing: bool = False  # keep only each block's input: a quarter less speed, a fraction of the memory
     quantize_base: str = "none"  # hold the frozen language model in nf4 (4 bits) or int8; with LoRA only, for cards with little memory
