@@ -174,7 +174,8 @@ class ActionModel(nn.Module):
         token, actions = self._timestep_token(timestep.expand(len(noisy))), self._action_embeddings(noisy)
         assert token is not None
         assert actions is not None
-        embeddings = put_rows(observed.embeddings, observed.changing, torch.cat([token.to(actions.dtype), actions], dim=1))
+        values = torch.cat([part.to(observed.embeddings.dtype) for part in (token, actions)], dim=1)
+        embeddings = put_rows(observed.embeddings, observed.changing, values)
         states = self.bare_vla.language_model(embeddings, observed.mask, observed.read, observed.rotation)
         return ddim_step(self.action_head(states), noisy, share, next_share)
 

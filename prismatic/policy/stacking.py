@@ -52,7 +52,7 @@ def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
         bases: list[Any] = [projection.base_layer for projection in projections]
         return StackedAdaptedLinear(projections, _share_rows(bases, nn.Linear(1, 1, bias=False)))  # type: ignore[arg-type]
     quantized = [part for part in projections if isinstance(part, QuantizedLinear)]
-    inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear)]
+    inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear) and part.layer.bias is None]
     if len(inner) < len(projections):
         return None
     return QuantizedLinear(_share_rows(inner, Fp8Linear.empty(inner[0].weight.device)), quantized[0].compute_dtype)
