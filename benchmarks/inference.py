@@ -65,6 +65,7 @@ class InferenceConfig:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
     num_calls: int = 1000  # at batch 1; larger batches as many observations
     frame_size: int = 256  # pixels, of the square camera images
+    pace_s: float = 0.0  # from the start of a call to the start of the next, as of a robot that acts meanwhile; 0: without pause
     all_lengths: bool = True  # warm up for prompts of any usual length, as deploy.py does; else for the benchmark's own
     profile: bool = False  # also print where the time of a call goes
     json: Path | None = None  # also write the figures here
@@ -111,7 +112,8 @@ def measure_kind(
     for count in config.batch_sizes:
         batch = [observations[number % len(observations)] for number in range(count)]
         policy.predict(batch)
-        times = time_calls(policy, observations, count, max(20, (50 if kind == "eager" else config.num_calls) // count))
+        num_calls = max(20, (50 if kind == "eager" else config.num_calls) // count)
+        times = time_calls(policy, observations, count, num_calls, config.pace_s)
         row = {"shape": shape, "kind": kind, "batch": count, **times, "warm_up_s": warm_up_s, "error": error, **_memory()}
         rows.append(row)
         print(
@@ -160,7 +162,7 @@ def make_observations(spec: PolicySpec, frame_size: int) -> list[Observation]:
     ]
 
 
-def time_calls(policy: Policy, observations: list[Observation], count: int, num_calls: int) -> dict[str, float]:
+def time_calls(policy: Policy, observations: list[Observation], count: int, num_calls: int, pace_s: float) -> dict[str, float]:
     """Milliseconds of a call with `count` observations (median, 99th percentile), and observations per second."""
     durations = []
     for call in range(num_calls):
@@ -168,6 +170,7 @@ def time_calls(policy: Policy, observations: list[Observation], count: int, num_
         started = time.perf_counter()
         policy.predict(batch)
         durations.append(time.perf_counter() - started)
+        time.sleep(max(0.0, pace_s - durations[-1]))
     median, p99 = (1e3 * float(np.percentile(durations, rank)) for rank in (50, 99))
     return {"median_ms": median, "p99_ms": p99, "samples_per_s": count * len(durations) / sum(durations)}
 

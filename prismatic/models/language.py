@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
-from prismatic.models.attention import SELECTIVE_BACKENDS, get_attention
+from prismatic.models.attention import SELECTIVE_BACKENDS, get_attention, prepare_mask
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, each [T, K]
 
@@ -127,6 +127,7 @@ class LlamaModel(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.rope_theta = _rope_theta(config)
         self.gradient_checkpointing = False
+        self._attend = get_attention(attn_implementation)
         self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaLayer(config, attn_implementation) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -141,6 +142,7 @@ class LlamaModel(nn.Module):
         """
         x = embeddings
         rotation = rotation or self.rotation(x)
+        mask = prepare_mask(self._attend, mask, x.dtype)
         last = self.layers[-1]
         selected_last = rows is not None and last.self_attn.selects_rows  # type: ignore[union-attr]
         for layer in self.layers[:-1] if selected_last else self.layers:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.action_heads import L1RegressionActionHead, MLPResNet
 from prismatic.models.action_model import ActionInputs, ActionModel
 from prismatic.models.attention import get_attention
 from prismatic.models.configuration import TinySizes, tiny
@@ -219,3 +220,18 @@ def test_compiles_into_one_graph() -> None:
     expected = model(inputs)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(inputs), expected)
+
+
+@pytest.mark.parametrize("width", [7, 14, 16])
+def test_narrow_outputs_are_those_of_the_layer(width: int) -> None:
+    torch.manual_seed(0)
+    network, x = MLPResNet(input_dim=12, hidden_dim=24, output_dim=width), torch.randn(2, 3, 12)
+    found = network(x)
+    hidden = F.relu(network.fc1(network.layer_norm1(x)))
+    for block in network.mlp_resnet_blocks:
+        hidden = block(hidden)
+    expected = network.fc2(network.layer_norm2(hidden))
+    torch.testing.assert_close(found, expected)
+    parameters = list(network.parameters())
+    for one, other in zip(torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters), strict=True):
+        torch.testing.assert_close(one, other)

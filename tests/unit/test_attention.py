@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prismatic.models.attention import ATTENTION_BACKENDS, Attention, attend_packed, get_attention, sdpa_attention
+from prismatic.models.attention import (
+    ATTENTION_BACKENDS,
+    Attention,
+    additive_mask,
+    attend_packed,
+    get_attention,
+    prepare_mask,
+    sdpa_attention,
+)
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
@@ -39,6 +47,34 @@ def test_backends_agree(heads: tuple[torch.Tensor, ...], backend: str, padded: b
     expected = sdpa_attention(*heads, mask if padded else None)
     found = get_attention(backend)(*heads, mask if padded else None)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [19, 20, 24])
+def test_a_prepared_mask_hides_the_same_keys(num_tokens: int) -> None:
+    query, key, value = torch.randn(3, 2, 4, num_tokens, 16, generator=torch.Generator().manual_seed(0)).unbind(0)
+    mask = torch.arange(num_tokens) < torch.tensor([[num_tokens], [13]])
+    prepared = prepare_mask(sdpa_attention, mask, query.dtype)
+    assert prepared is not None
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    for queries in (query, query[:, :, 3:8]):
+        found = sdpa_attention(queries, key, value, prepared)
+        torch.testing.assert_close(found, expected if queries is query else expected[:, :, 3:8], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [19, 24])
+def test_rows_of_an_additive_mask_share_aligned_memory(num_tokens: int) -> None:
+    mask = additive_mask(torch.ones(3, num_tokens, dtype=torch.bool), torch.bfloat16)
+    assert mask.shape == (3, 1, num_tokens, num_tokens)
+    assert [stride % 8 for stride in mask.stride()] == [0, 0, 0, 1]
+    assert mask.stride(2) == 0
+    assert mask.stride(0) > num_tokens  # never equal, which would be compiled once more
+
+
+def test_other_backends_keep_the_bool_mask() -> None:
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    for backend in ("eager", "flex_attention"):
+        assert prepare_mask(get_attention(backend), mask, torch.float32) is mask
+    assert prepare_mask(sdpa_attention, None, torch.float32) is None
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from engine_policies import HEADS, make_observations, make_parts, predict
 
-from prismatic.models.attention import attend_segments, eager_attention
 from prismatic.policy.fp8 import Fp8Linear
 from prismatic.policy.graphs import make_engine
 from prismatic.policy.parts import PolicyParts
@@ -66,21 +65,6 @@ def test_replaying_gives_the_same_numbers_every_time() -> None:
     for _ in range(20):
         predict(policy, others)
         np.testing.assert_array_equal(predict(policy, first), expected)
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("num_queries", [24, 5])
-def test_segments_hide_padding(num_queries: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 3, 2, 24, 64, generator=generator).to("cuda", torch.bfloat16)
-    lengths = torch.tensor([24, 7, 1], device="cuda")
-    mask = torch.arange(24, device="cuda") < lengths[:, None]
-    query = query[:, :, :num_queries]
-    expected = eager_attention(query.float(), key.float(), value.float(), mask)
-    found = attend_segments(query, key, value, mask).float()
-    real = mask if num_queries == 24 else torch.ones(3, num_queries, dtype=torch.bool, device="cuda")
-    torch.testing.assert_close(found.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.gpu
