@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.robot.interfaces import Environment, EpisodeSpec, Simulator
-from experiments.robot.workers import EnvironmentSlot, single_threaded_children
+from experiments.robot.workers import EnvironmentSlot, end_with_parent, single_threaded_children
 from prismatic.conversion.recordings import Recording, write_recording
 from prismatic.vla.types import Observation
 
@@ -59,7 +59,8 @@ def record_demonstrations(simulator: Simulator, tasks: list[str], options: Recor
         RuntimeError: an expert failed `_MAX_ATTEMPTS` times in a row.
     """
     context = multiprocessing.get_context("spawn")
-    with single_threaded_children(), ProcessPoolExecutor(options.num_workers, mp_context=context) as pool:
+    workers = ProcessPoolExecutor(options.num_workers, mp_context=context, initializer=end_with_parent)
+    with single_threaded_children(), workers as pool:
         futures = [pool.submit(_record_job, simulator, task, indices, options) for task, indices in missing_episodes(tasks, options)]
         try:
             for future in as_completed(futures):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 from hdf5_files import write_aloha
 from toy_simulator import ToySimulator
@@ -231,3 +237,35 @@ def test_correlated_noise_has_the_scale_at_every_step_and_lasts(tmp_path: Path) 
 def test_a_correlation_of_1_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--noise_correlation is 1.0, must be at least 0 and below 1"):
         RecordingOptions(tmp_path, noise_correlation=1.0)
+
+
+def test_workers_end_with_a_killed_recording(tmp_path: Path) -> None:
+    script = tmp_path / "record.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from toy_simulator import ToySimulator\n"
+        "from experiments.robot.recording import RecordingOptions, record_demonstrations\n"
+        "if __name__ == '__main__':\n"
+        "    options = RecordingOptions(Path(sys.argv[1]), num_episodes=100_000, noise_dims=(0,), num_workers=2)\n"
+        "    list(record_demonstrations(ToySimulator(), ['left'], options))\n"
+    )
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    recording = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "data")], env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    )
+    try:
+        _wait_until(lambda: any(tmp_path.glob("data/left/*.hdf5")))
+        workers = psutil.Process(recording.pid).children()
+    finally:
+        recording.kill()
+        recording.wait()
+    assert len(workers) >= 2
+    _wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
