@@ -1,7 +1,7 @@
 """Learns a benchmark from scratch and proves it in closed loop: scripted demonstrations -> tiny model -> success rate, with ablations.
 
 python scripts/learning.py --benchmark libero_object --output_dir runs/learning_object
-python scripts/learning.py --benchmark libero_spatial --variants "[l1,no_proprio,no_wrist,film,diffusion,discrete]" --num_parallel 3
+python scripts/learning.py --benchmark libero_spatial --variants "[l1,diffusion,film]" --num_parallel 3
 
 A thin driver like scripts/demo.py: it prints and runs commands that could be typed one by one, and leaves learning.md and learning.json.
 Training reads the recordings as they are, so that nothing here needs TensorFlow. What is there already is not made again: the same
