@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
     r"python scripts/learning\.py --benchmark metaworld .*": Here(
         "--variants [film] --num_demonstrations 2 --max_steps 2 --num_trials_per_task 1 --num_control_trials_per_task 1"
     ),
-    r"python scripts/learning\.py .* --num_parallel 3 .*": Gpu("run 2026-11-28 on two H200s, three variants on each"),
+    r"CUDA_VISIBLE_DEVICES=\d python scripts/learning\.py .* --num_parallel 3 .*": Gpu("run 2026-11-28 on two H200s, both at once"),
     r"python scripts/learning\.py .* --max_steps \d+": Gpu("run 2026-11-28 on an H200, limited by time in place of steps"),
     r"python experiments/robot/aloha/record_demos\.py .*": Here("--num_episodes 2 --image_size 48"),
     r"make aloha-smoke": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
