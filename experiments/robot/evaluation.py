@@ -37,7 +37,7 @@ _FREE_FLAGS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationFlags:
     """Flags of every evaluation."""
 

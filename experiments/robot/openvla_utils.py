@@ -38,7 +38,8 @@ IMAGE_KEYS = {
 class HasCheckpoint(Protocol):
     """What every configuration object has."""
 
-    pretrained_checkpoint: str | Path
+    @property
+    def pretrained_checkpoint(self) -> str | Path: ...
 
 
 @dataclass

@@ -28,7 +28,7 @@ from experiments.robot.rollout import ChunkPolicy
 from prismatic.cli import run_script
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalConfig(EvaluationFlags):
     """Flags of the evaluation."""
 

@@ -10,7 +10,7 @@ The familiar flags are all there. Those that a checkpoint answers itself may be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +29,13 @@ from experiments.robot.rendering import configure_rendering
 from experiments.robot.report import Report
 from experiments.robot.rollout import ChunkPolicy
 from prismatic.cli import run_script
+from prismatic.policy.flags import PolicyFlags
 
 _DEFAULT_STATES = "DEFAULT"  # the familiar spelling
 
 
-@dataclass
-class EvalConfig(EvaluationFlags):
+@dataclass(frozen=True)
+class EvalConfig(PolicyFlags, EvaluationFlags):
     """Plays LIBERO with a checkpoint; what stays None is read from it."""
 
     # LIBERO
@@ -49,19 +50,9 @@ class EvalConfig(EvaluationFlags):
     run_id_note: str | None = None  # ends the folder's name
     local_log_dir: Path = Path("runs/libero_eval")  # the folder EVAL-<suite>-<checkpoint> appears in it
 
-    # Familiar flags; a published checkpoint needs those that its files do not tell, ours none
+    # The checkpoint, in the familiar words
     model_family: str = "openvla"  # nothing else is known; accepted because the familiar commands pass it
     unnorm_key: str | None = None  # whose statistics count; that of the suite by default
-    robot_platform: str | None = None  # a name of prismatic/vla/constants.py
-    num_images_in_input: int | None = None  # cameras, as in training
-    use_l1_regression: bool | None = None  # as in training
-    use_diffusion: bool | None = None  # as in training
-    num_diffusion_steps_train: int | None = None  # diffusion only: as in training
-    num_diffusion_steps_inference: int | None = None  # diffusion only: may always be chosen
-    use_film: bool | None = None  # as in training
-    use_proprio: bool | None = None  # as in training
-    lora_rank: int | None = None  # as in training
-    center_crop: bool | None = None  # True after training with image augmentation
     load_in_8bit: bool = False  # weights of the language model in int8
     load_in_4bit: bool = False  # weights of the language model in nf4
     engine: str = "auto"  # see prismatic/policy/engine.py
@@ -140,8 +131,8 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
     from prismatic.vla.types import ActionChunk
 
     set_seed_everywhere(config.seed)
-    config.unnorm_key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
-    policy = get_vla(config)
+    unnorm_key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
+    policy = get_vla(replace(config, unnorm_key=unnorm_key))
     check_policy(config.pretrained_checkpoint, policy.spec, "LIBERO", CAMERAS)
 
     def to_simulator(chunk: ActionChunk) -> ActionChunk:

@@ -17,7 +17,7 @@ from experiments.robot.rollout import ChunkPolicy
 from prismatic.cli import run_script
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalConfig(EvaluationFlags):
     """Plays MetaWorld with a checkpoint."""
 
