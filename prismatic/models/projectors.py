@@ -48,7 +48,4 @@ class NoisyActionProjector(nn.Module):
         self.fc2 = nn.Linear(llm_dim, llm_dim)
 
     def forward(self, noisy_actions: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.fc1.weight, self.fc1.bias
-        # What fc1 computes: as a matrix product with one column it took 0.1 ms on an H200, 1 % of a denoising step.
-        hidden = torch.addcmul(bias, noisy_actions.unsqueeze(-1).to(weight.dtype), weight[:, 0])
-        return self.fc2(F.gelu(hidden))
+        return self.fc2(F.gelu(self.fc1(noisy_actions.unsqueeze(-1).to(self.fc1.weight.dtype))))
