@@ -22,7 +22,7 @@ from prismatic.cli import run_script
 from prismatic.conversion.merging import sample_observation
 from prismatic.models.base import build_tokenizer, random_weights, write_base
 from prismatic.models.configuration import openvla_7b
-from prismatic.policy.loading import LoadOptions
+from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.policy import Policy
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune

@@ -25,11 +25,11 @@ from prismatic.models.base import build_tokenizer
 from prismatic.models.configuration import OpenVLAConfig, openvla_7b
 from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.graphs import make_engine
-from prismatic.policy.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
+from prismatic.policy.inference.graphs import make_engine
+from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.policy import Policy
-from prismatic.policy.quantization import quantize_model
-from prismatic.policy.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Observation

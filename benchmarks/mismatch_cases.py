@@ -23,7 +23,7 @@ class PolicyCase:
     name: str
     show: Show = lambda observation: observation  # what the policy is shown instead
     edit: Callable[[Path], None] | None = None  # of a copy of the checkpoint
-    flags: Mapping[str, Any] = field(default_factory=dict)  # of prismatic.policy.flags
+    flags: Mapping[str, Any] = field(default_factory=dict)  # of prismatic.policy.checkpoint.flags
     unnorm_key: str | None = None
     causal: bool = False  # attention looks back only, as a library update may make it
     is_mistake: bool = True  # False: has to stay silent

@@ -24,15 +24,15 @@ import numpy as np
 from mismatch_cases import DATA_CASES, DataCase, PolicyCase, policy_cases
 
 from experiments.robot.aloha.simulation import AlohaSimulator
-from experiments.robot.controls import make_control
-from experiments.robot.evaluation import SeededPolicy, check_policy
-from experiments.robot.interfaces import Environment, EpisodeSpec, Expert, Simulator
+from experiments.robot.evaluation.controls import make_control
+from experiments.robot.evaluation.plan import SeededPolicy, check_policy
+from experiments.robot.evaluation.report import wilson_interval
+from experiments.robot.evaluation.rollout import EXPERT_RUN, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS
-from experiments.robot.recording import RecordingOptions, record_demonstrations
-from experiments.robot.rendering import configure_rendering
-from experiments.robot.report import wilson_interval
-from experiments.robot.rollout import EXPERT_RUN, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.recording.record import RecordingOptions, record_demonstrations
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert, Simulator
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.types import ActionChunk, Observation
 
@@ -76,7 +76,7 @@ class Row:
 
 def main(config: MismatchConfig) -> None:
     """Makes every mistake and prints the table."""
-    from prismatic.policy.spec import PolicySpec
+    from prismatic.policy.checkpoint.spec import PolicySpec
 
     configure_rendering()
     spec = PolicySpec.load(config.pretrained_checkpoint)
@@ -97,8 +97,8 @@ def main(config: MismatchConfig) -> None:
 
 def make_mistake(case: PolicyCase, config: MismatchConfig) -> Row:
     """Loads the policy, perhaps a changed one, and plays with what `case` shows it."""
-    from prismatic.policy.flags import PolicyFlags
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.flags import PolicyFlags
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy
 
     options = LoadOptions(flags=PolicyFlags(**case.flags))

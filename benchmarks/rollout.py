@@ -4,8 +4,8 @@ python benchmarks/rollout.py --num_envs "[1,2]" --json rollout.json
 python benchmarks/rollout.py --num_envs "[1,8,16]" --num_episodes 48 --batch_size 8 --pretrained_checkpoint runs/my-run--10000_chkpt
 
 The first line is the loop as published: one process, LIBERO's own environment loaded again for each episode, both cameras rendered at
-every step, always with the slow default rendering. The other lines are `experiments/robot/rollout.py`. All play the same episodes of one
-task with the same number of steps; processes are started and the first episode of each is played before the clock runs.
+every step, always with the slow default rendering. The other lines are `experiments/robot/evaluation/rollout.py`. All play the same
+episodes of one task with the same number of steps; processes are started and the first episode of each is played before the clock runs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.controls import make_control
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.evaluation.controls import make_control
+from experiments.robot.evaluation.rollout import ChunkPolicy, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.run_libero_eval import EvalConfig, load_policy
 from experiments.robot.libero.tasks import load_initial_states, prepare_libero, suite_tasks
-from experiments.robot.rendering import configure_rendering
-from experiments.robot.rollout import ChunkPolicy, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.types import Observation
 

@@ -73,7 +73,7 @@ def _write_random_7b(folder: Path) -> None:
     from inference import build_parts
 
     from prismatic.models.base import write_tokenizer
-    from prismatic.policy.saving import save_policy
+    from prismatic.policy.checkpoint.saving import save_policy
 
     folder.mkdir(parents=True)
     parts = build_parts("libero", "none")

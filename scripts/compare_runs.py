@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.robot.comparison import compare, comparison_table, write_comparison
+from experiments.robot.evaluation.comparison import compare, comparison_table, write_comparison
 from prismatic.cli import run_script
 
 

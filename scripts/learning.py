@@ -117,7 +117,7 @@ class LearningConfig(TinySizes):
     frame_cache_dir: Path | None = None  # where resized frames are kept; in output_dir by default
     num_loaders: int = 8  # processes that load data, per training
     num_envs: int = 16  # simulator processes, for recording and for each evaluation
-    engine: str = "graph"  # of the evaluation, see prismatic/policy/engine.py; on a CPU the plain one is taken
+    engine: str = "graph"  # of the evaluation, see prismatic/policy/inference/engine.py; on a CPU the plain one is taken
     seed: int = 7  # of everything
 
     def __post_init__(self) -> None:
@@ -317,7 +317,7 @@ def write_results(config: LearningConfig, stages: list[dict[str, Any]]) -> None:
 
 def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
     """One row per run of a variant's evaluation: without control, and under each."""
-    from experiments.robot.report import wilson_interval
+    from experiments.robot.evaluation.report import wilson_interval
 
     path = config.report_dir(variant) / "report.json"
     if not path.is_file():

@@ -59,7 +59,7 @@ def _compose(config: MakeBaseConfig) -> None:
 
     from prismatic.models.base import build_tokenizer, random_weights, write_base
     from prismatic.models.configuration import openvla_7b
-    from prismatic.policy.loading import load_config, resolve_folder
+    from prismatic.policy.checkpoint.loading import load_config, resolve_folder
 
     sizes = openvla_7b() if config.sizes_from is None else load_config(config.sizes_from)
     if config.sizes_from is None and config.preset != "openvla-7b":
@@ -74,7 +74,7 @@ def _read(path: Path, sizes: OpenVLAConfig) -> dict[str, torch.Tensor]:
     import torch
 
     from prismatic.models.vla import OpenVLAForActionPrediction
-    from prismatic.policy.files import check_keys, read_safetensors
+    from prismatic.policy.checkpoint.files import check_keys, read_safetensors
 
     weights = read_safetensors(path)
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from prismatic.cli import run_script
 from prismatic.models.sizes import TinySizes
-from prismatic.policy.spec import HeadSpec, PolicySpec
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.images import ImageRecipe
 
@@ -36,9 +36,9 @@ def main(config: UntrainedConfig) -> None:
     import torch
 
     from prismatic.models.base import write_tiny_base
-    from prismatic.policy.loading import load_base
-    from prismatic.policy.parts import PolicyParts, build_action_model
-    from prismatic.policy.saving import save_policy
+    from prismatic.policy.checkpoint.loading import load_base
+    from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+    from prismatic.policy.checkpoint.saving import save_policy
 
     if config.output_dir.exists():
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")

@@ -18,7 +18,7 @@ from pathlib import Path
 from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
 from prismatic.cli import run_script
 from prismatic.models.sizes import TinySizes
-from prismatic.policy.spec import PolicySpec
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.stages import run_stage
 
 _DATASET, _RUN = "metaworld_base", "run"

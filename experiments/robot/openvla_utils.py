@@ -20,10 +20,10 @@ import numpy as np
 from torch import nn
 
 from prismatic.models.processor import PrismaticProcessor
-from prismatic.policy.flags import PolicyFlags
-from prismatic.policy.loading import LoadOptions
+from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.policy.checkpoint.loading import LoadOptions
+from prismatic.policy.inference.quantization import choose_quantization
 from prismatic.policy.policy import Policy
-from prismatic.policy.quantization import choose_quantization
 from prismatic.vla.types import Observation
 
 # Observation keys of evaluation scripts and of the REST protocol -> camera of the policy.
@@ -60,7 +60,7 @@ class GenerateConfig:
     center_crop: bool | None = None
     load_in_8bit: bool = False
     load_in_4bit: bool = False
-    engine: str = "auto"  # see prismatic/policy/engine.py
+    engine: str = "auto"  # see prismatic/policy/inference/engine.py
 
 
 def get_vla(cfg: HasCheckpoint) -> Policy:

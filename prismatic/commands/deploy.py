@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from prismatic.cli import run_script
-from prismatic.policy.flags import PolicyFlags
+from prismatic.policy.checkpoint.flags import PolicyFlags
 
 if TYPE_CHECKING:
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,8 +35,10 @@ class DeployConfig(PolicyFlags):
     base_model: str | None = None  # of the adapters, where their own note of it is not valid here
     unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
-    quantization: str = "none"  # see prismatic/policy/quantization.py; fp8 is the fastest
-    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/engine.py)
+    quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
+    engine: str = (
+        "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/inference/engine.py)
+    )
     robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
 
     # Address
@@ -92,7 +94,7 @@ def deploy(config: DeployConfig) -> None:
         from prismatic.serving.server import open_socket, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.serving.batching import BatchingOptions
     from prismatic.serving.service import PolicyService, ServiceOptions
 
@@ -126,7 +128,7 @@ def deploy(config: DeployConfig) -> None:
 
 
 def _load(config: DeployConfig, options: LoadOptions) -> Policy | dict[str, Policy]:
-    from prismatic.policy.bank import load_adapter_policies
+    from prismatic.policy.lora.bank import load_adapter_policies
     from prismatic.policy.policy import Policy, default_device, default_dtype
 
     if not config.adapters:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prismatic.cli import run_script
-from prismatic.policy.flags import PolicyFlags
+from prismatic.policy.checkpoint.flags import PolicyFlags
 
 
 @dataclass
@@ -37,7 +37,7 @@ def main(config: MergeConfig) -> None:
     import torch
 
     from prismatic.conversion.merging import MERGE_DTYPES, merge_checkpoint
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import default_device, default_dtype
 
     device = torch.device(config.device) if config.device else default_device()

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prismatic.policy.files import check_free_space
-from prismatic.policy.loading import WEIGHT_FILES, LoadOptions, load_parts
-from prismatic.policy.parts import PolicyParts
+from prismatic.policy.checkpoint.files import check_free_space
+from prismatic.policy.checkpoint.loading import WEIGHT_FILES, LoadOptions, load_parts
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.checkpoint.saving import save_model
 from prismatic.policy.policy import Policy
-from prismatic.policy.saving import save_model
 from prismatic.vla.types import Observation
 
 MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,7 +10,7 @@ from prismatic.vla.diagnosis import Diagnosis, Status
 
 def check_checkpoint(folder: Path) -> list[Diagnosis]:
     """Everything that can be known without loading weights."""
-    from prismatic.policy.verification import verify_checkpoint
+    from prismatic.policy.checkpoint.verification import verify_checkpoint
 
     findings = verify_checkpoint(folder)
     if any(finding.status == Status.PROBLEM for finding in findings):
@@ -19,8 +19,8 @@ def check_checkpoint(folder: Path) -> list[Diagnosis]:
 
 
 def _check_base(folder: Path) -> list[Diagnosis]:
-    from prismatic.policy.loading import WEIGHT_FILES
-    from prismatic.policy.verification import adapter_base
+    from prismatic.policy.checkpoint.loading import WEIGHT_FILES
+    from prismatic.policy.checkpoint.verification import adapter_base
 
     base = adapter_base(folder)
     if base is None:

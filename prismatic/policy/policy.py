@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.policy.engine import EagerEngine, Engine, EngineInputs
-from prismatic.policy.graphs import make_engine
-from prismatic.policy.loading import LoadOptions, load_parts
-from prismatic.policy.parts import PolicyParts
-from prismatic.policy.spec import PolicySpec
+from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs
+from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prismatic.policy.files import STATISTICS_FILE
-from prismatic.policy.spec import PolicySpec
-from prismatic.policy.verification import adapter_base
+from prismatic.policy.checkpoint.files import STATISTICS_FILE
+from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.checkpoint.verification import adapter_base
 from prismatic.vla.constants import NormalizationType
 
 _BOUNDS = {NormalizationType.BOUNDS: ("min", "max"), NormalizationType.BOUNDS_Q99: ("q01", "q99")}

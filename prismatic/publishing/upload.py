@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prismatic.policy.files import TRAINER_STATE_FOLDER
-from prismatic.policy.spec import POLICY_FILE
-from prismatic.policy.verification import adapter_base, verify_checkpoint
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER
+from prismatic.policy.checkpoint.spec import POLICY_FILE
+from prismatic.policy.checkpoint.verification import adapter_base, verify_checkpoint
 from prismatic.vla.diagnosis import Status
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prismatic.serving.errors import BusyError, PredictionError, RequestError
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
 from prismatic.vla.types import ActionChunk, Observation
+from prismatic.wire.errors import BusyError, PredictionError, RequestError
 
 Predict = Callable[[RequestGroup, Sequence[Observation]], Sequence[ActionChunk]]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.policy.spec import PolicySpec
-from prismatic.serving.arrays import MAX_SIDE, as_array, describe
-from prismatic.serving.errors import RequestError
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
+from prismatic.wire.arrays import MAX_SIDE, as_array, describe
+from prismatic.wire.errors import RequestError
 
 MAX_INSTRUCTION_CHARACTERS = 1024
 _MAX_IGNORED_NAMES = 32

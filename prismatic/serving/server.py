@@ -28,10 +28,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.serving.errors import BusyError, RequestError, TooLargeError
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
 from prismatic.serving.service import PolicyService, ServedPolicy
 from prismatic.vla.types import ActionChunk
+from prismatic.wire.errors import BusyError, RequestError, TooLargeError
 
 _ERROR_CLOSE_CODE = 1011
 _POLICY_VIOLATION = 1008

@@ -13,11 +13,11 @@ import numpy as np
 
 from prismatic.policy.policy import Policy
 from prismatic.serving.batching import Batcher, BatchingOptions
-from prismatic.serving.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import ActionChunk, Observation
+from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
 
 
 @dataclass(frozen=True)

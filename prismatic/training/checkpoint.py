@@ -25,10 +25,10 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from prismatic.models.action_model import ActionModel
-from prismatic.policy.adapters import is_adapted
-from prismatic.policy.files import TRAINER_STATE_FOLDER, atomic_folder, check_free_space, check_keys, format_bytes
-from prismatic.policy.loading import StoredWeights, resolve_folder
-from prismatic.policy.saving import save_policy
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_free_space, check_keys, format_bytes
+from prismatic.policy.checkpoint.loading import StoredWeights, resolve_folder
+from prismatic.policy.checkpoint.saving import save_policy
+from prismatic.policy.lora.adapters import is_adapted
 from prismatic.training.distributed import Ranks, on_main
 from prismatic.training.run_folder import (
     STATE_FILE,

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prismatic.policy.spec import HeadSpec, LoraSpec
+from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec
 
 PRECISIONS = ("auto", "bf16", "fp32")
 STRATEGIES = ("auto", "ddp", "fsdp")

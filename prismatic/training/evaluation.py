@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from prismatic.policy.files import TRAINER_STATE_FOLDER
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER
 from prismatic.training.config import FinetuneConfig
 
 _EXPERIMENTS = shlex.quote(str(Path(__file__).parents[2] / "experiments" / "robot"))

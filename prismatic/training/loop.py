@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.policy.files import check_free_space
+from prismatic.policy.checkpoint.files import check_free_space
 from prismatic.training.best import cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, uses_cuda_graphs
 from prismatic.training.checkpoint import Trained, checkpoint_bytes, restore_checkpoint, save_checkpoint

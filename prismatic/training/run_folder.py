@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prismatic.policy.files import TRAINER_STATE_FOLDER, check_free_space, check_writable, find_damage, recover_folder, remove_folder
+from prismatic.policy.checkpoint.files import (
+    TRAINER_STATE_FOLDER,
+    check_free_space,
+    check_writable,
+    find_damage,
+    recover_folder,
+    remove_folder,
+)
 from prismatic.training.config import FinetuneConfig
 
 STATE_FILE = "state.json"

@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from prismatic.models.action_model import ActionModel
-from prismatic.policy.adapters import add_lora
-from prismatic.policy.compilation import compile_blocks, has_compiler
-from prismatic.policy.loading import BaseModel, load_base, load_config, read_training, resolve_folder
-from prismatic.policy.parts import PolicyParts, build_action_model
-from prismatic.policy.quantization import quantize_model
-from prismatic.policy.spec import PolicySpec
-from prismatic.policy.stacking import stack_projections
+from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, read_training, resolve_folder
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.inference.compilation import compile_blocks, has_compiler
+from prismatic.policy.inference.quantization import quantize_model
+from prismatic.policy.inference.stacking import stack_projections
+from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, on_main
 from prismatic.training.evaluation import eval_command
@@ -129,7 +129,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         heads=config.heads,
         lora=config.lora,
         base_model=base_path if config.use_lora and not config.merge_lora_during_training else None,
-        provenance=_provenance(config, ranks),
+        provenance=_provenance(config, ranks) | _repairs(data),
     )
     token_ids = base.vla.config.token_ids
     model = _build_model(base, spec, config, ranks)
@@ -207,6 +207,12 @@ def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
         return config.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
     return ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
+
+
+def _repairs(data: TrainingData) -> dict[str, object]:
+    """What the readers left out or mended, for policy.json."""
+    found = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
+    return {"repairs": found} if found else {}
 
 
 def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:

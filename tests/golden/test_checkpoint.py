@@ -18,11 +18,11 @@ from prismatic.models.action_model import ActionInputs
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import OpenVLAConfig, TinySizes
 from prismatic.models.processor import TOKENIZER_FILES
-from prismatic.policy.files import atomic_folder
-from prismatic.policy.flags import PolicyFlags
-from prismatic.policy.loading import LoadOptions, load_parts
-from prismatic.policy.parts import PolicyParts
-from prismatic.policy.saving import save_policy
+from prismatic.policy.checkpoint.files import atomic_folder
+from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.vla.constants import NormalizationType
 from prismatic.vla.normalization import bounds_from_statistics, unnormalize
 from prismatic.vla.prompts import append_empty_token

@@ -11,8 +11,8 @@ from golden_cases import Tensors, assert_matches, load_case, load_json, load_mod
 from torch import nn
 
 from prismatic.models.action_model import ActionInputs, ActionModel
-from prismatic.policy.adapters import adapter_config, adapter_state, add_lora, load_adapter, merge_adapter, published_state
-from prismatic.policy.spec import LoraSpec
+from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.lora.adapters import adapter_config, adapter_state, add_lora, load_adapter, merge_adapter, published_state
 from prismatic.vla.constants import NormalizationType
 from prismatic.vla.normalization import bounds_from_statistics, unnormalize
 from prismatic.vla.prompts import append_empty_token

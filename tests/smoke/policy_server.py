@@ -16,10 +16,10 @@ import torch
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.loading import load_base
-from prismatic.policy.parts import PolicyParts, build_action_model
-from prismatic.policy.saving import save_policy
-from prismatic.policy.spec import HeadSpec, PolicySpec
+from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.saving import save_policy
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 

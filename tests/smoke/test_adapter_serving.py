@@ -13,15 +13,15 @@ from adapter_checkpoints import write_base, write_run
 from policy_server import Server
 
 from prismatic.commands.deploy import DeployConfig
-from prismatic.policy.loading import LoadOptions
+from prismatic.policy.checkpoint.loading import LoadOptions
+from prismatic.policy.checkpoint.spec import HeadSpec
 from prismatic.policy.policy import Policy
-from prismatic.policy.spec import HeadSpec
 from prismatic.vla.types import Observation
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
-from prismatic.serving.arrays import as_array, json_array, pack_openpi
-from prismatic.serving.msgpack_reader import read_msgpack
+from prismatic.wire.arrays import as_array, json_array, pack_openpi
+from prismatic.wire.msgpack_reader import read_msgpack
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 BODY = json.dumps({"full_image": json_array(IMAGE), "state": json_array(np.zeros(8)), "instruction": "pick up the bowl"}).encode()

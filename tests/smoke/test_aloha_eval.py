@@ -169,12 +169,12 @@ def test_a_solved_task_ends_the_rollout_as_a_success(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 import numpy as np
-from experiments.robot.aloha.control import RealTimeRollout, RolloutPlan
+from prismatic.acting.loop import RealTimeRollout, RolloutPlan
 from experiments.robot.aloha.robots import SimulatedRobot
 from experiments.robot.aloha.simulation import AlohaSimulator
-from experiments.robot.keyboard import Keyboard
-from prismatic.serving.actor import RemoteActor
-from prismatic.serving.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.actor import RemoteActor
+from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
 
 simulator = AlohaSimulator(image_size=32)
 robot = SimulatedRobot(simulator, "transfer_cube", seed=1)

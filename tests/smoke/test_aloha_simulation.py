@@ -14,9 +14,9 @@ import pytest
 
 from experiments.robot.aloha.robots import HIGH, LOW
 from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator, get_aloha_task
-from experiments.robot.interfaces import EpisodeSpec
-from experiments.robot.recording import RecordingOptions, record_demonstrations
-from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.recording.record import RecordingOptions, record_demonstrations
+from experiments.robot.simulators.interfaces import EpisodeSpec
 from prismatic.conversion.recordings import read_recording
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_cameras_proprio_and_success_of_the_scene() -> None:
 import sys
 import numpy as np
 from experiments.robot.aloha.simulation import AlohaSimulator
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.simulators.interfaces import EpisodeSpec
 environment = AlohaSimulator(image_size=64).make_environment("transfer_cube")
 seen = []
 for index in (0, 1, 0):  # back to the first: an episode leaves nothing behind
@@ -98,7 +98,7 @@ def test_an_episode_whose_physics_explodes_has_failed_and_the_next_one_is_sound(
     code = """
 import numpy as np
 from experiments.robot.aloha.simulation import AlohaSimulator
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.simulators.interfaces import EpisodeSpec
 environment = AlohaSimulator().make_environment("insertion")
 environment.reset(EpisodeSpec("insertion", 0, 0))
 before = environment.physics.data.qpos.copy()

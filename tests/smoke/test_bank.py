@@ -9,10 +9,10 @@ import pytest
 import torch
 from adapter_checkpoints import write_base, write_run
 
-from prismatic.policy.bank import load_adapter_policies
-from prismatic.policy.loading import LoadOptions
+from prismatic.policy.checkpoint.loading import LoadOptions
+from prismatic.policy.checkpoint.spec import HeadSpec
+from prismatic.policy.lora.bank import load_adapter_policies
 from prismatic.policy.policy import Policy
-from prismatic.policy.spec import HeadSpec
 from prismatic.vla.types import Observation
 
 CPU = torch.device("cpu")

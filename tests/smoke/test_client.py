@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from policy_server import API_KEY, ROOT, FaultyProxy, Server, write_checkpoint
 
+from prismatic.acting.actor import RemoteActor
+from prismatic.acting.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
+from prismatic.acting.execution import ChunkExecutor, Command, ExecutionOptions, Mode
 from prismatic.policy.policy import Policy
-from prismatic.serving.actor import RemoteActor
-from prismatic.serving.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
-from prismatic.serving.execution import ChunkExecutor, Command, ExecutionOptions, Mode
 from prismatic.vla.types import Observation
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
@@ -228,7 +228,7 @@ def test_a_server_that_comes_back_with_another_policy_is_refused(tmp_path: Path,
 def test_the_client_needs_no_torch_and_no_simulator() -> None:
     code = """
 import sys
-import prismatic.serving.actor, prismatic.serving.client, prismatic.serving.execution
+import prismatic.acting.actor, prismatic.acting.client, prismatic.acting.execution
 import websockets.sync.client
 heavy = {"torch", "transformers", "tensorflow", "starlette", "uvicorn", "numba", "PIL", "mujoco"} & sys.modules.keys()
 assert not heavy, heavy

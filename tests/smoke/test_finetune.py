@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.policy import Policy
-from prismatic.policy.spec import PolicySpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
 from prismatic.vla.reference import Reference

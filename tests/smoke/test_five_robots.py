@@ -18,7 +18,7 @@ import pytest
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.spec import PolicySpec
+from prismatic.policy.checkpoint.spec import PolicySpec
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit"))

@@ -13,7 +13,7 @@ from prismatic.models.base import random_weights
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.quantization import quantize_model
+from prismatic.policy.inference.quantization import quantize_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

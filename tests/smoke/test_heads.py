@@ -26,8 +26,8 @@ from experiments.robot.robot_utils import get_image_resize_size, invert_gripper_
 from prismatic.doctor.checkpoint import check_checkpoint
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.flags import PolicyFlags
-from prismatic.policy.loading import LoadOptions
+from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.policy import Policy
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune

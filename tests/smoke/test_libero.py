@@ -30,7 +30,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 # Two trials as the published loop plays them: one environment per task, env.seed(0), a full reset and both cameras at every step.
 PUBLISHED = """
 import sys
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.simulators.rendering import configure_rendering
 configure_rendering()
 import numpy as np
 from experiments.robot.libero.replay import axis_angle
@@ -59,7 +59,7 @@ np.savez(sys.argv[1], **seen)
 OURS = """
 import sys
 import numpy as np
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.simulators.interfaces import EpisodeSpec
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.tasks import prepare_libero, suite_tasks
 prepare_libero()

@@ -22,7 +22,7 @@ TASK = "open_the_middle_drawer_of_the_cabinet"
 # Demonstrations without an expert: the drawer is open from the start (demo_0), or closed throughout (demo_1).
 RECORD = f"""
 import sys
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.simulators.rendering import configure_rendering
 configure_rendering()
 import h5py
 import numpy as np

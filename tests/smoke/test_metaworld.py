@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.robot.controls import make_control
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.evaluation.controls import make_control
+from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
-from experiments.robot.recording import RecordingOptions, record_demonstrations
-from experiments.robot.rendering import RenderingUnavailableError, configure_rendering
-from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.recording.record import RecordingOptions, record_demonstrations
+from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.rendering import RenderingUnavailableError, configure_rendering
 from prismatic.conversion.recordings import read_recording
 from prismatic.vla.types import ActionChunk, Observation
 
@@ -84,7 +84,7 @@ def test_recorded_demonstrations_hold_what_training_needs(tmp_path: Path) -> Non
 def test_the_first_picture_does_not_tell_faucet_open_from_faucet_close() -> None:
     code = """
 import numpy as np
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.simulators.interfaces import EpisodeSpec
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 shown = []
 for task in ("faucet-open", "faucet-close"):
@@ -138,7 +138,7 @@ def test_bad_flags_end_with_one_clear_line(arguments: list[str], message: str) -
 
 def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    monkeypatch.setattr("experiments.robot.rendering._loads", lambda library: False)
+    monkeypatch.setattr("experiments.robot.simulators.rendering._loads", lambda library: False)
     with pytest.raises(RenderingUnavailableError, match=r"libOSMesa.so.8.*apt-get install -y libosmesa6"):
         configure_rendering()
 

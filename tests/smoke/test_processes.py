@@ -28,7 +28,7 @@ from survival import (
     wait_for,
 )
 
-from prismatic.policy.files import find_damage
+from prismatic.policy.checkpoint.files import find_damage
 
 HEADS = {
     "l1": (),

@@ -22,7 +22,7 @@ from prismatic.cli import parse_flags
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.spec import PolicySpec
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import process_group
 from prismatic.training.finite import NON_FINITE_FILE, NonFiniteLossError

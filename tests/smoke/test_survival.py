@@ -20,7 +20,7 @@ import pytest
 from finetune_launcher import Launcher, Started, wait_until
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
 
-from prismatic.policy.files import find_damage, previous_folder, temporary_folder
+from prismatic.policy.checkpoint.files import find_damage, previous_folder, temporary_folder
 from prismatic.training.interrupts import STOPPED
 
 # What makes a step depend on all that a checkpoint must hold: dropout, several micro-batches, log lines and validations between saves.

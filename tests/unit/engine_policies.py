@@ -9,9 +9,9 @@ from prismatic.models.base import build_tokenizer, random_weights
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.policy.policy import Policy
-from prismatic.policy.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Observation

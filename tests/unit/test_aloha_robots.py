@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.robot.aloha.control import Ticker
 from experiments.robot.aloha.hardware import AlohaHardware
 from experiments.robot.aloha.robots import HIGH, LOW, RelativeTargets
 from experiments.robot.aloha.run_aloha_eval import AlohaEvalConfig, check_policy, make_limits
-from prismatic.serving.client import PolicyInfo, RequestRefusedError
+from prismatic.acting.client import PolicyInfo, RequestRefusedError
+from prismatic.acting.loop import Ticker
 from prismatic.vla.constants import ROBOT_PLATFORMS
 
 ALOHA = ROBOT_PLATFORMS["ALOHA"]

@@ -16,7 +16,9 @@ ROOMS = {
     "prismatic/models": {"prismatic/vla"},
     "prismatic/policy": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets"},
     "prismatic/training": {"prismatic/vla", "prismatic/models", "prismatic/vla/datasets", "prismatic/policy"},
-    "prismatic/serving": {"prismatic/vla", "prismatic/models", "prismatic/policy"},
+    "prismatic/wire": {"prismatic/vla"},
+    "prismatic/serving": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/wire"},
+    "prismatic/acting": {"prismatic/vla", "prismatic/wire"},
     "prismatic/conversion": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/vla/datasets"},
     "prismatic/publishing": {"prismatic/vla", "prismatic/policy"},
     "prismatic/doctor": {"prismatic/vla", "prismatic/models", "prismatic/policy", "prismatic/vla/datasets"},
@@ -25,7 +27,7 @@ ROOMS["prismatic/commands"] = set(ROOMS)  # what the scripts call
 HEAVY = {"tensorflow", "tensorflow_datasets", "metaworld", "mujoco", "wandb", "peft", "bitsandbytes", "matplotlib", "av", "pyarrow"}
 
 # Modules that subclass something of a heavy package; they are imported late themselves.
-IMPORTED_LATE = {"prismatic.policy.adapted_linear": "peft"}
+IMPORTED_LATE = {"prismatic.policy.lora.adapted_linear": "peft"}
 
 
 def _room(path: str) -> str | None:

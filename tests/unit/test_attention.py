@@ -20,8 +20,8 @@ from prismatic.models.attention import (
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.adapters import add_lora
-from prismatic.policy.spec import LoraSpec
+from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.lora.adapters import add_lora
 
 ON_CPU = ("sdpa", "eager", "flex_attention")
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=64, llm_layers=2, llm_heads=2, llm_mlp_dim=64)

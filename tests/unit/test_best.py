@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prismatic.policy.files import atomic_folder
+from prismatic.policy.checkpoint.files import atomic_folder
 from prismatic.training.best import BEST_METRIC, cadence_note, mark_best
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.run_folder import BEST_FILE, TrainerState

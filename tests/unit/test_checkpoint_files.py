@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prismatic.policy.files import (
+from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
     MANIFEST_FILE,
     atomic_folder,

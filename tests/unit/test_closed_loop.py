@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from toy_simulator import ToyPolicy, ToySimulator
 
-from experiments.robot.contact_sheet import choose_rows, write_contact_sheet
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, check_policy, run_evaluation
-from experiments.robot.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
-from experiments.robot.rollout import EpisodeResult
-from prismatic.policy.spec import HeadSpec, PolicySpec
+from experiments.robot.evaluation.contact_sheet import choose_rows, write_contact_sheet
+from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, check_policy, run_evaluation
+from experiments.robot.evaluation.rollout import EpisodeResult
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import ActionChunk, Observation

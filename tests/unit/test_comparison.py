@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from experiments.robot.comparison import PairedTable, compare, comparison_table, write_comparison
+from experiments.robot.evaluation.comparison import PairedTable, compare, comparison_table, write_comparison
 from scripts.compare_runs import CompareConfig, main
 
 

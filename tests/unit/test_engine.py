@@ -10,11 +10,11 @@ import pytest
 import torch
 from engine_policies import HEADS, make_observations, make_parts, predict
 
-from prismatic.policy.engine import EagerEngine
-from prismatic.policy.graphs import Block, Bucket, GraphEngine, Recent, Recorder, batch_sizes_up_to, find_bucket, make_engine
+from prismatic.policy.inference.engine import EagerEngine
+from prismatic.policy.inference.graphs import Block, Bucket, GraphEngine, Recent, Recorder, batch_sizes_up_to, find_bucket, make_engine
+from prismatic.policy.inference.quantization import quantize_model
+from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.policy import Policy
-from prismatic.policy.quantization import quantize_model
-from prismatic.policy.stacking import stack_projections
 from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from engine_policies import HEADS, make_observations, make_parts, predict
 
-from prismatic.policy.fp8 import Fp8Linear
-from prismatic.policy.graphs import make_engine
-from prismatic.policy.parts import PolicyParts
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.inference.fp8 import Fp8Linear
+from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.policy import Policy
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismatic.serving.execution import ChunkExecutor, ChunkRequest, Command, ExecutionOptions, Mode
-from prismatic.serving.limits import ActionLimits
+from prismatic.acting.execution import ChunkExecutor, ChunkRequest, Command, ExecutionOptions, Mode
+from prismatic.acting.limits import ActionLimits
 
 DT = 0.04
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from experiments.robot.keyboard import Keyboard
+from prismatic.acting.keyboard import Keyboard
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import torch
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
-from prismatic.policy.adapters import add_lora, published_state
-from prismatic.policy.files import atomic_folder
-from prismatic.policy.loading import load_base
-from prismatic.policy.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.files import atomic_folder
+from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
+from prismatic.policy.checkpoint.saving import save_policy
+from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
-from prismatic.policy.saving import save_policy
-from prismatic.policy.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.reference import Reference, small_picture

@@ -17,7 +17,7 @@ from prismatic.models.base import random_weights
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_model
+from prismatic.policy.inference.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_model
 
 # Root mean square difference of the actions as a share of their own.
 BOUNDS = {"int8": 0.05, "nf4": 0.5, "int8_weight_only": 0.05, "fp8_weight_only": 0.12, "fp8": 0.15}

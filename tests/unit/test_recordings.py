@@ -17,7 +17,7 @@ import pytest
 from hdf5_files import write_aloha
 from toy_simulator import ToySimulator
 
-from experiments.robot.recording import RecordingOptions, correlated_noise, missing_episodes, record_demonstrations
+from experiments.robot.recording.record import RecordingOptions, correlated_noise, missing_episodes, record_demonstrations
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
 from prismatic.conversion.recordings import Recording, read_recording, write_recording
@@ -245,7 +245,7 @@ def test_workers_end_with_a_killed_recording(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from toy_simulator import ToySimulator\n"
-        "from experiments.robot.recording import RecordingOptions, record_demonstrations\n"
+        "from experiments.robot.recording.record import RecordingOptions, record_demonstrations\n"
         "if __name__ == '__main__':\n"
         "    options = RecordingOptions(Path(sys.argv[1]), num_episodes=100_000, noise_dims=(0,), num_workers=2)\n"
         "    list(record_demonstrations(ToySimulator(), ['left'], options))\n"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
-from experiments.robot.controls import make_control, wrong_instructions
-from experiments.robot.episode_worker import WorkerFailure
-from experiments.robot.interfaces import EpisodeSpec
-from experiments.robot.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
+from experiments.robot.evaluation.controls import make_control, wrong_instructions
+from experiments.robot.evaluation.episode_worker import WorkerFailure
+from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
+from experiments.robot.simulators.interfaces import EpisodeSpec
 from prismatic.vla.types import ActionChunk, Observation
 
 TASKS = ["left", "right"]

@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("prometheus_client", reason="needs the extra [serve]")
 
 from prismatic.serving.batching import Batcher, BatchingOptions
-from prismatic.serving.errors import BusyError, PredictionError, RequestError
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
 from prismatic.vla.types import ActionChunk, Observation
+from prismatic.wire.errors import BusyError, PredictionError, RequestError
 
 
 class Recorder:

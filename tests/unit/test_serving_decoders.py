@@ -22,14 +22,14 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismatic.policy.spec import HeadSpec, PolicySpec
-from prismatic.serving.arrays import as_array, json_array, pack_openpi, pack_vla_eval, read_json
-from prismatic.serving.errors import RequestError
-from prismatic.serving.msgpack_reader import MAX_VALUES, read_msgpack
+from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.serving.observations import ObservationReader
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
+from prismatic.wire.arrays import as_array, json_array, pack_openpi, pack_vla_eval, read_json
+from prismatic.wire.errors import RequestError
+from prismatic.wire.msgpack_reader import MAX_VALUES, read_msgpack
 
 RECIPE = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
 SPEC = PolicySpec(

@@ -14,10 +14,10 @@ from prismatic.models.base import random_weights
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.language import LlamaLayer
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.adapted_linear import AdaptedLinear
-from prismatic.policy.adapters import add_lora
-from prismatic.policy.spec import LoraSpec
-from prismatic.policy.stacking import stack_projections
+from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.inference.stacking import stack_projections
+from prismatic.policy.lora.adapted_linear import AdaptedLinear
+from prismatic.policy.lora.adapters import add_lora
 
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=2, llm_heads=2, llm_mlp_dim=48)
 RANK = 4

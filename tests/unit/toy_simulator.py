@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.robot.interfaces import Environment, EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
 from prismatic.vla.types import ActionChunk, Observation
 
 INSTRUCTIONS = {"left": "walk to the left", "right": "walk to the right", "jump": "leap"}

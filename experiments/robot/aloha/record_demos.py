@@ -13,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator, get_aloha_task
-from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 
 _JOINTS = (*range(6), *range(7, 13))  # of both arms; their grippers get no noise

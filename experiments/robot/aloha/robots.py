@@ -1,14 +1,14 @@
-"""What the evaluation of ALOHA needs of a robot, and the simulated one. Action and position [14]: see simulation.py."""
+"""The simulated ALOHA as a robot of the real-time loop, and one that takes relative targets. Action, position [14]: see simulation.py."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 import numpy as np
 
 from experiments.robot.aloha.simulation import AlohaSimulator
-from experiments.robot.interfaces import EpisodeSpec
+from experiments.robot.simulators.interfaces import EpisodeSpec
+from prismatic.acting.robot import Robot
 from prismatic.vla.types import Observation
 
 ACTION_DIM = 14
@@ -16,34 +16,6 @@ ACTION_DIM = 14
 _JOINT_LOW = (-3.14158, -1.85005, -1.76278, -3.14158, -1.8675, -3.14158, -0.2)
 _JOINT_HIGH = (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 1.2)
 LOW, HIGH = np.array(_JOINT_LOW * 2), np.array(_JOINT_HIGH * 2)
-
-
-class Robot(Protocol):
-    """One bimanual robot."""
-
-    instruction: str  # what it is told to do unless a person says something else; "" if there is nothing
-    max_steps: int  # of a rollout, unless --max_steps says something else
-
-    def reset(self, rollout: int) -> None:
-        """Moves the arms to their start; `rollout` counts from 0."""
-
-    def position(self) -> np.ndarray:
-        """float64 [14], where the arms are."""
-
-    def sensed_at(self) -> float:
-        """Time [s, time.monotonic] of the oldest of the latest messages from joints and cameras."""
-
-    def observe(self, instruction: str) -> Observation:
-        """What the robot sees and feels now."""
-
-    def step(self, action: np.ndarray) -> bool:
-        """Commands the targets [14] and returns at once; True once the task is known to be solved."""
-
-    def picture(self) -> np.ndarray:
-        """uint8 [height, width, 3], even sides, for the video."""
-
-    def close(self) -> None:
-        """Lets go of the robot, which keeps its position; harmless the second time."""
 
 
 class SimulatedRobot:

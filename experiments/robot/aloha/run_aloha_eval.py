@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.aloha.control import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from experiments.robot.aloha.robots import ACTION_DIM, HIGH, LOW, RelativeTargets, Robot, SimulatedRobot
 from experiments.robot.aloha.simulation import ALOHA_TASKS, CONTROL_HZ, AlohaSimulator
-from experiments.robot.keyboard import Keyboard
-from experiments.robot.report import wilson_interval
-from experiments.robot.video import write_mp4
+from experiments.robot.evaluation.report import wilson_interval
+from experiments.robot.evaluation.video import write_mp4
+from prismatic.acting.actor import RemoteActor
+from prismatic.acting.client import ConnectionOptions, PolicyClient, PolicyInfo, ServerUnavailableError
+from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.limits import ActionLimits, per_dimension
+from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.cli import run_script
-from prismatic.serving.actor import RemoteActor
-from prismatic.serving.client import ConnectionOptions, PolicyClient, PolicyInfo, ServerUnavailableError
-from prismatic.serving.execution import ChunkExecutor, ExecutionOptions
-from prismatic.serving.limits import ActionLimits, per_dimension
 
 HARDWARE = "hardware"
 

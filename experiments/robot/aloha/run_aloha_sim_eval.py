@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.robot.aloha.simulation import CAMERAS, AlohaSimulator, get_aloha_task
-from experiments.robot.evaluation import (
+from experiments.robot.evaluation.plan import (
     Benchmark,
     EvaluationFlags,
     SeededPolicy,
@@ -22,9 +22,9 @@ from experiments.robot.evaluation import (
     print_report,
     run_evaluation,
 )
-from experiments.robot.rendering import configure_rendering
-from experiments.robot.report import Report
-from experiments.robot.rollout import ChunkPolicy
+from experiments.robot.evaluation.report import Report
+from experiments.robot.evaluation.rollout import ChunkPolicy
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 
 
@@ -37,7 +37,7 @@ class EvalConfig(EvaluationFlags):
     image_size: int = 256  # pixels; as in the demonstrations
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; as in the demonstrations
     unnorm_key: str | None = None  # whose statistics count; those of the one task's scripted set by default
-    engine: str = "auto"  # see prismatic/policy/engine.py
+    engine: str = "auto"  # see prismatic/policy/inference/engine.py
     local_log_dir: Path = Path("runs/aloha_sim_eval")  # receives everything
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
     Raises:
         ValueError: it drives another robot, or looks through cameras that ALOHA lacks.
     """
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy  # imports torch and transformers
 
     checkpoint = config.pretrained_checkpoint

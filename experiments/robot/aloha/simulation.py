@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.robot.interfaces import Environment, EpisodeSpec
-from experiments.robot.rendering import OffscreenRenderer, configure_rendering
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
+from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
 

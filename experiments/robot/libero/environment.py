@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.robot.interfaces import Environment, EpisodeSpec, Expert
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, prepare_libero
-from experiments.robot.rendering import OffscreenRenderer, configure_rendering
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert
+from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.experts import EXPERT_SUITES
 from experiments.robot.libero.tasks import choose_tasks, prepare_libero, suite_tasks
-from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.constants import near_names
 

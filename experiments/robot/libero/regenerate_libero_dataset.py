@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.robot.libero.replay import ReplayEnvironment, replay
 from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, prepare_libero, suite_tasks
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.conversion.staging import only_writer
 from prismatic.vla.datasets.hdf5.layout import demo_numbers, open_file

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from experiments.robot.evaluation import (
+from experiments.robot.evaluation.plan import (
     Benchmark,
     EvaluationFlags,
     SeededPolicy,
@@ -23,13 +23,13 @@ from experiments.robot.evaluation import (
     print_report,
     run_evaluation,
 )
+from experiments.robot.evaluation.report import Report
+from experiments.robot.evaluation.rollout import ChunkPolicy
 from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
 from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
-from experiments.robot.rendering import configure_rendering
-from experiments.robot.report import Report
-from experiments.robot.rollout import ChunkPolicy
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
-from prismatic.policy.flags import PolicyFlags
+from prismatic.policy.checkpoint.flags import PolicyFlags
 
 _DEFAULT_STATES = "DEFAULT"  # the familiar spelling
 
@@ -55,7 +55,7 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     unnorm_key: str | None = None  # whose statistics count; that of the suite by default
     load_in_8bit: bool = False  # weights of the language model in int8
     load_in_4bit: bool = False  # weights of the language model in nf4
-    engine: str = "auto"  # see prismatic/policy/engine.py
+    engine: str = "auto"  # see prismatic/policy/inference/engine.py
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.robot.interfaces import Environment, EpisodeSpec
 from experiments.robot.metaworld.tasks import MetaWorldTask, get_metaworld_task
-from experiments.robot.rendering import OffscreenRenderer, configure_rendering
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
+from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:

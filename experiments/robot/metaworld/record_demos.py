@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
-from experiments.robot.recording import RecordingOptions, missing_episodes, record_demonstrations
-from experiments.robot.rendering import configure_rendering
+from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 
 

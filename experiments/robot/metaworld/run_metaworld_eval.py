@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.robot.evaluation import Benchmark, EvaluationFlags, SeededPolicy, check_policy, print_report, run_evaluation
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, SeededPolicy, check_policy, print_report, run_evaluation
+from experiments.robot.evaluation.report import Report
+from experiments.robot.evaluation.rollout import ChunkPolicy
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
-from experiments.robot.rendering import configure_rendering
-from experiments.robot.report import Report
-from experiments.robot.rollout import ChunkPolicy
+from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 
 
@@ -26,7 +26,7 @@ class EvalConfig(EvaluationFlags):
     num_trials_per_task: int = 40  # episodes
     image_size: int = 64  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
-    engine: str = "auto"  # see prismatic/policy/engine.py
+    engine: str = "auto"  # see prismatic/policy/inference/engine.py
     local_log_dir: Path = Path("runs/metaworld_eval")  # receives everything
 
 
@@ -39,7 +39,7 @@ def evaluate(config: EvalConfig) -> Report:
 
 
 def _load_policy(config: EvalConfig) -> ChunkPolicy:
-    from prismatic.policy.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy  # imports torch and transformers
 
     policy = Policy.from_pretrained(config.pretrained_checkpoint, options=LoadOptions(engine=config.engine))

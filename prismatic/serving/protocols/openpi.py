@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.serving.arrays import describe, pack_openpi
-from prismatic.serving.errors import RequestError
-from prismatic.serving.msgpack_reader import read_msgpack
 from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.wire.arrays import describe, pack_openpi
+from prismatic.wire.errors import RequestError
+from prismatic.wire.msgpack_reader import read_msgpack
 
 # The client's name -> our camera.
 CAMERAS = {

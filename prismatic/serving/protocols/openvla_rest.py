@@ -11,10 +11,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from prismatic.serving.arrays import describe, json_array, read_json
-from prismatic.serving.errors import RequestError
 from prismatic.serving.observations import ObservationReader, PolicyRequest
 from prismatic.vla.types import ActionChunk
+from prismatic.wire.arrays import describe, json_array, read_json
+from prismatic.wire.errors import RequestError
 
 # The client's name -> our camera; other keys with "wrist" are the single wrist camera.
 CAMERAS = {

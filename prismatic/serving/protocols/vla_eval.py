@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.policy.spec import PolicySpec
-from prismatic.serving.arrays import describe, pack_vla_eval
-from prismatic.serving.errors import RequestError
-from prismatic.serving.msgpack_reader import read_msgpack
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.wire.arrays import describe, pack_vla_eval
+from prismatic.wire.errors import RequestError
+from prismatic.wire.msgpack_reader import read_msgpack
 
 PROTOCOL_VERSION = 1
 HARNESS_VERSION = "0.8.0"  # whose messages were tested

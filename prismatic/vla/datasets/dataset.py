@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.freed_memory import keep_freed_memory
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
@@ -229,6 +230,7 @@ class TrainingData:
     train: VLADataset
     val: VLADataset | None  # never augmented
     statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
+    repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
 
 
 def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) -> TrainingData:
@@ -238,9 +240,10 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
     """
     keep_freed_memory()
-    train, val, statistics = [], [], {}
+    train, val, statistics, repairs = [], [], {}, {}
     for spec, frames in zip(specs, _open_frames(specs, options), strict=True):
         index = frames.index
+        repairs[spec.name] = index.repairs
         train_episodes, val_episodes = _divide(spec, index, options)
         covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
         mask = action_normalization_mask(spec.entry.action_encoding, index.actions.shape[1])
@@ -252,6 +255,7 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         train=VLADataset(train, options, augment=options.augment),
         val=VLADataset(val, options, augment=False) if val else None,
         statistics=statistics,
+        repairs=repairs,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
 
 # Where one image lies: number of the source's file, byte offset and byte length in it. A video source may put a frame number into
@@ -61,6 +62,7 @@ class EpisodeSource(Protocol):
     files: tuple[Path, ...]  # the files that IMAGE_REFs number, in order
     layout: str  # describes the stored features; part of the index's key
     num_episodes: int  # over all splits, for progress
+    repairs: Repairs  # what was left out or mended; complete once `episodes` has run to its end
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files."""

@@ -30,11 +30,12 @@ import numpy as np
 from tqdm import tqdm
 
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameReader, TrajectoryTransform, standardize
+from prismatic.vla.datasets.repairs import Repair, repairs_from_json
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
 _ARRAYS = ("actions", "proprio", "images", "instruction_ids", "episode_starts")
 
@@ -54,6 +55,7 @@ class EpisodeIndex:
     images: np.ndarray  # IMAGE_REF [M, C]
     instruction_ids: np.ndarray  # int32 [M], -1 throughout an episode without instruction
     episode_starts: np.ndarray  # int64 [E + 1]
+    repairs: tuple[Repair, ...] = ()  # what the source left out or mended
 
     @property
     def num_episodes(self) -> int:
@@ -95,13 +97,13 @@ def load_index(source: EpisodeSource, entry: DatasetEntry, transform: Trajectory
         try:
             with _lock(parent):
                 if not (parent / key).is_dir():  # nobody built it while this process waited
-                    _write(parent / key, _standard_episodes(source, entry, transform), entry)
+                    _write(parent / key, source, entry, transform)
                 return _read(parent / key, key, source)
         except OSError as error:  # read-only, full
             logger.info("no index cache in %s: %s", parent, error)
     logger.warning("the index of %s cannot be cached in %s; every process builds its own", source.folder, " or ".join(map(str, parents)))
     arrays = {name: _RowsInMemory() for name in _ARRAYS}
-    description = _collect(_standard_episodes(source, entry, transform), entry, arrays)
+    description = _collect(source, entry, transform, arrays)
     return _to_index({name: rows.joined() for name, rows in arrays.items()}, description, key, source)
 
 
@@ -221,13 +223,13 @@ class _RowsInFile:
         return np.dtype(np.lib.format.descr_to_dtype(self._header["descr"])).itemsize * math.prod(self._header["shape"][1:])
 
 
-def _collect(episodes: Iterator[tuple[str, Episode]], entry: DatasetEntry, arrays: Mapping[str, _Rows]) -> dict[str, Any]:
+def _collect(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform, arrays: Mapping[str, _Rows]) -> dict[str, Any]:
     """Appends every episode to the arrays of the index; the description (json values)."""
     splits: dict[str, tuple[int, int]] = {}
     numbers: dict[str, int] = {}
     num_steps = 0
     arrays["episode_starts"].append(np.zeros(1, np.int64))
-    for number, (split, episode) in enumerate(episodes):
+    for number, (split, episode) in enumerate(_standard_episodes(source, entry, transform)):
         for text in episode.instructions:
             if text:
                 numbers.setdefault(text, len(numbers))
@@ -237,16 +239,16 @@ def _collect(episodes: Iterator[tuple[str, Episode]], entry: DatasetEntry, array
         num_steps += len(episode.actions)
         arrays["episode_starts"].append(np.array([num_steps], np.int64))
         splits[split] = (splits.get(split, (number, 0))[0], number + 1)
-    return {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers)}
+    return {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers), "repairs": source.repairs.as_json()}
 
 
-def _write(folder: Path, episodes: Iterator[tuple[str, Episode]], entry: DatasetEntry) -> None:
+def _write(folder: Path, source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> None:
     """Writes the index beside its final place and renames it, so that `folder` is complete whenever it exists."""
     temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
         with contextlib.ExitStack() as stack:
             arrays = {name: _RowsInFile(stack.enter_context((temporary / f"{name}.npy").open("wb"))) for name in _ARRAYS}
-            description = _collect(episodes, entry, arrays)
+            description = _collect(source, entry, transform, arrays)
             for rows in arrays.values():
                 rows.finish()
         (temporary / "description.json").write_text(json.dumps(description))
@@ -275,5 +277,6 @@ def _to_index(arrays: dict[str, np.ndarray], description: dict[str, Any], key: s
         cameras=tuple(description["cameras"]),
         splits={name: (first, last) for name, (first, last) in description["splits"].items()},
         instructions=tuple(description["instructions"]),
+        repairs=repairs_from_json(description["repairs"]),
         **arrays,
     )

@@ -35,6 +35,7 @@ from prismatic.vla.datasets.hdf5.layout import (
     open_file,
     read_frame,
 )
+from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
 _VAL_FOLDERS = ("val", "validation")
@@ -51,7 +52,7 @@ class Hdf5Source:
         Raises:
             ValueError: no files, or the first is damaged or of another layout.
         """
-        self.folder = folder
+        self.folder, self.repairs = folder, Repairs()
         paths = find_files(folder)
         self._splits = {path: _split_of(path, folder) for path in paths}
         self.files = tuple(sorted(paths, key=lambda path: (self._splits[path] != "train", self._splits[path], path)))

@@ -46,10 +46,18 @@ def quick_checks(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[str]:
 def check_arrays(view: DatasetView) -> list[Finding]:
     """Everything that the low-dimensional arrays and the image references tell."""
     checks = (
-        check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
+        check_repairs, check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
         check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
+
+
+def check_repairs(view: DatasetView) -> list[Finding]:
+    """What the reader left out or mended."""
+    return [
+        Finding(f"{repair.what[:1].upper()}{repair.what[1:]}: {repair.count}, first {repair.first}.", "Check that this is meant so.")
+        for repair in view.index.repairs
+    ]
 
 
 def check_widths(view: DatasetView) -> list[Finding]:

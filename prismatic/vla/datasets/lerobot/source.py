@@ -24,6 +24,7 @@ import numpy as np
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.lerobot.layout import EpisodePlace, LeRobotLayout, import_parquet, read_layout, read_parquet
 from prismatic.vla.datasets.lerobot.video import VideoReader
+from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.images import decode_image
 
@@ -41,7 +42,7 @@ class LeRobotSource:
         Raises:
             ValueError: a file is absent, damaged or of another version; the message names it.
         """
-        self.folder = folder
+        self.folder, self.repairs = folder, Repairs()
         self._layout = read_layout(folder)
         self._cameras = _wanted_cameras(self._layout, entry)
         self.files = _files(self._layout.episodes, self._cameras)

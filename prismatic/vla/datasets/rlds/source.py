@@ -21,6 +21,7 @@ import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.frames import EncodedFrameReader
+from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example, read_records
 
 _STEPS = "steps"
@@ -55,7 +56,7 @@ class RldsSource:
         Raises:
             ValueError: a file is absent or is not an RLDS data set in TFRecord format; the message names it.
         """
-        self.folder = folder
+        self.folder, self.repairs = folder, Repairs()
         info = _read_json(folder / "dataset_info.json")
         self.features = _step_features(_read_json(folder / "features.json"), folder)
         self.shards = _find_shards(folder, info)

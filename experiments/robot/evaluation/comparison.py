@@ -1,0 +1,185 @@
+"""Two evaluations over the same episodes, compared in pairs: which succeeded where the other failed.
+
+            B succeeds   B fails
+A succeeds      a           b         McNemar's exact test: were A and B equally good, b and c would be a fair coin's heads and tails.
+A fails         c           d         The difference (b - c) / n has Newcombe's interval for paired proportions.
+
+Sources: McNemar, Psychometrika 12 (1947); Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
+from experiments.robot.evaluation.report import wilson_interval
+
+
+@dataclass(frozen=True)
+class PairedTable:
+    """Counts of episodes, and what follows from them."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def num_pairs(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def rate_a(self) -> float:
+        return (self.both + self.only_a) / self.num_pairs
+
+    @property
+    def rate_b(self) -> float:
+        return (self.both + self.only_b) / self.num_pairs
+
+    @property
+    def difference(self) -> float:
+        """Success of A minus success of B."""
+        return (self.only_a - self.only_b) / self.num_pairs
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, exact."""
+        discordant = self.only_a + self.only_b
+        tail = sum(math.comb(discordant, count) for count in range(min(self.only_a, self.only_b) + 1))
+        return min(1.0, 2 * tail / 2**discordant)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference."""
+        a, b, c, d, n = self.both, self.only_a, self.only_b, self.neither, self.num_pairs
+        (low_a, high_a), (low_b, high_b) = wilson_interval(a + b, n), wilson_interval(a + c, n)
+        phi = _correlation(a, b, c, d)
+        down, up = self.rate_a - low_a, high_a - self.rate_a
+        down_b, up_b = self.rate_b - low_b, high_b - self.rate_b
+        below = math.sqrt(max(0.0, down**2 - 2 * phi * down * up_b + up_b**2))
+        above = math.sqrt(max(0.0, up**2 - 2 * phi * up * down_b + down_b**2))
+        return self.difference - below, self.difference + above
+
+
+def _correlation(a: int, b: int, c: int, d: int) -> float:
+    """Newcombe's estimate, corrected for continuity where it is positive."""
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    if product == 0:
+        return 0.0
+    excess = float(a * d - b * c)
+    if excess > 0:
+        excess = max(0.0, excess - (a + b + c + d) / 2)
+    return excess / math.sqrt(product)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is shown of two evaluations."""
+
+    name_a: str
+    name_b: str
+    tables: dict[str, PairedTable]  # task -> counts
+    differing: list[dict[str, Any]]  # episodes that ended differently: task, index, seed, winner
+    num_unpaired: int  # episodes that one of them lacks
+    settings: dict[str, tuple[Any, Any]]  # flags that differ
+
+    @property
+    def total(self) -> PairedTable:
+        tables = self.tables.values()
+        names = ("both", "only_a", "only_b", "neither")
+        return PairedTable(*(sum(getattr(table, name) for table in tables) for name in names))
+
+
+def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Comparison:
+    """The episodes that both folders have, of `run` (by default the first run of each).
+
+    Raises:
+        ValueError: a folder holds no journal, or they have no episode in common.
+    """
+    (settings_a, rows_a), (settings_b, rows_b) = (_read(folder) for folder in (folder_a, folder_b))
+    a, b = _by_episode(rows_a, run), _by_episode(rows_b, run)
+    common = [key for key in a if key in b]
+    if not common:
+        raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
+    tasks = list(dict.fromkeys(task for task, _, _ in common))
+    names = [name for name in sorted(settings_a.keys() | settings_b.keys()) if settings_a.get(name) != settings_b.get(name)]
+    return Comparison(
+        name_a=folder_a.name,
+        name_b=folder_b.name,
+        tables={task: _count((a[key], b[key]) for key in common if key[0] == task) for task in tasks},
+        differing=[
+            {"task": task, "index": index, "seed": seed, "winner": "A" if a[task, index, seed] else "B"}
+            for task, index, seed in sorted(common)
+            if a[task, index, seed] != b[task, index, seed]
+        ],
+        num_unpaired=len(a.keys() ^ b.keys()),
+        settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {JOURNAL_FILE}; pass the folder of an evaluation, the one that holds report.html")
+    return read_journal(path)
+
+
+def _by_episode(rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], bool]:
+    """(task, number, seed) -> success; the latest of an episode that was played again."""
+    chosen = run or (rows[0]["run"] if rows else "none")
+    return {(row["task"], row["index"], row["seed"]): row["success"] for row in rows if row["run"] == chosen}
+
+
+def _count(pairs: Iterable[tuple[bool, bool]]) -> PairedTable:
+    outcomes = list(pairs)
+    return PairedTable(*(outcomes.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))))
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """The table people read, the total last."""
+    header = ["task", "pairs", "A", "B", "A - B", "95 % interval", "only A", "only B", "p (McNemar)"]
+    rows = [[task, *_cells(table)] for task, table in comparison.tables.items()] + [["all", *_cells(comparison.total)]]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _cells(table: PairedTable) -> list[str]:
+    low, high = table.interval
+    return [
+        str(table.num_pairs),
+        f"{100 * table.rate_a:.0f} %",
+        f"{100 * table.rate_b:.0f} %",
+        f"{100 * table.difference:+.0f}",
+        f"{100 * low:+.0f} to {100 * high:+.0f}",
+        str(table.only_a),
+        str(table.only_b),
+        format_p(table.p_value),
+    ]
+
+
+def format_p(p_value: float) -> str:
+    """Three decimals, or that it is smaller."""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes one self-contained HTML page."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        environment.get_template("comparison.html.j2").render(comparison=comparison, cells=_cells, format_p=format_p), encoding="utf-8"
+    )

@@ -1,0 +1,139 @@
+"""The process that plays episodes: one environment, no policy, no torch, no TensorFlow. Letters: H chunk, A action dim.
+
+parent -> worker   EpisodeRequest | actions float64 [H, A] | None (stop)
+worker -> parent   Observation (what to do next?) | EpisodeOutcome | WorkerFailure
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from experiments.robot.evaluation.video import write_mp4
+from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Simulator
+from experiments.robot.simulators.workers import EnvironmentSlot
+
+VIDEO_SIZE = 256
+PICTURE_SIZE = 128
+NUM_FAILURE_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One episode to play and what to bring back besides its outcome."""
+
+    spec: EpisodeSpec
+    use_expert: bool = False  # the scripted expert acts, in the worker; the parent is asked nothing
+    video: Path | None = None  # where an MP4 goes
+    video_of_failure_only: bool = False
+    video_hz: float = 20.0
+    pictures: bool = False  # bring the first and the last frame
+    failure_frames: bool = False  # if it fails, bring what the policy saw on the way
+
+
+@dataclass(frozen=True)
+class EpisodeOutcome:
+    """How an episode ended."""
+
+    success: bool
+    num_steps: int
+    instruction: str
+    wall_s: float
+    video: Path | None = None
+    pictures: tuple[np.ndarray, ...] = ()  # uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]
+    failure_frames: tuple[np.ndarray, ...] = ()  # NUM_FAILURE_FRAMES pictures of that size; none after a success
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """The worker could not go on and ends."""
+
+    traceback: str
+
+
+@dataclass
+class _Film:
+    """Frames of the running episode."""
+
+    request: EpisodeRequest
+    environment: Environment
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def stride(self) -> int:
+        return max(1, round(self.environment.control_hz / self.request.video_hz))
+
+    def shoot(self, step: int, force: bool = False) -> None:
+        if self.request.video is not None and (force or step % self.stride == 0):
+            self.frames.append(self.environment.render(VIDEO_SIZE))
+
+    def develop(self, success: bool) -> Path | None:
+        if self.request.video is None or (success and self.request.video_of_failure_only):
+            return None
+        path = self.request.video.with_name(f"{self.request.video.stem}_{'success' if success else 'failure'}.mp4")
+        write_mp4(path, self.frames, self.environment.control_hz / self.stride)
+        return path
+
+
+def worker_main(connection: Connection, simulator: Simulator) -> None:
+    """Plays requested episodes until told to stop; what goes wrong is sent to the parent."""
+    slot = EnvironmentSlot()
+    try:
+        while (request := connection.recv()) is not None:
+            assert isinstance(request, EpisodeRequest)
+            connection.send(play_episode(simulator, slot.get(simulator, request.spec.task), request, connection))
+    except (EOFError, KeyboardInterrupt):
+        pass  # the parent has gone, and nobody is left to tell
+    except Exception:  # whatever a simulator raises has to reach the parent
+        connection.send(WorkerFailure(traceback.format_exc()))
+    finally:
+        slot.close()
+
+
+def play_episode(simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection) -> EpisodeOutcome:
+    """Resets the environment, then alternates between asking for H actions and executing them open loop."""
+    started = time.perf_counter()
+    environment.reset(request.spec)
+    expert = simulator.make_expert(environment) if request.use_expert else None
+    film = _Film(request, environment)
+    pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
+    queue: deque[np.ndarray] = deque()
+    seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
+    success, num_steps = False, 0
+    while not success and num_steps < environment.max_steps:
+        film.shoot(num_steps)
+        if expert is not None:
+            queue.append(expert.act())
+        elif not queue:
+            observation = environment.observe()
+            if request.failure_frames:
+                seen.append(next(iter(observation.images.values())))
+            connection.send(observation)
+            queue.extend(connection.recv())
+        success = environment.step(queue.popleft())
+        num_steps += 1
+    film.shoot(num_steps, force=True)
+    if request.pictures:
+        pictures.append(environment.render(PICTURE_SIZE))
+    if request.failure_frames and not success:
+        seen.append(environment.render(VIDEO_SIZE))
+    wall_s = time.perf_counter() - started
+    frames = () if success else spread_frames(seen)
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, film.develop(success), tuple(pictures), frames)
+
+
+def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """NUM_FAILURE_FRAMES of `seen`, evenly spread, the first and the last among them, as uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]."""
+    from PIL import Image
+
+    if not seen:
+        return ()
+    chosen = np.linspace(0, len(seen) - 1, NUM_FAILURE_FRAMES).round().astype(int)
+    size = (PICTURE_SIZE, PICTURE_SIZE)
+    return tuple(np.asarray(Image.fromarray(seen[number]).resize(size, Image.Resampling.BILINEAR)) for number in chosen)

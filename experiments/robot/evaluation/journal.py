@@ -1,0 +1,156 @@
+"""The episodes of an evaluation as they end, so that an interrupted one goes on where it stopped.
+
+    <folder>/episodes.jsonl     first line: what the outcomes depend on (suite, checkpoint, flags); then one episode per line
+    <folder>/pictures/...png    what the report shows of an episode, side by side
+
+A line is written at once; one that a kill cut short is dropped. An episode is known by run, task, number and seed. The first line must
+be the same when the evaluation goes on, unless no episode follows it: episodes of two settings never mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
+
+JOURNAL_FILE = "episodes.jsonl"
+_PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
+_HASHED_ENDS = 1 << 16  # bytes at both ends of a large file that its fingerprint takes in
+
+
+class JournalError(ValueError):
+    """The journal cannot be continued; the message says why."""
+
+
+class Journal:
+    """Appends episodes to a folder's journal and knows those that are there."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], restart: bool = False) -> None:
+        """`settings` is all that outcomes depend on; `restart` forgets what is there.
+
+        Raises:
+            JournalError: the folder's episodes were played with other settings, or its journal is damaged.
+        """
+        self.folder, self._path = folder, folder / JOURNAL_FILE
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._results: dict[tuple[str, str, int, int], EpisodeResult] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if restart or not self._path.exists():
+            _write(self._path, [json.dumps({"settings": self._settings})])
+        else:
+            self._continue()
+
+    def _continue(self) -> None:
+        stored, rows = read_journal(self._path)
+        changed = [name for name in sorted(stored.keys() | self._settings.keys()) if stored.get(name) != self._settings.get(name)]
+        if changed and rows:
+            listed = "; ".join(f"{name} was {stored.get(name)!r}, is {self._settings.get(name)!r}" for name in changed)
+            raise JournalError(
+                f"{self._path} holds episodes of another evaluation ({listed}). Choose another --local_log_dir or --run_id_note, "
+                "or pass --restart True to forget them"
+            )
+        _write(
+            self._path, [json.dumps({"settings": self._settings}), *(json.dumps(row) for row in rows)]
+        )  # without a line that was cut short
+        for row in rows:
+            result = self._from_row(row)
+            self._results[_key(result)] = result
+
+    @property
+    def results(self) -> list[EpisodeResult]:
+        """What has been played, the latest of an episode that crashed and was played again."""
+        return list(self._results.values())
+
+    def missing(self, episodes: list[PlannedEpisode]) -> list[PlannedEpisode]:
+        """Those of `episodes` that have not been played, or whose simulator died."""
+
+        def done(planned: PlannedEpisode) -> bool:
+            spec = planned.spec
+            result = self._results.get((planned.run, spec.task, spec.index, spec.seed))
+            return result is not None and result.error is None
+
+        return [planned for planned in episodes if not done(planned)]
+
+    def add(self, result: EpisodeResult) -> None:
+        """Writes an episode down."""
+        for name in _PICTURES:
+            if pictures := getattr(result, name):
+                _save_strip(self._strip(name, result), pictures)
+        row = {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in _PICTURES}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._results[_key(result)] = result
+
+    def _from_row(self, row: dict[str, Any]) -> EpisodeResult:
+        result = EpisodeResult(**row)
+        pictures, frames = (_load_strip(self._strip(name, result)) for name in ("pictures", "failure_frames"))
+        return dataclasses.replace(result, pictures=pictures, failure_frames=frames)
+
+    def _strip(self, name: str, result: EpisodeResult) -> Path:
+        return self.folder / _PICTURES[name] / result.run / result.task / f"episode_{result.index:03d}_seed_{result.seed}.png"
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings and episodes of a journal, without a last line that was cut short.
+
+    Raises:
+        JournalError: damaged elsewhere.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1]):  # what follows the last line break is not complete
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise JournalError(f"{path}, line {number + 1} is no JSON ({error}); remove it, or pass --restart True") from error
+    if not rows or "settings" not in rows[0]:
+        raise JournalError(f"{path} does not begin with the settings of an evaluation; pass --restart True to begin anew")
+    return rows[0]["settings"], rows[1:]
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes with the content of a checkpoint, not with where it lies; reads only the ends of large files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and "trainer_state" not in path.parts):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            ends = file.read(_HASHED_ENDS)
+            file.seek(max(size - _HASHED_ENDS, 0))
+            ends += file.read()
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode() + ends)
+    return digest.hexdigest()[:16]
+
+
+def _key(result: EpisodeResult) -> tuple[str, str, int, int]:
+    return result.run, result.task, result.index, result.seed
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _save_strip(path: Path, pictures: tuple[np.ndarray, ...]) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.hstack(pictures)).save(path)
+
+
+def _load_strip(path: Path) -> tuple[np.ndarray, ...]:
+    """The square pictures of a strip, () if there is none."""
+    from PIL import Image
+
+    if not path.exists():
+        return ()
+    strip = np.asarray(Image.open(path).convert("RGB"))
+    return tuple(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))

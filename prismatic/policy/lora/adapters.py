@@ -1,0 +1,204 @@
+"""LoRA adapters of a VLA: adding, loading, saving and folding them into the weights that they adapt.
+
+    W' = W + scaling * B A,   scaling = alpha / rank,   alpha = min(rank, 16)
+
+They sit on every linear layer, the patch convolutions and the LM head included; A ~ N(0, 1/rank^2), B = 0 (golden group g_lora).
+Modules that never receive a gradient (the last ViT block, the attention pool, the LM head under an L1 head) are wrapped too, so that
+adapter files have the published keys. Merged weights are computed in float32 and rounded once, tensor by tensor; no second model
+is held in memory (the published code merges in bfloat16, which remains an option).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prismatic.policy.checkpoint.files import check_keys
+from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.inference.quantization import QuantizedLinear
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+State = dict[str, torch.Tensor]
+
+# What PEFT 0.11's "all-linear" resolved to for OpenVLA; later versions leave out the output layer, so the names are spelled out.
+LORA_TARGET_MODULES = (
+    "down_proj", "fc1", "fc2", "fc3", "gate_proj", "k_proj", "kv", "lm_head", "o_proj", "proj", "q", "q_proj", "qkv", "up_proj", "v_proj",
+)  # fmt: skip
+FILM_PREFIX = "vision_backbone.vision_backbone."
+
+_ADAPTER = "default"  # PEFT's name for the one adapter; part of the keys in memory, absent from adapter files
+PEFT_PREFIX = "base_model.model."
+_LM_HEAD = "language_model.lm_head"
+
+
+def add_lora(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
+    """`model` with trainable adapters on frozen weights, quantized ones too; the modules are wrapped in place."""
+    from peft import LoraConfig, get_peft_model
+
+    from prismatic.policy.lora.adapted_linear import AdaptedLinear
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(LORA_TARGET_MODULES),
+        init_lora_weights="gaussian",
+    )
+    config._register_custom_module({nn.Linear: AdaptedLinear, QuantizedLinear: AdaptedLinear})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
+        return get_peft_model(model, config)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether `model` is wrapped by PEFT."""
+    return hasattr(model, "peft_config")
+
+
+def adapter_state(model: nn.Module, dtype: torch.dtype) -> State:
+    """The content of an adapter file, on the CPU: every LoRA matrix under PEFT's file naming, and the LM head that PEFT stores along."""
+    state = {}
+    for key, value in model.state_dict().items():
+        if ".lora_" in key or key == f"{PEFT_PREFIX}{_LM_HEAD}.base_layer.weight":
+            state[key.replace(f".{_ADAPTER}.", ".")] = value.detach().to("cpu", dtype).contiguous()
+    return state
+
+
+def adapter_config(lora: LoraSpec, base_model: str | None) -> dict[str, Any]:
+    """adapter_config.json with the fields that PEFT 0.11.1 knows: it refuses any other, newer versions read these."""
+    return {
+        "alpha_pattern": {},
+        "auto_mapping": {"base_model_class": "OpenVLAForActionPrediction", "parent_library": "prismatic.models.vla"},
+        "base_model_name_or_path": base_model or "",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+        "layer_replication": None,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "loftq_config": {},
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "megatron_config": None,
+        "megatron_core": "megatron.core",
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": list(LORA_TARGET_MODULES),
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def load_adapter(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: str) -> None:
+    """Fills the LoRA matrices of a model that PEFT wraps with the content of an adapter file.
+
+    Raises:
+        ValueError: the adapter is of another model or rank; every key that differs is listed.
+    """
+    own = model.state_dict()
+    expected = {key.replace(f".{_ADAPTER}.", "."): value for key, value in own.items() if ".lora_" in key}
+    found = {key: value for key, value in adapter.items() if ".lora_" in key}
+    check_keys(expected, found, f"{source} does not fit the model")
+    named = {key.replace(f".{_ADAPTER}.", "."): key for key in own}
+    model.load_state_dict({named[key]: value for key, value in found.items()}, strict=False)
+
+
+def merge_adapter(
+    state: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], source: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, float32 weight) of each entry of `state` that the adapter file changes, merged.
+
+    Raises:
+        ValueError: the adapter adapts a weight that the model lacks, or in another shape.
+    """
+    for key, down in adapter.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        module = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
+        name = f"{module}.weight"
+        up = adapter.get(key.replace(".lora_A.", ".lora_B."))
+        if name not in state or up is None:
+            raise ValueError(
+                f"{source}: {key} has no {'weight in the model' if up is not None else 'lora_B beside it'}; take the right base"
+            )
+        yield name, _merge(state[name], down, up, f"{source}: {module}")
+
+
+def merge_component(state: Mapping[str, torch.Tensor], source: str) -> State:
+    """A component's state dict with unmerged adapters (PEFT's naming in memory) -> the plain one; without adapters as it is.
+
+    Raises:
+        ValueError: an adapter is incomplete.
+    """
+    merged: State = {}
+    for key, value in state.items():
+        if ".lora_" in key:
+            continue
+        owner, _, leaf = key.rpartition(".")
+        if owner.endswith(".base_layer"):
+            owner = owner.removesuffix(".base_layer")
+            if leaf == "weight":
+                pair = [state.get(f"{owner}.lora_{side}.{_ADAPTER}.weight") for side in "AB"]
+                if pair[0] is None or pair[1] is None:
+                    raise ValueError(f"{source}: {owner} lacks lora_A or lora_B; copy the file again")
+                value = _merge(value, pair[0], pair[1], f"{source}: {owner}")
+        merged[f"{owner}.{leaf}" if owner else leaf] = value
+    return merged
+
+
+def lora_rank(state: Mapping[str, torch.Tensor]) -> int | None:
+    """The rank of the adapters in a state dict; None without any."""
+    return next((value.shape[0] for key, value in state.items() if ".lora_A." in key), None)
+
+
+def published_state(
+    model: nn.Module, dtype: torch.dtype, merge_dtype: torch.dtype = torch.float32, originals: Mapping[str, torch.Tensor] | None = None
+) -> State:
+    """The content of model.safetensors, on the CPU: plain names, adapters merged, floating-point weights as `dtype`.
+
+    With FiLM the vision towers are those of the base model, unmodulated and unmerged, as published: the real ones are in the
+    file of the vision backbone. Layers that are quantized take their weights from `originals`, the base model's by plain name.
+    """
+    merged: State = {}
+    state = model.state_dict()
+    quantized = tuple(f"{name}.layer." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
+    assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
+    keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
+    for key in keys:
+        name = key.removeprefix(PEFT_PREFIX)
+        if ".lora_" in name or ".scale." in name or ".shift." in name:
+            continue
+        is_film = name.startswith(FILM_PREFIX)
+        owner, _, leaf = name.rpartition(".")
+        is_adapted_layer = owner.endswith(".base_layer")
+        owner = owner.removesuffix(".base_layer")
+        value = state[key] if key in state else originals[f"{owner}.{leaf}"]  # type: ignore[index]
+        if is_adapted_layer and leaf == "weight" and not is_film:
+            down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
+            value = _merge(value.to(down.device), down, up, owner, merge_dtype)
+        if is_film:
+            owner = owner.removeprefix("vision_backbone.").replace(".block.", ".")
+        merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+    return merged
+
+
+def _merge(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, source: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """W + scaling * B A in `dtype`, of a linear layer or of a convolution whose B is 1 x 1."""
+    rank = down.shape[0]
+    scaling = LoraSpec(rank).alpha / rank
+    product = up.to(dtype).flatten(1) @ down.to(dtype).flatten(1)
+    if product.numel() != weight.numel():
+        raise ValueError(f"{source}: the adapter is for a weight of {list(product.shape)}, the model has {list(weight.shape)}")
+    return weight.to(dtype) + scaling * product.view_as(weight)
