@@ -45,8 +45,17 @@ class NormalizationType(str, Enum):
     BOUNDS_Q99 = "bounds_q99"  # 1st percentile -> -1, 99th percentile -> +1, the rest is clipped
 
 
-# Names of action dimensions that are motions; a client holds a robot still by commanding 0 there.
+class ActionKind(str, Enum):
+    """What a dimension of an action is, and so how it is held still: a target is repeated, a motion or a velocity becomes 0."""
+
+    TARGET = "target"  # where to be: an angle, a position, a gripper's opening
+    MOTION = "motion"  # how far to go within this step
+    VELOCITY = "velocity"  # how fast to go on, until the next command
+
+
+# Names of action dimensions that are motions or velocities.
 _MOTION = re.compile(r"((left|right)_)?(d(x|y|z|roll|pitch|yaw)|delta_\w+)( \[.*\])?")
+_VELOCITY = re.compile(r".*([._]vel|velocity\w*)( \[.*\])?|.* \[\w+/s\]")
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,19 @@ class RobotPlatform:
 
     @property
     def relative_actions(self) -> tuple[bool, ...]:
-        """One per action dimension: True for a motion (dx, left_dyaw, delta_elbow), False for a target, which is held by repeating it."""
-        return tuple(_MOTION.fullmatch(name) is not None for name in self.action_names)
+        """One per action dimension: True for a motion (dx, left_dyaw, delta_elbow)."""
+        return tuple(kind is ActionKind.MOTION for kind in self.action_kinds)
+
+    @property
+    def action_kinds(self) -> tuple[ActionKind, ...]:
+        """One per action dimension, by its name: base.x.vel, wheel_velocity and base_x [m/s] are velocities."""
+        return tuple(_kind_of(name) for name in self.action_names)
+
+
+def _kind_of(name: str) -> ActionKind:
+    if _VELOCITY.fullmatch(name):
+        return ActionKind.VELOCITY
+    return ActionKind.MOTION if _MOTION.fullmatch(name) else ActionKind.TARGET
 
 
 def _both_arms(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -62,6 +62,12 @@ def test_platforms_and_encodings_agree_on_what_is_a_motion(name: str) -> None:
     assert (~absolute_action_mask(entry.action_encoding, platform.action_dim)).tolist() == list(platform.relative_actions)
 
 
+def test_names_say_what_a_dimension_is() -> None:
+    names = ("x.vel", "theta.vel [deg/s]", "wheel_vel", "base_velocity", "base_x [m/s]", "dx", "left_delta_elbow [rad]", "elbow [rad]")
+    platform = replace(ROBOT_PLATFORMS["LIBERO"], action_names=names, action_dim=len(names))
+    assert [kind.value for kind in platform.action_kinds] == ["velocity"] * 5 + ["motion"] * 2 + ["target"]
+
+
 def test_a_platform_that_calls_a_motion_a_target_is_refused() -> None:
     platform = replace(ROBOT_PLATFORMS["LIBERO"], action_names=("vx", "dy", "dz", "droll", "delta_pitch", "dyaw [rad]", "gripper"))
     spec = DatasetSpec("libero_10_no_noops", find_entry("libero_10_no_noops"), Path(), platform, libero_dataset_transform)
