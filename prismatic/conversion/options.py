@@ -29,6 +29,7 @@ class RldsFlags:
     image_size: int | None = None  # pixels; images become squares of this side (256 as in the published data sets); None keeps their size
     cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
     state: str = "state"  # recorded columns that make up the state, joined in this order, separated by commas
+    action: str = "action"  # recorded columns that make up the action, likewise
     action_encoding: str = "JOINT_POS"  # tells motions from targets, for --filter_noops only
     instruction: str | None = None  # for the whole folder, instead of what the recordings say
     instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}, instead of what the recordings say
@@ -60,8 +61,16 @@ class RldsFlags:
             ValueError: the cameras are not called as usual and --cameras does not say which is which.
         """
         cameras = _parse_cameras(self.cameras) if self.cameras else guess_cameras(recorded_cameras)
-        states = tuple(name.strip() for name in self.state.split(",") if name.strip())
-        return DatasetEntry(image_obs_keys=cameras, state_obs_keys=states, action_encoding=ActionEncoding[self.action_encoding])
+        return DatasetEntry(
+            image_obs_keys=cameras,
+            state_obs_keys=_parse_columns(self.state),
+            action_keys=_parse_columns(self.action),
+            action_encoding=ActionEncoding[self.action_encoding],
+        )
+
+
+def _parse_columns(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ import numpy as np
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 
 # Where one image lies: number of the source's file, byte offset and byte length in it. A video source may put a frame number into
 # "offset", an array file a row.
@@ -91,13 +92,13 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
     """
     trajectory = _transformed(raw, transform)
     observation = trajectory.get("observation", {})
-    actions = _as_rows(_get(trajectory, "action", "action_encoding", raw), "action", raw)
-    columns = []
-    for key in entry.state_obs_keys:
-        if key is None:
-            columns.append(np.zeros((len(actions), 1), np.float32))
-        else:
-            columns.append(_as_rows(_get(observation, key, "state_obs_keys", raw), key, raw))
+    joined = [_rows(trajectory, key, "action_keys", raw) for key in entry.action_keys]
+    _check_lengths(raw, joined[0], {"actions": joined[1:]})
+    actions = np.concatenate(joined, axis=1)
+    columns = [
+        np.zeros((len(actions), 1), np.float32) if key is None else _rows(observation, key, "state_obs_keys", raw)
+        for key in entry.state_obs_keys
+    ]
     images = [_as_references(_get(observation, key, "image_obs_keys", raw), key, raw) for key in entry.cameras.values()]
     _check_lengths(raw, actions, {"state": columns, "image": images})
     return Episode(
@@ -123,20 +124,23 @@ def _transformed(raw: RawEpisode, transform: TrajectoryTransform) -> Trajectory:
 
 
 def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> Any:
-    if key not in values:
+    """The value at a key, or at a path through groups such as "images/cam_high"."""
+    try:
+        return find_value(values, key)
+    except KeyError as error:
         raise ValueError(
             f"{raw.name}: no key {key!r}; correct {field} of the data set's entry in {CONFIGS_FILE}, "
-            f"or its transform in transforms.py beside it; {near_names(key, values)}"
-        )
-    return values[key]
+            f"or its transform in transforms.py beside it; {near_names(key, leaf_paths(values))}"
+        ) from error
 
 
-def _as_rows(values: Any, key: str, raw: RawEpisode) -> np.ndarray:
-    """float32 [T, D]; a plain column [T] becomes [T, 1]."""
+def _rows(group: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> np.ndarray:
+    """float32 [T, D]: the numbers at `key`; a plain column [T] becomes [T, 1]."""
+    values = _get(group, key, field, raw)
     if isinstance(values, Mapping):
         raise ValueError(
-            f"{raw.name}: {key!r} is a group of {sorted(values)}; give the data set a transform in "
-            "prismatic/vla/datasets/rlds/oxe/transforms.py that joins them"
+            f"{raw.name}: {key!r} is a group of {sorted(values)}; name its columns that are to be joined in the entry in {CONFIGS_FILE}: "
+            f"{field}={tuple(leaf_paths(values, f'{key}/'))}"
         )
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2):

@@ -68,7 +68,7 @@ class _SoundEpisodes:
     def __init__(self, source: EpisodeSource, spec: DatasetSpec) -> None:
         self._source, self._spec = source, spec
         self.folder, self.files, self.num_episodes = source.folder, source.files, source.num_episodes
-        self.layout = source.layout
+        self.layout, self.repairs = source.layout, source.repairs
         self.refused: list[str] = []
 
     def episodes(self) -> Iterator[RawEpisode]:

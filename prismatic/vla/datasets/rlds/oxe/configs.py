@@ -10,7 +10,7 @@ of EEF_POS.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
@@ -86,8 +86,10 @@ def action_normalization_mask(encoding: ActionEncoding, action_dim: int) -> np.n
 class DatasetEntry:
     """One data set of the registry; the defaults are a single arm in the layout of the LIBERO data sets."""
 
+    # A key is a stored name, or a path through groups: "images/cam_high".
     image_obs_keys: Mapping[str, str | None] = field(default_factory=lambda: {"primary": "image", "wrist": "wrist_image"})
     state_obs_keys: tuple[str | None, ...] = ("state",)  # joined in this order; None adds one column of zeros
+    action_keys: tuple[str, ...] = ("action",)  # stored beside the observation; joined in this order
     action_encoding: ActionEncoding = ActionEncoding.EEF_POS
     state_encoding: StateEncoding = StateEncoding.NONE
     robot_platform: str | None = None  # a name of ROBOT_PLATFORMS; None: --robot_platform must say it
@@ -101,7 +103,8 @@ class DatasetEntry:
         return {name: key for name in CAMERA_ORDER if (key := self.image_obs_keys.get(name)) is not None}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state_obs_keys", tuple(self.state_obs_keys))
+        for name in ("state_obs_keys", "action_keys"):
+            object.__setattr__(self, name, _as_keys(getattr(self, name)))
         object.__setattr__(self, "action_encoding", ActionEncoding(self.action_encoding))
         object.__setattr__(self, "state_encoding", StateEncoding(self.state_encoding))
         for name in self.image_obs_keys:
@@ -109,8 +112,15 @@ class DatasetEntry:
                 raise ValueError(f"image_obs_keys has the camera {name!r}; {near_names(name, CAMERA_ORDER)}")
         if not self.cameras:
             raise ValueError(f"image_obs_keys needs a key for a camera, mostly the primary one, found {dict(self.image_obs_keys)}")
+        if not self.action_keys or not all(isinstance(key, str) for key in self.action_keys):
+            raise ValueError(f'action_keys lists {list(self.action_keys)}; it needs the stored key of the actions, mostly ("action",)')
         if self.aux_kwargs:
             raise ValueError(f"aux_kwargs {sorted(self.aux_kwargs)} are not supported; do this in a trajectory transform instead")
+
+
+def _as_keys(keys: str | Iterable[str | None] | None) -> tuple[str | None, ...]:
+    """One key needs no list."""
+    return (keys,) if isinstance(keys, str) else tuple(keys or ())
 
 
 def as_entry(name: str, entry: DatasetEntry | Mapping[str, Any]) -> DatasetEntry:

@@ -79,9 +79,24 @@ def select_steps(trajectory: Mapping[str, Any], steps: slice) -> Trajectory:
 
 
 def find_value(group: Mapping[str, Any], path: str) -> Any:
-    """The value at "a/b", whether the source keeps the name whole or made groups of it."""
+    """The value at "a/b", whether the source keeps the name whole or made groups of it.
+
+    Raises:
+        KeyError: there is none; it names the whole path.
+    """
     if path in group:
         return group[path]
+    value: Any = group
     for name in path.split("/"):
-        group = group[name]
-    return group
+        if not isinstance(value, Mapping) or name not in value:
+            raise KeyError(path)
+        value = value[name]
+    return value
+
+
+def leaf_paths(group: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The paths of all arrays within groups, as `find_value` takes them."""
+    paths: list[str] = []
+    for name, value in group.items():
+        paths += leaf_paths(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [f"{prefix}{name}"]
+    return paths
