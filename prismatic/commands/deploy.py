@@ -36,9 +36,7 @@ class DeployConfig(PolicyFlags):
     unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
-    engine: str = (
-        "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly (prismatic/policy/inference/engine.py)
-    )
+    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly
     robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
 
     # Address

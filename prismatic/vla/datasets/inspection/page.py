@@ -97,7 +97,7 @@ def _load_leniently(spec: DatasetSpec) -> tuple[EpisodeIndex, list[Finding]]:
     try:
         return load_index(source, spec.entry, spec.transform), []
     except ValueError as error:
-        sound = _SoundEpisodes(source, spec)
+        sound = _SoundEpisodes(open_source(spec.folder, spec.entry), spec)
         # Not into the usual cache: training must not take an index that leaves episodes out.
         with tempfile.TemporaryDirectory() as folder:
             try:
