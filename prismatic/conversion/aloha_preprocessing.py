@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.hdf5.layout import act_instruction, is_robomimic, open_file, read_frame
+from prismatic.vla.datasets.hdf5.act import IMAGES
+from prismatic.vla.datasets.hdf5.images import read_frame
+from prismatic.vla.datasets.hdf5.instructions import act_instruction
+from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
 from prismatic.vla.images import resize_lanczos3
-
-_IMAGES = "observations/images"
 
 
 def divide(paths: list[Path], percent_val: float) -> dict[Path, str]:
@@ -53,7 +54,7 @@ def preprocess_recording(path: Path, target: Path, image_size: int, instruction:
                 file.attrs["language_instruction"] = text
             for name in _arrays(source):
                 file.create_dataset(name, data=source[name][()])
-            for camera, stored in source[_IMAGES].items():
+            for camera, stored in source[IMAGES].items():
                 _write_images(file, camera, stored, image_size)
         os.replace(temporary, target)
     finally:
@@ -64,11 +65,11 @@ def _arrays(file: Any) -> Iterator[str]:
     """The names of all data sets but the images and the lengths of their compressed files."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    return (name for name in names if not name.startswith(f"{_IMAGES}/") and name != "compress_len")
+    return (name for name in names if not name.startswith(f"{IMAGES}/") and name != "compress_len")
 
 
 def _write_images(file: Any, camera: str, stored: Any, image_size: int) -> None:
     shape = (len(stored), image_size, image_size, 3)
-    images = file.create_dataset(f"{_IMAGES}/{camera}", shape, np.uint8, chunks=(1, *shape[1:]))
+    images = file.create_dataset(f"{IMAGES}/{camera}", shape, np.uint8, chunks=(1, *shape[1:]))
     for row in range(len(stored)):
         images[row] = resize_lanczos3(read_frame(stored, row), image_size)

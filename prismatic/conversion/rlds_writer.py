@@ -36,7 +36,7 @@ from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_full, load_staged, only_writer, write_staged
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
-from prismatic.vla.datasets.hdf5.layout import instruction_from_table
+from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, absolute_action_mask
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 

@@ -17,7 +17,7 @@ from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator, get_
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.interfaces import EpisodeSpec
-from prismatic.conversion.recordings import read_recording
+from prismatic.vla.datasets.hdf5.recording import read_recording
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -97,7 +97,7 @@ def test_observations_and_physics_are_those_of_liberos_own_environment_to_the_bi
 def test_demonstrations_of_the_experts_start_at_random_and_hold_what_training_needs(tmp_path: Path) -> None:
     import numpy as np
 
-    from prismatic.conversion.recordings import read_recording
+    from prismatic.vla.datasets.hdf5.recording import read_recording
 
     words = ["experiments/robot/libero/record_demos.py", "--num_episodes", "2", "--num_workers", "1", "--env_img_res", "32"]
     done = run_python(*words, "--task_suite_name", "libero_spatial", "--task_names", "[2]", "--output_dir", str(tmp_path))

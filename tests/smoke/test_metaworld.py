@@ -17,7 +17,7 @@ from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.interfaces import EpisodeSpec
 from experiments.robot.simulators.rendering import RenderingUnavailableError, configure_rendering
-from prismatic.conversion.recordings import read_recording
+from prismatic.vla.datasets.hdf5.recording import read_recording
 from prismatic.vla.types import ActionChunk, Observation
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conversion_process import convert, read_with_tfds
 
-from prismatic.conversion.recordings import Recording, write_recording
+from prismatic.vla.datasets.hdf5.recording import Recording, write_recording
 
 SCRIPT = "aloha_hdf5_to_rlds.py"
 

@@ -20,10 +20,10 @@ from toy_simulator import ToySimulator
 from experiments.robot.recording.record import RecordingOptions, correlated_noise, missing_episodes, record_demonstrations
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
-from prismatic.conversion.recordings import Recording, read_recording, write_recording
 from prismatic.conversion.rlds_writer import RldsSpec, split_episodes, write_rlds
 from prismatic.conversion.staging import StagedEpisode, only_writer
 from prismatic.vla.datasets.hdf5.layout import find_files
+from prismatic.vla.datasets.hdf5.recording import Recording, read_recording, write_recording
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
 

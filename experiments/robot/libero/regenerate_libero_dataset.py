@@ -29,7 +29,8 @@ from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.conversion.staging import only_writer
-from prismatic.vla.datasets.hdf5.layout import demo_numbers, open_file
+from prismatic.vla.datasets.hdf5.layout import open_file
+from prismatic.vla.datasets.hdf5.robomimic import demo_numbers
 
 logger = logging.getLogger(__name__)
 

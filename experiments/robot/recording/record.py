@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot, end_with_parent, single_threaded_children
-from prismatic.conversion.recordings import Recording, write_recording
+from prismatic.vla.datasets.hdf5.recording import Recording, write_recording
 from prismatic.vla.types import Observation
 
 logger = logging.getLogger(__name__)

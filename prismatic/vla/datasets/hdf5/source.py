@@ -22,19 +22,11 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
-from prismatic.vla.datasets.hdf5.layout import (
-    CAMERA_ALIASES,
-    INSTRUCTION_FILE,
-    INSTRUCTIONS_FILE,
-    act_instruction,
-    demo_numbers,
-    find_files,
-    is_robomimic,
-    is_upside_down,
-    libero_instruction,
-    open_file,
-    read_frame,
-)
+from prismatic.vla.datasets.hdf5.act import IMAGES, read_act_episode
+from prismatic.vla.datasets.hdf5.images import read_frame
+from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE
+from prismatic.vla.datasets.hdf5.layout import CAMERA_ALIASES, find_files, is_robomimic, open_file
+from prismatic.vla.datasets.hdf5.robomimic import camera_names, demo_numbers, is_upside_down, libero_instruction, read_demo
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
@@ -58,7 +50,7 @@ class Hdf5Source:
         self.files = tuple(sorted(paths, key=lambda path: (self._splits[path] != "train", self._splits[path], path)))
         with open_file(self.files[0]) as file:
             self.robomimic = is_robomimic(file)
-            self.cameras = _camera_names(file, self.robomimic)
+            self.cameras = camera_names(file) if self.robomimic else tuple(file[IMAGES])
         texts = sorted(path for name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE) for path in folder.rglob(name))
         instructions = [(str(path.relative_to(folder)), path.read_text()) for path in texts]
         self.layout = json.dumps(["robomimic" if self.robomimic else "act", self.cameras, instructions])
@@ -95,26 +87,18 @@ class Hdf5Source:
         return total
 
     def _act_trajectory(self, file: Any, path: Path, number: int) -> Trajectory:
-        observations = file["observations"]
-        observation: Trajectory = {name: item[()] for name, item in observations.items() if hasattr(item, "shape")}
+        episode = read_act_episode(file, path)
         for camera, name in enumerate(self.cameras):
-            if name in observations["images"]:
-                _add_camera(observation, name, _references(observations["images"][name], number, camera))
-        observation.setdefault("state", observation["qpos"])
-        return {"action": file["action"][()], "observation": observation, "language_instruction": act_instruction(file, path)}
+            if name in episode.images:
+                _add_camera(episode.trajectory["observation"], name, _references(episode.images[name], number, camera))
+        return episode.trajectory
 
     def _demo_trajectory(self, demo: Any, number: int, demo_number: int) -> Trajectory:
-        for part in ("actions", "obs"):
-            if part not in demo:
-                raise ValueError(f"{demo.name}/{part} is missing; found {sorted(demo)}")
-        obs = demo["obs"]
-        observation: Trajectory = {name: item[()] for name, item in obs.items() if item.ndim < 4}
+        trajectory = read_demo(demo)
         for camera, name in enumerate(self.cameras):
-            if name in obs:
-                _add_camera(observation, name, _references(obs[name], number, camera, demo_number))
-        if {"ee_states", "gripper_states"} <= observation.keys():
-            observation.setdefault("state", np.concatenate([observation["ee_states"], observation["gripper_states"]], axis=1))
-        return {"action": demo["actions"][()], "observation": observation}
+            if name in demo["obs"]:
+                _add_camera(trajectory["observation"], name, _references(demo["obs"][name], number, camera, demo_number))
+        return trajectory
 
 
 class Hdf5FrameReader:
@@ -135,7 +119,7 @@ class Hdf5FrameReader:
         """
         number, offset, camera = (int(reference[name]) for name in ("file", "offset", "length"))
         row, name = offset & (1 << _DEMO_SHIFT) - 1, self._cameras[camera]
-        place = f"data/demo_{offset >> _DEMO_SHIFT}/obs/{name}" if self._robomimic else f"observations/images/{name}"
+        place = f"data/demo_{offset >> _DEMO_SHIFT}/obs/{name}" if self._robomimic else f"{IMAGES}/{name}"
         file, upside_down = self._file(number)
         try:
             return read_frame(file[place], row, upside_down)
@@ -166,16 +150,6 @@ class Hdf5FrameReader:
 def _split_of(path: Path, folder: Path) -> str:
     parts = [part.lower() for part in path.relative_to(folder).parts[:-1]]
     return "val" if any(part in _VAL_FOLDERS for part in parts) else "train"
-
-
-def _camera_names(file: Any, robomimic: bool) -> tuple[str, ...]:
-    if not robomimic:
-        return tuple(file["observations/images"])
-    demos = demo_numbers(file)
-    if not demos:
-        raise ValueError("/data holds no demo_<number>; record the task again")
-    observations = file[f"data/demo_{demos[0]}"].get("obs", {})
-    return tuple(name for name, item in observations.items() if item.ndim == 4)
 
 
 def _references(stored: Any, number: int, camera: int, demo: int = 0) -> np.ndarray:

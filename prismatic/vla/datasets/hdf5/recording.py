@@ -5,9 +5,7 @@
     /observations/images/<camera>  uint8 [T, H, W, 3]    camera: primary, wrist, ... (or ALOHA's names for them)
     attributes                     language_instruction; success, seed, task where known
 
-Files recorded by ALOHA's own scripts differ in ways that are read here too: their cameras are called cam_high, cam_left_wrist and
-cam_right_wrist, their images may be compressed, and they may lack an instruction, which the caller then gives. For training and
-conversion, `prismatic.vla.datasets.hdf5.source` reads a folder of them without loading its images.
+Files recorded by ALOHA's own scripts are read too, see `act`. `hdf5.source` reads a folder of them without loading its images.
 """
 
 from __future__ import annotations
@@ -20,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.hdf5.layout import act_instruction, is_robomimic, open_file, read_frames
+from prismatic.vla.datasets.hdf5.act import read_act_episode
+from prismatic.vla.datasets.hdf5.images import read_frames
+from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
 from prismatic.vla.types import check_image
 
 CAMERA_SLOTS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
@@ -88,12 +88,13 @@ def read_recording(path: Path, instruction: str | None = None) -> Recording:
     with open_file(path) as file:
         if is_robomimic(file):
             raise ValueError("holds many demonstrations (/data); read it with prismatic.vla.datasets.hdf5.source")
-        text = instruction or act_instruction(file, path)
+        episode = read_act_episode(file, path)
+        text = instruction or episode.trajectory["language_instruction"]
         if not text:
             raise ValueError("attribute language_instruction is missing; record it, or pass --instruction for the whole folder")
         attributes = {name: value for name, value in file.attrs.items() if name != "language_instruction"}
-        images = {_slot(name): read_frames(stored) for name, stored in file["observations/images"].items()}
-        return Recording(file["action"][()], file["observations/qpos"][()], images, text, attributes)
+        images = {_slot(name): read_frames(stored) for name, stored in episode.images.items()}
+        return Recording(episode.trajectory["action"], episode.trajectory["observation"]["qpos"], images, text, attributes)
 
 
 def _slot(camera: str) -> str:
