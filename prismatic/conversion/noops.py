@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from prismatic.vla.constants import ActionKind
 
 NOOP_THRESHOLD = 1e-4  # in action units
 
 
-def moving_steps(actions: np.ndarray, absolute: np.ndarray, threshold: float = NOOP_THRESHOLD) -> np.ndarray:
-    """bool [T]: False for steps of `actions` [T, A] that neither move the arm nor change a target.
+def moving_steps(actions: np.ndarray, kinds: Sequence[ActionKind], threshold: float = NOOP_THRESHOLD) -> np.ndarray:
+    """bool [T]: False for steps of `actions` [T, A] that neither move the robot nor change a target.
 
-    `absolute` [A] is True for targets, False for motions. A step is idle if the norm of its motions is below `threshold` and its targets
-    (the gripper; every joint of a joint-controlled arm) are within `threshold` of those of the last step kept. With the gripper as the only
-    target this is the filter of the published LIBERO data sets (OpenVLA, Kim et al. 2024, appendix).
+    A step is idle if the norm of its motions and velocities is below `threshold` and its targets (the gripper; every joint of a
+    joint-controlled arm) are within `threshold` of those of the last step kept. With the gripper as the only target this is the filter of
+    the published LIBERO data sets (OpenVLA, Kim et al. 2024, appendix).
     """
+    absolute = np.array([kind is ActionKind.TARGET for kind in kinds], bool)
     kept = np.zeros(len(actions), bool)
     targets: np.ndarray | None = None  # of the last step kept
     for step, action in enumerate(actions):

@@ -37,7 +37,7 @@ from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
-from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, absolute_action_mask
+from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) 
             episode = _relabel(standardize(raw, entry, identity_dataset_transform), name, spec)
             num_steps += len(episode.actions)
             if spec.filter_noops:
-                moving = moving_steps(episode.actions, absolute_action_mask(entry.action_encoding, episode.actions.shape[1]))
+                moving = moving_steps(episode.actions, entry.kinds(episode.actions.shape[1]))
                 num_idle += int((~moving).sum())
                 episode = _select(episode, moving, name)
             path = spec.stage / f"{_episode_key(episode, name, source, spec)}.npz"

@@ -54,6 +54,7 @@ class ServedPolicy:
             "proprio_dim": spec.platform.proprio_dim,
             "action_names": list(spec.platform.action_names),
             "relative_actions": list(spec.platform.relative_actions),
+            "action_kinds": [kind.value for kind in spec.platform.action_kinds],
             "control_hz": spec.platform.control_hz,
             "unnorm_key": self.policy.unnorm_key,
             "unnorm_keys": list(self.reader.unnorm_keys),

@@ -53,6 +53,30 @@ class ActionKind(str, Enum):
     VELOCITY = "velocity"  # how fast to go on, until the next command
 
 
+def near_names(name: str, names: Iterable[str]) -> str:
+    """A sentence part that suggests the closest known names, or lists all of them when none is close."""
+    known = sorted(names)
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
+
+
+def as_action_kinds(kinds: Iterable[ActionKind | str]) -> tuple[ActionKind, ...]:
+    """The kinds, also of their names in any case.
+
+    Raises:
+        ValueError: a name is none of target, motion, velocity.
+    """
+    known = {kind.value: kind for kind in ActionKind}
+    names = [getattr(kind, "value", str(kind)).lower() for kind in ((kinds,) if isinstance(kinds, str) else kinds)]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"action_kinds names {name!r}, which is no kind of action; {near_names(name, known)}")
+    return tuple(known[name] for name in names)
+
+
 # Names of action dimensions that are motions or velocities.
 _MOTION = re.compile(r"((left|right)_)?(d(x|y|z|roll|pitch|yaw)|delta_\w+)( \[.*\])?")
 _VELOCITY = re.compile(r".*([._]vel|velocity\w*)( \[.*\])?|.* \[\w+/s\]")
@@ -70,14 +94,20 @@ class RobotPlatform:
     control_hz: float  # actions per second
     action_names: tuple[str, ...]  # one per action dimension, with its unit where it has one
     proprio_names: tuple[str, ...]
+    action_kinds: tuple[
+        ActionKind, ...
+    ] = ()  # one per action dimension; left out: by its name, so base.x.vel and base_x [m/s] are velocities
 
     def __post_init__(self) -> None:
-        for field, names, size in (
+        kinds = as_action_kinds(self.action_kinds) or tuple(_kind_of(name) for name in self.action_names)
+        object.__setattr__(self, "action_kinds", kinds)
+        for field, items, size in (
             ("action_names", self.action_names, self.action_dim),
             ("proprio_names", self.proprio_names, self.proprio_dim),
+            ("action_kinds", self.action_kinds, self.action_dim),
         ):
-            if len(names) != size:
-                raise ValueError(f"robot platform {self.name}: {field} lists {len(names)} names for {size} dimensions")
+            if len(items) != size:
+                raise ValueError(f"robot platform {self.name}: {field} lists {len(items)} items for {size} dimensions")
         if self.num_actions_chunk < 1:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
 
@@ -85,11 +115,6 @@ class RobotPlatform:
     def relative_actions(self) -> tuple[bool, ...]:
         """One per action dimension: True for a motion (dx, left_dyaw, delta_elbow)."""
         return tuple(kind is ActionKind.MOTION for kind in self.action_kinds)
-
-    @property
-    def action_kinds(self) -> tuple[ActionKind, ...]:
-        """One per action dimension, by its name: base.x.vel, wheel_velocity and base_x [m/s] are velocities."""
-        return tuple(_kind_of(name) for name in self.action_names)
 
 
 def _kind_of(name: str) -> ActionKind:
@@ -196,16 +221,6 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
         ),
     )
 }
-
-
-def near_names(name: str, names: Iterable[str]) -> str:
-    """A sentence part that suggests the closest known names, or lists all of them when none is close."""
-    known = sorted(names)
-    lowered = {candidate.lower(): candidate for candidate in known}
-    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
 
 
 def get_robot_platform(name: str) -> RobotPlatform:

@@ -22,6 +22,7 @@ from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
 from prismatic.conversion.rlds_writer import RldsSpec, split_episodes, write_rlds
 from prismatic.conversion.staging import StagedEpisode, only_writer
+from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.hdf5.recording import Recording, read_recording, write_recording
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
@@ -163,9 +164,17 @@ def test_a_recorded_val_split_is_kept() -> None:
 def test_idle_steps_of_motions_and_of_targets() -> None:
     still, move = [0.0, 0.0], [0.1, 0.0]
     actions = np.array([[*still, 0], [*move, 0], [*still, 0], [*still, 1], [*still, 1], [*move, 1]])  # two motions and a gripper
-    assert moving_steps(actions, np.array([False, False, True])).tolist() == [False, True, False, True, False, True]
+    kinds = (ActionKind.MOTION, ActionKind.VELOCITY, ActionKind.TARGET)
+    assert moving_steps(actions, kinds).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     joints = np.array([[0.0, 1], [0, 1], [0.2, 1], [0.2, 1], [0.2, 0]])
-    assert moving_steps(joints, np.array([True, True])).tolist() == [True, False, True, False, True]
+    assert moving_steps(joints, (ActionKind.TARGET,) * 2).tolist() == [True, False, True, False, True]
 
 
 def test_cameras_by_their_usual_names() -> None:

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from prismatic.conversion.noops import moving_steps
+from prismatic.vla.constants import ActionKind
 
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 NUM_STEPS_TO_SETTLE = 10  # objects fall onto the table first
-_TARGETS = np.array([False] * 6 + [True])  # of an action: motion of the end effector, gripper command
+_KINDS = (*(ActionKind.MOTION,) * 6, ActionKind.TARGET)  # of an action: motion of the end effector, gripper command
 
 
 class ReplayEnvironment(Protocol):
@@ -66,7 +67,7 @@ def replay(environment: ReplayEnvironment, initial_state: np.ndarray, actions: n
     observation = environment.set_init_state(initial_state)
     for _ in range(NUM_STEPS_TO_SETTLE):
         observation, _, _, _ = environment.step(list(NO_OP))
-    moving = moving_steps(actions, _TARGETS)
+    moving = moving_steps(actions, _KINDS)
     rows: list[dict[str, np.ndarray]] = []
     success = False
     for action in actions[moving]:

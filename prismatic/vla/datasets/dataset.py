@@ -6,8 +6,8 @@ Letters: M steps, H chunk, A action dim, P proprio dim, N cameras that the polic
     VLADataset       the samples of a mixture, one data set behind the other; resized, augmented
     load_training_data   specs -> training and validation VLADataset and their statistics
 
-By default every step of an episode is a sample: beyond its end, absolute action dimensions repeat the last target and relative ones
-are 0, no motion. The published system leaves out the last H - 1 steps instead (tail="published").
+By default every step of an episode is a sample: beyond its end, targets are repeated, motions and velocities are 0. The published
+system leaves out the last H - 1 steps instead (tail="published").
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.freed_memory import keep_freed_memory
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.repairs import Repair
-from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, absolute_action_mask, action_normalization_mask
+from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.sources import open_source
@@ -94,7 +94,7 @@ class RobotDataset:
         self.chunk = spec.platform.num_actions_chunk
         self.action_bounds = Bounds.from_statistics(statistics["action"], spec.platform.normalization)
         self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
-        self.relative = ~absolute_action_mask(spec.entry.action_encoding, index.actions.shape[1])  # bool [A]
+        self.is_target = np.array([kind is ActionKind.TARGET for kind in spec.platform.action_kinds])  # bool [A]
         lengths = index.lengths[episodes]
         samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
@@ -124,7 +124,7 @@ class RobotDataset:
         chunk = self.index.actions[step : min(step + self.chunk, last + 1)]
         num_beyond = self.chunk - len(chunk)
         if num_beyond:
-            chunk = np.concatenate((chunk, np.repeat(np.where(self.relative, np.float32(0), chunk[-1:]), num_beyond, axis=0)))
+            chunk = np.concatenate((chunk, np.repeat(np.where(self.is_target, chunk[-1:], np.float32(0)), num_beyond, axis=0)))
         return normalize(chunk, self.action_bounds)
 
     def proprio(self, sample: int) -> np.ndarray | None:
@@ -246,8 +246,7 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         repairs[spec.name] = index.repairs
         train_episodes, val_episodes = _divide(spec, index, options)
         covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
-        mask = action_normalization_mask(spec.entry.action_encoding, index.actions.shape[1])
-        statistics[spec.name] = compute_statistics(index, covered, mask)
+        statistics[spec.name] = compute_statistics(index, covered, spec.normalization_mask(index.actions.shape[1]))
         train.append(_part(spec, frames, train_episodes, statistics[spec.name], options))
         if options.val_fraction is not None:
             val.append(_part(spec, frames, val_episodes, statistics[spec.name], options))

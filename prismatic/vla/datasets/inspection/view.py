@@ -11,10 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
-from prismatic.vla.constants import RobotPlatform
+from prismatic.vla.constants import ActionKind, RobotPlatform
 from prismatic.vla.datasets.dataset import TrainingData
 from prismatic.vla.datasets.index import EpisodeIndex
-from prismatic.vla.datasets.rlds.oxe.configs import absolute_action_mask, action_normalization_mask
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics
 from prismatic.vla.normalization import Bounds
@@ -81,11 +80,16 @@ class DatasetView:
 
     @cached_property
     def relative(self) -> np.ndarray:
-        """bool [A]: motions; all False where the encoding does not fit the width."""
+        """bool [A]: motions and velocities, which are 0 when the robot stands still."""
+        return np.array([kind is not ActionKind.TARGET for kind in self.kinds])
+
+    @cached_property
+    def kinds(self) -> tuple[ActionKind, ...]:
+        """One per action dimension; targets throughout where the entry does not fit the width."""
         try:
-            return ~absolute_action_mask(self.spec.entry.action_encoding, self.actions.shape[1])
+            return self.spec.entry.kinds(self.actions.shape[1])
         except ValueError:
-            return np.zeros(self.actions.shape[1], bool)
+            return (ActionKind.TARGET,) * self.actions.shape[1]
 
     @cached_property
     def action_bounds(self) -> Bounds:
@@ -128,7 +132,7 @@ def training_views(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[Dat
 
 def _normalization_mask(spec: DatasetSpec, action_dim: int) -> np.ndarray:
     try:
-        return action_normalization_mask(spec.entry.action_encoding, action_dim)
+        return spec.normalization_mask(action_dim)
     except ValueError:  # reported among the warnings
         return np.ones(action_dim, bool)
 

@@ -10,6 +10,7 @@ of EEF_POS.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 
 # Named in messages that ask the user to edit an entry.
 CONFIGS_FILE = "prismatic/vla/datasets/rlds/oxe/configs.py"
@@ -37,7 +38,7 @@ class StateEncoding(IntEnum):
 
 
 class ActionEncoding(IntEnum):
-    """What the actions are; decides which dimensions are relative and which are normalised."""
+    """What the actions are, in short; decides what each dimension is (`encoded_kinds`) and which are normalised."""
 
     EEF_POS = 1  # relative xyz, relative roll pitch yaw, absolute gripper
     JOINT_POS = 2  # absolute joint angles, gripper
@@ -46,12 +47,13 @@ class ActionEncoding(IntEnum):
     DUAL_EEF_POS = 5  # two arms, each as EEF_POS
 
 
-_ENDS_OF_ARMS = {ActionEncoding.EEF_POS: 1, ActionEncoding.EEF_R6: 1, ActionEncoding.DUAL_EEF_POS: 2}
+# Encodings of end effectors -> number of arms, each of which ends in its gripper.
+ENDS_OF_ARMS = {ActionEncoding.EEF_POS: 1, ActionEncoding.EEF_R6: 1, ActionEncoding.DUAL_EEF_POS: 2}
 
 
 def _is_gripper(encoding: ActionEncoding, action_dim: int) -> np.ndarray:
     """bool [A]: the last dimension of each arm."""
-    num_arms = _ENDS_OF_ARMS[encoding]
+    num_arms = ENDS_OF_ARMS[encoding]
     if action_dim < 2 * num_arms or action_dim % num_arms:
         raise ValueError(
             f"actions of {action_dim} dimensions cannot be {encoding.name}, which needs {num_arms} x (motion + gripper); "
@@ -60,15 +62,21 @@ def _is_gripper(encoding: ActionEncoding, action_dim: int) -> np.ndarray:
     return np.arange(action_dim) % (action_dim // num_arms) == action_dim // num_arms - 1
 
 
-def absolute_action_mask(encoding: ActionEncoding, action_dim: int) -> np.ndarray:
-    """bool [A]: True where the action is a target (repeated when an episode ends), False where it is a motion (then 0).
+def encoded_kinds(encoding: ActionEncoding, action_dim: int) -> tuple[ActionKind, ...]:
+    """What each of the A dimensions is, by the encoding: motions and the gripper's target at each arm's end, or targets throughout.
 
     Raises:
         ValueError: `action_dim` does not fit the encoding.
     """
-    if encoding in _ENDS_OF_ARMS:
-        return _is_gripper(encoding, action_dim)
-    return np.ones(action_dim, bool)
+    if encoding not in ENDS_OF_ARMS:
+        return (ActionKind.TARGET,) * action_dim
+    return tuple(ActionKind.TARGET if is_gripper else ActionKind.MOTION for is_gripper in _is_gripper(encoding, action_dim))
+
+
+def kinds_text(kinds: Iterable[ActionKind]) -> str:
+    """The kinds as Python to paste: ("target",) * 14 + ("velocity",) * 2."""
+    runs = [(kind.value, len(list(run))) for kind, run in itertools.groupby(kinds)]
+    return " + ".join(f'("{name}",)' + (f" * {count}" if count > 1 else "") for name, count in runs) or "()"
 
 
 def action_normalization_mask(encoding: ActionEncoding, action_dim: int) -> np.ndarray:
@@ -77,7 +85,7 @@ def action_normalization_mask(encoding: ActionEncoding, action_dim: int) -> np.n
     Raises:
         ValueError: `action_dim` does not fit the encoding.
     """
-    if encoding in _ENDS_OF_ARMS:
+    if encoding in ENDS_OF_ARMS:
         return ~_is_gripper(encoding, action_dim)
     return np.ones(action_dim, bool)
 
@@ -91,6 +99,7 @@ class DatasetEntry:
     state_obs_keys: tuple[str | None, ...] = ("state",)  # joined in this order; None adds one column of zeros
     action_keys: tuple[str, ...] = ("action",)  # stored beside the observation; joined in this order
     action_encoding: ActionEncoding = ActionEncoding.EEF_POS
+    action_kinds: tuple[ActionKind, ...] = ()  # "target", "motion" or "velocity" of each dimension, where no encoding says it right
     state_encoding: StateEncoding = StateEncoding.NONE
     robot_platform: str | None = None  # a name of ROBOT_PLATFORMS; None: --robot_platform must say it
     transform: str | None = None  # a name of transforms.py; None: the data set's own name, else no change
@@ -102,9 +111,24 @@ class DatasetEntry:
         """Camera name -> stored key, in the order in which a policy takes the cameras."""
         return {name: key for name in CAMERA_ORDER if (key := self.image_obs_keys.get(name)) is not None}
 
+    def kinds(self, action_dim: int) -> tuple[ActionKind, ...]:
+        """What each of the A dimensions of the action is: as `action_kinds` says, else by the encoding.
+
+        Raises:
+            ValueError: the entry describes another number of dimensions.
+        """
+        if not self.action_kinds:
+            return encoded_kinds(self.action_encoding, action_dim)
+        if len(self.action_kinds) != action_dim:
+            raise ValueError(
+                f"action_kinds lists {len(self.action_kinds)} kinds for actions of {action_dim} dimensions; correct {CONFIGS_FILE}"
+            )
+        return self.action_kinds
+
     def __post_init__(self) -> None:
         for name in ("state_obs_keys", "action_keys"):
             object.__setattr__(self, name, _as_keys(getattr(self, name)))
+        object.__setattr__(self, "action_kinds", as_action_kinds(self.action_kinds or ()))
         object.__setattr__(self, "action_encoding", ActionEncoding(self.action_encoding))
         object.__setattr__(self, "state_encoding", StateEncoding(self.state_encoding))
         for name in self.image_obs_keys:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform, near_names
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, RobotPlatform, get_robot_platform, near_names
 from prismatic.vla.datasets.episodes import Trajectory, TrajectoryTransform
 from prismatic.vla.datasets.rlds.oxe.configs import (
     CONFIGS_FILE,
+    ENDS_OF_ARMS,
     OXE_DATASET_CONFIGS,
     DatasetEntry,
-    absolute_action_mask,
+    action_normalization_mask,
     find_entry,
+    kinds_text,
 )
 from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.mixtures import OXE_NAMED_MIXTURES
@@ -46,17 +48,33 @@ class DatasetSpec:
         self._check_width("actions", action_dim, "action_dim")
         if proprio_dim is not None:
             self._check_width("states", proprio_dim, "proprio_dim")
-        self._check_motions(~absolute_action_mask(self.entry.action_encoding, action_dim))
+        self._check_kinds(action_dim)
 
-    def _check_motions(self, is_relative: np.ndarray) -> None:
-        """Entry and platform must agree on what is a motion: a robot is held still by commanding 0 to motions and repeating targets."""
-        called = np.asarray(self.platform.relative_actions)
-        if (called == is_relative).all():
+    def normalization_mask(self, action_dim: int) -> np.ndarray:
+        """bool [A]: True where the action is mapped to [-1, 1]; the grippers of end-effector actions keep their command.
+
+        Where the entry lists `action_kinds`, these are the targets whose names say gripper.
+
+        Raises:
+            ValueError: `action_dim` does not fit the entry.
+        """
+        encoding, kinds = self.entry.action_encoding, self.entry.kinds(action_dim)
+        if not self.entry.action_kinds or encoding not in ENDS_OF_ARMS:
+            return action_normalization_mask(encoding, action_dim)
+        named = zip(self.platform.action_names, kinds, strict=True)
+        return np.array([kind is not ActionKind.TARGET or "gripper" not in name for name, kind in named], bool)
+
+    def _check_kinds(self, action_dim: int) -> None:
+        """Entry and platform must agree: a robot is held still by repeating targets and commanding 0 to motions and velocities."""
+        said, called = self.entry.kinds(action_dim), self.platform.action_kinds
+        if said == called:
             return
-        odd = ", ".join(name for name, differs in zip(self.platform.action_names, called != is_relative, strict=True) if differs)
+        odd = [name for name, one, other in zip(self.platform.action_names, said, called, strict=True) if one is not other]
         raise ValueError(
-            f"data set {self.name!r} has action_encoding {self.entry.action_encoding.name}, which contradicts the names of {odd} in "
-            f"{platform_location(self.platform.name)}: a motion is called dx, dyaw, delta_..., a target anything else. Correct either"
+            f"data set {self.name!r} has action_encoding {self.entry.action_encoding.name}, which contradicts the names of "
+            f"{', '.join(odd)} in {platform_location(self.platform.name)}: a motion is called dx, dyaw, delta_..., a velocity x.vel or "
+            f"x [m/s], a target anything else. Correct the names or the encoding; or, if the names are right, add "
+            f"action_kinds={kinds_text(called)} to the entry in {entry_location(self.name)}"
         )
 
     def _check_width(self, what: str, found: int, field: str) -> None:
@@ -92,8 +110,8 @@ def resolve_datasets(dataset_name: str, data_root_dir: Path, robot_platform: str
     mixtures = {name.lower(): parts for name, parts in OXE_NAMED_MIXTURES.items()}
     parts = mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),))
     specs = tuple(_resolve(name, weight, Path(data_root_dir), robot_platform) for name, weight in parts)
-    platforms = {spec.name: spec.platform.name for spec in specs}
-    if len(set(platforms.values())) > 1:
+    if len({spec.platform for spec in specs}) > 1:
+        platforms = {spec.name: f"{spec.platform.name} {kinds_text(spec.entry.action_kinds)}".removesuffix(" ()") for spec in specs}
         raise ValueError(f"mixture {dataset_name!r} joins different robot platforms: {platforms}; one policy drives one platform")
     return specs
 
@@ -119,10 +137,32 @@ def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str 
         name=registry_name,
         entry=entry,
         folder=find_dataset_folder(data_root_dir, name),
-        platform=get_robot_platform(platform_name),
+        platform=_with_kinds(get_robot_platform(platform_name), entry, registry_name),
         transform=NumpyTransform(find_transform(registry_name, entry.transform)),
         weight=weight,
     )
+
+
+def _with_kinds(platform: RobotPlatform, entry: DatasetEntry, name: str) -> RobotPlatform:
+    """The platform with the entry's `action_kinds`, for dimensions whose names say nothing.
+
+    Raises:
+        ValueError: the entry contradicts a name that says motion or velocity, or lists another number of dimensions.
+    """
+    if not entry.action_kinds:
+        return platform
+    if len(entry.action_kinds) != platform.action_dim:
+        raise ValueError(
+            f"data set {name!r}: action_kinds of its entry in {entry_location(name)} lists {len(entry.action_kinds)} dimensions, "
+            f"robot platform {platform.name} has {platform.action_dim}; correct action_kinds, or robot_platform"
+        )
+    for number, (kind, called) in enumerate(zip(entry.action_kinds, platform.action_kinds, strict=True)):
+        if called is not ActionKind.TARGET and kind is not called:
+            raise ValueError(
+                f"data set {name!r}: action_kinds of its entry in {entry_location(name)} calls dimension {number} a {kind.value}, but "
+                f"{platform.action_names[number]} of {platform_location(platform.name)} is a {called.value}; correct either"
+            )
+    return replace(platform, action_kinds=entry.action_kinds)
 
 
 class NumpyTransform:
