@@ -30,6 +30,7 @@ from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.policy import Policy
+from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Observation
@@ -37,11 +38,11 @@ from prismatic.vla.types import Observation
 # Tokens in the language model: LIBERO 605, diffusion 606, ALOHA 1155, as in docs of the published code's speed.
 INSTRUCTION = "pick up the black bowl between the plate and the box and place it on the right small round plate"
 SHAPES: dict[str, tuple[str, tuple[str, ...], HeadSpec]] = {
-    "libero": ("LIBERO", ("primary", "wrist"), HeadSpec(use_proprio=True)),
-    "aloha-film": ("ALOHA", ("primary", "left_wrist", "right_wrist"), HeadSpec(use_proprio=True, use_film=True)),
+    "libero": ("LIBERO", ONE_ARM, HeadSpec(use_proprio=True)),
+    "aloha-film": ("ALOHA", TWO_ARMS, HeadSpec(use_proprio=True, use_film=True)),
     "libero-diffusion": (
         "LIBERO",
-        ("primary", "wrist"),
+        ONE_ARM,
         HeadSpec("diffusion", use_proprio=True, num_diffusion_steps_train=50, num_diffusion_steps_inference=10),
     ),
 }

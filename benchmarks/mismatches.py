@@ -34,6 +34,7 @@ from experiments.robot.recording.record import RecordingOptions, record_demonstr
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert, Simulator
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
+from prismatic.vla.cameras import TWO_ARMS
 from prismatic.vla.types import ActionChunk, Observation
 
 if TYPE_CHECKING:  # imports torch, for which simulator processes would wait
@@ -210,7 +211,7 @@ def data_rows() -> Iterator[Row]:
         list(record_demonstrations(AlohaSimulator(image_size=64), [_ALOHA_TASK], options))
         (Path(folder) / _ALOHA_TASK).rename(Path(folder) / _ALOHA_SET)
         specs = resolve_datasets(_ALOHA_SET, Path(folder))
-        data = load_training_data(specs, DatasetOptions(("primary", "left_wrist", "right_wrist"), image_size=64, use_proprio=True))
+        data = load_training_data(specs, DatasetOptions(TWO_ARMS, image_size=64, use_proprio=True))
         (view,), reference = training_views(data, specs), make_reference(data.train)
         usual = set(_inspect(DATA_CASES[0], view, reference))
         for case in DATA_CASES:

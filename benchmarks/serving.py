@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.cli import run_script
+from prismatic.vla.cameras import SENT_KEYS
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,8 +103,7 @@ def start_server(checkpoint: str, deploy_flags: str) -> tuple[subprocess.Popen[s
 def make_body(info: dict[str, Any], image_size: int) -> bytes:
     """A request with noise images, in the OpenVLA-OFT form."""
     rng = np.random.default_rng(0)
-    names = {"primary": "full_image", "wrist": "wrist_image", "left_wrist": "left_wrist_image", "right_wrist": "right_wrist_image"}
-    arrays = {names.get(camera, camera): rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8) for camera in info["cameras"]}
+    arrays = {SENT_KEYS[camera]: rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8) for camera in info["cameras"]}
     arrays["state"] = np.zeros(info["proprio_dim"])
     encoded = {
         name: {"__numpy__": base64.b64encode(array.tobytes()).decode(), "dtype": array.dtype.str, "shape": list(array.shape)}

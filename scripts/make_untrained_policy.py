@@ -13,10 +13,10 @@ from typing import Any
 from prismatic.cli import run_script
 from prismatic.models.sizes import TinySizes
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
+from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.images import ImageRecipe
 
-_CAMERAS = {"ALOHA": ("primary", "left_wrist", "right_wrist")}
 _STATISTICS_NAME = "untrained"
 
 
@@ -46,7 +46,7 @@ def main(config: UntrainedConfig) -> None:
     steps = 50 if config.action_head == "diffusion" else None
     spec = PolicySpec(
         platform=platform,
-        cameras=_CAMERAS.get(platform.name, ("primary", "wrist")),
+        cameras=TWO_ARMS if platform.name == "ALOHA" else ONE_ARM,
         image=ImageRecipe(size=config.image_size, jpeg_round_trip=True, center_crop=True),
         unnorm_key=_STATISTICS_NAME,
         heads=HeadSpec(action_head=config.action_head, use_proprio=True, num_diffusion_steps_train=steps),

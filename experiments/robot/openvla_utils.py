@@ -24,15 +24,8 @@ from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.inference.quantization import choose_quantization
 from prismatic.policy.policy import Policy
+from prismatic.vla.cameras import SENT_KEYS
 from prismatic.vla.types import Observation
-
-# Observation keys of evaluation scripts and of the REST protocol -> camera of the policy.
-IMAGE_KEYS = {
-    "full_image": "primary",
-    "wrist_image": "wrist",
-    "left_wrist_image": "left_wrist",
-    "right_wrist_image": "right_wrist",
-}
 
 
 class HasCheckpoint(Protocol):
@@ -134,7 +127,7 @@ def get_vla_action(
 
 
 def to_observation(obs: Mapping[str, Any], task_label: str) -> Observation:
-    """An observation in the form of evaluation scripts (see `IMAGE_KEYS`, and "state") as an `Observation`."""
-    images = {camera: np.asarray(obs[key]) for key, camera in IMAGE_KEYS.items() if key in obs}
+    """An observation in the form of evaluation scripts (see `SENT_KEYS`, and "state") as an `Observation`."""
+    images = {camera: np.asarray(obs[key]) for camera, key in SENT_KEYS.items() if key in obs}
     state = obs.get("state")
     return Observation(images=images, instruction=task_label, proprio=None if state is None else np.asarray(state, np.float64))

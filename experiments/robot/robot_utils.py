@@ -1,4 +1,4 @@
-"""The familiar helpers of evaluation scripts that do not depend on the robot."""
+"""The familiar helpers of evaluation scripts that do not depend on the robot; those of grippers stand in `prismatic.vla.grippers`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from torch import nn
 from experiments.robot.openvla_utils import HasCheckpoint, get_vla, get_vla_action
 from prismatic.models.processor import PrismaticProcessor
 from prismatic.policy.policy import Policy
+from prismatic.vla.grippers import invert_gripper_action, normalize_gripper_action
+
+__all__ = [
+    "get_action",
+    "get_image_resize_size",
+    "get_model",
+    "invert_gripper_action",
+    "normalize_gripper_action",
+    "set_seed_everywhere",
+]
 
 
 def set_seed_everywhere(seed: int) -> None:
@@ -38,19 +48,3 @@ def get_action(
     """The next actions, one array [action_dim] per step; `modules` are heads and projectors as for `get_vla_action`."""
     modules.pop("use_film", None)
     return get_vla_action(cfg, model, processor, obs, task_label, **modules)  # type: ignore[arg-type]
-
-
-def normalize_gripper_action(action: np.ndarray, binarize: bool = True) -> np.ndarray:
-    """A copy of actions [..., A] whose gripper went from [0, 1] to [-1, 1], by its sign if `binarize`."""
-    changed = np.array(action, np.float64)
-    changed[..., -1] = 2 * changed[..., -1] - 1
-    if binarize:
-        changed[..., -1] = np.sign(changed[..., -1])
-    return changed
-
-
-def invert_gripper_action(action: np.ndarray) -> np.ndarray:
-    """A copy of actions [..., A] whose gripper has the opposite sign."""
-    changed = np.array(action, np.float64)
-    changed[..., -1] *= -1
-    return changed

@@ -26,7 +26,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from prismatic.vla.cameras import SENT_KEYS
 from prismatic.vla.types import Observation
+from prismatic.wire import keys
 from prismatic.wire.arrays import as_array, json_array, pack_openpi, read_json
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack
@@ -35,14 +37,6 @@ T = TypeVar("T")
 
 DEFAULT_PORT = 8777
 _MAX_REPLY_BYTES = 16 << 20
-# Camera -> its key in /act, as the published clients name it.
-_ACT_NAMES = {
-    "primary": "full_image",
-    "wrist": "wrist_image",
-    "left_wrist": "left_wrist_image",
-    "right_wrist": "right_wrist_image",
-    "secondary": "secondary_image",
-}
 # What the server says of trouble that may pass; anything else is the client's mistake.
 _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 _PASSING_ERRORS = ("BusyError", "SlowPredictionError", "PredictionError")
@@ -258,15 +252,15 @@ class _Websocket:
             return PolicyInfo.parse(read_msgpack(self._receive()))
 
     def ask(self, observation: Observation) -> np.ndarray:
-        content: dict[str, Any] = {"images": dict(observation.images), "prompt": observation.instruction}
+        content: dict[str, Any] = {keys.IMAGES: dict(observation.images), keys.PROMPT: observation.instruction}
         if observation.proprio is not None:
-            content["state"] = np.asarray(observation.proprio, np.float64)
+            content[keys.STATE] = np.asarray(observation.proprio, np.float64)
         with _deadline(self._connection.socket, self._options.reply_timeout_s):
             self._connection.send(pack_openpi(content))
             reply = read_msgpack(self._receive())
-        for warning in reply.get("warnings", []) if isinstance(reply, dict) else []:
+        for warning in reply.get(keys.WARNINGS, []) if isinstance(reply, dict) else []:
             logger.warning("the server warns: %s", warning)
-        return as_array(reply.get("actions") if isinstance(reply, dict) else reply, "actions").astype(np.float64)
+        return as_array(reply.get(keys.ACTIONS) if isinstance(reply, dict) else reply, keys.ACTIONS).astype(np.float64)
 
     def _receive(self) -> bytes:
         from websockets.exceptions import ConnectionClosed
@@ -305,10 +299,10 @@ class _Rest:
 
     def ask(self, observation: Observation) -> np.ndarray:
         images = observation.images.items()
-        content: dict[str, Any] = {_ACT_NAMES.get(camera, camera): json_array(image) for camera, image in images}
+        content: dict[str, Any] = {SENT_KEYS.get(camera, camera): json_array(image) for camera, image in images}
         if observation.proprio is not None:
-            content["state"] = json_array(np.asarray(observation.proprio, np.float64))
-        reply = self._call("POST", "/act", json.dumps({**content, "instruction": observation.instruction}))
+            content[keys.STATE] = json_array(np.asarray(observation.proprio, np.float64))
+        reply = self._call("POST", "/act", json.dumps({**content, keys.INSTRUCTION: observation.instruction}))
         if not isinstance(reply, list) or not reply:
             raise ServerUnavailableError(f"/act answered {str(reply)[:200]}, expected a list of actions")
         actions = [as_array(action, "action") for action in reply]

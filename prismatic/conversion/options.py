@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prismatic.conversion.rlds_writer import IMAGE_KEYS, RldsSpec
+from prismatic.conversion.rlds_writer import RldsSpec
+from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
 from prismatic.vla.constants import near_names
-from prismatic.vla.datasets.hdf5.layout import CAMERA_ALIASES
-from prismatic.vla.datasets.inspection.camera_names import assign_cameras
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 
 
@@ -80,18 +79,18 @@ def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:
         ValueError: a name is none of the usual ones.
     """
     recorded = tuple(recorded)
-    slots = {key: slot for slot, key in IMAGE_KEYS.items()}
+    slots = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE) | {key: slot for slot, key in STORED_KEYS.items()}
     found: dict[str, str] = {}
     for name in recorded:
         short = name.rpartition(".")[2]  # observation.images.cam_high
-        slot = slots.get(CAMERA_ALIASES.get(short, short))
+        slot = slots.get(short)
         if slot is None or slot in found:
             if len(recorded) == 1:
                 return {"primary": name}
             likely = ",".join(f"{slot}={name}" for slot, name in assign_cameras(recorded, two_arms=True)[0].items())
             raise ValueError(
                 f"which camera is {name!r}? Say it for each that is to be written, such as --cameras {likely}; "
-                f"slots: {', '.join(IMAGE_KEYS)}; recorded cameras: {', '.join(recorded)}"
+                f"slots: {', '.join(CAMERA_ORDER)}; recorded cameras: {', '.join(recorded)}"
             )
         found[slot] = name
     if "primary" not in found:
@@ -102,6 +101,6 @@ def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:
 def _parse_cameras(text: str) -> Mapping[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     for slot, equals, name in pairs:
-        if not (equals and name.strip()) or slot.strip() not in IMAGE_KEYS:
-            raise ValueError(f"--cameras is {text!r}, expected pairs such as primary=top,wrist=hand; slots: {', '.join(IMAGE_KEYS)}")
+        if not (equals and name.strip()) or slot.strip() not in CAMERA_ORDER:
+            raise ValueError(f"--cameras is {text!r}, expected pairs such as primary=top,wrist=hand; slots: {', '.join(CAMERA_ORDER)}")
     return {slot.strip(): name.strip() for slot, _, name in pairs}

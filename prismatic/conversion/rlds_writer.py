@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_full, load_staged, only_writer, write_staged
+from prismatic.vla.cameras import STORED_KEYS
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
@@ -42,14 +43,6 @@ from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transfor
 
 logger = logging.getLogger(__name__)
 
-# Camera slot -> key of the observation; the keys that the registry's ALOHA and LIBERO entries use, too.
-IMAGE_KEYS = {
-    "primary": "image",
-    "secondary": "secondary_image",
-    "wrist": "wrist_image",
-    "left_wrist": "left_wrist_image",
-    "right_wrist": "right_wrist_image",
-}
 _VAL_SPLITS = ("val", "validation")
 
 
@@ -149,8 +142,8 @@ def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> di
 
 def _check_cameras(entry: DatasetEntry) -> None:
     for name in entry.cameras:
-        if name not in IMAGE_KEYS:
-            raise ValueError(f"camera {name!r} has no RLDS key; {near_names(name, IMAGE_KEYS)}")
+        if name not in STORED_KEYS:
+            raise ValueError(f"camera {name!r} has no RLDS key; {near_names(name, STORED_KEYS)}")
 
 
 def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> list[StagedEpisode]:
@@ -267,7 +260,7 @@ def _import_tfds() -> Any:
 
 
 def _features(tfds: Any, first: StagedEpisode) -> Any:
-    images = {IMAGE_KEYS[name]: tfds.features.Image(shape=shape, encoding_format="jpeg") for name, shape in first.images.items()}
+    images = {STORED_KEYS[name]: tfds.features.Image(shape=shape, encoding_format="jpeg") for name, shape in first.images.items()}
     state = {"state": tfds.features.Tensor(shape=(first.proprio_dim,), dtype=np.float32)}
     step = {
         "observation": images | state,
@@ -288,7 +281,7 @@ def _steps(staged: StagedEpisode) -> Iterator[dict[str, Any]]:
     content = staged.read()
     last = len(content.actions) - 1
     for step in range(last + 1):
-        images = {IMAGE_KEYS[name]: encoded[step] for name, encoded in content.images.items()}
+        images = {STORED_KEYS[name]: encoded[step] for name, encoded in content.images.items()}
         yield {
             "observation": images | {"state": content.proprio[step]},
             "action": content.actions[step],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.vla.cameras import is_wrist
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
 from prismatic.wire.arrays import MAX_SIDE, as_array, describe
@@ -65,8 +66,8 @@ class ObservationReader:
     def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
         """Needed camera -> the client's name and image."""
         by_camera = {camera: (name, value) for name, (camera, value) in images.items() if camera is not None}
-        needed = [camera for camera in self.spec.cameras if "wrist" in camera]
-        offered = [camera for camera in by_camera if "wrist" in camera]
+        needed = list(filter(is_wrist, self.spec.cameras))
+        offered = list(filter(is_wrist, by_camera))
         if len(needed) == len(offered) == 1:  # the only wrist camera may have any wrist's name
             by_camera[needed[0]] = by_camera.pop(offered[0])
         missing = [camera for camera in self.spec.cameras if camera not in by_camera]

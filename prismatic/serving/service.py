@@ -16,6 +16,7 @@ from prismatic.serving.batching import Batcher, BatchingOptions
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.vla.constants import near_names
+from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
 
@@ -64,14 +65,8 @@ class ServedPolicy:
         }
 
     def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:
-        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are.
-
-        A LIBERO policy is trained on a gripper of 1 = open, 0 = closed; the simulator takes -1 = open, +1 = closed.
-        """
-        if not self.converts_gripper:
-            return chunk.actions
-        gripper = np.where(chunk.actions[:, -1:] > 0.5, -1.0, 1.0)
-        return np.concatenate([chunk.actions[:, :-1], gripper], axis=1)
+        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are."""
+        return to_robosuite(chunk.actions) if self.converts_gripper else chunk.actions
 
     def door(self, unnorm_key: str | None) -> Policy:
         """The policy in the units of that data set.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.aloha.robots import ACTION_DIM, HIGH, LOW, RelativeTargets, Robot, SimulatedRobot
-from experiments.robot.aloha.simulation import ALOHA_TASKS, CONTROL_HZ, AlohaSimulator
+from experiments.robot.aloha.simulation import ALOHA_TASKS, CAMERAS, CONTROL_HZ, AlohaSimulator
 from experiments.robot.evaluation.report import wilson_interval
 from experiments.robot.evaluation.video import write_mp4
 from prismatic.acting.actor import RemoteActor
@@ -118,8 +118,8 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
         raise ValueError(
             f"the server's policy is made for {info.platform} ({', '.join(info.action_names)}); ALOHA needs {ACTION_DIM} joint targets"
         )
-    if not set(info.cameras) <= {"primary", "left_wrist", "right_wrist"}:
-        raise ValueError(f"the server's policy wants the cameras {', '.join(info.cameras)}; ALOHA has primary, left_wrist, right_wrist")
+    if not set(info.cameras) <= set(CAMERAS):
+        raise ValueError(f"the server's policy wants the cameras {', '.join(info.cameras)}; ALOHA has {', '.join(CAMERAS)}")
     if config.center_crop not in (None, info.center_crop):
         raise ValueError(f"--center_crop {config.center_crop} contradicts the checkpoint ({info.center_crop}); leave the flag out")
     if config.num_open_loop_steps > info.num_actions_chunk:

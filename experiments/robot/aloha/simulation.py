@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
-from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
+from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
+from prismatic.vla.cameras import TWO_ARMS
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
 
@@ -28,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SIZE = 256
 CONTROL_HZ = 25.0
-CAMERAS = ("primary", "left_wrist", "right_wrist")
+CAMERAS = TWO_ARMS
 _CHECKS_PER_STEP = 2  # of success: at 50 Hz, as gym-aloha does
 _SOLVED = 4  # gym-aloha's highest reward
 
 # Slot -> camera of gym-aloha's scene. Its own wrist cameras show mostly the other arm's base, so they are moved.
 _SCENE_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
-# The wrist cameras in the frame of gripper_link (x to the finger tips, z up) [m], their field of view [degrees] and nearest distance [m].
-_WRIST_POSITION, _WRIST_LOOKAT, _WRIST_FOV, _NEAREST = (0.05, 0.0, 0.13), (0.15, 0.0, 0.0), 75.0, 0.01
+# The wrist cameras in the frame of gripper_link (x to the finger tips, z up), and the nearest distance that is drawn [m].
+_WRIST_POSE, _NEAREST = CameraPose(position=(0.05, 0.0, 0.13), lookat=(0.15, 0.0, 0.0), fov=75.0), 0.01
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class AlohaEnvironment:
         camera = mj.MjvCamera()
         camera.type, camera.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
         if name.endswith("wrist"):
-            _place_wrist_camera(mj, model, camera.fixedcamid)
+            place_camera(model, camera.fixedcamid, _WRIST_POSE)
         return camera
 
     def reset(self, episode: EpisodeSpec) -> None:
@@ -168,16 +169,3 @@ class AlohaEnvironment:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-
-def _place_wrist_camera(mj: Any, model: mujoco.MjModel, camera: int) -> None:
-    """Puts a gripper's camera at _WRIST_POSITION, looking at _WRIST_LOOKAT."""
-    forward = np.subtract(_WRIST_LOOKAT, _WRIST_POSITION)
-    forward /= np.linalg.norm(forward)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(right, forward), -forward], axis=1)  # [3, 3], columns: camera's x, y, z
-    mj.mju_mat2Quat(model.cam_quat[camera], axes.flatten())
-    model.cam_pos[camera] = _WRIST_POSITION
-    model.cam_fovy[camera] = _WRIST_FOV
-    model.cam_mode[camera] = mj.mjtCamLight.mjCAMLIGHT_FIXED

@@ -127,19 +127,15 @@ def load_policy(config: EvalConfig) -> ChunkPolicy:
         ValueError: it drives another robot, or looks through cameras that LIBERO lacks.
     """
     from experiments.robot.openvla_utils import get_vla  # imports torch and transformers
-    from experiments.robot.robot_utils import invert_gripper_action, normalize_gripper_action, set_seed_everywhere
+    from experiments.robot.robot_utils import set_seed_everywhere
+    from prismatic.vla.grippers import to_robosuite
     from prismatic.vla.types import ActionChunk
 
     set_seed_everywhere(config.seed)
     unnorm_key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, config.data_sets)
     policy = get_vla(replace(config, unnorm_key=unnorm_key))
     check_policy(config.pretrained_checkpoint, policy.spec, "LIBERO", CAMERAS)
-
-    def to_simulator(chunk: ActionChunk) -> ActionChunk:
-        """Gripper 1 (open) .. 0 (closed) -> -1 (open), +1 (closed)."""
-        return ActionChunk(invert_gripper_action(normalize_gripper_action(chunk.actions)))
-
-    return SeededPolicy(policy, to_simulator)
+    return SeededPolicy(policy, lambda chunk: ActionChunk(to_robosuite(chunk.actions)))
 
 
 def main(config: EvalConfig) -> None:

@@ -16,19 +16,22 @@ import numpy as np
 
 from experiments.robot.metaworld.tasks import MetaWorldTask, get_metaworld_task
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
-from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
+from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
+from prismatic.vla.cameras import ONE_ARM
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:
     import mujoco
 
 VIDEO_SIZE = 256
-CAMERAS = ("primary", "wrist")
+CAMERAS = ONE_ARM
 
 # The primary camera: what it looks at [m], from how far [m], from where [degrees].
 _PRIMARY_LOOKAT, _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION = (0.0, 0.68, 0.08), 1.0, 270.0, -58.0
-# The wrist camera in the frame of the hand turned to the world's axes (x right, y forward, z up) [m], field of view [degrees].
-_WRIST_POSITION, _WRIST_LOOKAT, _WRIST_FOV = (0.0, -0.12, 0.02), (0.0, 0.03, -0.15), 75.0
+# The wrist camera in the frame of the hand turned to the world's axes (x right, y forward, z up).
+_WRIST_POSE = CameraPose(position=(0.0, -0.12, 0.02), lookat=(0.0, 0.03, -0.15), fov=75.0)
+# The mocap body holds the hand at this orientation in every MetaWorld task.
+_HAND_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0]) / np.sqrt(2)
 # Meshes of the robot that no camera here shows, or only at the edge of the picture. Drawing them costs more than all
 # the rest together (68,000 triangles), so fast rendering leaves them out.
 _UNSEEN_MESHES = frozenset({"pedestal", "base", "head", "l0", "l1", "l2", "l3"})
@@ -82,7 +85,9 @@ class MetaWorldEnvironment:
         primary.distance, primary.azimuth, primary.elevation = _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION
         wrist = mj.MjvCamera()
         wrist.type, wrist.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, model.camera("gripperPOV").id
-        _place_wrist_camera(mj, model, wrist.fixedcamid)
+        hand = np.zeros(9)
+        mj.mju_quat2Mat(hand, _HAND_QUATERNION)
+        place_camera(model, wrist.fixedcamid, _WRIST_POSE, body_axes=hand.reshape(3, 3))
         options = {}
         for slot in ("primary", "wrist", "video"):
             options[slot] = mj.MjvOption()
@@ -161,23 +166,6 @@ def _prepare_task(env: Any, task: MetaWorldTask) -> None:
     if low.shape != expected or high.shape != expected:
         raise ValueError(f"task {task.name}: reset range has shapes {low.shape} and {high.shape}, MetaWorld expects {expected}")
     env._random_reset_space = Box(low, high, dtype=np.float64)
-
-
-def _place_wrist_camera(mj: Any, model: mujoco.MjModel, camera: int) -> None:
-    """Puts the model's gripper camera at _WRIST_POSITION, looking at _WRIST_LOOKAT."""
-    forward = np.subtract(_WRIST_LOOKAT, _WRIST_POSITION)
-    forward /= np.linalg.norm(forward)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(right, forward), -forward], axis=1)  # [3, 3], columns: camera's x, y, z
-    # The mocap body holds the hand at this orientation in every MetaWorld task: quaternion (1, 0, 1, 0) / sqrt(2).
-    hand = np.zeros(9)
-    mj.mju_quat2Mat(hand, np.array([1.0, 0.0, 1.0, 0.0]) / np.sqrt(2))
-    hand_inverse = hand.reshape(3, 3).T
-    mj.mju_mat2Quat(model.cam_quat[camera], (hand_inverse @ axes).flatten())
-    model.cam_pos[camera] = hand_inverse @ np.asarray(_WRIST_POSITION)
-    model.cam_fovy[camera] = _WRIST_FOV
-    model.cam_mode[camera] = mj.mjtCamLight.mjCAMLIGHT_FIXED
 
 
 class MetaWorldExpert:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,34 @@ def _loads(library: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class CameraPose:
+    """Where a camera sits, and what it looks at."""
+
+    position: tuple[float, float, float]  # [m]
+    lookat: tuple[float, float, float]  # [m], what is in the middle of the picture; above it is z
+    fov: float  # [degrees], from the lower to the upper edge
+
+
+def place_camera(model: mujoco.MjModel, camera: int, pose: CameraPose, body_axes: np.ndarray | None = None) -> None:
+    """Fixes the model's camera number `camera` to its body at `pose`, whose frame is the body's.
+
+    `body_axes` [3, 3]: the body's axes as columns in the frame that `pose` is given in, where that is another one.
+    """
+    import mujoco
+
+    forward = np.subtract(pose.lookat, pose.position)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(right, forward), -forward], axis=1)  # [3, 3], columns: camera's x, y, z
+    to_body = np.eye(3) if body_axes is None else body_axes.T
+    mujoco.mju_mat2Quat(model.cam_quat[camera], (to_body @ axes).flatten())
+    model.cam_pos[camera] = to_body @ np.asarray(pose.position)
+    model.cam_fovy[camera] = pose.fov
+    model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
 
 
 class OffscreenRenderer:

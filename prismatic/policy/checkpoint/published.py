@@ -21,12 +21,13 @@ from prismatic.policy.checkpoint.files import (
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.policy.lora.adapters import lora_rank
+from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
 from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
 from prismatic.vla.images import ImageRecipe
 
 _PUBLISHED_DIFFUSION_STEPS = 50
-_CAMERAS = {1: ("primary",), 2: ("primary", "wrist"), 3: ("primary", "left_wrist", "right_wrist")}
+_CAMERAS = {1: ONE_ARM[:1], 2: ONE_ARM, 3: TWO_ARMS}
 
 
 def describe_published(

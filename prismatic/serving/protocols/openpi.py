@@ -12,29 +12,13 @@ from typing import Any
 import numpy as np
 
 from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.vla.cameras import NamedBy, slots_by_name
+from prismatic.wire import keys
 from prismatic.wire.arrays import describe, pack_openpi
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack
 
-# The client's name -> our camera.
-CAMERAS = {
-    "observation/image": "primary",
-    "observation/exterior_image_1_left": "primary",
-    "observation/wrist_image": "wrist",
-    "observation/wrist_image_left": "wrist",
-    "cam_high": "primary",
-    "cam_low": "secondary",
-    "cam_left_wrist": "left_wrist",
-    "cam_right_wrist": "right_wrist",
-    "base_0_rgb": "primary",
-    "left_wrist_0_rgb": "left_wrist",
-    "right_wrist_0_rgb": "right_wrist",
-    "primary": "primary",
-    "secondary": "secondary",
-    "wrist": "wrist",
-    "left_wrist": "left_wrist",
-    "right_wrist": "right_wrist",
-}
+CAMERAS = slots_by_name(NamedBy.OPENPI)
 
 
 def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest:
@@ -47,20 +31,20 @@ def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest
     if not isinstance(content, dict):
         raise RequestError(f"an observation must be a map, found {describe(content)}")
     content = {_text(key): value for key, value in content.items()}
-    nested = content.get("images", {})
+    nested = content.get(keys.IMAGES, {})
     if not isinstance(nested, dict):
         raise RequestError(f"images must be a map from camera name to image, found {describe(nested)}")
     flat = {name: value for name, value in content.items() if name in CAMERAS or "image" in name.rpartition("/")[2]}
-    flat.pop("images", None)
+    flat.pop(keys.IMAGES, None)
     images = {**flat, **{_text(name): value for name, value in nested.items()}}
-    state = content.get("observation/state", content.get("state"))
-    return reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get("prompt"))
+    state = content.get("observation/state", content.get(keys.STATE))
+    return reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get(keys.PROMPT))
 
 
 def encode_chunk(actions: np.ndarray, server_ms: float, warnings: Sequence[str] = ()) -> bytes:
     """One frame with actions [H, A]; `warnings` are new ones about what the policy is shown."""
-    told = {"warnings": list(warnings)} if warnings else {}
-    return pack_openpi({"actions": np.ascontiguousarray(actions), "server_timing": {"infer_ms": server_ms}, **told})
+    told = {keys.WARNINGS: list(warnings)} if warnings else {}
+    return pack_openpi({keys.ACTIONS: np.ascontiguousarray(actions), keys.TIMING: {"infer_ms": server_ms}, **told})
 
 
 def encode_metadata(info: dict[str, Any]) -> bytes:

@@ -12,21 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.vla.types import ActionChunk
+from prismatic.wire import keys
 from prismatic.wire.arrays import describe, json_array, read_json
 from prismatic.wire.errors import RequestError
 
-# The client's name -> our camera; other keys with "wrist" are the single wrist camera.
-CAMERAS = {
-    "full_image": "primary",
-    "image": "primary",
-    "primary": "primary",
-    "cam_high": "primary",
-    "secondary_image": "secondary",
-    "secondary": "secondary",
-    "cam_low": "secondary",
-}
-_OTHER_KEYS = ("state", "proprio", "instruction", "unnorm_key", "encoded")
+CAMERAS = slots_by_name(NamedBy.ACT)
+_OTHER_KEYS = (keys.STATE, "proprio", keys.INSTRUCTION, "unnorm_key", "encoded")
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class ActRequest:
 
 
 def camera_of(name: str) -> str | None:
-    """Our camera for a key of the body; None: not a camera known here."""
+    """Our camera for a key of the body: beside the names of the table, any with "wrist" in it; None: not a camera known here."""
     if name in CAMERAS:
         return CAMERAS[name]
     for side in ("left", "right"):
@@ -63,7 +56,7 @@ def decode_act(body: bytes, reader: ObservationReader) -> ActRequest:
     if not isinstance(content, dict):
         raise RequestError(f"the body must be a JSON object with full_image (or image), state and instruction, found {describe(content)}")
     images = {name: (camera_of(name), value) for name, value in content.items() if _is_image(name, value)}
-    request = reader.read(images, content.get("state", content.get("proprio")), content.get("instruction"), content.get("unnorm_key"))
+    request = reader.read(images, content.get(keys.STATE, content.get("proprio")), content.get(keys.INSTRUCTION), content.get("unnorm_key"))
     return ActRequest(request, "image" in content and "full_image" not in content, is_double_encoded)
 
 

@@ -15,33 +15,14 @@ import numpy as np
 
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.vla.cameras import NamedBy, is_wrist, slots_by_name
 from prismatic.wire.arrays import describe, pack_vla_eval
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack
 
 PROTOCOL_VERSION = 1
 HARNESS_VERSION = "0.8.0"  # whose messages were tested
-
-# The benchmark's name -> our camera.
-CAMERAS = {
-    "agentview": "primary",
-    "primary": "primary",
-    "image": "primary",
-    "front": "primary",
-    "head_camera": "primary",
-    "cam_high": "primary",
-    "rgb_static": "primary",
-    "secondary": "secondary",
-    "wrist": "wrist",
-    "wrist_image": "wrist",
-    "rgb_gripper": "wrist",
-    "left_wrist": "left_wrist",
-    "left_camera": "left_wrist",
-    "cam_left_wrist": "left_wrist",
-    "right_wrist": "right_wrist",
-    "right_camera": "right_wrist",
-    "cam_right_wrist": "right_wrist",
-}
+CAMERAS = slots_by_name(NamedBy.VLA_EVAL)
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ def encode_message(kind: str, payload: dict[str, Any], seq: int) -> bytes:
 
 def hello_payload(spec: PolicySpec, robosuite_gripper: bool) -> dict[str, Any]:
     """What the server says of itself: what it wants to see, and what its actions are."""
-    has_wrist = any("wrist" in camera for camera in spec.cameras)
+    has_wrist = any(map(is_wrist, spec.cameras))
     params: dict[str, Any] = {"env_seed": 0, "quat_no_antipodal": True} if spec.platform.name == "LIBERO" else {}
     params |= {"send_wrist_image": True} if has_wrist else {}
     params |= {"send_state": True} if spec.heads.use_proprio else {}

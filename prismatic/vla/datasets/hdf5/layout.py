@@ -17,22 +17,6 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".hdf5", ".h5")
-# Names that recorders use for a camera -> the name that the registry's entries use.
-CAMERA_ALIASES = {
-    "cam_high": "image",
-    "cam_low": "secondary_image",
-    "cam_left_wrist": "left_wrist_image",
-    "cam_right_wrist": "right_wrist_image",
-    "primary": "image",
-    "secondary": "secondary_image",
-    "wrist": "wrist_image",
-    "left_wrist": "left_wrist_image",
-    "right_wrist": "right_wrist_image",
-    "agentview_rgb": "image",
-    "eye_in_hand_rgb": "wrist_image",
-    "agentview_image": "image",
-    "robot0_eye_in_hand_image": "wrist_image",
-}
 
 
 def find_files(folder: Path) -> list[Path]:

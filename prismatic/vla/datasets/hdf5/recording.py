@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.vla.datasets.hdf5.act import read_act_episode
 from prismatic.vla.datasets.hdf5.images import read_frames
 from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
 from prismatic.vla.types import check_image
 
-CAMERA_SLOTS = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
-_ALOHA_CAMERAS = {"cam_high": "primary", "cam_low": "secondary", "cam_left_wrist": "left_wrist", "cam_right_wrist": "right_wrist"}
+_SLOTS = slots_by_name(NamedBy.ACT_FILE)
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,6 @@ def read_recording(path: Path, instruction: str | None = None) -> Recording:
 
 
 def _slot(camera: str) -> str:
-    slot = _ALOHA_CAMERAS.get(camera, camera)
-    if slot not in CAMERA_SLOTS:
-        raise ValueError(
-            f"camera {camera!r} is none of {list(CAMERA_SLOTS)} or {list(_ALOHA_CAMERAS)}; rename /observations/images/{camera}"
-        )
-    return slot
+    if camera not in _SLOTS:
+        raise ValueError(f"camera {camera!r} is none of {', '.join(_SLOTS)}; rename /observations/images/{camera}")
+    return _SLOTS[camera]

@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.cameras import STORED_KEYS, NamedBy, slots_by_name
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5.act import IMAGES, read_act_episode
 from prismatic.vla.datasets.hdf5.images import read_frame
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE
-from prismatic.vla.datasets.hdf5.layout import CAMERA_ALIASES, find_files, is_robomimic, open_file
+from prismatic.vla.datasets.hdf5.layout import find_files, is_robomimic, open_file
 from prismatic.vla.datasets.hdf5.robomimic import camera_names, demo_numbers, is_upside_down, libero_instruction, read_demo
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
+_SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _VAL_FOLDERS = ("val", "validation")
 _DEMO_SHIFT = 32  # offset = demo number << 32 | row
 _MAX_OPEN_FILES = 64
@@ -161,5 +163,5 @@ def _references(stored: Any, number: int, camera: int, demo: int = 0) -> np.ndar
 
 def _add_camera(observation: Trajectory, name: str, references: np.ndarray) -> None:
     observation[name] = references
-    if name in CAMERA_ALIASES:
-        observation.setdefault(CAMERA_ALIASES[name], references)
+    if name in _SLOTS:
+        observation.setdefault(STORED_KEYS[_SLOTS[name]], references)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from prismatic.vla.cameras import is_wrist
 from prismatic.vla.datasets.inspection.checks import Finding
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
@@ -91,7 +92,7 @@ def _check_identical(small: dict[str, list[np.ndarray]]) -> list[Finding]:
 def _check_swapped(small: dict[str, list[np.ndarray]]) -> list[Finding]:
     """A fixed camera keeps most of its picture, one on the wrist does not."""
     findings = []
-    for wrist in (camera for camera in small if "wrist" in camera):
+    for wrist in filter(is_wrist, small):
         moving = [(_still_share(fixed), _still_share(hand)) for fixed, hand in zip(small["primary"], small[wrist], strict=True)
                   if len(fixed) > 2]  # fmt: skip
         if moving and np.mean([hand > fixed + 0.25 for fixed, hand in moving]) > 0.7:

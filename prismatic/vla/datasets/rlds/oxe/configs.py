@@ -18,13 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.cameras import CAMERA_ORDER, ONE_ARM, TWO_ARMS, stored_keys
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 
 # Named in messages that ask the user to edit an entry.
 CONFIGS_FILE = "prismatic/vla/datasets/rlds/oxe/configs.py"
-
-# Camera names in the order in which a policy takes them: --num_images_in_input 2 means the first two that an entry has.
-CAMERA_ORDER = ("primary", "wrist", "left_wrist", "right_wrist", "secondary")
 
 
 class StateEncoding(IntEnum):
@@ -95,7 +93,7 @@ class DatasetEntry:
     """One data set of the registry; the defaults are a single arm in the layout of the LIBERO data sets."""
 
     # A key is a stored name, or a path through groups: "images/cam_high".
-    image_obs_keys: Mapping[str, str | None] = field(default_factory=lambda: {"primary": "image", "wrist": "wrist_image"})
+    image_obs_keys: Mapping[str, str | None] = field(default_factory=lambda: stored_keys(ONE_ARM))
     state_obs_keys: tuple[str | None, ...] = ("state",)  # joined in this order; None adds one column of zeros
     action_keys: tuple[str, ...] = ("action",)  # stored beside the observation; joined in this order
     action_encoding: ActionEncoding = ActionEncoding.EEF_POS
@@ -187,7 +185,7 @@ def _libero() -> DatasetEntry:
     )
 
 
-_THREE_CAMERAS = {"primary": "image", "left_wrist": "left_wrist_image", "right_wrist": "right_wrist_image"}
+_THREE_CAMERAS = stored_keys(TWO_ARMS)
 
 
 def _aloha() -> DatasetEntry:
@@ -201,7 +199,7 @@ def _aloha() -> DatasetEntry:
 
 _POSE_STATE = ("EEF_state", "gripper_state")  # 6 + 1
 _NO_STATE = (None,) * 8
-_WRIST = {"primary": "image", "wrist": "wrist_image"}
+_WRIST = stored_keys(ONE_ARM)
 _EULER, _QUAT, _JOINT = StateEncoding.POS_EULER, StateEncoding.POS_QUAT, StateEncoding.JOINT
 
 
