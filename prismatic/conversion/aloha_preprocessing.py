@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,22 +13,29 @@ from prismatic.vla.datasets.hdf5.act import IMAGES
 from prismatic.vla.datasets.hdf5.images import read_frame
 from prismatic.vla.datasets.hdf5.instructions import act_instruction
 from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
+from prismatic.vla.datasets.splits import choose_validation
 from prismatic.vla.images import resize_lanczos3
 
 
-def divide(paths: list[Path], percent_val: float) -> dict[Path, str]:
-    """path -> "train" or "val": the recordings whose names hash lowest go to val, the same on every run.
+def divide(paths: list[Path], percent_val: float, instruction: str | None = None) -> dict[Path, str]:
+    """path -> "train" or "val": the division that training would make, the tasks being what the recordings say, or `instruction`.
 
     Raises:
-        ValueError: two recordings have the same name.
+        ValueError: two recordings have the same name, or one is damaged.
     """
     names = [path.name for path in paths]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ValueError(f"{double} occurs more than once under --dataset_path; preprocess each folder of episodes by itself")
-    count = min(round(len(paths) * percent_val) or (1 if percent_val > 0 and len(paths) > 1 else 0), max(len(paths) - 1, 0))
-    by_hash = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
-    return {path: "val" if path in by_hash[:count] else "train" for path in paths}
+    if percent_val == 0 or len(paths) == 1:
+        return dict.fromkeys(paths, "train")
+    tasks = [instruction or _instruction(path) for path in paths]
+    return {path: "val" if flag else "train" for path, flag in zip(paths, choose_validation(names, tasks, percent_val), strict=True)}
+
+
+def _instruction(path: Path) -> str:
+    with open_file(path) as file:
+        return "" if is_robomimic(file) else act_instruction(file, path)
 
 
 def preprocess_recording(path: Path, target: Path, image_size: int, instruction: str | None = None) -> None:

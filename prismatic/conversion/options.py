@@ -10,6 +10,7 @@ from prismatic.conversion.rlds_writer import RldsSpec
 from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
+from prismatic.vla.datasets.splits import VAL_FRACTION
 
 
 @dataclass
@@ -24,7 +25,7 @@ class RldsFlags:
     overwrite: bool = False  # replace an existing data set of this name and version
 
     # What is written
-    val_fraction: float = 0.1  # share of the episodes of each instruction that become the val split, where the recordings have none
+    val_fraction: float = VAL_FRACTION  # share of the episodes that become the val split, where the recordings have none; 0: none do
     image_size: int | None = None  # pixels; images become squares of this side (256 as in the published data sets); None keeps their size
     cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
     state: str = "state"  # recorded columns that make up the state, joined in this order, separated by commas

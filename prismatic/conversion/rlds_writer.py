@@ -40,10 +40,9 @@ from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.splits import VAL_FRACTION, VAL_SPLITS, choose_validation
 
 logger = logging.getLogger(__name__)
-
-_VAL_SPLITS = ("val", "validation")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class RldsSpec:
     dataset_name: str  # folder and TFDS name: lower case, digits, underscores
     data_root_dir: Path  # the data set lands in data_root_dir/dataset_name/version
     version: str = "1.0.0"
-    val_fraction: float = 0.1  # of the episodes of each instruction, where the source has no val split; 0 writes none
+    val_fraction: float = VAL_FRACTION  # share of the episodes that become the val split, where the source has none; 0 writes none
     instruction: str | None = None  # replaces what the recordings say
     instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}; replaces what the recordings say
     image_size: int | None = None  # pixels; images become squares of this side; None keeps their size
@@ -118,26 +117,21 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:
-    """{"train": ..., "val": ...}: the source's own val split, else per instruction the episodes whose file names hash lowest.
+    """{"train": ..., "val": ...}: the source's own val split, else the division that training would make.
 
-    The same recordings give the same split on every machine; every instruction keeps its share in both.
+    Raises:
+        ValueError: there is one episode, which cannot be divided.
     """
-    recorded = {name: [item for item in episodes if (item.split in _VAL_SPLITS) == (name == "val")] for name in ("train", "val")}
+    recorded = {name: [item for item in episodes if (item.split in VAL_SPLITS) == (name == "val")] for name in ("train", "val")}
     if recorded["val"] and recorded["train"]:
         return recorded
     if val_fraction == 0:
         return {"train": list(episodes)}
-    val: set[str] = set()
-    for instruction in sorted({item.instruction for item in episodes}):
-        names = (item.name for item in episodes if item.instruction == instruction)
-        members = sorted(names, key=lambda name: (hashlib.sha256(Path(name).name.encode()).hexdigest(), name))
-        count = round(len(members) * val_fraction) or (1 if len(members) > 1 else 0)
-        val.update(members[: min(count, len(members) - 1)])
-    if not val:
-        raise ValueError(
-            f"--val_fraction {val_fraction} leaves no validation episode of {len(episodes)}; record more, or pass --val_fraction 0"
-        )
-    return {"train": [item for item in episodes if item.name not in val], "val": [item for item in episodes if item.name in val]}
+    try:
+        is_val = choose_validation([item.name for item in episodes], [item.instruction for item in episodes], val_fraction)
+    except ValueError as error:
+        raise ValueError(f"{error}; record more, or pass --val_fraction 0") from error
+    return {name: [item for item, flag in zip(episodes, is_val, strict=True) if flag == (name == "val")] for name in ("train", "val")}
 
 
 def _check_cameras(entry: DatasetEntry) -> None:

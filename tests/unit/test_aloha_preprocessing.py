@@ -12,6 +12,13 @@ import pytest
 from hdf5_files import camera_images, write_aloha
 
 from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.index import load_index
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.splits import split_episodes
 from prismatic.vla.images import decode_image, encode_jpeg, resize_lanczos3
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +49,16 @@ def test_a_damaged_recording_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_division_is_the_same_every_time() -> None:
-    paths = [Path(f"raw/episode_{number}.hdf5") for number in range(20)]
+def test_division_is_the_same_every_time_and_the_one_of_training(tmp_path: Path) -> None:
+    paths = [write_aloha(tmp_path / "raw" / f"episode_{number}.hdf5", 2, instruction=f"task {number % 4}") for number in range(20)]
     splits = divide(paths, 0.1)
     assert sorted(splits.values()).count("val") == 2
     assert splits == divide(paths[::-1], 0.1)
+    spec = DatasetSpec(
+        "fold", DatasetEntry(image_obs_keys={"primary": "cam_high"}), tmp_path / "raw", ROBOT_PLATFORMS["ALOHA"], identity_dataset_transform
+    )
+    index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform)
+    assert {index.names[episode] for episode in split_episodes(spec, index, 0.1)[1]} == {p.name for p in paths if splits[p] == "val"}
     assert set(divide(paths, 0).values()) == {"train"}
     assert set(divide(paths[:1], 0.5).values()) == {"train"}
     with pytest.raises(ValueError, match=r"episode_3.hdf5 occurs more than once"):

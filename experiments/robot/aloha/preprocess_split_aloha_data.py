@@ -18,6 +18,7 @@ from prismatic.cli import run_script
 from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
 from prismatic.conversion.staging import only_writer
 from prismatic.vla.datasets.hdf5.layout import find_files
+from prismatic.vla.datasets.splits import VAL_FRACTION
 
 
 @dataclass
@@ -26,7 +27,7 @@ class PreprocessConfig:
 
     dataset_path: Path  # folder of raw episode_*.hdf5 files
     out_base_dir: Path  # the result lands in out_base_dir/<name of dataset_path>/{train,val}
-    percent_val: float = 0.05  # share of the episodes for validation, 0 to 1
+    percent_val: float = VAL_FRACTION  # share of the episodes for validation, 0 to 1, spread over the instructions
     img_resize_size: int = 256  # pixels; images become squares of this side
     instruction: str | None = None  # stored as the language instruction of every episode; None keeps what the recordings say
 
@@ -38,7 +39,7 @@ class PreprocessConfig:
 
 
 def main(config: PreprocessConfig) -> None:
-    splits = divide(find_files(config.dataset_path), config.percent_val)
+    splits = divide(find_files(config.dataset_path), config.percent_val, config.instruction)
     out = config.out_base_dir / config.dataset_path.resolve().name
     for path, split in splits.items():
         other = out / ("train" if split == "val" else "val") / path.name

@@ -29,13 +29,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameReader, TrajectoryTransform, standardize
+from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameReader, RawEpisode, TrajectoryTransform, standardize
 from prismatic.vla.datasets.repairs import Repair, repairs_from_json
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
 _ARRAYS = ("actions", "proprio", "images", "instruction_ids", "episode_starts")
 
@@ -48,6 +48,7 @@ class EpisodeIndex:
     files: tuple[Path, ...]
     reader: FrameReader  # decodes the references of `images`
     cameras: tuple[str, ...]  # the columns of `images`
+    names: tuple[str, ...]  # where each episode lies: file in the data set's folder, and which of its episodes
     splits: dict[str, tuple[int, int]]  # split name -> first episode and the one after the last
     instructions: tuple[str, ...]
     actions: np.ndarray  # float32 [M, A], raw units
@@ -153,8 +154,8 @@ def _lock(parent: Path) -> Iterator[None]:
         yield
 
 
-def _standard_episodes(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> Iterator[tuple[str, Episode]]:
-    """(split, checked episode), in the order of the files.
+def _standard_episodes(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> Iterator[tuple[RawEpisode, Episode]]:
+    """(episode as recorded, checked), in the order of the files.
 
     Raises:
         ValueError: an episode does not fit the entry or its predecessors, or there is none.
@@ -168,7 +169,7 @@ def _standard_episodes(source: EpisodeSource, entry: DatasetEntry, transform: Tr
             if action_dim not in (None, episode.actions.shape[1]):
                 raise ValueError(f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {action_dim}")
             action_dim = episode.actions.shape[1]
-            yield raw.split, episode
+            yield raw, episode
             progress.update()
     if action_dim is None:
         raise ValueError(f"{source.folder} holds no episodes; record some, or copy the data set again")
@@ -227,9 +228,11 @@ def _collect(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTr
     """Appends every episode to the arrays of the index; the description (json values)."""
     splits: dict[str, tuple[int, int]] = {}
     numbers: dict[str, int] = {}
+    names: list[str] = []
     num_steps = 0
     arrays["episode_starts"].append(np.zeros(1, np.int64))
-    for number, (split, episode) in enumerate(_standard_episodes(source, entry, transform)):
+    for number, (raw, episode) in enumerate(_standard_episodes(source, entry, transform)):
+        names.append(raw.name.removeprefix(f"{source.folder}{os.sep}"))
         for text in episode.instructions:
             if text:
                 numbers.setdefault(text, len(numbers))
@@ -238,8 +241,14 @@ def _collect(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTr
         arrays["instruction_ids"].append(np.array([numbers.get(text, -1) for text in episode.instructions], np.int32))
         num_steps += len(episode.actions)
         arrays["episode_starts"].append(np.array([num_steps], np.int64))
-        splits[split] = (splits.get(split, (number, 0))[0], number + 1)
-    return {"cameras": list(entry.cameras), "splits": splits, "instructions": list(numbers), "repairs": source.repairs.as_json()}
+        splits[raw.split] = (splits.get(raw.split, (number, 0))[0], number + 1)
+    return {
+        "cameras": list(entry.cameras),
+        "names": names,
+        "splits": splits,
+        "instructions": list(numbers),
+        "repairs": source.repairs.as_json(),
+    }
 
 
 def _write(folder: Path, source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> None:
@@ -275,6 +284,7 @@ def _to_index(arrays: dict[str, np.ndarray], description: dict[str, Any], key: s
         files=source.files,
         reader=source.frame_reader(),
         cameras=tuple(description["cameras"]),
+        names=tuple(description["names"]),
         splits={name: (first, last) for name, (first, last) in description["splits"].items()},
         instructions=tuple(description["instructions"]),
         repairs=repairs_from_json(description["repairs"]),

@@ -11,8 +11,10 @@ each other). Source of the layout: tensorflow_datasets/core/{naming,example_seri
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
-from prismatic.vla.datasets.frames import EncodedFrameReader
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example, read_records
+from prismatic.vla.images import decode_image
 
 _STEPS = "steps"
+_MAX_OPEN_FILES = 256
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -74,7 +77,7 @@ class RldsSource:
         for number, shard in enumerate(self.shards):
             count = 0
             for count, (offset, payload) in enumerate(read_records(shard.path), start=1):
-                name = f"{shard.path}, episode {count - 1} (byte {offset})"
+                name = f"{shard.path}, episode {count - 1}"
                 yield RawEpisode(shard.split, name, self._trajectory(name, payload, offset, number))
             if count != shard.num_episodes:
                 raise ValueError(
@@ -98,6 +101,45 @@ class RldsSource:
         except ValueError as error:
             raise CorruptRecordError(f"{name}: {error}") from error
         return trajectory
+
+
+class EncodedFrameReader:
+    """Reads single encoded images out of big files, which stay open; safe to carry into forked worker processes."""
+
+    is_sequential = False
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = tuple(files)
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, reference: np.void) -> np.ndarray:
+        """uint8 [height, width, 3] of one IMAGE_REF.
+
+        Raises:
+            ValueError: the image is cut off or damaged; the message names file and byte offset.
+        """
+        file, offset, length = (int(reference[name]) for name in ("file", "offset", "length"))
+        encoded = os.pread(self._descriptor(file), length, offset)
+        try:
+            return decode_image(encoded)
+        except ValueError as error:
+            raise ValueError(f"{self._files[file]}, image at byte {offset} ({length} bytes): {error}") from error
+
+    def _descriptor(self, file: int) -> int:
+        descriptor = self._descriptors.pop(file, None)
+        if descriptor is None:
+            if len(self._descriptors) >= _MAX_OPEN_FILES:
+                os.close(self._descriptors.popitem(last=False)[1])
+            descriptor = os.open(self._files[file], os.O_RDONLY)
+        self._descriptors[file] = descriptor  # most recently used last
+        return descriptor
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": self._files, "_descriptors": OrderedDict()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
