@@ -69,7 +69,7 @@ def main(config: CheckConfig) -> None:
 def _check_shape(work_dir: Path, base: Path, flags: dict[str, object]) -> dict[str, object]:
     torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
-    run = FinetuneConfig(
+    run = FinetuneConfig.from_flags(
         vla_path=str(base),
         data_root_dir=DATA,
         run_root_dir=work_dir / "runs",

@@ -117,7 +117,7 @@ def _timed_step(trainer: Trainer, batches: Any) -> float:
 
 
 def _training_flags(config: ScalingConfig) -> FinetuneConfig:
-    return FinetuneConfig(
+    return FinetuneConfig.from_flags(
         vla_path=str(config.work_dir / config.preset),
         data_root_dir=DATA,
         run_root_dir=config.work_dir / "runs",

@@ -140,7 +140,7 @@ def _measure_steps(trainer: Trainer, batches: Any, config: TrainStepConfig) -> d
 
 def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
     """The case's trainer, ready for its first step."""
-    flags = FinetuneConfig(
+    flags = FinetuneConfig.from_flags(
         vla_path=str(base),
         data_root_dir=DATA,
         run_root_dir=config.work_dir / "runs",

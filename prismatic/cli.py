@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from prismatic.cli_sections import flag_names, flat_class, from_flags
 
 T = TypeVar("T")
 
@@ -62,8 +64,9 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     import draccus
     from draccus.utils import DecodingError, DraccusException, ParsingError
 
+    flat = flat_class(config_class)  # sections are for the code, the parser sees one list of flags
     try:
-        return draccus.parse(config_class, args=_complete_switches(arguments, config_class), exit_on_error=False)
+        parsed: Any = draccus.parse(flat, args=_complete_switches(arguments, flat), exit_on_error=False)
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path)
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
@@ -73,6 +76,7 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         raise ValueError(_explain(str(error), config_class)) from error
     except FileNotFoundError as error:
         raise ValueError(f"--config_path: there is no file {error.filename}") from error
+    return from_flags(config_class, **vars(parsed)) if flat is not config_class else parsed
 
 
 def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str]:
@@ -88,7 +92,7 @@ def _explain(message: str, config_class: type) -> str:
     """`message` about flags, with near names where one is unknown."""
     if missing := re.findall(r"`(\w+)`", message) if message.startswith("Missing required") else []:
         return f"{', '.join(f'--{name}' for name in missing)} missing; --help explains all flags"
-    names = [item.name for item in fields(config_class)]
+    names = flag_names(config_class)
     unknown = re.findall(r"--(\w+)", message) if "unrecognized arguments" in message else re.findall(r"`(\w+)`", message)
     unknown = [name for name in unknown if name not in names]
     near = [f"did you mean --{match}?" for name in unknown for match in difflib.get_close_matches(name, names, n=1)]

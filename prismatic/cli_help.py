@@ -1,7 +1,8 @@
 """A dataclass of flags -> the text of --help: what the program does, then groups with a line per flag, its default and its comment.
 
 The source is the documentation: a comment that stands alone above a field, after an empty line, is the heading of a group; the comment
-behind a field says what the flag does, in which unit. A field that is a dataclass itself is a group of flags with a dot in their names.
+behind a field says what the flag does, in which unit. A field that is a dataclass itself is a group of flags with a dot in their names;
+in a section (prismatic.cli_sections) without.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from draccus.wrappers.docstring import get_attribute_docstring
+
+from prismatic.cli_sections import sections
 
 _FIELD = re.compile(r"^    (\w+)\s*:")
 _HEADING = re.compile(r"^    # (.+)$")
@@ -61,12 +64,12 @@ def flag_groups(config_class: type, prefix: str = "") -> dict[str, list[Flag]]:
     for owner in reversed(owners):  # a default that is replaced leaves the flag in its group
         headings |= {name: heading for name, heading in _headings(owner) if heading or name not in headings}
     groups: dict[str, list[Flag]] = {heading: [] for owner in owners for _, heading in _headings(owner)}
-    types = typing.get_type_hints(config_class)
+    types, inner = typing.get_type_hints(config_class), sections(config_class)
     for item in dataclasses.fields(config_class):
         comments = (get_attribute_docstring(owner, item.name).comment_inline for owner in owners)
         text = next(filter(None, comments), "")  # a default that is replaced needs no comment of its own
         if dataclasses.is_dataclass(types[item.name]):
-            groups |= flag_groups(types[item.name], f"{prefix}{item.name}.")
+            groups |= flag_groups(types[item.name], prefix if item.name in inner else f"{prefix}{item.name}.")
         elif item.init:
             groups[headings[item.name]].append(Flag(f"{prefix}{item.name}", _default(item), text))
     return {heading or _NO_HEADING: flags for heading, flags in groups.items() if flags}

@@ -27,7 +27,7 @@ def mark_best(config: FinetuneConfig, rows: Sequence[dict[str, Any]], saved_step
     """
     path = config.run_dir / BEST_FILE
     validated = {row["step"]: row[BEST_METRIC] for row in rows if BEST_METRIC in row}
-    if config.save_latest_checkpoint_only:
+    if config.saving.save_latest_checkpoint_only:
         candidates = {step: value for step, value in validated.items() if step == min(validated, key=validated.__getitem__)}
     else:
         candidates = {step: validated[step] for step in find_checkpoints(config) if step in validated}
@@ -35,7 +35,7 @@ def mark_best(config: FinetuneConfig, rows: Sequence[dict[str, Any]], saved_step
         path.unlink(missing_ok=True)
         return None
     step = min(candidates, key=candidates.__getitem__)
-    exists = not config.save_latest_checkpoint_only or step == saved_step
+    exists = not config.saving.save_latest_checkpoint_only or step == saved_step
     name = checkpoint_folder(config, step).name if exists else None
     _write(path, {"checkpoint": name, "step": step, "metric": BEST_METRIC, "value": candidates[step]})
     return name
@@ -43,12 +43,13 @@ def mark_best(config: FinetuneConfig, rows: Sequence[dict[str, Any]], saved_step
 
 def cadence_note(config: FinetuneConfig) -> str | None:
     """What to tell if not every validated step is saved; None: every one is."""
-    if not config.use_val_set or config.val_freq % config.save_freq == 0:
+    val_freq, save_freq, max_steps = config.evaluation.val_freq, config.saving.save_freq, config.optimization.max_steps
+    if not config.evaluation.use_val_set or val_freq % save_freq == 0:
         return None
-    both = math.lcm(config.val_freq, config.save_freq)
-    which = f"checkpoints of steps that are multiples of {both}, and the last," if both < config.max_steps else "the last checkpoint"
+    both = math.lcm(val_freq, save_freq)
+    which = f"checkpoints of steps that are multiples of {both}, and the last," if both < max_steps else "the last checkpoint"
     return (
-        f"--val_freq is {config.val_freq}, --save_freq {config.save_freq}: only {which} can be marked as the best; make --val_freq a "
+        f"--val_freq is {val_freq}, --save_freq {save_freq}: only {which} can be marked as the best; make --val_freq a "
         "multiple of --save_freq to compare all that is validated"
     )
 

@@ -32,15 +32,15 @@ def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
     Raises:
         ValueError: they were asked for where that is impossible.
     """
-    reason = _obstacle(config, ranks)
-    if config.cuda_graphs == "True" and reason:
+    reason, wish = _obstacle(config, ranks), config.speed.cuda_graphs
+    if wish == "True" and reason:
         raise ValueError(f"--cuda_graphs True: {reason}; leave the flag out")
-    return reason is None and (config.cuda_graphs == "True" or (config.cuda_graphs == "auto" and not _is_untried(config, ranks)))
+    return reason is None and (wish == "True" or (wish == "auto" and not _is_untried(config, ranks)))
 
 
 def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
     """What "auto" leaves alone: its recorded losses were not compared with plain ones on GPUs (tests/smoke/test_gpu_training.py)."""
-    saves_memory = config.gradient_checkpointing or config.quantize_base != "none"
+    saves_memory = config.speed.gradient_checkpointing or config.model.quantize_base != "none"
     is_on_several_nodes = ranks.world_size > max(1, torch.cuda.device_count())
     return is_on_several_nodes or (saves_memory and not uses_compiler(config, ranks))
 
@@ -48,7 +48,7 @@ def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
     if ranks.device.type != "cuda":
         return "there is no CUDA device"
-    if config.quantize_base == "int8":
+    if config.model.quantize_base == "int8":
         return "--quantize_base int8 looks for outliers on the processor"
     if config.recomputes_dropout:
         return "--gradient_checkpointing with --lora_dropout restores random numbers on the processor"

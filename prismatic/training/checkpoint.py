@@ -89,8 +89,8 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     def write() -> None:
         try:
             with atomic_folder(folder) as temporary:
-                originals = StoredWeights(resolve_folder(run.base_path)) if config.quantize_base != "none" else None
-                save_policy(parts, temporary, None if config.save_latest_checkpoint_only else state.step, merge, originals)
+                originals = StoredWeights(resolve_folder(run.base_path)) if config.model.quantize_base != "none" else None
+                save_policy(parts, temporary, None if config.saving.save_latest_checkpoint_only else state.step, merge, originals)
                 _write_trainer_state(temporary / TRAINER_STATE_FOLDER, state, trained, gathering, random_states)
         except (OSError, RuntimeError, SafetensorError) as error:
             needed = format_bytes(checkpoint_bytes(run.parts.model, trained, merge))
@@ -101,7 +101,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
         finally:
             gathering.finish()
         for path in prune_checkpoints(config):
-            logger.info("removed %s (--keep_checkpoints %s)", path, config.keep_checkpoints)
+            logger.info("removed %s (--keep_checkpoints %s)", path, config.saving.keep_checkpoints)
 
     on_main(write, ranks)
     return folder

@@ -56,20 +56,21 @@ def eval_command(config: FinetuneConfig, platform: str) -> str | None:
     Raises:
         ValueError: the platform has none of its own and --eval_command is not given.
     """
-    if not config.eval_every:
+    eval_every, dataset_name = config.evaluation.eval_every, config.data.dataset_name
+    if not eval_every:
         return None
-    command = config.eval_command or EVAL_COMMANDS.get(platform)
+    command = config.evaluation.eval_command or EVAL_COMMANDS.get(platform)
     if command is None:
         raise ValueError(
-            f"--eval_every is {config.eval_every}, but platform {platform} has no evaluation of its own ({', '.join(EVAL_COMMANDS)} do); "
+            f"--eval_every is {eval_every}, but platform {platform} has no evaluation of its own ({', '.join(EVAL_COMMANDS)} do); "
             "pass --eval_command with {checkpoint} and {output_dir}, or leave --eval_every out"
         )
     if "{suite}" not in command:
         return command
-    suite = _SUITES[platform].fullmatch(config.dataset_name)
+    suite = _SUITES[platform].fullmatch(dataset_name)
     if suite is None:
         raise ValueError(
-            f"--eval_every is {config.eval_every}, but it is not clear which simulated tasks {config.dataset_name} is of; pass "
+            f"--eval_every is {eval_every}, but it is not clear which simulated tasks {dataset_name} is of; pass "
             f"--eval_command, such as: {command}"
         )
     return command.replace("{suite}", suite[1])

@@ -22,15 +22,17 @@ def data_loader(
     """Batches of `dataset` in the order of `sampler`; without one, each sample once, in order."""
     return DataLoader(
         dataset,
-        batch_size=config.batch_size,
+        batch_size=config.optimization.batch_size,
         sampler=sampler,
         collate_fn=collator,
-        num_workers=config.num_workers,
+        num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         drop_last=False,
         worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(config.seed),  # else every loader would move torch's own, which resuming restores
+        generator=torch.Generator().manual_seed(
+            config.optimization.seed
+        ),  # else every loader would move torch's own, which resuming restores
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
+from prismatic.cli_sections import plain_values
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs, read_rows
 
@@ -52,12 +53,13 @@ class RunLogger:
         self._recent_l1: deque[float] = deque(maxlen=_NUM_LAST_ROWS)
         self._sinks: list[Sink] = []
         has_bar = is_main and sys.stderr.isatty()
-        self._bar = tqdm(total=config.max_steps, initial=first_step, desc=config.dataset_name, unit="step", disable=not has_bar)
+        self._max_steps = config.optimization.max_steps
+        self._bar = tqdm(total=self._max_steps, initial=first_step, desc=config.data.dataset_name, unit="step", disable=not has_bar)
         self._has_bar, self._last_line = has_bar, -_LINE_INTERVAL_S
         if is_main:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             drop_later_rows(self._path, first_step)
-            self._sinks = [_SINKS[name](config, first_step) for name in config.logger_names]
+            self._sinks = [_SINKS[name](config, first_step) for name in config.logging.logger_names]
 
     def step(self) -> None:
         """Moves the progress bar by one optimizer step."""
@@ -89,15 +91,15 @@ class RunLogger:
             self._recent_l1.append(values["train/action_l1_loss"])
         text = progress_text(values)
         self._bar.set_postfix_str(text, refresh=False)
-        is_last = step == self._config.max_steps
+        is_last = step == self._max_steps
         if not self._has_bar and (is_last or time.monotonic() - self._last_line >= _LINE_INTERVAL_S):
             self._last_line = time.monotonic()
-            left = (self._config.max_steps - step) * values["train/step_seconds"]
-            logger.info("step %s/%s, %s, %s left", f"{step:,}", f"{self._config.max_steps:,}", text, tqdm.format_interval(left))
+            left = (self._max_steps - step) * values["train/step_seconds"]
+            logger.info("step %s/%s, %s, %s left", f"{step:,}", f"{self._max_steps:,}", text, tqdm.format_interval(left))
 
     def plateau_warning(self) -> str | None:
         """What to tell if an L1 run ends with a loss that the published guidance calls too high."""
-        if not self._config.use_l1_regression or not self._recent_l1:
+        if not self._config.model.use_l1_regression or not self._recent_l1:
             return None
         mean = sum(self._recent_l1) / len(self._recent_l1)
         if mean <= _PLATEAU_L1:
@@ -157,7 +159,7 @@ def check_loggers(config: FinetuneConfig) -> None:
     Raises:
         ValueError: it is not; the message says how to install it.
     """
-    for name in config.logger_names:
+    for name in config.logging.logger_names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"--logger {name}: the package is not installed; pip install {name}, or leave it out of --logger "
@@ -172,15 +174,15 @@ class WandbSink:
         import wandb
 
         id_file = config.run_dir / _WANDB_ID_FILE
-        known = id_file.read_text().strip() if config.resume and id_file.exists() else None
+        known = id_file.read_text().strip() if config.saving.resume and id_file.exists() else None
         self._run: Any = wandb.init(
-            entity=config.wandb_entity,
-            project=config.wandb_project,
+            entity=config.logging.wandb_entity,
+            project=config.logging.wandb_project,
             name=f"ft+{config.run_id}",
             id=known,
             resume="allow" if known else None,
             dir=str(config.run_dir.parent),
-            config={name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(config).items()},
+            config=plain_values(config),
         )
         id_file.write_text(self._run.id + "\n")
         self._run.define_metric("eval/*", step_metric="eval/step")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from prismatic.cli_sections import plain_values
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.files import check_free_space
@@ -63,7 +64,8 @@ class Trainer:
         self.run, self.config, self.ranks = run, run.config, run.ranks
         self.model = run.parts.model
         parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = build_optimizer(parameters.values(), self.config.learning_rate, self.config.weight_decay, self.config.optimizer)
+        recipe = self.config.optimization
+        self.optimizer = build_optimizer(parameters.values(), recipe.learning_rate, recipe.weight_decay, recipe.optimizer)
         self.trained = Trained(parameters, self.optimizer)
         self.step, self.owes_validation = 0, False
         self.meter = StepMeter(self.ranks.device)
@@ -73,7 +75,7 @@ class Trainer:
             self._resume(run.resumed)
         if self.ranks.is_main:
             drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
-        needed = checkpoint_bytes(self.model, self.trained, self.config.merge_lora_during_training)
+        needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)
         on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
         self.captured = CapturedPass(self.accumulate, parameters.values()) if uses_cuda_graphs(self.config, self.ranks) else None
@@ -90,13 +92,13 @@ class Trainer:
             self.model.train()
             self._start_meter()
             with contextlib.closing(self.batches()) as batches:
-                while self.step < config.max_steps:
+                while self.step < config.optimization.max_steps:
                     self.meter.add(self.optimizer_step(batches))
                     self.step += 1
                     log.step()
-                    if self._is_due(config.wandb_log_freq):
+                    if self._is_due(config.logging.wandb_log_freq):
                         log.metrics(self.step, self._train_metrics())
-                    is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.max_steps
+                    is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.optimization.max_steps
                     self._between_steps(log, evaluation, is_stopping)
                     if is_stopping:
                         return False
@@ -118,23 +120,23 @@ class Trainer:
         log.message(self.run.summary())
         if note := cadence_note(self.config):
             log.message(note)
-        if self.step >= self.config.max_steps:
-            log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {self.config.max_steps}")
-        if self.config.use_val_set and self.ranks.is_main:
+        if self.step >= self.config.optimization.max_steps:
+            log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {self.config.optimization.max_steps}")
+        if self.config.evaluation.use_val_set and self.ranks.is_main:
             mark_best(self.config, log.rows(), self.step)  # a resumed run may have gone further before
 
     def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None, is_stopping: bool) -> None:
         """What is due after this step: validation, saving, an evaluation of what was saved. A run that stops saves, and validates later."""
         config = self.config
-        self.owes_validation = self.validator is not None and self._is_due(config.val_freq)
+        self.owes_validation = self.validator is not None and self._is_due(config.evaluation.val_freq)
         if self.owes_validation and not is_stopping:
             self._validate(log)
-        is_evaluated = config.eval_every > 0 and self._is_due(config.eval_every)
-        is_due = self._is_due(config.save_freq) or is_evaluated
+        is_evaluated = config.evaluation.eval_every > 0 and self._is_due(config.evaluation.eval_every)
+        is_due = self._is_due(config.saving.save_freq) or is_evaluated
         if is_due or is_stopping:
             self.finite.check()
             with self.meter.paused():
-                folder = self.save(merge=config.merge_lora_during_training and is_due)
+                folder = self.save(merge=config.saving.merge_lora_during_training and is_due)
                 best = mark_best(config, log.rows(), self.step) if self.validator is not None and self.ranks.is_main else None
                 if evaluation is not None and is_evaluated:
                     evaluation.submit(self.step, folder)
@@ -146,7 +148,7 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last, happens now."""
-        return self.step % every == 0 or self.step == self.config.max_steps
+        return self.step % every == 0 or self.step == self.config.optimization.max_steps
 
     def _evaluation(self) -> contextlib.AbstractContextManager[BackgroundEvaluation | None]:
         command = self.run.eval_command
@@ -166,32 +168,32 @@ class Trainer:
         if batch.attention_mask is not None and bool(batch.attention_mask.all()):
             batch = replace(batch, attention_mask=None)
         batch = batch.to(self.ranks.device)
-        return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.device_augmentation else batch
+        return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.data.device_augmentation else batch
 
     def optimizer_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """One update of the weights; its mean metrics, still on the device."""
-        config = self.config
-        factor = learning_rate_factor(self.step, config.lr_warmup_steps, config.num_steps_before_decay)
-        set_learning_rate(self.optimizer, config.learning_rate * factor)
+        recipe = self.config.optimization
+        factor = learning_rate_factor(self.step, recipe.lr_warmup_steps, recipe.num_steps_before_decay)
+        set_learning_rate(self.optimizer, recipe.learning_rate * factor)
         metrics: dict[str, torch.Tensor] = {}
-        for micro_step in range(config.grad_accumulation_steps):
+        for micro_step in range(recipe.grad_accumulation_steps):
             batch = next(batches)
-            with self._gradient_exchange(is_last=micro_step == config.grad_accumulation_steps - 1):
+            with self._gradient_exchange(is_last=micro_step == recipe.grad_accumulation_steps - 1):
                 found = self.accumulate(batch) if self.captured is None else self.captured(batch)
             self.finite.add(self.step + 1, found["loss"], batch.sample_ids)
-            self.run.train_sampler.advance(config.batch_size * self.ranks.world_size)
+            self.run.train_sampler.advance(recipe.batch_size * self.ranks.world_size)
             for name, value in found.items():
-                metrics[name] = metrics.get(name, 0) + value / config.grad_accumulation_steps
+                metrics[name] = metrics.get(name, 0) + value / recipe.grad_accumulation_steps
         if self.captured is not None:
             self.captured.gradients.average(self.ranks.world_size)
-        if config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained.parameters.values(), config.max_grad_norm)
+        if recipe.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.parameters.values(), recipe.max_grad_norm)
         self.optimizer.step()
         if self.captured is None:
             self.optimizer.zero_grad(set_to_none=True)
         else:
             self.captured.gradients.zero()
-        if isinstance(self.model.action_head, DiffusionActionHead) and self.step % config.diffusion_sample_freq == 0:
+        if isinstance(self.model.action_head, DiffusionActionHead) and self.step % self.config.evaluation.diffusion_sample_freq == 0:
             metrics.update(self._denoising_errors(batch))
         return metrics
 
@@ -199,7 +201,7 @@ class Trainer:
         """Adds one micro-batch's share to the gradients; its metrics."""
         with self._autocast():
             objective = training_objective(self.forward, self.model, batch, self.run.token_ids)
-        (objective.loss / self.config.grad_accumulation_steps).backward()
+        (objective.loss / self.config.optimization.grad_accumulation_steps).backward()
         return objective.metrics
 
     @torch.compiler.set_stance("force_eager")
@@ -223,9 +225,8 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _train_metrics(self) -> dict[str, float]:
-        config = self.config
         self.finite.check()
-        means, rates = self.meter.report(config.batch_size * config.grad_accumulation_steps * self.ranks.world_size)
+        means, rates = self.meter.report(self.config.optimization.samples_per_step * self.ranks.world_size)
         means = mean_over_ranks(means, self.ranks)
         means |= whole_chunk_error(means, self.model.action_head.num_actions_chunk)
         return {
@@ -247,8 +248,7 @@ class Trainer:
 
     def save(self, merge: bool) -> Path:
         """The folder of this step's checkpoint, written now; every process must call it. `merge` also writes the whole model."""
-        flags = {name: value if isinstance(value, int | float | None) else str(value) for name, value in vars(self.config).items()}
-        flags["vla_path"] = self.run.base_path
+        flags = {**plain_values(self.config), "vla_path": self.run.base_path}
         meters = gather_objects(self.meter.state(), self.ranks)
         position = self.run.train_sampler.state_dict()
         state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation)

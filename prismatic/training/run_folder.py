@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prismatic.cli_sections import plain_values
 from prismatic.policy.checkpoint.files import (
     TRAINER_STATE_FOLDER,
     check_free_space,
@@ -47,7 +48,7 @@ class TrainerState:
     step: int  # optimizer steps done
     sampler: Mapping[str, Any]  # the sampler's state_dict
     world_size: int
-    flags: Mapping[str, Any]  # the FinetuneConfig, as plain values
+    flags: Mapping[str, Any]  # `plain_values` of the FinetuneConfig
     meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
     owes_validation: bool = False  # a signal came before the validation that was due
 
@@ -67,7 +68,7 @@ class Checkpoint:
 
 def checkpoint_folder(config: FinetuneConfig, step: int) -> Path:
     """Where the checkpoint of `step` goes."""
-    if config.save_latest_checkpoint_only:
+    if config.saving.save_latest_checkpoint_only:
         return config.run_dir
     return config.run_dir.with_name(f"{config.run_dir.name}--{step}_chkpt")
 
@@ -82,14 +83,14 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
     recover_run(config)
     check_writable(config.run_dir)
     found = find_checkpoints(config)
-    if not (config.resume or config.auto_resume):
+    if not (config.saving.resume or config.saving.auto_resume):
         if found:
             raise ValueError(
                 f"run {config.run_id!r} has checkpoints in {config.run_dir.parent} already (steps {_list(found)}); --resume True goes on "
                 "from the newest, --run_id_note or --run_id_override give a new run a name of its own"
             )
         return None
-    if config.auto_resume and not found:
+    if config.saving.auto_resume and not found:
         return None
     checkpoint = _choose(config, found)
     check_flags(config, checkpoint, world_size)
@@ -131,15 +132,16 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
     Raises:
         ValueError: a flag differs that must not, or every step would take another number of samples.
     """
-    state = checkpoint.state
+    state, flags = checkpoint.state, plain_values(config)
     for flag in _FIXED_FLAGS:
-        if str(state.flags.get(flag)) != str(getattr(config, flag)):
-            found = state.flags.get(flag)
-            raise ValueError(f"resuming: --{flag} is {getattr(config, flag)!r}, the run in {checkpoint.folder} was started with {found!r}")
-    if (now := config.batch_size * config.grad_accumulation_steps * world_size) != state.global_batch_size:
+        if str(found := state.flags.get(flag)) != str(flags[flag]):
+            raise ValueError(f"resuming: --{flag} is {flags[flag]!r}, the run in {checkpoint.folder} was started with {found!r}")
+    now = config.optimization.samples_per_step * world_size
+    if now != state.global_batch_size:
+        sizes = f"{config.optimization.batch_size} x {config.optimization.grad_accumulation_steps} x {world_size} = {now}"
         before = f"{state.flags['batch_size']} x {state.flags['grad_accumulation_steps']} x {state.world_size}"
         raise ValueError(
-            f"resuming: a step takes {config.batch_size} x {config.grad_accumulation_steps} x {world_size} = {now} samples (--batch_size x "
+            f"resuming: a step takes {sizes} samples (--batch_size x "
             f"--grad_accumulation_steps x processes), the run in {checkpoint.folder} took {before} = {state.global_batch_size}; "
             "choose them so that the product stays"
         )
@@ -152,17 +154,17 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
         ValueError: it has not.
     """
     model = sum(path.stat().st_size for path in base_folder.glob("model*.safetensors"))
-    is_written_whole = config.merge_lora_during_training or not config.use_lora
-    trained = 0 if config.use_lora else 6 * model  # weights and two moments in float32
+    is_written_whole = config.saving.merge_lora_during_training or not config.model.use_lora
+    trained = 0 if config.model.use_lora else 6 * model  # weights and two moments in float32
     check_free_space(config.run_dir, trained + (model if is_written_whole else 0))
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
     """Removes all but the newest `keep_checkpoints` complete checkpoints and the best one; returns what went."""
-    if config.keep_checkpoints is None:
+    if config.saving.keep_checkpoints is None:
         return []
     found = find_checkpoints(config)
-    old = sorted(found)[: -config.keep_checkpoints]
+    old = sorted(found)[: -config.saving.keep_checkpoints]
     removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, _best_name(config))]
     for folder in removed:
         remove_folder(folder)
@@ -177,15 +179,15 @@ def _best_name(config: FinetuneConfig) -> str | None:
 
 def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoint:
     """`vla_path` itself if it is a checkpoint, else that of `resume_step`, else the newest."""
-    if config.resume and (named := read_checkpoint(Path(config.vla_path))):
+    if config.saving.resume and (named := read_checkpoint(Path(config.model.vla_path))):
         return named
-    if not found or (config.resume_step is not None and config.resume_step not in found):
-        wanted = "" if config.resume_step is None else f" of step {config.resume_step}"
+    if not found or (config.saving.resume_step is not None and config.saving.resume_step not in found):
+        wanted = "" if config.saving.resume_step is None else f" of step {config.saving.resume_step}"
         raise ValueError(
             f"--resume True: no complete checkpoint{wanted} of run {config.run_id!r} in {config.run_dir.parent} (steps found: "
             f"{_list(found)}); check --run_root_dir and --run_id_override, or start without --resume"
         )
-    return found[config.resume_step if config.resume_step is not None else max(found)]
+    return found[config.saving.resume_step if config.saving.resume_step is not None else max(found)]
 
 
 def _list(found: Mapping[int, Checkpoint]) -> str:

@@ -81,7 +81,7 @@ class Run:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         val = "" if self.data.val is None else f", {len(self.data.val):,} for validation"
         return (
-            f"{len(self.data.train):,} samples of {self.config.dataset_name}{val}; platform {spec.platform.name}, "
+            f"{len(self.data.train):,} samples of {self.config.data.dataset_name}{val}; platform {spec.platform.name}, "
             f"cameras {', '.join(spec.cameras)}; {trained / 1e6:.2f} of {total / 1e6:.2f} M parameters trained "
             f"on {self.ranks.world_size} x {self.ranks.device.type}"
         )
@@ -93,59 +93,59 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     Raises:
         ValueError: unknown names, missing files, dimensions that contradict each other; each names the flag or file to change.
     """
-    specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)
-    cameras = select_policy_cameras(specs, config.num_images_in_input)
+    specs = resolve_datasets(config.data.dataset_name, config.data.data_root_dir, config.data.robot_platform)
+    cameras = select_policy_cameras(specs, config.model.num_images_in_input)
     command = eval_command(config, specs[0].platform.name)
     check_shardable(config, ranks)
     resumed = on_main(lambda: open_run(config, ranks.world_size), ranks)
-    base_path = config.vla_path if resumed is None else str(resumed.state.flags["vla_path"])
+    base_path = config.model.vla_path if resumed is None else str(resumed.state.flags["vla_path"])
     image_size = load_config(base_path).image_size
     on_main(lambda: check_disk(config, resolve_folder(base_path)), ranks)
     use_bf16 = uses_bf16(config, ranks)
     options = DatasetOptions(
         cameras=cameras,
         image_size=image_size,
-        use_proprio=config.use_proprio,
-        augment=config.image_aug,
-        seed=config.seed,
-        val_fraction=config.val_fraction if config.use_val_set else None,
-        default_instruction=config.default_instruction,
-        device_augmentation=config.device_augmentation,
-        frame_cache_dir=config.frame_cache_dir,
+        use_proprio=config.model.use_proprio,
+        augment=config.data.image_aug,
+        seed=config.optimization.seed,
+        val_fraction=config.evaluation.val_fraction if config.evaluation.use_val_set else None,
+        default_instruction=config.data.default_instruction,
+        device_augmentation=config.data.device_augmentation,
+        frame_cache_dir=config.data.frame_cache_dir,
     )
     data = load_training_data(specs, options)
-    fill_sequential_caches(data, config.num_workers, ranks.rank, ranks.world_size)
+    fill_sequential_caches(data, config.data.num_workers, ranks.rank, ranks.world_size)
     if ranks.is_main:
         for warning in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
             logger.warning(warning)
-    torch.manual_seed(config.seed)  # adapters and heads start the same on every process
-    dtype = torch.bfloat16 if use_bf16 and config.use_lora else torch.float32
-    base = load_base(base_path, dtype, with_weights=ranks.is_main or config.quantize_base != "none")
+    torch.manual_seed(config.optimization.seed)  # adapters and heads start the same on every process
+    dtype = torch.bfloat16 if use_bf16 and config.model.use_lora else torch.float32
+    base = load_base(base_path, dtype, with_weights=ranks.is_main or config.model.quantize_base != "none")
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
-        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=config.image_aug),
+        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=config.data.image_aug),
         unnorm_key=specs[0].name if len(specs) == 1 else None,
-        heads=config.heads,
-        lora=config.lora,
-        base_model=base_path if config.use_lora and not config.merge_lora_during_training else None,
+        heads=config.model.heads,
+        lora=config.model.lora,
+        base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
         provenance=_provenance(config, ranks) | _repairs(data),
     )
     token_ids = base.vla.config.token_ids
     model = _build_model(base, spec, config, ranks)
     reference = make_reference(data.train) if ranks.is_main else None
     parts = PolicyParts(model, base.vla.config, base.processor, spec, data.statistics, reference)
-    compute_dtype = torch.bfloat16 if use_bf16 and not config.use_lora else None
+    compute_dtype = torch.bfloat16 if use_bf16 and not config.model.use_lora else None
     skeleton = place(parts.model, ranks, config.shards_model, compute_dtype)
     if uses_compiler(config, ranks) and skeleton is None:
         stack_projections(parts.model.bare_vla)
-    torch.manual_seed(config.seed + ranks.rank)  # dropout differs between processes
+    torch.manual_seed(config.optimization.seed + ranks.rank)  # dropout differs between processes
     return Run(
         config=config,
         ranks=ranks,
         parts=parts,
         data=data,
-        train_sampler=data.train.sampler(config.seed, ranks.rank, ranks.world_size),
+        train_sampler=data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size),
         collator=Collator(base.processor.tokenizer, token_ids),
         autocast=use_bf16,
         base_path=base_path,
@@ -167,13 +167,13 @@ def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: P
 def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:
     """The base with adapters (or fully trainable), then FiLM, and new float32 heads; what cannot matter, or shall not change, is frozen."""
     vla: torch.nn.Module = base.vla
-    quantize_model(base.vla, config.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
+    quantize_model(base.vla, config.model.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
         vla = add_lora(base.vla, spec.lora)
         for parameter in vla.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    for part in config.frozen_parts:  # before FiLM, whose layers are new and must learn even where the towers do not
+    for part in config.model.frozen_parts:  # before FiLM, whose layers are new and must learn even where the towers do not
         module = base.vla.get_submodule(part).requires_grad_(False)
         if spec.lora is None and uses_bf16(config, ranks):
             module.to(torch.bfloat16)
@@ -184,27 +184,27 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
     if uses_compiler(config, ranks):
         torch._functorch.config.activation_memory_budget = _activation_memory_budget(config)
         compile_blocks(model.bare_vla)
-    elif config.gradient_checkpointing:
-        model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.lora_dropout > 0})
+    elif config.speed.gradient_checkpointing:
+        model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.model.lora_dropout > 0})
     return model
 
 
 def _activation_memory_budget(config: FinetuneConfig) -> float:
     """Share of a compiled block's activations to keep: with checkpointing its inputs alone; all where dropout could be drawn twice."""
-    if config.gradient_checkpointing:
+    if config.speed.gradient_checkpointing:
         return 0.0
-    return config.activation_memory_budget if config.lora_dropout == 0 else 1.0
+    return config.speed.activation_memory_budget if config.model.lora_dropout == 0 else 1.0
 
 
 def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
     """Whether the run computes in bfloat16."""
-    return config.precision == "bf16" or (config.precision == "auto" and ranks.device.type == "cuda")
+    return config.speed.precision == "bf16" or (config.speed.precision == "auto" and ranks.device.type == "cuda")
 
 
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
     """Whether the model's blocks are compiled: on a GPU with a compiler; those of a sharded model only if asked for."""
-    if config.compile != "auto":
-        return config.compile == "True"
+    if config.speed.compile != "auto":
+        return config.speed.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
     return ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
 
@@ -220,11 +220,11 @@ def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:
     return {
         "command": shlex.join(sys.argv),
         "run_id": config.run_id,
-        "vla_path": config.vla_path,
-        "dataset_name": config.dataset_name,
+        "vla_path": config.model.vla_path,
+        "dataset_name": config.data.dataset_name,
         "num_processes": ranks.world_size,
-        "seed": config.seed,
-        "frozen": list(config.frozen_parts),
+        "seed": config.optimization.seed,
+        "frozen": list(config.model.frozen_parts),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
     }

@@ -49,9 +49,12 @@ def check_shardable(config: FinetuneConfig, ranks: Ranks) -> None:
     """
     if ranks.world_size == 1 or not config.shards_model:
         return
-    for flag, whole in (("quantize_base", "none"), ("optimizer", "adamw")):
-        if getattr(config, flag) != whole:
-            raise ValueError(f"--{flag} {getattr(config, flag)} cannot be sharded; pass --strategy ddp, or leave --{flag} out")
+    for flag, value, whole in (
+        ("quantize_base", config.model.quantize_base, "none"),
+        ("optimizer", config.optimization.optimizer, "adamw"),
+    ):
+        if value != whole:
+            raise ValueError(f"--{flag} {value} cannot be sharded; pass --strategy ddp, or leave --{flag} out")
 
 
 def replicate(model: ActionModel, ranks: Ranks) -> DistributedDataParallel:

@@ -97,8 +97,8 @@ class Validator:
         """Every process must call it."""
         model, device, config = self.run.parts.model, self.run.ranks.device, self.run.config
         model.eval()
-        deadline = time.monotonic() + config.val_time_limit * (1 if self.num_batches is None else 2)
-        generator = torch.Generator(device).manual_seed(config.seed)
+        deadline = time.monotonic() + config.evaluation.val_time_limit * (1 if self.num_batches is None else 2)
+        generator = torch.Generator(device).manual_seed(config.optimization.seed)
         names = metric_names(model.action_head)
         shape = (model.action_head.num_actions_chunk, model.action_head.action_dim)
         totals = torch.zeros(1 + len(names) + 2 * math.prod(shape), dtype=torch.float64, device=device)
@@ -108,7 +108,9 @@ class Validator:
             num_done += 1
             if self.num_batches is None and self._is_late(deadline):
                 logger.info(
-                    "validation takes %d batches in --val_time_limit %d s; later ones take the same", num_done, config.val_time_limit
+                    "validation takes %d batches in --val_time_limit %d s; later ones take the same",
+                    num_done,
+                    config.evaluation.val_time_limit,
                 )
                 break
             if num_done == self.num_batches or self._is_late(deadline):
@@ -126,8 +128,8 @@ class Validator:
         config, ranks, data = self.run.config, self.run.ranks, self.run.data.val
         assert data is not None
         own = own_samples(len(data), ranks.rank, ranks.world_size)
-        num_counted = math.ceil(len(own) / config.batch_size)
-        num_batches = math.ceil(math.ceil(len(data) / ranks.world_size) / config.batch_size)
+        num_counted = math.ceil(len(own) / config.optimization.batch_size)
+        num_batches = math.ceil(math.ceil(len(data) / ranks.world_size) / config.optimization.batch_size)
         fillers = own_samples(len(data), 0, 1)[: num_batches - num_counted]  # at most one, a batch of its own
         for number, batch in enumerate(iterate(data_loader(Subset(data, [*own, *fillers]), config, self.run.collator, sampler=None))):
             yield self._as_evaluated(self._prepare(batch)), number < num_counted

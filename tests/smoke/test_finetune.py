@@ -186,7 +186,9 @@ def test_a_mistake_is_one_line_and_no_trace(workplace: Path) -> None:
 )
 def test_bad_input_is_refused_before_training(workplace: Path, flags: dict[str, Any], message: str) -> None:
     known = {"vla_path": str(workplace / "base"), "data_root_dir": workplace / "data", "dataset_name": DATASET}
-    config = FinetuneConfig(**{**known, "run_root_dir": workplace / "bad", "run_id_override": "bad", "use_proprio": True, **flags})
+    config = FinetuneConfig.from_flags(
+        **{**known, "run_root_dir": workplace / "bad", "run_id_override": "bad", "use_proprio": True, **flags}
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         finetune(config)
     assert not (workplace / "bad").exists()

@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bf16 LoRA run of ten steps on the GPU."""
     folder = tmp_path_factory.mktemp("gpu")
     write_tiny_base(folder / "base", TinySizes(), seed=0)
-    config = FinetuneConfig(
+    config = FinetuneConfig.from_flags(
         vla_path=str(folder / "base"),
         data_root_dir=RLDS,
         dataset_name=DATASET,

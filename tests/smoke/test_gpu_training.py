@@ -54,7 +54,7 @@ def flags_of(folder: Path, name: str, **flags: Any) -> dict[str, Any]:
 
 def train(folder: Path, name: str, **flags: Any) -> list[float]:
     """The losses of those steps in this process."""
-    config = FinetuneConfig(**flags_of(folder, name, **flags))
+    config = FinetuneConfig.from_flags(**flags_of(folder, name, **flags))
     finetune(config)
     return losses(config.run_dir)
 

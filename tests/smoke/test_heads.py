@@ -60,7 +60,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _config(workplace: Path, name: str, flags: dict[str, Any]) -> FinetuneConfig:
     defaults: dict[str, Any] = {"num_images_in_input": 2, "use_proprio": True}
-    return FinetuneConfig(
+    return FinetuneConfig.from_flags(
         **{**defaults, **flags},
         vla_path=str(workplace / "base"),
         data_root_dir=workplace / "data",

@@ -37,7 +37,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(workplace: Path, name: str, **flags: Any) -> list[float]:
     """The losses of three steps; the checkpoint is saved."""
-    config = FinetuneConfig(
+    config = FinetuneConfig.from_flags(
         vla_path=str(workplace / "base"),
         data_root_dir=workplace / "data",
         dataset_name=DATASET,
@@ -126,16 +126,16 @@ def test_recorded_steps_are_refused_where_they_cannot_be(workplace: Path) -> Non
     cpu = Ranks(0, 1, torch.device("cpu"))
     assert not uses_cuda_graphs(FinetuneConfig(), cpu)
     with pytest.raises(ValueError, match="--cuda_graphs True: there is no CUDA device"):
-        uses_cuda_graphs(FinetuneConfig(cuda_graphs="True"), cpu)
+        uses_cuda_graphs(FinetuneConfig.from_flags(cuda_graphs="True"), cpu)
 
 
 def test_steps_that_were_not_compared_are_recorded_only_if_asked_for() -> None:
     gpu = Ranks(0, 1, torch.device("cuda", 0))
-    assert uses_cuda_graphs(FinetuneConfig(compile="False"), gpu)
-    assert uses_cuda_graphs(FinetuneConfig(compile="True", gradient_checkpointing=True), gpu)
-    assert not uses_cuda_graphs(FinetuneConfig(compile="False", gradient_checkpointing=True), gpu)
-    assert not uses_cuda_graphs(FinetuneConfig(compile="False", quantize_base="nf4"), gpu)
-    assert uses_cuda_graphs(FinetuneConfig(compile="False", gradient_checkpointing=True, cuda_graphs="True"), gpu)
+    assert uses_cuda_graphs(FinetuneConfig.from_flags(compile="False"), gpu)
+    assert uses_cuda_graphs(FinetuneConfig.from_flags(compile="True", gradient_checkpointing=True), gpu)
+    assert not uses_cuda_graphs(FinetuneConfig.from_flags(compile="False", gradient_checkpointing=True), gpu)
+    assert not uses_cuda_graphs(FinetuneConfig.from_flags(compile="False", quantize_base="nf4"), gpu)
+    assert uses_cuda_graphs(FinetuneConfig.from_flags(compile="False", gradient_checkpointing=True, cuda_graphs="True"), gpu)
 
 
 def test_processes_of_one_node_record_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_processes_of_one_node_record_their_steps(monkeypatch: pytest.MonkeyPatc
     gpu = torch.device("cuda", 0)
     assert uses_cuda_graphs(FinetuneConfig(), Ranks(0, 2, gpu))
     assert not uses_cuda_graphs(FinetuneConfig(), Ranks(0, 4, gpu))
-    assert uses_cuda_graphs(FinetuneConfig(cuda_graphs="True"), Ranks(0, 4, gpu))
+    assert uses_cuda_graphs(FinetuneConfig.from_flags(cuda_graphs="True"), Ranks(0, 4, gpu))
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_processes_of_one_node_record_their_steps(monkeypatch: pytest.MonkeyPatc
 )
 def test_contradictions_are_named(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FinetuneConfig(**flags)
+        FinetuneConfig.from_flags(**flags)

@@ -53,7 +53,7 @@ def test_a_constant_answer_would_be_far_off(workplace: Path) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_head_learns_by_heart(workplace: Path, head: str) -> None:
     flags, num_steps, learning_rate, bound = HEADS[head]
-    config = FinetuneConfig(
+    config = FinetuneConfig.from_flags(
         **{"vla_path": str(workplace / "base"), "data_root_dir": workplace / "data", "dataset_name": DATASET},
         **{"run_root_dir": workplace / "runs", "run_id_override": head, "num_images_in_input": 2, "use_proprio": True},
         **{"use_lora": False, "image_aug": False, "batch_size": 16 if head == "diffusion" else 8, "num_workers": 0},

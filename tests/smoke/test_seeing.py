@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.cli import parse_flags
+from prismatic.cli_sections import flag_values
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
@@ -57,7 +58,7 @@ def make_config(workplace: Path, name: str, **flags: Any) -> FinetuneConfig:
         **{"run_root_dir": workplace / "runs", "run_id_override": name, "num_images_in_input": 2, "use_proprio": True, "num_workers": 0},
         **{"batch_size": 4, "max_steps": 2, "save_freq": 2, "wandb_log_freq": 1, "lora_rank": 4},
     }
-    return FinetuneConfig(**{**defaults, **flags})
+    return FinetuneConfig.from_flags(**{**defaults, **flags})
 
 
 def rows(config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -73,8 +74,8 @@ def run_script(script: str, *flags: str, processes: int = 1) -> subprocess.Compl
 
 def as_flags(config: FinetuneConfig) -> list[str]:
     """The command line that gives `config`."""
-    default = FinetuneConfig()
-    changed = {name: value for name, value in vars(config).items() if value != getattr(default, name)}
+    default = flag_values(FinetuneConfig())
+    changed = {name: value for name, value in flag_values(config).items() if value != default[name]}
     return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
 
@@ -113,7 +114,7 @@ def test_every_trained_weight_gets_a_gradient(workplace: Path, head: dict[str, A
     without = [name for name, parameter in trainer.model.named_parameters() if name in trained and parameter.grad is None]
     assert without == []
     assert not [name for name in trained for part in frozen if f".{part}." in name and ".scale." not in name and ".shift." not in name]
-    assert any(".scale." in name for name in trained) == config.use_film
+    assert any(".scale." in name for name in trained) == config.model.use_film
 
 
 # Validation
@@ -216,14 +217,14 @@ def test_a_diverging_run_stops_and_lists_its_samples(workplace: Path, capsys: py
     assert content["step"] == 2
     assert [(batch["step"], batch["loss"]) for batch in content["batches"]][1] == (2, "nan")
     with process_group() as ranks:
-        run = prepare_run(replace(config, run_id_override="another"), ranks)
+        run = prepare_run(FinetuneConfig.from_flags(**{**flag_values(config), "run_id_override": "another"}), ranks)
     order = [key.sample for key, _ in zip(run.train_sampler, range(8), strict=False)]
     assert [sample["sample"] for batch in content["batches"] for sample in batch["samples"]] == order
     for sample in (sample for batch in content["batches"] for sample in batch["samples"]):
         part = run.data.train.parts[0]
         step = int(part.index.episode_starts[sample["episode"]]) + sample["step"]
         assert step == part.locate(sample["sample"])[0]
-    names = [path.name for path in config.run_root_dir.iterdir() if path.name.startswith("diverging")]
+    names = [path.name for path in config.saving.run_root_dir.iterdir() if path.name.startswith("diverging")]
     assert sorted(names) == ["diverging", "diverging--1_chkpt"]  # nothing was saved after the loss was lost
 
 

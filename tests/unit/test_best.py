@@ -18,7 +18,7 @@ ROWS = [{"step": 10, "train/loss": 0.1}, {"step": 10, BEST_METRIC: 0.5}, {"step"
 
 
 def make_config(tmp_path: Path, **flags: Any) -> FinetuneConfig:
-    config = FinetuneConfig(run_root_dir=tmp_path, run_id_override="run", use_val_set=True, **flags)
+    config = FinetuneConfig.from_flags(run_root_dir=tmp_path, run_id_override="run", use_val_set=True, **flags)
     config.run_dir.mkdir()
     return config
 
@@ -71,6 +71,6 @@ def test_the_one_latest_checkpoint_is_the_best_until_a_worse_one_replaces_it(tmp
     [(100, 100, None), (200, 100, None), (100, 150, "multiples of 300, and the last,"), (100, 100_000_000, "only the last checkpoint")],
 )
 def test_cadences_that_do_not_meet_are_told(val_freq: int, save_freq: int, told: str | None) -> None:
-    note = cadence_note(FinetuneConfig(use_val_set=True, val_freq=val_freq, save_freq=save_freq))
+    note = cadence_note(FinetuneConfig.from_flags(use_val_set=True, val_freq=val_freq, save_freq=save_freq))
     assert note is None if told is None else note is not None and told in note
-    assert cadence_note(FinetuneConfig(val_freq=100, save_freq=150)) is None
+    assert cadence_note(FinetuneConfig.from_flags(val_freq=100, save_freq=150)) is None

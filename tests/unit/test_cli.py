@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from experiments.robot.metaworld.record_demos import RecordConfig
 from prismatic.cli import parse_flags
 from prismatic.cli_help import flag_groups, render_help
+from prismatic.cli_sections import SECTION, flag_names, flag_values, from_flags
 from prismatic.commands.doctor import DoctorConfig
 from prismatic.training.config import FinetuneConfig
 
@@ -45,6 +46,14 @@ class Holder:
     count: int = 1  # of them
 
 
+@dataclass
+class Sectioned:
+    """Has another as a section."""
+
+    base: Base = field(default_factory=Base, metadata=SECTION)
+    count: int = 1  # of them
+
+
 def test_a_switch_may_stand_alone() -> None:
     assert parse_flags(DoctorConfig, []).json is False
     assert parse_flags(DoctorConfig, ["--json"]).json is True
@@ -65,15 +74,33 @@ def test_help_names_the_flags_of_a_group_that_is_a_field() -> None:
     assert parse_flags(Holder, ["--base.size", "5"]).base.size == 5
 
 
+def test_flags_of_a_section_are_flat(tmp_path: Path) -> None:
+    assert flag_names(Sectioned) == ("size", "note", "count")
+    assert {heading: [flag.name for flag in flags] for heading, flags in flag_groups(Sectioned).items()} == {
+        "First things": ["size", "note"],
+        "Flags": ["count"],
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("size: 4\nnote: x\n")
+    config = parse_flags(Sectioned, ["--config_path", str(recipe), "--size", "5", "--count", "2"])
+    assert config == Sectioned(Base(5, "x"), 2)
+    assert flag_values(config) == {"size": 5, "note": "x", "count": 2}
+    assert from_flags(Sectioned, **flag_values(config)) == config
+    with pytest.raises(ValueError, match=r"--base\.size"):
+        parse_flags(Sectioned, ["--base.size", "5"])
+    with pytest.raises(TypeError, match="Sectioned has no flag 'sise'; did you mean 'size'"):
+        from_flags(Sectioned, sise=3)
+
+
 def test_every_training_flag_is_one_explained_line_of_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "170")
     shown = render_help(FinetuneConfig, "finetune.py")
     assert max(map(len, shown.splitlines())) <= 170
-    for item in fields(FinetuneConfig):
-        rows = re.findall(rf"^  --{item.name} +(\S+)  +(\S.*)$", shown, re.M)
-        assert len(rows) == 1, f"{item.name} has no default or no comment in --help"
+    for name in flag_names(FinetuneConfig):
+        rows = re.findall(rf"^  --{name} +(\S+)  +(\S.*)$", shown, re.M)
+        assert len(rows) == 1, f"{name} has no default or no comment in --help"
     headings = [line for line in shown.splitlines() if line and not line.startswith(" ")]
-    assert {"Model", "Training", "LoRA", "Logging", "Freezing"} <= set(headings)
+    assert {"Model", "LoRA", "Freezing", "Data", "Optimization", "Saving and resuming", "Logging"} <= set(headings)
 
 
 def test_narrow_terminals_wrap_below_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +112,12 @@ def test_flags_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("batch_size: 3\nlearning_rate: 1.0e-4\nuse_film: true\n")
     config = parse_flags(FinetuneConfig, ["--config_path", str(recipe), "--batch_size", "5"])
-    assert (config.batch_size, config.learning_rate, config.use_film, config.max_steps) == (5, 1e-4, True, 200_000)
+    assert (config.optimization.batch_size, config.optimization.learning_rate, config.model.use_film, config.optimization.max_steps) == (
+        5,
+        1e-4,
+        True,
+        200_000,
+    )
 
 
 def test_flags_that_must_be_given_are_named_as_flags() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from script_modules import ROOT, load_script
 
 from experiments.robot.metaworld.record_demos import RecordConfig
 from experiments.robot.metaworld.run_metaworld_eval import EvalConfig
+from prismatic.cli_sections import flag_names
 from prismatic.commands.convert_aloha import ConvertConfig
 from prismatic.training.config import FinetuneConfig
 
@@ -32,7 +32,7 @@ def _flags(command: list[str]) -> dict[str, str]:
 def test_every_command_has_flags_that_exist(from_scratch: bool) -> None:
     for command in demo.demo_commands(demo.DemoConfig(from_scratch=from_scratch)).values():
         script = next(word for word in command if word.endswith(".py"))
-        known = {item.name for item in fields(CONFIGS[Path(script).name])}
+        known = set(flag_names(CONFIGS[Path(script).name]))
         assert set(_flags(command)) <= known, f"{script} has no flag {sorted(set(_flags(command)) - known)}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 from script_modules import ROOT, load_script
 
+from prismatic.cli_sections import flag_names
 from prismatic.commands import convert_aloha, convert_libero
 from prismatic.commands.deploy import DeployConfig
 from prismatic.commands.doctor import DoctorConfig
@@ -135,7 +136,7 @@ def _check_command(command: str) -> None:
         return
     script = next((word for word in command.split() if word.endswith(".py") or word in CONFIGS), None)
     assert script in CONFIGS, f"no configuration known for {command!r}"
-    known = {item.name for item in fields(CONFIGS[script]())} | {"config_path"}  # of every script
+    known = set(flag_names(CONFIGS[script]())) | {"config_path"}  # of every script
     used = {word[2:] for word in command[command.index(script) :].split() if word.startswith("--")}
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
 

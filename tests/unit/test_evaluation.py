@@ -36,7 +36,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def start(tmp_path: Path, command: str) -> BackgroundEvaluation:
-    return BackgroundEvaluation(FinetuneConfig(run_root_dir=tmp_path / "runs", run_id_override="run"), command)
+    return BackgroundEvaluation(FinetuneConfig.from_flags(run_root_dir=tmp_path / "runs", run_id_override="run"), command)
 
 
 def script_command(tmp_path: Path) -> str:
@@ -102,13 +102,13 @@ def test_an_interrupted_training_ends_its_evaluation(tmp_path: Path, checkpoint:
 
 def test_the_command_is_that_of_the_platform_unless_given() -> None:
     assert eval_command(FinetuneConfig(), "METAWORLD") is None
-    assert eval_command(FinetuneConfig(eval_every=5), "METAWORLD") == EVAL_COMMANDS["METAWORLD"]
+    assert eval_command(FinetuneConfig.from_flags(eval_every=5), "METAWORLD") == EVAL_COMMANDS["METAWORLD"]
     own = "python mine.py {checkpoint} {output_dir}"
-    assert eval_command(FinetuneConfig(eval_every=5, eval_command=own), "ALOHA") == own
-    libero = eval_command(FinetuneConfig(eval_every=5, dataset_name="libero_goal_no_noops"), "LIBERO")
+    assert eval_command(FinetuneConfig.from_flags(eval_every=5, eval_command=own), "ALOHA") == own
+    libero = eval_command(FinetuneConfig.from_flags(eval_every=5, dataset_name="libero_goal_no_noops"), "LIBERO")
     assert libero is not None
     assert "--task_suite_name libero_goal " in libero
-    aloha = eval_command(FinetuneConfig(eval_every=5, dataset_name="aloha_sim_insertion_scripted"), "ALOHA")
+    aloha = eval_command(FinetuneConfig.from_flags(eval_every=5, dataset_name="aloha_sim_insertion_scripted"), "ALOHA")
     assert aloha is not None
     assert "--task_names [insertion] " in aloha
     assert json.dumps(libero).count("{checkpoint}") == 1
@@ -124,4 +124,4 @@ def test_the_command_is_that_of_the_platform_unless_given() -> None:
 )
 def test_a_platform_without_evaluation_is_refused(platform: str, flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        eval_command(FinetuneConfig(eval_every=5, **flags), platform)
+        eval_command(FinetuneConfig.from_flags(eval_every=5, **flags), platform)

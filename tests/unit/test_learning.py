@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from script_modules import load_script
 
+from prismatic.cli_sections import flag_names
 from prismatic.training.config import FinetuneConfig
 
 learning = load_script("scripts/learning.py")
@@ -30,7 +30,7 @@ def test_every_command_has_flags_that_exist(benchmark: str, tmp_path: Path) -> N
     for variant in config.variants:
         commands += [learning.train_command(config, variant), learning.evaluate_command(config, variant)]
     for _, script, *rest in commands:
-        known = {item.name for item in fields(getattr(load_script(script), CONFIGS[script]) if script in CONFIGS else FinetuneConfig)}
+        known = set(flag_names(getattr(load_script(script), CONFIGS[script]) if script in CONFIGS else FinetuneConfig))
         used = {word[2:] for word in rest if word.startswith("--")}
         assert used
         assert used <= known, f"{script} has no flag {sorted(used - known)}"

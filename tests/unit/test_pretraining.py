@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from script_modules import ROOT, load_script
 
 from experiments.robot.metaworld.record_demos import RecordConfig
 from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
+from prismatic.cli_sections import flag_names
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.training.config import FinetuneConfig
 
@@ -33,7 +33,7 @@ def _flags(command: list[str]) -> dict[str, str]:
 
 def test_every_command_has_flags_that_exist(tmp_path: Path) -> None:
     for command in recipe.pretraining_commands(recipe.PretrainConfig(output_dir=tmp_path / "base")).values():
-        known = {item.name for item in fields(CONFIGS[command[1]])}
+        known = set(flag_names(CONFIGS[command[1]]))
         assert set(_flags(command)) <= known, f"{command[1]} has no flag {sorted(set(_flags(command)) - known)}"
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from prismatic.cli import parse_flags
+from prismatic.cli_sections import flag_values
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +24,9 @@ def test_the_promised_recipes_are_there() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe(path: Path) -> None:
     config = parse_flags(FinetuneConfig, ["--config_path", str(path), "--seed", "11"])
-    assert config.seed == 11
+    assert config.optimization.seed == 11
     for name, value in yaml.safe_load(path.read_text()).items():
-        assert str(getattr(config, name)) == str(value), name
+        assert str(flag_values(config)[name]) == str(value), name
     comments = "\n".join(line[2:] for line in path.read_text().splitlines() if line.startswith("# "))
     for part in ("Command", "Cost", "Expected"):
         assert re.search(rf"^{part}", comments, re.M), f"{path.name} does not say: {part}"
@@ -34,7 +35,7 @@ def test_recipe(path: Path) -> None:
 
 
 def test_the_heads_of_the_recipes_are_what_their_names_say() -> None:
-    heads = {path.stem: parse_flags(FinetuneConfig, ["--config_path", str(path)]).heads for path in RECIPES}
+    heads = {path.stem: parse_flags(FinetuneConfig, ["--config_path", str(path)]).model.heads for path in RECIPES}
     assert heads["diffusion"].action_head == "diffusion"
     assert heads["discrete"].action_head == "discrete"
     assert {heads[name].action_head for name in ("libero", "aloha", "one_24gb_card", "full_finetuning", "debug")} == {"l1"}

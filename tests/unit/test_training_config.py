@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from prismatic.cli_sections import flag_values
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.optim import learning_rate_factor
 
@@ -43,19 +43,19 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
 @pytest.mark.parametrize(("flags", "problem", "remedy"), REFUSED)
 def test_contradictions_name_flag_value_and_remedy(flags: dict[str, object], problem: str, remedy: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)) as refused:
-        FinetuneConfig(**flags)  # type: ignore[arg-type]
+        FinetuneConfig.from_flags(**flags)  # type: ignore[arg-type]
     assert remedy in str(refused.value)
 
 
 def test_a_frozen_base_may_still_train_a_head() -> None:
-    assert FinetuneConfig(**ALL_FROZEN).frozen_parts == ("vision_backbone", "projector", "language_model")  # type: ignore[arg-type]
-    assert FinetuneConfig(**ALL_FROZEN, use_l1_regression=False, use_film=True).heads.action_head == "discrete"  # type: ignore[arg-type]
+    assert FinetuneConfig.from_flags(**ALL_FROZEN).model.frozen_parts == ("vision_backbone", "projector", "language_model")  # type: ignore[arg-type]
+    assert FinetuneConfig.from_flags(**ALL_FROZEN, use_l1_regression=False, use_film=True).model.heads.action_head == "discrete"  # type: ignore[arg-type]
 
 
 def test_a_wandb_project_alone_turns_wandb_on() -> None:
-    assert FinetuneConfig().logger_names == ()
-    assert FinetuneConfig(wandb_project="p", wandb_entity="me").logger_names == ("wandb",)
-    assert FinetuneConfig(wandb_project="p", logger="tensorboard, wandb").logger_names == ("tensorboard", "wandb")
+    assert FinetuneConfig().logging.logger_names == ()
+    assert FinetuneConfig.from_flags(wandb_project="p", wandb_entity="me").logging.logger_names == ("wandb",)
+    assert FinetuneConfig.from_flags(wandb_project="p", logger="tensorboard, wandb").logging.logger_names == ("tensorboard", "wandb")
 
 
 PUBLISHED_DEFAULTS = {
@@ -76,19 +76,19 @@ PUBLISHED_DEFAULTS = {
 
 def test_familiar_flags_have_their_published_defaults() -> None:
     config = FinetuneConfig()
-    assert {name: getattr(config, name) for name in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
-    assert {"dataset_name", "wandb_entity", "wandb_project"} <= {item.name for item in fields(FinetuneConfig)}
+    assert {name: flag_values(config)[name] for name in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
+    assert {"dataset_name", "wandb_entity", "wandb_project"} <= set(flag_values(config))
 
 
 def test_run_id_is_the_published_one() -> None:
-    config = FinetuneConfig(vla_path="some/tinybase", dataset_name="ds", lora_rank=4, grad_accumulation_steps=2, batch_size=4)
+    config = FinetuneConfig.from_flags(vla_path="some/tinybase", dataset_name="ds", lora_rank=4, grad_accumulation_steps=2, batch_size=4)
     assert config.run_id == "tinybase+ds+b8+lr-0.0005+lora-r4+dropout-0.0--image_aug"
-    assert FinetuneConfig(use_lora=False, image_aug=False, run_id_note="x").run_id.endswith("+b8+lr-0.0005--x")
+    assert FinetuneConfig.from_flags(use_lora=False, image_aug=False, run_id_note="x").run_id.endswith("+b8+lr-0.0005--x")
 
 
 def test_resuming_from_a_named_checkpoint_continues_its_run() -> None:
-    assert FinetuneConfig(vla_path="runs/my_run--10000_chkpt", resume=True).run_id == "my_run"
-    assert FinetuneConfig(vla_path="runs/my_run--10000_chkpt").run_id.startswith("my_run--10000_chkpt+")
+    assert FinetuneConfig.from_flags(vla_path="runs/my_run--10000_chkpt", resume=True).run_id == "my_run"
+    assert FinetuneConfig.from_flags(vla_path="runs/my_run--10000_chkpt").run_id.startswith("my_run--10000_chkpt+")
 
 
 def test_warmup_and_decay_multiply() -> None:

@@ -1,0 +1,104 @@
+"""All flags of training, and why each exists. A new flag is a decision: it stands here with the reason why no default can serve."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from prismatic.cli_sections import flag_names, flag_values
+from prismatic.training.config import FinetuneConfig
+
+ROOT = Path(__file__).parents[2]
+
+PUBLISHED = "a name of the published command, which people type from memory"
+FLAGS = {
+    # model
+    "vla_path": PUBLISHED,
+    "use_l1_regression": PUBLISHED,
+    "use_diffusion": PUBLISHED,
+    "num_diffusion_steps_train": PUBLISHED,
+    "use_film": PUBLISHED,
+    "num_images_in_input": PUBLISHED,
+    "use_proprio": PUBLISHED,
+    "use_lora": PUBLISHED,
+    "lora_rank": PUBLISHED,
+    "lora_dropout": PUBLISHED,
+    "quantize_base": "costs speed and a little accuracy, so that only the owner of a small card wants it",
+    "freeze_vision_backbone": "what a few demonstrations may change is a judgement of the user",
+    "freeze_projector": "as freeze_vision_backbone",
+    "freeze_language_model": "as freeze_vision_backbone",
+    # data
+    "data_root_dir": PUBLISHED,
+    "dataset_name": PUBLISHED,
+    "robot_platform": "an entry written for other code names none, and two robots may have the same widths",
+    "default_instruction": "only the user knows what was done where a recording does not say it",
+    "image_aug": PUBLISHED,
+    "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",
+    "frame_cache_dir": "takes disk space, which only the user may spend",
+    "num_workers": "processor cores are shared with others, who are not seen from inside",
+    "shuffle_buffer_size": PUBLISHED,
+    # optimization
+    "batch_size": PUBLISHED,
+    "grad_accumulation_steps": PUBLISHED,
+    "max_steps": PUBLISHED,
+    "learning_rate": PUBLISHED,
+    "lr_warmup_steps": PUBLISHED,
+    "num_steps_before_decay": PUBLISHED,
+    "weight_decay": "the published 0.01 is AdamW's own default; full fine-tuning on little data may need more",
+    "max_grad_norm": "the published recipe clips nothing, a run that diverges needs it",
+    "optimizer": "moments in 8 bits save memory and change the numbers",
+    "seed": "runs that shall differ only by chance",
+    # saving
+    "run_root_dir": PUBLISHED,
+    "run_id_note": PUBLISHED,
+    "run_id_override": PUBLISHED,
+    "save_freq": PUBLISHED,
+    "save_latest_checkpoint_only": PUBLISHED,
+    "keep_checkpoints": "disk space against the choice of an earlier checkpoint",
+    "merge_lora_during_training": PUBLISHED,
+    "resume": PUBLISHED,
+    "auto_resume": "a scheduler repeats one command, whether the run has begun or not",
+    "resume_step": PUBLISHED,
+    # logging
+    "logger": "TensorBoard beside or in place of W&B",
+    "wandb_entity": PUBLISHED,
+    "wandb_project": PUBLISHED,
+    "wandb_log_freq": PUBLISHED,
+    # evaluation
+    "use_val_set": PUBLISHED,
+    "val_fraction": "how many of few demonstrations may be held back is a judgement of the user",
+    "val_freq": PUBLISHED,
+    "val_time_limit": PUBLISHED,
+    "diffusion_sample_freq": PUBLISHED,
+    "eval_every": "closed loop takes a simulator and its time",
+    "eval_command": "a simulator of the user's own",
+    # speed
+    "precision": "comparisons in float32 on a GPU",
+    "strategy": "frozen weights that do not fit on one card are sharded with LoRA, too",
+    "compile": "a compiler that fails or takes too long must be avoidable",
+    "cuda_graphs": "a recording that fails must be avoidable, and untried cases can be tried",
+    "activation_memory_budget": "memory against speed, depending on the card",
+    "gradient_checkpointing": "as activation_memory_budget, where nothing is compiled",
+}
+
+
+def test_every_flag_is_a_decision() -> None:
+    names = flag_names(FinetuneConfig)
+    assert len(names) == len(set(names)), "two sections have a flag of one name"
+    assert list(names) == list(FLAGS), "a new flag needs a line in FLAGS, in the order of prismatic/training/sections.py, that says why"
+    assert all(reason.strip() for reason in FLAGS.values())
+
+
+def test_flags_are_read_by_the_code() -> None:
+    read = {"freeze_vision_backbone", "freeze_projector", "freeze_language_model"}  # by `frozen_parts`, by name
+    for path in (ROOT / "prismatic" / "training").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        checks = [node for node in ast.walk(tree) if getattr(node, "name", "") == "__post_init__"]
+        checked = {id(node) for check in checks for node in ast.walk(check)}
+        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in checked}
+    assert set(FLAGS) - read == {"shuffle_buffer_size"}, "flags that are checked and never used, beside the one accepted for old commands"
+
+
+def test_a_configuration_is_made_again_from_its_flags() -> None:
+    config = FinetuneConfig.from_flags(batch_size=3, run_root_dir=Path("elsewhere"), use_film=True, logger="tensorboard")
+    assert FinetuneConfig.from_flags(**flag_values(config)) == config
