@@ -3,7 +3,7 @@
     torchrun --standalone --nnodes 1 --nproc-per-node 1 vla-scripts/finetune.py \\
         --vla_path openvla/openvla-7b --data_root_dir DATA --dataset_name NAME --use_proprio True --num_images_in_input 2
 
-The flags are the fields of `prismatic.training.config.FinetuneConfig`; `--help` lists them. `--config_path vla-scripts/recipes/NAME.yaml`
+The flags are the fields of `prismatic/training/sections.py`; `--help` lists them. `--config_path vla-scripts/recipes/NAME.yaml`
 takes them from a file; flags on the command line win over it.
 """
 
