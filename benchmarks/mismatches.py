@@ -226,13 +226,14 @@ def _inspect(case: DataCase, view: DatasetView, reference: Reference) -> dict[st
     from prismatic.vla.datasets.inspection.checks import check_arrays
     from prismatic.vla.datasets.inspection.frames import check_frames, read_strips
     from prismatic.vla.datasets.inspection.view import DatasetView
+    from prismatic.vla.diagnosis import Status
 
     index = view.index
     actions, proprio, cameras = case.change(np.asarray(index.actions), np.asarray(index.proprio), index.cameras)
     changed = DatasetView.of(view.spec, replace(index, actions=actions, proprio=proprio, cameras=cameras))
     strips, _ = read_strips(changed, _NUM_DEMONSTRATIONS, 4)
     findings = [*check_arrays(changed), *check_frames(strips), *check_against(changed, reference, view.statistics)]
-    return {finding.what: finding.refused for finding in findings}
+    return {finding.found: finding.status == Status.PROBLEM for finding in findings}
 
 
 def _line(row: Row) -> str:

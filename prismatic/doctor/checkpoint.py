@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from prismatic.doctor.machine import describe_hub_model
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
 
-def check_checkpoint(folder: Path) -> list[Diagnosis]:
+def check_checkpoint(folder: Path) -> list[Finding]:
     """Everything that can be known without loading weights."""
     from prismatic.policy.checkpoint.verification import verify_checkpoint
 
@@ -18,7 +18,7 @@ def check_checkpoint(folder: Path) -> list[Diagnosis]:
     return [*findings, *_check_base(folder)]
 
 
-def _check_base(folder: Path) -> list[Diagnosis]:
+def _check_base(folder: Path) -> list[Finding]:
     from prismatic.policy.checkpoint.loading import WEIGHT_FILES
     from prismatic.policy.checkpoint.verification import adapter_base
 
@@ -26,10 +26,10 @@ def _check_base(folder: Path) -> list[Diagnosis]:
     if base is None:
         return []
     if any((Path(base) / name).is_file() for name in WEIGHT_FILES):
-        return [Diagnosis("base model", Status.OK, base)]
+        return [Finding("base model", Status.OK, base)]
     if Path(base).is_absolute() or base.count("/") != 1 or base.startswith("."):
         remedy = (
             "Pass the folder where it lies now as --base_checkpoint to merge_lora_weights_and_save.py, which makes the checkpoint whole."
         )
-        return [Diagnosis("base model", Status.PROBLEM, f"{base}, which the adapters belong to, is not here", remedy)]
+        return [Finding("base model", Status.PROBLEM, f"{base}, which the adapters belong to, is not here", remedy)]
     return [describe_hub_model(base, "base model")]

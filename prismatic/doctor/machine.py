@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
 _GIB = 2**30
 _BASE_MODEL = "openvla/openvla-7b"
@@ -23,28 +23,28 @@ GPU_NEEDS = (
 )
 
 
-def check_memory() -> list[Diagnosis]:
+def check_memory() -> list[Finding]:
     """Main memory of this machine or container."""
     total = _memory_limit() / _GIB
     found = f"{total:.0f} GiB, {os.cpu_count()} processor cores"
     if total < _MODEL_GIB + 2:
         remedy = f"Loading the 7B model takes {_MODEL_GIB} GiB; the demo and tiny models run here."
-        return [Diagnosis("memory", Status.WARNING, found, remedy)]
-    return [Diagnosis("memory", Status.OK, found)]
+        return [Finding("memory", Status.WARNING, found, remedy)]
+    return [Finding("memory", Status.OK, found)]
 
 
-def check_shared_memory() -> list[Diagnosis]:
+def check_shared_memory() -> list[Finding]:
     """/dev/shm, through which data loader processes hand over their batches; containers get 64 MB of it by default."""
     if not Path("/dev/shm").is_dir():
         return []
     total = shutil.disk_usage("/dev/shm").total / _GIB
     if total >= 1:
-        return [Diagnosis("shared memory", Status.OK, f"{total:.0f} GiB in /dev/shm")]
+        return [Finding("shared memory", Status.OK, f"{total:.0f} GiB in /dev/shm")]
     remedy = "Start the container with --shm-size 8g (or --ipc host); otherwise train with --num_workers 0."
-    return [Diagnosis("shared memory", Status.WARNING, f"{total * 1024:.0f} MiB in /dev/shm", remedy)]
+    return [Finding("shared memory", Status.WARNING, f"{total * 1024:.0f} MiB in /dev/shm", remedy)]
 
 
-def check_disk() -> list[Diagnosis]:
+def check_disk() -> list[Finding]:
     """Room for checkpoints here and for downloads in the Hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -58,13 +58,13 @@ def check_disk() -> list[Diagnosis]:
                 f"The base model and every merged 7B checkpoint take {_MODEL_GIB} GiB: free some, move HF_HOME or --run_root_dir, or "
                 "train with --save_latest_checkpoint_only True --merge_lora_during_training False."
             )
-            findings.append(Diagnosis(subject, Status.PROBLEM if free < 1 else Status.WARNING, found, remedy))
+            findings.append(Finding(subject, Status.PROBLEM if free < 1 else Status.WARNING, found, remedy))
         else:
-            findings.append(Diagnosis(subject, Status.OK, found))
+            findings.append(Finding(subject, Status.OK, found))
     return findings
 
 
-def check_gpu() -> list[Diagnosis]:
+def check_gpu() -> list[Finding]:
     """Every GPU, and the largest task that fits into it."""
     import torch
 
@@ -77,35 +77,35 @@ def check_gpu() -> list[Diagnosis]:
         fitting = [task for need, task in GPU_NEEDS if need <= free]
         if not fitting:
             remedy = f"The least is {GPU_NEEDS[0][0]} GiB, to {GPU_NEEDS[0][1]}; see nvidia-smi for who holds the memory."
-            findings.append(Diagnosis(subject, Status.WARNING, found, remedy))
+            findings.append(Finding(subject, Status.WARNING, found, remedy))
         else:
-            findings.append(Diagnosis(subject, Status.OK, f"{found}: enough to {fitting[-1]}"))
+            findings.append(Finding(subject, Status.OK, f"{found}: enough to {fitting[-1]}"))
     return findings
 
 
-def check_hub() -> list[Diagnosis]:
+def check_hub() -> list[Finding]:
     """Whether models can be downloaded."""
     return [describe_hub_model(_BASE_MODEL, "Hub")]
 
 
-def describe_hub_model(name: str, subject: str) -> Diagnosis:
+def describe_hub_model(name: str, subject: str) -> Finding:
     """Whether the model with Hub id `name` is in the cache, or can be asked for within a few seconds."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return Diagnosis(subject, Status.OK, f"{name} is downloaded already")
+        return Finding(subject, Status.OK, f"{name} is downloaded already")
     elsewhere = f"Folders work without it: download {name} elsewhere (hf download) and pass the folder; HF_ENDPOINT names a mirror."
     try:
         HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
     except OfflineModeIsEnabled:
-        return Diagnosis(subject, Status.NOTE, "HF_HUB_OFFLINE is set; nothing is downloaded", elsewhere)
+        return Finding(subject, Status.NOTE, "HF_HUB_OFFLINE is set; nothing is downloaded", elsewhere)
     except HfHubHTTPError as error:
         found = f"{constants.ENDPOINT} does not give {name}: {str(error).splitlines()[0]}"
-        return Diagnosis(subject, Status.WARNING, found, f"Check the spelling, or log in with hf auth login. {elsewhere}")
+        return Finding(subject, Status.WARNING, found, f"Check the spelling, or log in with hf auth login. {elsewhere}")
     except Exception as error:  # the client's transport raises many kinds, all of which mean the same here
-        return Diagnosis(subject, Status.WARNING, f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})", elsewhere)
-    return Diagnosis(subject, Status.OK, f"{constants.ENDPOINT} answers")
+        return Finding(subject, Status.WARNING, f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})", elsewhere)
+    return Finding(subject, Status.OK, f"{constants.ENDPOINT} answers")
 
 
 def _memory_limit() -> int:

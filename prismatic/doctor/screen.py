@@ -20,10 +20,10 @@ from prismatic.doctor.software import (
     check_torch,
     check_versions,
 )
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
-Check = Callable[[], list[Diagnosis]]
-Section = list[Diagnosis]
+Check = Callable[[], list[Finding]]
+Section = list[Finding]
 
 # Heading -> subject and check, in the order of the screen; the subject stands for a check that itself fails.
 MACHINE_CHECKS: dict[str, dict[str, Check]] = {
@@ -64,12 +64,12 @@ def run_check(subject: str, check: Check) -> Section:
     except ModuleNotFoundError as error:
         name = (error.name or str(error)).partition(".")[0]
         remedy = f"Install it: pip install {name}; in a checkout, make install brings everything."
-        return [Diagnosis(subject, Status.PROBLEM, f"the package {name} is missing", remedy)]
+        return [Finding(subject, Status.PROBLEM, f"the package {name} is missing", remedy)]
     except Exception as error:  # whatever a damaged installation raises
         remedy = "Install the packages again (make install in a checkout); --debug shows where this came from."
         if os.environ.get("PRISMATIC_DEBUG"):
             raise
-        return [Diagnosis(subject, Status.PROBLEM, f"the check failed: {type(error).__name__}: {error}", remedy)]
+        return [Finding(subject, Status.PROBLEM, f"the check failed: {type(error).__name__}: {error}", remedy)]
 
 
 def count_problems(sections: Mapping[str, Section]) -> int:
@@ -104,7 +104,7 @@ def summary(sections: Mapping[str, Section]) -> str:
     return f"{' and '.join(parts)}; an arrow says what to do." if parts else "Everything is in order."
 
 
-def _lines(finding: Diagnosis, width: int, colour: bool) -> Iterator[str]:
+def _lines(finding: Finding, width: int, colour: bool) -> Iterator[str]:
     """The finding with its remedy below it."""
     mark = _paint(f"  {_MARKS[finding.status]:<{_SUBJECT_COLUMN - 2}}", _COLOURS[finding.status], colour)
     text, indent = _wrap(_shorten(finding.found), width), " " * _TEXT_COLUMN

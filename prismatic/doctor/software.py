@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
 if TYPE_CHECKING:
     import torch
@@ -37,45 +37,45 @@ EXTRAS = {
 }
 
 
-def check_python() -> list[Diagnosis]:
+def check_python() -> list[Finding]:
     """The interpreter, and whether the project is installed in it."""
     found = f"{platform.python_version()} in {sys.prefix}"
     try:
         metadata = importlib.metadata.metadata(PROJECT)
     except importlib.metadata.PackageNotFoundError:
         remedy = "Run pip install -e . in the checkout, with this Python."
-        return [Diagnosis("Python", Status.PROBLEM, f"{found}; {PROJECT} is not installed in it", remedy)]
+        return [Finding("Python", Status.PROBLEM, f"{found}; {PROJECT} is not installed in it", remedy)]
     from packaging.specifiers import SpecifierSet
 
     supported = metadata["Requires-Python"]
     if not SpecifierSet(supported).contains(platform.python_version()):
-        return [Diagnosis("Python", Status.PROBLEM, f"{found}; supported: {supported}", "Make an environment with Python 3.11.")]
+        return [Finding("Python", Status.PROBLEM, f"{found}; supported: {supported}", "Make an environment with Python 3.11.")]
     in_virtual = sys.prefix != sys.base_prefix or (Path(sys.prefix) / "conda-meta").is_dir()
     if not in_virtual:
         remedy = "python3 -m venv .venv, or a conda environment, keeps other programs' packages apart."
-        return [Diagnosis("Python", Status.NOTE, f"{found}, the system's own interpreter", remedy)]
-    return [Diagnosis("Python", Status.OK, f"{found}; {PROJECT} {metadata['Version']}")]
+        return [Finding("Python", Status.NOTE, f"{found}, the system's own interpreter", remedy)]
+    return [Finding("Python", Status.OK, f"{found}; {PROJECT} {metadata['Version']}")]
 
 
-def check_torch() -> list[Diagnosis]:
+def check_torch() -> list[Finding]:
     """That torch imports, and that it sees the GPU that the machine has."""
     import torch
 
     build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
     found = f"{torch.__version__}, {build}"
     if torch.cuda.is_available():
-        return [Diagnosis("torch", Status.OK, f"{found}; sees {torch.cuda.device_count()} GPU(s)")]
+        return [Finding("torch", Status.OK, f"{found}; sees {torch.cuda.device_count()} GPU(s)")]
     if not Path("/dev/nvidia0").exists():
-        return [Diagnosis("torch", Status.OK, f"{found}; no GPU here: enough for the demo and the tests, not to train or serve a 7B model")]
+        return [Finding("torch", Status.OK, f"{found}; no GPU here: enough for the demo and the tests, not to train or serve a 7B model")]
     remedy = (
         "Install a CUDA build, see SETUP.md: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
         if torch.version.cuda is None
         else "The driver is too old for this build, or CUDA_VISIBLE_DEVICES hides the GPU: compare with nvidia-smi, then update the driver."
     )
-    return [Diagnosis("torch", Status.PROBLEM, f"{found}; does not see the NVIDIA GPU of this machine", remedy)]
+    return [Finding("torch", Status.PROBLEM, f"{found}; does not see the NVIDIA GPU of this machine", remedy)]
 
 
-def check_versions() -> list[Diagnosis]:
+def check_versions() -> list[Finding]:
     """Installed packages against the ranges that the project needs, then against the versions that it was tested with."""
     from packaging.version import Version
 
@@ -90,7 +90,7 @@ def check_versions() -> list[Diagnosis]:
         ]
         packages = dict.fromkeys(f'"{item.name}{item.specifier}"' for item in (*wrong, *missing))
         remedy = f"pip install {' '.join(packages)}"
-        findings.append(Diagnosis("versions", Status.PROBLEM, ", ".join(dict.fromkeys(found)), remedy))
+        findings.append(Finding("versions", Status.PROBLEM, ", ".join(dict.fromkeys(found)), remedy))
     tested = tested_versions()
     known = {name: tested[_normal(name)] for name in installed if _normal(name) in tested}
     others = [
@@ -100,40 +100,38 @@ def check_versions() -> list[Diagnosis]:
     ]
     if others:
         remedy = "Should anything go wrong, try the tested versions first: pip install --constraint constraints.txt -e ."
-        findings.append(Diagnosis("versions", Status.WARNING, f"not as tested: {', '.join(others)}", remedy))
+        findings.append(Finding("versions", Status.WARNING, f"not as tested: {', '.join(others)}", remedy))
     if not findings:
-        findings.append(Diagnosis("versions", Status.OK, f"{len(known)} packages as tested"))
+        findings.append(Finding("versions", Status.OK, f"{len(known)} packages as tested"))
     return findings
 
 
-def check_extras() -> list[Diagnosis]:
+def check_extras() -> list[Finding]:
     """Which extras are there, and what the others would add."""
     needed: dict[str, list[str]] = {}
     for item in _requirements():
         if (extra := _extra_of(item)) is not None:
             needed.setdefault(extra, []).append(item.name)
     complete = [extra for extra, names in needed.items() if all(installed_version(name) for name in names)]
-    findings = [Diagnosis("extras", Status.OK, f"installed: {', '.join(complete) or 'none'}")]
+    findings = [Finding("extras", Status.OK, f"installed: {', '.join(complete) or 'none'}")]
     absent = [extra for extra in EXTRAS if extra in needed and extra not in complete]
     if absent:
         found = "; ".join(f"[{extra}] {EXTRAS[extra]}" for extra in absent)
-        findings.append(
-            Diagnosis("", Status.NOTE, f"not installed: {found}", f"pip install '{PROJECT}[NAME]' adds one, where you need it.")
-        )
+        findings.append(Finding("", Status.NOTE, f"not installed: {found}", f"pip install '{PROJECT}[NAME]' adds one, where you need it."))
     return findings
 
 
-def check_tensorflow() -> list[Diagnosis]:
+def check_tensorflow() -> list[Finding]:
     """What writing RLDS needs; nothing else does."""
     found = {name: version for name in _TENSORFLOW if (version := installed_version(name)) is not None}
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     if "tensorflow-datasets" in found and len(found) > 1:
-        return [Diagnosis("TensorFlow", Status.OK, f"{listed}: RLDS can be written")]
+        return [Finding("TensorFlow", Status.OK, f"{listed}: RLDS can be written")]
     remedy = f"To convert recordings to RLDS: pip install '{PROJECT}[rlds]'. Training does not need it."
-    return [Diagnosis("TensorFlow", Status.NOTE, listed or "not installed", remedy)]
+    return [Finding("TensorFlow", Status.NOTE, listed or "not installed", remedy)]
 
 
-def check_attention() -> list[Diagnosis]:
+def check_attention() -> list[Finding]:
     """The self-test of every load, on a tiny model, for every backend that runs here."""
     import torch
 
@@ -152,10 +150,10 @@ def check_attention() -> list[Diagnosis]:
                 warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
                 check_bidirectional(_tiny_model(backend, device, dtype))
         except ValueError as error:
-            return [Diagnosis("attention", Status.PROBLEM, str(error), "Install the versions of constraints.txt.")]
+            return [Finding("attention", Status.PROBLEM, str(error), "Install the versions of constraints.txt.")]
         passed.append(backend)
     rest = f"; not available here: {', '.join(skipped)} (optional)" if skipped else ""
-    return [Diagnosis("attention", Status.OK, f"looks both ways, tried on {device.type}: {', '.join(passed)}{rest}")]
+    return [Finding("attention", Status.OK, f"looks both ways, tried on {device.type}: {', '.join(passed)}{rest}")]
 
 
 def _tiny_model(backend: str, device: torch.device, dtype: torch.dtype) -> OpenVLAForActionPrediction:

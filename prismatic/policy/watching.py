@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from prismatic.vla.diagnosis import Finding
 from prismatic.vla.reference import ObservationCheck
 from prismatic.vla.types import Observation
 
@@ -20,7 +21,7 @@ class ObservationWatch:
         self._check = check
         self._instructions: set[str] = set()
         self._known: set[str] = set()
-        self.warnings: list[str] = []  # since the start
+        self.warnings: list[str] = []  # since the start, as a client is shown them
 
     def look(self, observations: Sequence[Observation]) -> None:
         """Before the policy acts on `observations`."""
@@ -35,10 +36,9 @@ class ObservationWatch:
         self._known.clear()
         self.warnings = []
 
-    def _warn(self, found: list[str]) -> None:
-        for told in found:
-            kind = told.partition(":")[0]  # figures differ from one observation to the next
-            if kind not in self._known:
-                self._known.add(kind)
-                self.warnings.append(told)
-                logger.warning("%s", told)
+    def _warn(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            if finding.kind not in self._known:  # figures differ from one observation to the next
+                self._known.add(finding.kind)
+                self.warnings.append(str(finding))
+                logger.warning("%s", finding)

@@ -38,6 +38,7 @@ from prismatic.vla.datasets.inspection.view import training_views
 from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.sampler import MixtureSampler
+from prismatic.vla.diagnosis import Finding
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Batch
 
@@ -116,8 +117,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     data = load_training_data(specs, options)
     fill_sequential_caches(data, config.data.num_workers, ranks.rank, ranks.world_size)
     if ranks.is_main:
-        for warning in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
-            logger.warning(warning)
+        for name, finding in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
+            logger.warning("%s: %s", name, finding)
     torch.manual_seed(config.optimization.seed)  # adapters and heads start the same on every process
     dtype = torch.bfloat16 if use_bf16 and config.model.use_lora else torch.float32
     base = load_base(base_path, dtype, with_weights=ranks.is_main or config.model.quantize_base != "none")
@@ -155,12 +156,12 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     )
 
 
-def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: Path) -> list[str]:
-    """Warnings about data that differ from what `base` was fine-tuned on, if it is a checkpoint that says so."""
-    found = []
+def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: Path) -> list[tuple[str, Finding]]:
+    """What in the data differs from what `base` was fine-tuned on, if it is a checkpoint that says so, with the data set's name."""
+    found: list[tuple[str, Finding]] = []
     for view in training_views(data, specs):
         training = read_training(base, view.platform.name, view.name)
-        found += [] if training is None else [f"{view.name}: {finding}" for finding in check_against(view, *training)]
+        found += [] if training is None else [(view.name, finding) for finding in check_against(view, *training)]
     return found
 
 

@@ -3,8 +3,8 @@
     reference_frames.png     a row of small pictures per camera, for people, too; cameras and instructions stand in its text
 
 A camera in another's place, a picture upside down or with red and blue exchanged, a state in degrees: the policy would act on them without
-complaint. Each is noticed before the first action because the mistake, undone, gives what training saw. Warnings only: a new
-scene may look new, and sentences may be new.
+complaint. Each is noticed before the first action because the mistake, undone, gives what training saw. Nothing is refused: a new scene
+may look new, and sentences may be new.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.diagnosis import Finding, Status
 from prismatic.vla.types import Observation
 
 REFERENCE_FILE = "reference_frames.png"
@@ -31,7 +32,7 @@ _TEXT_KEY = "openvla-oft-robot"
 _EXPLAINED = 0.5
 # ... and that distance is no everyday one [grey levels; times what training pictures have among themselves].
 _NOTICEABLE, _UNUSUAL = 6.0, 1.5
-_STRANGE, _STRANGE_LEVELS = 4.0, 30.0  # from here a picture without explanation is told, too
+_STRANGE, _STRANGE_LEVELS = 4.0, 30.0  # from here a picture without explanation is reported, too
 _FLAT = 2.0  # standard deviation of a picture without content [grey levels]
 _TINGED, _EXTREMES = 40.0, 0.01  # colours count as exchanged from this distance [grey levels], of this share of the pixels at either end
 _UNITS = (("degrees", "[rad]", 180 / np.pi), ("millimetres", "[m]", 1e3))
@@ -97,14 +98,14 @@ class ObservationCheck:
         self._seen = {camera: pictures.astype(np.float32) for camera, pictures in frames.items()}
         self._usual = {camera: _usual_distance(pictures) for camera, pictures in self._seen.items()}
 
-    def __call__(self, observation: Observation) -> list[str]:
-        """A sentence for each thing that looks wrong."""
+    def __call__(self, observation: Observation) -> list[Finding]:
+        """Everything that looks wrong, or new (a note)."""
         found = self.check_images(observation.images) + self.check_instruction(observation.instruction)
         if self._state is not None and observation.proprio is not None:
             found += check_state(observation.proprio, self._state, self._state_names)
         return found
 
-    def check_images(self, images: Mapping[str, np.ndarray]) -> list[str]:
+    def check_images(self, images: Mapping[str, np.ndarray]) -> list[Finding]:
         """Cameras in another's place; pictures that are turned, mirrored, with other colours, or unlike anything."""
         pictures = {camera: small_picture(images[camera]).astype(np.float32) for camera in self._seen if camera in images}
         distances = {camera: _distance(picture, self._seen[camera]) for camera, picture in pictures.items()}
@@ -117,47 +118,53 @@ class ObservationCheck:
                 exchanged = _distance(pictures[one], self._seen[other]) + _distance(pictures[other], self._seen[one])
                 if exchanged < _EXPLAINED * (distances[one] + distances[other]):
                     explained |= {one, other}
-                    found.append(f"the cameras {one} and {other} are exchanged: each shows what training saw through the other; swap them")
-        return found + [told for camera in cameras if camera not in explained if (told := self._explain(camera, pictures, distances))]
+                    what = f"the cameras {one} and {other} are exchanged: each shows what training saw through the other"
+                    found.append(Finding("cameras", Status.WARNING, what, "Swap them."))
+        rest = [self._explain(camera, pictures, distances) for camera in cameras if camera not in explained]
+        return found + [finding for finding in rest if finding is not None]
 
-    def _check_colours(self, pictures: Mapping[str, np.ndarray]) -> list[str]:
+    def _check_colours(self, pictures: Mapping[str, np.ndarray]) -> list[Finding]:
         """Red and blue exchanged, judged by all cameras together: an object of another colour may fill one of them."""
         as_is = sum(_tint_distance(picture, self._seen[camera]) for camera, picture in pictures.items())
         exchanged = sum(_tint_distance(picture[..., ::-1], self._seen[camera]) for camera, picture in pictures.items())
         if as_is > _TINGED * len(pictures) and exchanged < _EXPLAINED * as_is:
-            return ["the pictures have red and blue exchanged (BGR), compared with what training saw; send RGB"]
+            what = "the pictures have red and blue exchanged (BGR), compared with what training saw"
+            return [Finding("cameras", Status.WARNING, what, "Send RGB.")]
         return []
 
     def _noticeable(self, camera: str) -> float:
         return max(_NOTICEABLE, _UNUSUAL * self._usual[camera])
 
-    def _explain(self, camera: str, pictures: Mapping[str, np.ndarray], distances: Mapping[str, float]) -> str | None:
+    def _explain(self, camera: str, pictures: Mapping[str, np.ndarray], distances: Mapping[str, float]) -> Finding | None:
         picture, seen, as_is = pictures[camera], self._seen[camera], distances[camera]
         if picture.std((0, 1)).max() < _FLAT:
-            return f"the camera {camera} shows a single colour: no picture arrives"
+            what = f"the camera {camera} shows a single colour: no picture arrives"
+            return Finding(camera, Status.WARNING, what, "Check the camera and its cable.")
         undone = {what: _distance(undo(picture), seen) for what, undo in _MISTAKES.items()}
         what = min(undone, key=undone.__getitem__)
         if undone[what] < _EXPLAINED * as_is:
-            return f"the camera {camera} is {what}, compared with what training saw; send it as the demonstrations have it"
+            what = f"the camera {camera} is {what}, compared with what training saw"
+            return Finding(camera, Status.WARNING, what, "Send it as the demonstrations have it.")
         for other in self._seen:
             if other != camera and _distance(picture, self._seen[other]) < _EXPLAINED * as_is:
-                return f"the camera {camera} shows what training saw through {other}; send each picture under its own name"
+                what = f"the camera {camera} shows what training saw through {other}"
+                return Finding(camera, Status.WARNING, what, "Send each picture under its own name.")
         if as_is > max(_STRANGE_LEVELS, _STRANGE * self._usual[camera]):
-            return (
-                f"the camera {camera} looks unlike all that training saw (see {REFERENCE_FILE} of the checkpoint): "
-                "another view, another light, or another scene"
-            )
+            what = f"the camera {camera} looks unlike all that training saw: another view, another light, or another scene"
+            return Finding(camera, Status.NOTE, what, f"Compare it with {REFERENCE_FILE} of the checkpoint.")
         return None
 
-    def check_instruction(self, instruction: str) -> list[str]:
+    def check_instruction(self, instruction: str) -> list[Finding]:
         """A sentence that training never saw; case, spaces and punctuation do not count."""
         known = self._reference.instructions if self._reference else ()
         if not known or _words(instruction) in {_words(text) for text in known}:
             return []
-        return [f"the instruction {instruction!r} was not among the {len(known)} of training; {near_names(instruction, known)}"]
+        near = near_names(instruction, known)
+        what = f"the instruction {instruction!r} was not among the {len(known)} of training"
+        return [Finding("instruction", Status.NOTE, what, f"{near[:1].upper()}{near[1:]}")]
 
 
-def check_state(values: np.ndarray, seen: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
+def check_state(values: np.ndarray, seen: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[Finding]:
     """A state far from all that training saw, with its likely unit; dimensions that were constant in training do not count."""
     low, high = np.asarray(seen["min"], np.float64), np.asarray(seen["max"], np.float64)
     if len(values) != len(low):
@@ -174,8 +181,8 @@ def check_state(values: np.ndarray, seen: Mapping[str, Sequence[float]], names: 
     listed = ", ".join(f"{names[dim]} = {state[dim]:.4g} (training: {low[dim]:.3g} to {high[dim]:.3g})" for dim in far[:4])
     more = f" and {len(far) - 4} more" if len(far) > 4 else ""
     units = {unit for unit, suffix, factor in _UNITS if _explains(suffix, state, is_far(state / factor), names)}
-    remedy = f"it looks like {' and '.join(sorted(units))}" if units else "check its order and units, and the data set (unnorm_key)"
-    return [f"the state is far from all that training saw: {listed}{more}; {remedy}"]
+    remedy = f"It looks like {' and '.join(sorted(units))}." if units else "Check its order and units, and the data set (unnorm_key)."
+    return [Finding("state", Status.WARNING, f"the state is far from all that training saw: {listed}{more}", remedy)]
 
 
 def _explains(suffix: str, state: np.ndarray, is_still_far: np.ndarray, names: Sequence[str]) -> bool:

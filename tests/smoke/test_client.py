@@ -64,10 +64,10 @@ def test_what_looks_unlike_training_is_told_to_the_robots_computer_with_the_firs
         client.close()
         (told,) = [record.getMessage() for record in caplog.records if "the server warns" in record.getMessage()]
         assert "left_waist [rad] = 40 (training: -1 to 1)" in told
-        assert "it looks like degrees" in told
+        assert "It looks like degrees" in told
     status, body, _ = aloha_server.request("/info", headers={"X-API-Key": API_KEY})
     assert status == 200
-    assert "it looks like degrees" in json.loads(body)["warnings"][0]
+    assert "It looks like degrees" in json.loads(body)["warnings"][0]
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])

@@ -19,7 +19,7 @@ from prismatic.doctor.data import check_data
 from prismatic.doctor.screen import count_problems, run_check, to_text
 from prismatic.doctor.simulators import _judge
 from prismatic.doctor.software import EXTRAS
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/golden/data/rlds"
@@ -55,7 +55,7 @@ def checkpoint(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "checkpoint"))
 
 
-def problems(findings: list[Diagnosis]) -> dict[str, str]:
+def problems(findings: list[Finding]) -> dict[str, str]:
     return {finding.subject: finding.found for finding in findings if finding.status == Status.PROBLEM}
 
 
@@ -186,7 +186,7 @@ def test_data_that_cannot_be_read(tmp_path: Path) -> None:
     assert set(found) == {"libero_spatial_no_noops"}
     assert shard.name in found["libero_spatial_no_noops"]
     refused = [item for item in check_data(data, "aloha1_put_X_into_pot_300_demos", "LIBERO") if item.status == Status.PROBLEM]
-    assert "actions of 14 dimensions, robot platform LIBERO expects 7" in refused[0].remedy
+    assert "actions of 14 dimensions, robot platform LIBERO expects 7" in refused[0].found
 
 
 def test_folders_without_data_or_entry(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_renderer_that_crashes_or_fails() -> None:
 
 
 def test_a_check_that_breaks_is_a_finding() -> None:
-    def broken() -> list[Diagnosis]:
+    def broken() -> list[Finding]:
         raise OSError("no such library")
 
     (finding,) = run_check("torch", broken)
@@ -224,7 +224,7 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     assert count_problems({"Software": [finding]}) == 1
     assert "\x1b[31;1m  PROBLEM" in screen
     assert screen.endswith("1 problem; an arrow says what to do.")
-    long = Diagnosis("weights", Status.PROBLEM, "\n".join(f"missing key_{number}" for number in range(20)), "Copy it again.")
+    long = Finding("weights", Status.PROBLEM, "\n".join(f"missing key_{number}" for number in range(20)), "Copy it again.")
     screen = to_text({"Checkpoint": [long]}, colour=False)
     assert "key_3" in screen
     assert "key_4" not in screen

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOLD = {
     "none": ("-", ""),
-    "state in millimetres": ("warned", "it looks like millimetres"),
+    "state in millimetres": ("warned", "It looks like millimetres"),
     "unnorm_key of another data set": ("refused", "unnorm_key 'bridge_orig' is not in"),
     "another robot (flag)": ("refused", "--robot_platform LIBERO (the checkpoint: METAWORLD)"),
     "action dimension 7 for 4 (policy.json edited)": ("refused", "does not fit L1RegressionActionHead"),

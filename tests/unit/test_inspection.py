@@ -21,7 +21,8 @@ from prismatic.vla import constants
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
 from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.inspection.against import check_against
-from prismatic.vla.datasets.inspection.checks import check_arrays, looks_like, quick_checks
+from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
+from prismatic.vla.datasets.inspection.encodings import looks_like
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
 from prismatic.vla.datasets.inspection.suggest import suggest_entry

@@ -92,7 +92,7 @@ def test_what_training_saw_comes_along_and_warns_before_the_first_action(
     cameras, instruction, state = policy.watch.warnings
     assert cameras.startswith("the cameras primary and wrist are exchanged")
     assert instruction.startswith("the instruction 'close the window' was not among the 1 of training")
-    assert "z [m] = 900 (training: 0 to 1); it looks like millimetres" in state
+    assert "z [m] = 900 (training: 0 to 1). It looks like millimetres" in state
     assert all(text in caplog.text for text in policy.watch.warnings)
 
 

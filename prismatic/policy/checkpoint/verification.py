@@ -36,14 +36,14 @@ from prismatic.policy.checkpoint.loading import WEIGHT_FILES, StoredWeights, che
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.policy.lora.adapters import merge_component
-from prismatic.vla.diagnosis import Diagnosis, Status
+from prismatic.vla.diagnosis import Finding, Status
 
 _COPY_AGAIN = "Copy or download the whole checkpoint folder again."
 _BINARY = (".safetensors", ".pt")
 _COMPONENTS = (ACTION_HEAD, PROPRIO_PROJECTOR, NOISY_ACTION_PROJECTOR, VISION_BACKBONE)
 
 
-def verify_checkpoint(folder: Path) -> list[Diagnosis]:
+def verify_checkpoint(folder: Path) -> list[Finding]:
     """One finding per part of the folder; a checkpoint without a problem among them loads."""
     if (other := _recognise_other(folder)) is not None:
         return [other]
@@ -53,47 +53,47 @@ def verify_checkpoint(folder: Path) -> list[Diagnosis]:
     if config is not None:
         findings.append(_attempt("weights", lambda: _describe_weights(folder, config, spec)))
     if spec is None:
-        findings += [Diagnosis("components", Status.NOTE, f"{_listed(folder)}; shapes not checked without {POLICY_FILE}")]
+        findings += [Finding("components", Status.NOTE, f"{_listed(folder)}; shapes not checked without {POLICY_FILE}")]
     elif config is not None:
         findings += _verify_components(folder, config, spec)
     findings.append(_attempt("statistics", lambda: _describe_statistics(folder, spec)))
     return findings
 
 
-def _recognise_other(folder: Path) -> Diagnosis | None:
+def _recognise_other(folder: Path) -> Finding | None:
     """What `folder` is, if it is something else than a checkpoint."""
     if not folder.is_dir():
         remedy = "Pass the folder of a checkpoint; one on the Hub is downloaded with hf download."
-        return Diagnosis("folder", Status.PROBLEM, f"{folder} is not a folder", remedy)
+        return Finding("folder", Status.PROBLEM, f"{folder} is not a folder", remedy)
     if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
         saved = sorted(path.name for path in folder.parent.glob(f"{folder.name}--*_chkpt"))
         remedy = f"Pass {saved[-1]}, which lies beside it." if saved else "Pass a folder that finetune.py saved (its name ends in _chkpt)."
-        return Diagnosis("folder", Status.PROBLEM, f"{folder} holds no checkpoint", remedy)
+        return Finding("folder", Status.PROBLEM, f"{folder} holds no checkpoint", remedy)
     if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and _listed(folder) == "none":
         remedy = "Fine-tune it first; pass the folder that finetune.py saves (its name ends in _chkpt)."
-        return Diagnosis("folder", Status.PROBLEM, f"{folder} is a base model: no action head, no statistics", remedy)
+        return Finding("folder", Status.PROBLEM, f"{folder} is a base model: no action head, no statistics", remedy)
     return None
 
 
-def _attempt(subject: str, describe: Callable[[], str]) -> Diagnosis:
+def _attempt(subject: str, describe: Callable[[], str]) -> Finding:
     """What `describe` says, or the reason that it gives for not being able to."""
     try:
-        return Diagnosis(subject, Status.OK, describe())
+        return Finding(subject, Status.OK, describe())
     except ValueError as error:
-        return Diagnosis(subject, Status.PROBLEM, str(error), _COPY_AGAIN)
+        return Finding(subject, Status.PROBLEM, str(error), _COPY_AGAIN)
 
 
-def _verify_spec(folder: Path) -> tuple[PolicySpec | None, list[Diagnosis]]:
+def _verify_spec(folder: Path) -> tuple[PolicySpec | None, list[Finding]]:
     if not (folder / POLICY_FILE).is_file():
         remedy = (
             "A published checkpoint has none: pass --num_images_in_input (and --robot_platform for a data set outside the registry) to "
             f"every command. A checkpoint of this project is incomplete without it. {_COPY_AGAIN}"
         )
-        return None, [Diagnosis("policy.json", Status.WARNING, "absent; the checkpoint does not describe itself", remedy)]
+        return None, [Finding("policy.json", Status.WARNING, "absent; the checkpoint does not describe itself", remedy)]
     try:
         spec = PolicySpec.load(folder)
     except ValueError as error:
-        return None, [Diagnosis("policy.json", Status.PROBLEM, str(error), _COPY_AGAIN)]
+        return None, [Finding("policy.json", Status.PROBLEM, str(error), _COPY_AGAIN)]
     platform, heads = spec.platform, spec.heads
     extras = [name for name, used in (("FiLM", heads.use_film), ("proprio", heads.use_proprio)) if used]
     step = spec.provenance.get("step")
@@ -101,10 +101,10 @@ def _verify_spec(folder: Path) -> tuple[PolicySpec | None, list[Diagnosis]]:
         f"{platform.name}, {platform.num_actions_chunk} x {platform.action_dim} actions, {heads.action_head} head"
         f"{''.join(f', {name}' for name in extras)}; cameras {', '.join(spec.cameras)}{'' if step is None else f'; step {step:,}'}"
     )
-    return spec, [Diagnosis("policy.json", Status.OK, found)]
+    return spec, [Finding("policy.json", Status.OK, found)]
 
 
-def _verify_manifest(folder: Path) -> list[Diagnosis]:
+def _verify_manifest(folder: Path) -> list[Finding]:
     """The files against manifest.json, where there is one; a trainer state that was left behind as a whole is not missed."""
     manifest = read_manifest(folder) or {}
     has_state = (folder / TRAINER_STATE_FOLDER).is_dir()
@@ -113,32 +113,32 @@ def _verify_manifest(folder: Path) -> list[Diagnosis]:
     changed = [name for name, size in sizes.items() if (folder / name).is_file() and (folder / name).stat().st_size != size]
     cut = [f"{name} has another size than when it was saved" for name in changed if name.endswith(_BINARY)]
     if lost or cut:
-        return [Diagnosis("files", Status.PROBLEM, "; ".join([*lost, *cut]), _COPY_AGAIN)]
+        return [Finding("files", Status.PROBLEM, "; ".join([*lost, *cut]), _COPY_AGAIN)]
     if changed:
         remedy = "Nothing to do if it was edited on purpose."
-        return [Diagnosis("files", Status.WARNING, f"{', '.join(changed)}: changed since the checkpoint was saved", remedy)]
-    return [Diagnosis("files", Status.OK, f"all {len(sizes)} of {MANIFEST_FILE}")] if sizes else []
+        return [Finding("files", Status.WARNING, f"{', '.join(changed)}: changed since the checkpoint was saved", remedy)]
+    return [Finding("files", Status.OK, f"all {len(sizes)} of {MANIFEST_FILE}")] if sizes else []
 
 
-def _verify_config(folder: Path) -> tuple[OpenVLAConfig | None, Diagnosis]:
+def _verify_config(folder: Path) -> tuple[OpenVLAConfig | None, Finding]:
     try:
         config = load_config(folder)
     except (ValueError, OSError, KeyError) as error:  # transformers raises OSError for text that is no JSON
-        return None, Diagnosis("config.json", Status.PROBLEM, str(error), _COPY_AGAIN)
+        return None, Finding("config.json", Status.PROBLEM, str(error), _COPY_AGAIN)
     layers = config.get_text_config().num_hidden_layers
     found = f"language model of {layers} layer{'' if layers == 1 else 's'}, {config.hidden_size} wide; images of {config.image_size} pixels"
-    return config, Diagnosis("config.json", Status.OK, found)
+    return config, Finding("config.json", Status.OK, found)
 
 
-def _verify_processor(folder: Path) -> Diagnosis:
+def _verify_processor(folder: Path) -> Finding:
     """Tokenizer and image processor; adapters alone take those of their base."""
     is_whole = any((folder / name).is_file() for name in WEIGHT_FILES)
     absent = [] if (folder / "preprocessor_config.json").is_file() else ["preprocessor_config.json"]
     if not any((folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer.")):
         absent.append("tokenizer.json (or tokenizer.model)")
     if absent and is_whole:
-        return Diagnosis("processor", Status.PROBLEM, f"lacks {', '.join(absent)}", _COPY_AGAIN)
-    return Diagnosis("processor", Status.OK, "tokenizer and image processor" if not absent else "those of the base model")
+        return Finding("processor", Status.PROBLEM, f"lacks {', '.join(absent)}", _COPY_AGAIN)
+    return Finding("processor", Status.OK, "tokenizer and image processor" if not absent else "those of the base model")
 
 
 def _describe_weights(folder: Path, config: OpenVLAConfig, spec: PolicySpec | None) -> str:
@@ -172,7 +172,7 @@ def adapter_base(folder: Path) -> str | None:
     return named or named_base(folder)
 
 
-def _verify_components(folder: Path, config: OpenVLAConfig, spec: PolicySpec) -> list[Diagnosis]:
+def _verify_components(folder: Path, config: OpenVLAConfig, spec: PolicySpec) -> list[Finding]:
     """One finding per module beside the model that policy.json promises: there once, readable, of the right width."""
     with torch.device("meta"):
         modules = head_components(build_action_model(nn.Identity(), config, spec))

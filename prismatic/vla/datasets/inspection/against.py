@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.inspection.checks import Finding
 from prismatic.vla.datasets.inspection.frames import Strip, read_strips
 from prismatic.vla.datasets.inspection.view import DatasetView
+from prismatic.vla.diagnosis import Finding, Status, listed
 from prismatic.vla.reference import ObservationCheck, Reference, check_state
 
 _NUM_EPISODES = 8
@@ -27,23 +27,23 @@ def check_against(view: DatasetView, reference: Reference | None, statistics: Ma
     strips, _ = read_strips(view, _NUM_EPISODES, 1)
     state = statistics.get("proprio") if view.use_proprio else None
     check = ObservationCheck(reference, None, ())
-    told: Counter[str] = Counter()
-    for strip in strips:
-        for sentence in _look(check, strip, view, state):
-            told[sentence.partition(":")[0]] += 1
+    seen = [finding for strip in strips for finding in _look(check, strip, view, state)]
+    # Not the notes: another scene is what data are recorded for.
+    kinds = Counter((finding.subject, finding.kind) for finding in seen if finding.status != Status.NOTE)
+    remedy = "Make the data like those it was trained on."
     findings = [
-        Finding(f"Seen from the checkpoint, {kind} ({count} of {len(strips)} episodes).", "Make the data like those it was trained on.")
-        for kind, count in told.items()
-        if count >= _OFTEN * len(strips) and "looks unlike" not in kind  # another scene is what data are recorded for
+        Finding(subject, Status.WARNING, f"Seen from the checkpoint, {kind} ({count} of {len(strips)} episodes)", remedy)
+        for (subject, kind), count in kinds.items()
+        if count >= _OFTEN * len(strips)
     ]
     return findings + _check_actions(view, statistics["action"])
 
 
-def _look(check: ObservationCheck, strip: Strip, view: DatasetView, state: Mapping[str, Sequence[float]] | None) -> list[str]:
-    sentences = check.check_images({camera: frames[0] for camera, frames in strip.frames.items()})
+def _look(check: ObservationCheck, strip: Strip, view: DatasetView, state: Mapping[str, Sequence[float]] | None) -> list[Finding]:
+    found = check.check_images({camera: frames[0] for camera, frames in strip.frames.items()})
     if state is not None:
-        sentences += check_state(view.index.proprio[view.index.episode_starts[strip.episode]], state, view.proprio_names)
-    return sentences
+        found += check_state(view.index.proprio[view.index.episode_starts[strip.episode]], state, view.proprio_names)
+    return found
 
 
 def _check_actions(view: DatasetView, seen: Mapping[str, Sequence[float]]) -> list[Finding]:
@@ -52,7 +52,9 @@ def _check_actions(view: DatasetView, seen: Mapping[str, Sequence[float]]) -> li
     if len(seen["q01"]) != len(own["q01"]):
         return [
             Finding(
-                f"The actions have {len(own['q01'])} dimensions, the checkpoint's {len(seen['q01'])}.",
+                "action",
+                Status.WARNING,
+                f"The actions have {len(own['q01'])} dimensions, the checkpoint's {len(seen['q01'])}",
                 "Fine for a new robot: the action head is new then. Else take the data set that belongs to it.",
             )
         ]
@@ -61,15 +63,19 @@ def _check_actions(view: DatasetView, seen: Mapping[str, Sequence[float]]) -> li
     other = np.flatnonzero((ratio > _OTHER_SIZE) | (ratio < 1 / _OTHER_SIZE))
     findings = []
     if len(other):
-        listed = ", ".join(f"{view.action_names[dim]} {ratio[dim]:.3g} times as wide" for dim in other[:5])
-        findings.append(Finding(f"Actions have other ranges than the checkpoint's: {listed}.", "Check their units."))
+        shown = listed([f"{view.action_names[dim]} {ratio[dim]:.3g} times as wide" for dim in other])
+        findings.append(
+            Finding("action", Status.WARNING, f"Actions have other ranges than the checkpoint's: {shown}", "Check their units.")
+        )
     for dim in view.gripper_dims:
         ours, theirs = ((entry["min"][dim], entry["max"][dim]) for entry in (own, seen))
         if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > _OTHER_LIMITS * (theirs[1] - theirs[0]) > 0:
             findings.append(
                 Finding(
+                    "gripper",
+                    Status.WARNING,
                     f"The gripper command {view.action_names[dim]} runs from {ours[0]:.3g} to {ours[1]:.3g}, "
-                    f"the checkpoint's from {theirs[0]:.3g} to {theirs[1]:.3g}.",
+                    f"the checkpoint's from {theirs[0]:.3g} to {theirs[1]:.3g}",
                     "Bring it to the same convention in a trajectory transform.",
                 )
             )

@@ -1,4 +1,7 @@
-"""Small inline SVG drawings and pictures for the page. Coordinates are pixels."""
+"""Small inline SVG drawings and pictures for the page. Coordinates are pixels.
+
+Written by hand: drawn by matplotlib, the same page is a quarter (one arm) to half (two arms) larger and takes five times as long.
+"""
 
 from __future__ import annotations
 

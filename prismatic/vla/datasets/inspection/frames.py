@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from prismatic.vla.cameras import is_wrist
-from prismatic.vla.datasets.inspection.checks import Finding
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
+from prismatic.vla.diagnosis import Finding, Status, listed
 
 _THUMBNAIL = 32  # pixels; what the comparisons look at
 
@@ -43,7 +43,7 @@ def read_strips(view: DatasetView, num_episodes: int, num_steps: int) -> tuple[l
             damaged.append(str(error))
             continue
         strips.append(Strip(episode, steps, frames))
-    findings = [Finding(f"{len(damaged)} of {len(chosen)} sampled episodes have a damaged image: {damaged[0]}.",
+    findings = [Finding("images", Status.WARNING, f"{len(damaged)} of {len(chosen)} sampled episodes have a damaged image: {damaged[0]}",
                         "Copy or convert the data set again.")] if damaged else []  # fmt: skip
     return strips, findings
 
@@ -73,7 +73,9 @@ def _check_single(small: dict[str, list[np.ndarray]]) -> list[Finding]:
             if share > 0.2:
                 unit = "episodes" if what.startswith("frozen") else "frames"
                 remedy = f"Check the camera and its cable, and image_obs_keys of the entry in {CONFIGS_FILE}; leave bad episodes out."
-                findings.append(Finding(f"The camera {camera} is {what} ({share:.0%} of the sampled {unit}).", remedy))
+                findings.append(
+                    Finding("cameras", Status.WARNING, f"The camera {camera} is {what} ({share:.0%} of the sampled {unit})", remedy)
+                )
                 break
     return findings
 
@@ -81,7 +83,9 @@ def _check_single(small: dict[str, list[np.ndarray]]) -> list[Finding]:
 def _check_identical(small: dict[str, list[np.ndarray]]) -> list[Finding]:
     return [
         Finding(
-            f"The cameras {one} and {other} show the same picture.",
+            "cameras",
+            Status.WARNING,
+            f"The cameras {one} and {other} show the same picture",
             f"Give each camera its own key in image_obs_keys of the entry in {CONFIGS_FILE}; the recorder may have saved one twice.",
         )
         for one, other in _pairs(small)
@@ -98,7 +102,9 @@ def _check_swapped(small: dict[str, list[np.ndarray]]) -> list[Finding]:
         if moving and np.mean([hand > fixed + 0.25 for fixed, hand in moving]) > 0.7:
             findings.append(
                 Finding(
-                    f"The cameras primary and {wrist} may be swapped: primary moves with the robot, {wrist} stands still.",
+                    "cameras",
+                    Status.WARNING,
+                    f"The cameras primary and {wrist} may be swapped: primary moves with the robot, {wrist} stands still",
                     f"Look at the strips below; if so, exchange their keys in image_obs_keys of the entry in {CONFIGS_FILE}.",
                 )
             )
@@ -117,8 +123,14 @@ def _check_mixed_up(small: dict[str, list[np.ndarray]], strips: list[Strip]) -> 
         exchanged = np.abs(first - usual_second).mean((1, 2)) + np.abs(second - usual_first).mean((1, 2))
         odd = [strip.episode for strip, flag in zip(strips, exchanged < 0.5 * as_is, strict=True) if flag]
         if odd:
-            listed = ", ".join(map(str, odd[:8]))
-            findings.append(Finding(f"The cameras {one} and {other} are swapped in some episodes: {listed}.", "Repair or leave out these."))
+            findings.append(
+                Finding(
+                    "cameras",
+                    Status.WARNING,
+                    f"The cameras {one} and {other} are swapped in some episodes: {listed(odd)}",
+                    "Repair or leave out these.",
+                )
+            )
     return findings
 
 

@@ -14,12 +14,14 @@ import numpy as np
 
 from prismatic.vla.datasets.episodes import EpisodeSource, FrameReader, RawEpisode, standardize
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
-from prismatic.vla.datasets.inspection.checks import Finding, check_arrays, clipped_share, instruction_counts
+from prismatic.vla.datasets.inspection.checks import check_arrays, instruction_counts
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
+from prismatic.vla.datasets.inspection.ranges import clipped_share
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.diagnosis import Finding, Status
 from prismatic.vla.normalization import Bounds, normalize
 
 _NUM_CHECKED_EPISODES, _NUM_SHOWN_EPISODES, _NUM_STRIP_STEPS, _NUM_CURVE_EPISODES = 16, 4, 8, 2
@@ -43,7 +45,8 @@ def inspect_dataset(spec: DatasetSpec) -> Inspection:
     index, findings = _load_leniently(spec)
     view = DatasetView.of(spec, index)
     if "train" not in index.splits:
-        findings.append(Finding(f"There is no split 'train', only {', '.join(index.splits)}.", "Training needs one; rename the split."))
+        found = f"There is no split 'train', only {', '.join(index.splits)}"
+        findings.append(Finding("splits", Status.PROBLEM, found, "Training needs one; rename the split."))
     strips, damaged = read_strips(view, _NUM_CHECKED_EPISODES, _NUM_STRIP_STEPS)
     return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips)], strips)
 
@@ -62,7 +65,7 @@ def write_page(inspections: list[Inspection], title: str, command: str, output: 
     os.replace(temporary, output)
 
 
-class _SoundEpisodes:
+class _UsableEpisodes:
     """A source without the episodes that its entry cannot read; those are listed in `refused`."""
 
     def __init__(self, source: EpisodeSource, spec: DatasetSpec) -> None:
@@ -97,15 +100,15 @@ def _load_leniently(spec: DatasetSpec) -> tuple[EpisodeIndex, list[Finding]]:
     try:
         return load_index(source, spec.entry, spec.transform), []
     except ValueError as error:
-        sound = _SoundEpisodes(open_source(spec.folder, spec.entry), spec)
+        usable = _UsableEpisodes(open_source(spec.folder, spec.entry), spec)
         # Not into the usual cache: training must not take an index that leaves episodes out.
         with tempfile.TemporaryDirectory() as folder:
             try:
-                index = load_index(sound, spec.entry, spec.transform, Path(folder))
+                index = load_index(usable, spec.entry, spec.transform, Path(folder))
             except ValueError:
                 raise error from None
-        what = f"Training will refuse this data set: {len(sound.refused)} of {source.num_episodes} episodes cannot be used."
-        return index, [Finding(what, f"First: {sound.refused[0]}." if sound.refused else f"{error}.")]
+        what = f"Training will refuse this data set: {len(usable.refused)} of {source.num_episodes} episodes cannot be used"
+        return index, [Finding("episodes", Status.PROBLEM, what, f"First: {usable.refused[0]}." if usable.refused else f"{error}.")]
 
 
 def _describe(inspection: Inspection) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from prismatic.vla.cameras import assign_cameras, looks_from_wrist
 from prismatic.vla.constants import ROBOT_PLATFORMS, NormalizationType, near_names
 from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
-from prismatic.vla.datasets.inspection.checks import looks_like
+from prismatic.vla.datasets.inspection.encodings import looks_like
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding
 from prismatic.vla.datasets.sources import open_source
 

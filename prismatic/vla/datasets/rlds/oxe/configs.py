@@ -23,6 +23,7 @@ from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 
 # Named in messages that ask the user to edit an entry.
 CONFIGS_FILE = "prismatic/vla/datasets/rlds/oxe/configs.py"
+TRANSFORMS_FILE = CONFIGS_FILE.replace("configs.py", "transforms.py")
 
 
 class StateEncoding(IntEnum):
