@@ -23,11 +23,11 @@ from unittest import mock
 import numpy as np
 from mismatch_cases import DATA_CASES, DataCase, PolicyCase, policy_cases
 
-from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.evaluation.controls import make_control
-from experiments.robot.evaluation.plan import SeededPolicy, check_policy
-from experiments.robot.evaluation.report import wilson_interval
+from experiments.robot.evaluation.policies import SeededPolicy, check_policy
 from experiments.robot.evaluation.rollout import EXPERT_RUN, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations

@@ -317,7 +317,7 @@ def write_results(config: LearningConfig, stages: list[dict[str, Any]]) -> None:
 
 def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
     """One row per run of a variant's evaluation: without control, and under each."""
-    from experiments.robot.evaluation.report import wilson_interval
+    from experiments.robot.evaluation.statistics import wilson_interval
 
     path = config.report_dir(variant) / "report.json"
     if not path.is_file():

@@ -171,7 +171,7 @@ from pathlib import Path
 import numpy as np
 from prismatic.acting.loop import RealTimeRollout, RolloutPlan
 from experiments.robot.aloha.robots import SimulatedRobot
-from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.aloha.environment import AlohaSimulator
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions

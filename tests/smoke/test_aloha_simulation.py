@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.aloha.robots import HIGH, LOW
-from experiments.robot.aloha.simulation import ALOHA_TASKS, AlohaSimulator, get_aloha_task
+from experiments.robot.aloha.tasks import ALOHA_TASKS, get_aloha_task
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.interfaces import EpisodeSpec
@@ -47,7 +48,7 @@ def test_cameras_proprio_and_success_of_the_scene() -> None:
     code = """
 import sys
 import numpy as np
-from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.simulators.interfaces import EpisodeSpec
 environment = AlohaSimulator(image_size=64).make_environment("transfer_cube")
 seen = []
@@ -97,7 +98,7 @@ def test_recorded_demonstrations_hold_what_training_needs(tmp_path: Path) -> Non
 def test_an_episode_whose_physics_explodes_has_failed_and_the_next_one_is_sound() -> None:
     code = """
 import numpy as np
-from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.simulators.interfaces import EpisodeSpec
 environment = AlohaSimulator().make_environment("insertion")
 environment.reset(EpisodeSpec("insertion", 0, 0))

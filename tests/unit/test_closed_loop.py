@@ -12,8 +12,10 @@ from toy_simulator import ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.contact_sheet import choose_rows, write_contact_sheet
 from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
-from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, check_policy, run_evaluation
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from experiments.robot.evaluation.policies import check_policy
 from experiments.robot.evaluation.rollout import EpisodeResult
+from experiments.robot.evaluation.run import run_evaluation
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.images import ImageRecipe

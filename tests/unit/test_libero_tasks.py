@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.robot.evaluation.plan import choose_unnorm_key
+from experiments.robot.evaluation.policies import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
 from experiments.robot.libero.experts import _spread, _turn, count_hits, narrowest_side
 from experiments.robot.libero.run_libero_eval import EvalConfig, episode_numbers

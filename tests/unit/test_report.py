@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.robot.evaluation.report import Report, console_table, report_to_dict, wilson_interval, write_report
+from experiments.robot.evaluation.report import Report, console_table, report_to_dict, write_report
 from experiments.robot.evaluation.rollout import EpisodeResult
+from experiments.robot.evaluation.statistics import wilson_interval
 
 
 def make_result(task: str, index: int, success: bool, run: str = "none", **changes) -> EpisodeResult:

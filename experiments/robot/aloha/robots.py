@@ -1,4 +1,4 @@
-"""The simulated ALOHA as a robot of the real-time loop, and one that takes relative targets. Action, position [14]: see simulation.py."""
+"""The simulated ALOHA as a robot of the real-time loop, and one that takes relative targets. Action, position [14]: see environment.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from experiments.robot.aloha.simulation import AlohaSimulator
+from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.simulators.interfaces import EpisodeSpec
 from prismatic.acting.robot import Robot
 from prismatic.vla.types import Observation

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.aloha.environment import CAMERAS, AlohaSimulator
 from experiments.robot.aloha.robots import ACTION_DIM, HIGH, LOW, RelativeTargets, Robot, SimulatedRobot
-from experiments.robot.aloha.simulation import ALOHA_TASKS, CAMERAS, CONTROL_HZ, AlohaSimulator
-from experiments.robot.evaluation.report import wilson_interval
+from experiments.robot.aloha.tasks import ALOHA_TASKS, CONTROL_HZ
+from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.evaluation.video import write_mp4
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ConnectionOptions, PolicyClient, PolicyInfo, ServerUnavailableError

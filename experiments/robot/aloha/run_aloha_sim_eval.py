@@ -12,18 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.robot.aloha.simulation import CAMERAS, AlohaSimulator, get_aloha_task
-from experiments.robot.evaluation.plan import (
-    Benchmark,
-    EvaluationFlags,
-    SeededPolicy,
-    check_policy,
-    choose_unnorm_key,
-    print_report,
-    run_evaluation,
-)
+from experiments.robot.aloha.environment import CAMERAS, AlohaSimulator
+from experiments.robot.aloha.tasks import get_aloha_task
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from experiments.robot.evaluation.policies import choose_unnorm_key, load_policy
 from experiments.robot.evaluation.report import Report
 from experiments.robot.evaluation.rollout import ChunkPolicy
+from experiments.robot.evaluation.run import print_report, run_evaluation
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 
@@ -52,24 +47,13 @@ def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
-    return run_evaluation(config, Benchmark("ALOHA simulation", simulator, config.task_names, lambda: load_policy(config)))
+    return run_evaluation(config, Benchmark("ALOHA simulation", simulator, config.task_names, lambda: _load_policy(config)))
 
 
-def load_policy(config: EvalConfig) -> ChunkPolicy:
-    """The checkpoint's policy.
-
-    Raises:
-        ValueError: it drives another robot, or looks through cameras that ALOHA lacks.
-    """
-    from prismatic.policy.checkpoint.loading import LoadOptions
-    from prismatic.policy.policy import Policy  # imports torch and transformers
-
-    checkpoint = config.pretrained_checkpoint
+def _load_policy(config: EvalConfig) -> ChunkPolicy:
     sets = [f"aloha_sim_{task}_scripted" for task in config.task_names]
-    key = choose_unnorm_key(checkpoint, config.unnorm_key, sets if len(sets) == 1 else [])
-    policy = Policy.from_pretrained(checkpoint, unnorm_key=key, options=LoadOptions(engine=config.engine))
-    check_policy(checkpoint, policy.spec, "ALOHA", CAMERAS)
-    return SeededPolicy(policy)
+    key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, sets if len(sets) == 1 else [])
+    return load_policy(config.pretrained_checkpoint, config.engine, "ALOHA", CAMERAS, key)
 
 
 def main(config: EvalConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
-from experiments.robot.evaluation.report import wilson_interval
+from experiments.robot.evaluation.statistics import mcnemar_p_value, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class PairedTable:
     @property
     def p_value(self) -> float:
         """Two-sided, exact."""
-        discordant = self.only_a + self.only_b
-        tail = sum(math.comb(discordant, count) for count in range(min(self.only_a, self.only_b) + 1))
-        return min(1.0, 2 * tail / 2**discordant)
+        return mcnemar_p_value(self.only_a, self.only_b)
 
     @property
     def interval(self) -> tuple[float, float]:

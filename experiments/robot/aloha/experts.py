@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.aloha.simulation import CONTROL_HZ, AlohaEnvironment
+from experiments.robot.aloha.tasks import CONTROL_HZ
 
 _TIPS = np.array([0.145, 0.0, 0.0])  # between the finger tips, in the frame of gripper_link [m]
 _ITERATIONS, _DAMPING, _PRECISION = 30, 1e-4, 1e-4  # of the inverse kinematics; precision in m and rad
@@ -64,12 +64,12 @@ class Phase:
 class _Arm:
     """Poses -> joint angles of one arm."""
 
-    def __init__(self, environment: AlohaEnvironment, side: str) -> None:
+    def __init__(self, physics: Any, side: str) -> None:
         import mujoco
 
-        self._mujoco, self._model = mujoco, environment.physics.model.ptr
+        self._mujoco, self._model = mujoco, physics.model.ptr
         self._data: Any = mujoco.MjData(self._model)
-        self._live: Any = environment.physics.data.ptr
+        self._live: Any = physics.data.ptr
         self._body = self._model.body(f"vx300s_{side}/gripper_link").id
         self._base = np.array(self._live.xpos[self._model.body(f"vx300s_{side}").id])
         first = self._model.joint(f"vx300s_{side}/waist").qposadr[0]  # the arms' coordinates come first, so positions and velocities agree
@@ -129,14 +129,15 @@ def _about_z(angle: float) -> np.ndarray:
 
 
 class AlohaExpert:
-    """The script of the environment's task; make it after reset."""
+    """The script of a task; make it after reset."""
 
-    def __init__(self, environment: AlohaEnvironment) -> None:
-        self._environment = environment
-        self._left, self._right = _Arm(environment, "left"), _Arm(environment, "right")
+    def __init__(self, task: str, physics: Any, proprio: np.ndarray) -> None:
+        """`physics` is dm_control's, `proprio` [14] where the arms are."""
+        self._physics = physics
+        self._left, self._right = _Arm(physics, "left"), _Arm(physics, "right")
         scripts: dict[str, Callable[[], Iterator[Phase]]] = {"transfer_cube": self._transfer, "insertion": self._insertion}
-        self._phases = scripts[environment.task.name]()
-        grippers = environment.proprio()[[6, 13]]
+        self._phases = scripts[task]()
+        grippers = proprio[[6, 13]]
         self._start = Phase(0.0, self._left.pose(float(grippers[0])), self._right.pose(float(grippers[1])))
         self._phase, self._step = next(self._phases), 0
 
@@ -153,7 +154,7 @@ class AlohaExpert:
 
     def _object(self, name: str) -> np.ndarray:
         """Where an object is [m]."""
-        return np.array(self._environment.physics.named.data.xpos[name])
+        return np.array(self._physics.named.data.xpos[name])
 
     def _transfer(self) -> Iterator[Phase]:
         """The right arm picks the cube up and holds it out, the left one takes it from the other side."""
@@ -188,7 +189,7 @@ class AlohaExpert:
 
     def _lined_up(self, left: Pose, right: Pose, target: np.ndarray, distance: float) -> tuple[Pose, Pose]:
         """Poses that put the socket at its place and the peg `distance` beside `target`, both level, from how they lie in the grippers."""
-        xmat = self._environment.physics.named.data.xmat
+        xmat = self._physics.named.data.xmat
         left_tilt, right_tilt = float(xmat["socket", "zx"]), -float(xmat["peg", "zx"])  # of the ends that point to each other
         lying = (self._left.tips() - self._object("socket"), self._right.tips() - self._object("peg"))  # in the grippers
         if max(np.linalg.norm(offset) for offset in lying) > _LOST:

@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.robot.aloha.experts import AlohaExpert
+from experiments.robot.aloha.tasks import CONTROL_HZ, AlohaTask, get_aloha_task
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
 from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
 from prismatic.vla.cameras import TWO_ARMS
-from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:
     import mujoco
 
-    from experiments.robot.aloha.expert import AlohaExpert
-
 logger = logging.getLogger(__name__)
 
 VIDEO_SIZE = 256
-CONTROL_HZ = 25.0
 CAMERAS = TWO_ARMS
 _CHECKS_PER_STEP = 2  # of success: at 50 Hz, as gym-aloha does
 _SOLVED = 4  # gym-aloha's highest reward
@@ -37,36 +35,6 @@ _SOLVED = 4  # gym-aloha's highest reward
 _SCENE_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
 # The wrist cameras in the frame of gripper_link (x to the finger tips, z up), and the nearest distance that is drawn [m].
 _WRIST_POSE, _NEAREST = CameraPose(position=(0.05, 0.0, 0.13), lookat=(0.15, 0.0, 0.0), fov=75.0), 0.01
-
-
-@dataclass(frozen=True)
-class AlohaTask:
-    """One task of gym-aloha."""
-
-    name: str
-    instruction: str
-    max_steps: int  # 8 s, as gym-aloha's 400 steps at 50 Hz
-
-
-ALOHA_TASKS = {
-    task.name: task
-    for task in (
-        AlohaTask("transfer_cube", "pick up the cube with the right arm and transfer it to the left arm", 200),
-        AlohaTask("insertion", "insert the peg into the socket", 200),
-    )
-}
-
-
-def get_aloha_task(name: str) -> AlohaTask:
-    """The task called `name`.
-
-    Raises:
-        ValueError: no such task; the message lists near names.
-    """
-    task = ALOHA_TASKS.get(name)
-    if task is None:
-        raise ValueError(f"ALOHA task {name!r} is not simulated; {near_names(name, ALOHA_TASKS)}")
-    return task
 
 
 @dataclass(frozen=True)
@@ -80,10 +48,8 @@ class AlohaSimulator:
         return AlohaEnvironment(get_aloha_task(task), self.image_size, self.fast_rendering)
 
     def make_expert(self, environment: Environment) -> AlohaExpert:
-        from experiments.robot.aloha.expert import AlohaExpert
-
         assert isinstance(environment, AlohaEnvironment)
-        return AlohaExpert(environment)
+        return AlohaExpert(environment.task.name, environment.physics, environment.proprio())
 
     def instruction(self, task: str) -> str:
         return get_aloha_task(task).instruction

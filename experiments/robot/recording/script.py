@@ -1,0 +1,43 @@
+"""What the three record_demos.py scripts share: flags, and the recording of what is missing, with a progress bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.simulators.interfaces import Simulator
+
+MOTION_DIMS = (0, 1, 2)  # dx, dy, dz of an arm whose actions are motions of its hand
+
+
+@dataclass
+class RecordFlags:
+    """Flags of every recording of scripted experts."""
+
+    output_dir: Path  # episodes land in output_dir/<task>/episode_<number>.hdf5
+    num_episodes: int = 50  # per task
+    fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; evaluation must use the same setting
+    noise_scale: float = 0.4  # standard deviation of the noise on executed actions, in action units; what is stored is the expert's action
+    noise_correlation: float = 0.0  # of the noise from step to step, 0 to 1; 0.9 lasts for ten steps and moves an arm aside
+    seed: int = 0  # of starts and noise
+    num_workers: int = 2  # processes
+
+
+def record(flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dims: tuple[int, ...]) -> None:
+    """Records what `flags.output_dir` lacks; `noise_dims` are the action dimensions that get noise."""
+    options = RecordingOptions(
+        output_dir=flags.output_dir,
+        num_episodes=flags.num_episodes,
+        seed=flags.seed,
+        noise_scale=flags.noise_scale,
+        noise_correlation=flags.noise_correlation,
+        noise_dims=noise_dims,
+        num_workers=flags.num_workers,
+    )
+    num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
+    for _ in tqdm(record_demonstrations(simulator, tasks, options), total=num_missing, desc="recording", unit="episode", mininterval=0.5):
+        pass
+    print(f"{flags.output_dir}: {len(tasks)} tasks x {flags.num_episodes} episodes, {num_missing} of them new")
