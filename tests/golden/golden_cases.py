@@ -17,7 +17,6 @@ from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.projectors import NoisyActionProjector, ProprioProjector
 from prismatic.models.vla import OpenVLAForActionPrediction
 
-DEFAULT_DIR = Path(__file__).parent / "data"
 FORWARD_TOLERANCE = 2e-5  # error / max(1, max|expected|) of one forward pass
 PUBLISHED_DIFFUSION_STEPS = 50  # where a foreign folder does not record them
 DENOISING_TOLERANCE = 1e-3  # of a whole reverse diffusion
@@ -26,10 +25,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 def case_names(config: pytest.Config, pattern: str, without: str = "\0") -> list[str]:
-    """Names of the cases that match `pattern` in the default folder or in --golden-dir, so that an absent one shows as skipped."""
-    folders = (DEFAULT_DIR, Path(config.getoption("--golden-dir")))
-    names = {path.name.removesuffix(".json") for folder in folders for path in folder.glob(f"{pattern}.json")}
-    return sorted(name for name in names if without not in name)
+    """Names of the cases that match `pattern` in --golden-dir; where none does, the pattern itself, whose files are then found absent."""
+    folder = Path(config.getoption("--golden-dir"))
+    names = {path.name.removesuffix(".json") for path in folder.glob(f"{pattern}.json")}
+    return sorted(name for name in names if without not in name) or [pattern]
 
 
 def parametrize_cases(metafunc: pytest.Metafunc, patterns: dict[str, str], without: str = "\0") -> None:
@@ -40,10 +39,10 @@ def parametrize_cases(metafunc: pytest.Metafunc, patterns: dict[str, str], witho
 
 
 def golden_path(folder: Path, name: str) -> Path:
-    """The file `name`; in a folder other than the default one an absent file skips the test."""
+    """The file `name`; a recording that is absent fails the test that needs it."""
     path = folder / name
-    if not path.is_file() and folder.resolve() != DEFAULT_DIR.resolve():
-        pytest.skip(f"{name} is absent in {folder}")
+    if not path.is_file():
+        pytest.fail(f"{name} is absent in {folder}; --golden-dir names the folder of the recorded numbers", pytrace=False)
     return path
 
 

@@ -85,9 +85,9 @@ RULES: dict[str, Rule] = {
     r"CUDA_VISIBLE_DEVICES=\d python scripts/learning\.py .* --num_parallel 3 .*": Gpu("run 2026-11-28 on two H200s, both at once"),
     r"python scripts/learning\.py .* --max_steps \d+": Gpu("run 2026-11-28 on an H200, limited by time in place of steps"),
     r"python experiments/robot/aloha/record_demos\.py .*": Here("--num_episodes 2 --image_size 48"),
-    r"make aloha-smoke": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
+    r"make aloha-smoke": Elsewhere("tests/smoke/test_aloha_simulation.py", "aloha_smoke.py"),
     # LIBERO.md
-    r"make libero-smoke": Elsewhere("tests/smoke/test_libero.py", "make_untrained_policy.py"),
+    r"make libero-smoke": Elsewhere("tests/smoke/test_libero.py", "libero_smoke.py"),
     r"python experiments/robot/libero/run_libero_eval\.py --pretrained_checkpoint moojink/.*": _NOT_YET,
     r"python experiments/robot/libero/run_libero_eval\.py .*": Elsewhere("tests/smoke/test_libero.py", "run_libero_eval.py"),
     r"python experiments/robot/libero/record_demos\.py .*": Elsewhere("tests/smoke/test_libero.py", "record_demos.py"),

@@ -160,3 +160,14 @@ def test_what_cannot_be_evaluated_is_one_line(aloha_checkpoint: Path, tmp_path: 
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean transfer_cube"):
         AlohaSimulator().make_environment("transfer_cubes")
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(600)
+def test_the_smoke_target_evaluates_in_one_process_and_through_a_server(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/aloha_smoke.py", "--output_dir", str(tmp_path / "smoke"), "--num_envs", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    summaries = sorted((tmp_path / "smoke" / "eval").rglob("summary.json"))
+    assert [json.loads(path.read_text())["num_rollouts"] for path in summaries] == [1, 1]
+    assert json.loads((tmp_path / "smoke" / "sim_eval" / "report.json").read_text())["summary"]["expert"]["mean"]["rate"] == 1

@@ -148,3 +148,11 @@ def test_bad_flags_end_with_one_clear_line(arguments: list[str], message: str, t
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_smoke_target_plays_every_task_of_the_suite(tmp_path: Path) -> None:
+    done = run_python("scripts/libero_smoke.py", "--output_dir", str(tmp_path / "smoke"), "--num_envs", "1", "--max_steps", "3")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (journal,) = (tmp_path / "smoke").rglob("episodes.jsonl")
+    rows = [json.loads(line) for line in journal.read_text().splitlines()][1:]
+    assert len({row["task"] for row in rows}) == len(rows) == 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +88,10 @@ def test_a_failing_evaluation_is_told_and_stops_nothing(
 
 def test_an_interrupted_training_ends_its_evaluation(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    started = time.monotonic()
-    evaluation = start(tmp_path, script_command(tmp_path))
+    evaluation = start(tmp_path, script_command(tmp_path))  # the script waits for a file that never comes
     evaluation.submit(1, checkpoint)
     evaluation.submit(2, checkpoint)
     evaluation.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert time.monotonic() - started < 5  # the script waits for a file that never comes
     assert evaluation._running is not None
     assert evaluation._running.process.returncode not in (None, 0)
     assert not list((tmp_path / "runs").rglob("checkpoint"))

