@@ -33,6 +33,7 @@ class Demonstrated:
         if unknown := sorted(set(content) - known):
             raise ValueError(f"what was demonstrated has no field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         try:
-            return cls(**{name: dict(value) if name == "cameras" else tuple(value) for name, value in content.items()})
+            values: dict[str, Any] = {name: dict(value) if name == "cameras" else tuple(value) for name, value in content.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"what was demonstrated cannot be read: {error}") from error

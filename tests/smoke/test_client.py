@@ -167,7 +167,7 @@ def modes(commands: list[Command]) -> list[Mode]:
 def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_last(proxy: FaultyProxy) -> None:
     client = PolicyClient(f"ws://127.0.0.1:{proxy.port}", PATIENCE)
     options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, stop_after_s=2.0)
-    actor = RemoteActor(client, ChunkExecutor(options, client.connect().action_kinds))
+    actor = RemoteActor(client, ChunkExecutor(options, [False] * client.connect().action_dim))
     arm = Arm(actor)
     assert modes(arm.run(1.0)).count(Mode.ACT) > 15  # inference is hidden behind execution but for the first chunk
 
@@ -195,7 +195,7 @@ def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_la
 def test_a_flapping_server_is_survived(proxy: FaultyProxy) -> None:
     client = PolicyClient(f"http://127.0.0.1:{proxy.port}", PATIENCE)
     options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, ensemble_decay=0.1, stop_after_s=3.0)
-    actor = RemoteActor(client, ChunkExecutor(options, client.connect().action_kinds))
+    actor = RemoteActor(client, ChunkExecutor(options, [False] * client.connect().action_dim))
     flapping = threading.Event()
 
     def flap() -> None:
