@@ -27,7 +27,8 @@ def main(config: ConvertConfig) -> None:
     source = Hdf5Source(config.input_dir)
     if source.robomimic:
         raise ValueError(f"{source.files[0]} holds one task with many demonstrations; use scripts/convert/libero_hdf5_to_rlds.py")
-    print(write_rlds(source, config.entry(source.cameras), config.spec()))
+    entry = config.entry(source.cameras)
+    print(write_rlds(source.under(entry), entry, config.spec()))
 
 
 def run() -> None:

@@ -29,7 +29,8 @@ def main(config: ConvertConfig) -> None:
     source = Hdf5Source(config.input_dir)
     if not source.robomimic:
         raise ValueError(f"{source.files[0]} holds one episode in the layout of ALOHA; use scripts/convert/aloha_hdf5_to_rlds.py")
-    print(write_rlds(source, config.entry(source.cameras), config.spec()))
+    entry = config.entry(source.cameras)
+    print(write_rlds(source.under(entry), entry, config.spec()))
 
 
 def run() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.hdf5.act import IMAGES
+from prismatic.vla.datasets.hdf5.act import act_images, act_instruction
+from prismatic.vla.datasets.hdf5.columns import data_sets
 from prismatic.vla.datasets.hdf5.images import read_frame
-from prismatic.vla.datasets.hdf5.instructions import act_instruction
 from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
 from prismatic.vla.datasets.splits import choose_validation
+from prismatic.vla.datasets.texts import distinct_texts, draw_text
 from prismatic.vla.images import resize_lanczos3
 
 
@@ -35,7 +36,7 @@ def divide(paths: list[Path], percent_val: float, instruction: str | None = None
 
 def _instruction(path: Path) -> str:
     with open_file(path) as file:
-        return "" if is_robomimic(file) else act_instruction(file, path)
+        return "" if is_robomimic(file) else draw_text(distinct_texts(act_instruction(file, path, path.parent)), path.name)
 
 
 def preprocess_recording(path: Path, target: Path, image_size: int, instruction: str | None = None) -> None:
@@ -55,27 +56,26 @@ def preprocess_recording(path: Path, target: Path, image_size: int, instruction:
             for name, value in source.attrs.items():
                 file.attrs[name] = value
             file.attrs["compress"] = False
-            text = instruction or act_instruction(source, path)
-            if text:
-                file.attrs["language_instruction"] = text
-            for name in _arrays(source):
+            images = act_images(source)
+            texts = (instruction,) if instruction else act_instruction(source, path, path.parent)
+            if isinstance(texts, tuple) and texts:  # a text of every step is copied with the other arrays
+                file.attrs["language_instruction"] = texts[0] if len(texts) == 1 else texts
+            for name in _arrays(source, {stored.name for stored in images.values()}):
                 file.create_dataset(name, data=source[name][()])
-            for camera, stored in source[IMAGES].items():
+            for camera, stored in images.items():
                 _write_images(file, camera, stored, image_size)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _arrays(file: Any) -> Iterator[str]:
+def _arrays(file: Any, images: set[str]) -> Iterator[str]:
     """The names of all data sets but the images and the lengths of their compressed files."""
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    return (name for name in names if not name.startswith(f"{IMAGES}/") and name != "compress_len")
+    return (name for name, stored in data_sets(file) if stored.name not in images and name != "compress_len")
 
 
 def _write_images(file: Any, camera: str, stored: Any, image_size: int) -> None:
     shape = (len(stored), image_size, image_size, 3)
-    images = file.create_dataset(f"{IMAGES}/{camera}", shape, np.uint8, chunks=(1, *shape[1:]))
+    images = file.create_dataset(f"observations/images/{camera}", shape, np.uint8, chunks=(1, *shape[1:]))
     for row in range(len(stored)):
         images[row] = resize_lanczos3(read_frame(stored, row), image_size)

@@ -41,6 +41,7 @@ from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.splits import VAL_FRACTION, VAL_SPLITS, choose_validation
+from prismatic.vla.datasets.texts import draw_text
 
 logger = logging.getLogger(__name__)
 
@@ -117,21 +118,25 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:
-    """{"train": ..., "val": ...}: the source's own val split, else the division that training would make.
+    """{"train": ..., "val": ...}: the source's own val split, else the division that training would make; other splits stay as they are.
 
     Raises:
-        ValueError: there is one episode, which cannot be divided.
+        ValueError: there is one episode, which cannot be divided, or none for training.
     """
-    recorded = {name: [item for item in episodes if (item.split in VAL_SPLITS) == (name == "val")] for name in ("train", "val")}
-    if recorded["val"] and recorded["train"]:
+    recorded: dict[str, list[StagedEpisode]] = {}
+    for item in episodes:
+        recorded.setdefault("val" if item.split in VAL_SPLITS else item.split, []).append(item)
+    if "train" not in recorded:
+        raise ValueError(f"no recording belongs to the split 'train', only to {', '.join(recorded)}; rename the folder or the split")
+    if "val" in recorded or val_fraction == 0:
         return recorded
-    if val_fraction == 0:
-        return {"train": list(episodes)}
+    train = recorded["train"]
     try:
-        is_val = choose_validation([item.name for item in episodes], [item.instruction for item in episodes], val_fraction)
+        is_val = choose_validation([item.name for item in train], [item.instruction for item in train], val_fraction)
     except ValueError as error:
         raise ValueError(f"{error}; record more, or pass --val_fraction 0") from error
-    return {name: [item for item, flag in zip(episodes, is_val, strict=True) if flag == (name == "val")] for name in ("train", "val")}
+    divided = {name: [item for item, flag in zip(train, is_val, strict=True) if flag == (name == "val")] for name in ("train", "val")}
+    return recorded | divided
 
 
 def _check_cameras(entry: DatasetEntry) -> None:
@@ -160,6 +165,8 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) 
             staged.append(load_staged(path))
             staged[0].check(staged[-1])
             progress.update()
+    for repair in source.repairs:
+        logger.warning("%s: %s", source.folder, repair)
     if not staged:
         raise ValueError(f"{source.folder} holds no episodes; record some first")
     if spec.filter_noops:
@@ -175,7 +182,7 @@ def _relabel(episode: Episode, name: str, spec: RldsSpec) -> Episode:
     """
     text = spec.instruction or ""
     if spec.instructions_file is not None:
-        text = instruction_from_table(spec.instructions_file, Path(name)) or text
+        text = draw_text(instruction_from_table(spec.instructions_file, Path(name)), name) or text
     texts = [text] * len(episode.actions) if text.strip() else episode.instructions
     if not all(item.strip() for item in texts):
         raise ValueError(

@@ -38,27 +38,51 @@ CROP_AREA_FRACTION = 0.9
 
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG"
+_STILL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")  # of Pillow: 8 bits a channel
+
+
+def image_format(encoded: bytes) -> str:
+    """What kind of image file the bytes are, by how they start; "" if they are none."""
+    if encoded.startswith(_JPEG_START):
+        return "JPEG"
+    if encoded.startswith(_PNG_START):
+        return "PNG"
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "WebP"
+    if encoded[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if encoded[:2] == b"BM" and encoded[6:10] == bytes(4):
+        return "BMP"
+    if encoded[:4] in (b"II*\0", b"MM\0*"):
+        return "TIFF"
+    if encoded[4:8] == b"ftyp":
+        return "AVIF, HEIC or a video"
+    return ""
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of a JPEG or PNG file; grey images are spread over three channels, transparency is dropped.
+    """uint8 RGB [H, W, 3] of a JPEG, PNG, WebP, BMP or GIF file; grey images are spread over three channels, transparency is dropped.
 
     JPEG uses the fast integer DCT and smooth chroma upsampling, as TensorFlow does by default: the pixels are identical.
 
     Raises:
-        ValueError: neither format, or a damaged file.
+        ValueError: another format, an animation, or a damaged file.
     """
     if encoded.startswith(_JPEG_START):
         return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)
-    if not encoded.startswith(_PNG_START):
-        raise ValueError(f"expected a JPEG or PNG image, found {len(encoded)} bytes that start with {encoded[:8]!r}")
+    kind = image_format(encoded)
+    if kind not in ("PNG", "WebP", "BMP", "GIF"):
+        found = f"a file of the kind {kind}" if kind else f"{len(encoded)} bytes that start with {encoded[:8]!r}"
+        raise ValueError(f"expected a JPEG or PNG image, found {found}")
     try:
         image = Image.open(io.BytesIO(encoded))
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            raise ValueError(f"expected a PNG with 8 bits a channel, found Pillow mode {image.mode} (a depth image?)")
+        if image.mode not in _STILL_MODES:
+            raise ValueError(f"expected a {kind} with 8 bits a channel, found Pillow mode {image.mode} (a depth image?)")
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"expected one picture, found a {kind} animation of {image.n_frames}")
         return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise ValueError(f"damaged PNG image of {len(encoded)} bytes: {error}") from error
+        raise ValueError(f"damaged {kind} image of {len(encoded)} bytes: {error}") from error
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

@@ -74,6 +74,34 @@ def test_aloha_compressed_resized_with_a_file_of_instructions(tmp_path: Path) ->
 
 
 @pytest.mark.rlds
+def test_a_mobile_base_is_joined_on_request_and_mentioned_otherwise(tmp_path: Path) -> None:
+    for number in range(2):
+        path = write_aloha(tmp_path / "recordings" / f"episode_{number}.hdf5", 5, number, instruction="drive")
+        with h5py.File(path, "a") as file:
+            file["base_action"] = np.full((5, 2), 0.25 + number)
+            for name in ("left", "right"):
+                file[f"observations/arms/{name}"] = np.full((5, 7), number)
+    without = ("--state", "qvel", "--val_fraction", "0")
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, *without)
+    assert done.returncode == 0, done.stderr
+    assert "/base_action is recorded beside the actions and is not used (2, first: " in done.stderr
+    assert "in a conversion --action action,base_action" in done.stderr
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--state", "arms", "--overwrite", "True")
+    assert done.returncode == 2
+    assert "'arms' is a group of ['left', 'right']" in done.stderr
+    assert "(in a conversion: --state arms/left,arms/right)" in done.stderr
+    wanted = ("--action", "action,base_action", "--state", "arms/right,qpos", "--val_fraction", "0", "--overwrite", "True")
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, *wanted)
+    assert done.returncode == 0, done.stderr
+    assert "base_action is" not in done.stderr
+    episodes = read_with_tfds(target_of(tmp_path), tmp_path / "read.npz")["episodes"]
+    assert episodes["episode_1.hdf5"]["action"].shape == (5, 16)
+    assert episodes["episode_1.hdf5"]["action"][:, 14:].tolist() == [[1.25, 1.25]] * 5
+    assert episodes["episode_1.hdf5"]["state"].shape == (5, 21)
+    assert set(episodes["episode_1.hdf5"]["state"][:, :7].ravel().tolist()) == {1.0}
+
+
+@pytest.mark.rlds
 def test_libero_without_idle_steps_is_what_the_source_reads(tmp_path: Path) -> None:
     path = write_libero(tmp_path / "recordings" / "pick_up_the_bowl_demo.hdf5", (6, 5))
     with h5py.File(path, "a") as file:
@@ -98,7 +126,7 @@ def test_lerobot_videos(tmp_path: Path) -> None:
     folder = write_v3(tmp_path / "recordings", episodes, splits={"train": "0:3", "val": "3:4"})
     done = convert("lerobot_to_rlds.py", tmp_path)
     assert done.returncode == 2
-    assert "which camera is 'top'? Say it for each" in done.stderr
+    assert "which camera is 'observation.images.top'? Say it for each" in done.stderr
     done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=wrist")
     assert done.returncode == 0, done.stderr
     index = index_of(target_of(tmp_path), DatasetEntry(state_obs_keys=("state",)))

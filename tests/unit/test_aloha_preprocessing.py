@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hdf5_files import camera_images, write_aloha
 
 from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
 from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -38,6 +40,26 @@ def test_images_are_resized_and_the_rest_is_kept(tmp_path: Path, compressed: boo
         image = decode_image(encode_jpeg(image)) if compressed else image
         np.testing.assert_array_equal(after["observations/images/cam_left_wrist"][4], resize_lanczos3(image, 16))
     assert [item.name for item in (tmp_path / "out").iterdir()] == [path.name]
+
+
+def test_recordings_of_other_software_are_made_into_plain_ones(tmp_path: Path) -> None:
+    pictures, texts = camera_images(0, 4), ["fold it", "fold the shirt"]
+    path = tmp_path / "raw" / "episode_0.hdf5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["action"], file["base_action"], file["observations/qpos/left"] = np.zeros((4, 14)), np.ones((4, 2)), np.ones((4, 7))
+        file["observations/images/cam_high"] = np.array([encode_jpeg(picture) for picture in pictures])  # fixed strings
+        file["observations/images/cam_low"] = pictures[..., :1]
+    (path.parent / "instructions.json").write_text(json.dumps({"instructions": texts}))
+    preprocess_recording(path, tmp_path / "out" / path.name, 16)
+    with h5py.File(tmp_path / "out" / path.name) as after:
+        assert after["observations/qpos/left"].shape == (4, 7)
+        assert after["base_action"][()].tolist() == [[1, 1]] * 4
+        assert {item.shape for item in after["observations/images"].values()} == {(4, 16, 16, 3)}
+        decoded = resize_lanczos3(decode_image(encode_jpeg(pictures[2])), 16)
+        np.testing.assert_array_equal(after["observations/images/cam_high"][2], decoded)
+    (episode,) = Hdf5Source(tmp_path / "out").episodes()
+    assert episode.texts == tuple(texts)
 
 
 def test_a_damaged_recording_leaves_nothing(tmp_path: Path) -> None:

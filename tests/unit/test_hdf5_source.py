@@ -135,7 +135,7 @@ def test_bad_folders_say_what_is_wrong(tmp_path: Path) -> None:
         index_of(tmp_path / "a", DatasetEntry(image_obs_keys={"primary": "cam_hihg"}))
     with h5py.File(tmp_path / "a" / "episode_1.hdf5", "w") as file:
         file["action"] = np.zeros((2, 14))
-    with pytest.raises(ValueError, match=r"episode_1.hdf5: /observations/qpos is missing; found \['action'\]"):
+    with pytest.raises(ValueError, match=r"episode_1.hdf5: /observations is missing; found \['action'\]"):
         index_of(tmp_path / "a")
     (tmp_path / "a" / "episode_1.hdf5").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"episode_1.hdf5: cannot be read as HDF5"):

@@ -64,8 +64,10 @@ def test_grey_jpeg_becomes_rgb() -> None:
 
 
 def test_what_is_not_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="JPEG or PNG"):
+    with pytest.raises(ValueError, match="damaged GIF image of 9 bytes"):
         decode_image(b"GIF89a...")
+    with pytest.raises(ValueError, match="expected a JPEG or PNG image, found a file of the kind TIFF"):
+        decode_image(b"II*\0....")
     with pytest.raises(ValueError, match="0 bytes"):
         decode_image(b"")
     with pytest.raises(ValueError, match=r"damaged|Invalid|JPEG"):

@@ -106,7 +106,7 @@ def test_bad_files_name_the_file_and_the_part(tmp_path: Path) -> None:
         read_recording(broken)
     with h5py.File(tmp_path / "partial.hdf5", "w") as file:
         file["action"] = np.zeros((2, 4))
-    with pytest.raises(ValueError, match=r"partial.hdf5: /observations/qpos is missing"):
+    with pytest.raises(ValueError, match=r"partial.hdf5: /observations is missing"):
         read_recording(tmp_path / "partial.hdf5", "go")
     write_recording(tmp_path / "camera.hdf5", make_recording(images={"gopro": np.zeros((5, 4, 4, 3), np.uint8)}))
     with pytest.raises(ValueError, match="camera 'gopro' is none of"):
@@ -159,6 +159,14 @@ def test_split_is_deterministic_and_even_over_instructions() -> None:
 def test_a_recorded_val_split_is_kept() -> None:
     episodes = [staged("a"), staged("b", split="val"), staged("c")]
     assert split_episodes(episodes, 0.5) == {"train": [episodes[0], episodes[2]], "val": [episodes[1]]}
+
+
+def test_other_recorded_splits_are_neither_trained_on_nor_divided() -> None:
+    episodes = [staged("a"), staged("b"), staged("c", split="test")]
+    assert split_episodes(episodes, 0)["test"] == [episodes[2]]
+    assert sorted(map(len, split_episodes(episodes, 0.5).values())) == [1, 1, 1]
+    with pytest.raises(ValueError, match="no recording belongs to the split 'train', only to test"):
+        split_episodes(episodes[2:], 0.5)
 
 
 def test_idle_steps_of_motions_and_of_targets() -> None:

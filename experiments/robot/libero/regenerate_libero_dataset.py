@@ -30,7 +30,7 @@ from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.conversion.staging import only_writer
 from prismatic.vla.datasets.hdf5.layout import open_file
-from prismatic.vla.datasets.hdf5.robomimic import demo_numbers
+from prismatic.vla.datasets.hdf5.robomimic import demos
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,17 @@ def regenerate_task(config: RegenerateConfig, task: LiberoTask) -> dict[str, int
         stage = target.with_name(f".{target.name}.partial")
         with only_writer(stage):
             with open_file(_raw_file(config, task)) as raw:
-                _replay_missing(config, task, raw["data"], demo_numbers(raw), stage)
+                _replay_missing(config, task, raw["data"], _demo_numbers(raw), stage)
             _merge(task, stage, target)
             shutil.rmtree(stage)
     with open_file(target) as file:
         failed = len(json.loads(file["data"].attrs["failed_demos"]))
         return {"kept": len(file["data"]), "failed": failed}
+
+
+def _demo_numbers(raw: Any) -> list[int]:
+    """The numbers of demo_0, demo_1, ..., as LIBERO calls its demonstrations, ascending."""
+    return [int(name.removeprefix("demo_")) for name in demos(raw)]
 
 
 def _replay_missing(config: RegenerateConfig, task: LiberoTask, data: Any, numbers: list[int], stage: Path) -> None:

@@ -29,6 +29,9 @@ from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 # "offset", an array file a row.
 IMAGE_REF = np.dtype([("file", "<i4"), ("offset", "<i8"), ("length", "<i4")])
 
+# Field of an entry -> the flag of conversions that says the same.
+_FLAGS = {"image_obs_keys": "--cameras", "state_obs_keys": "--state", "action_keys": "--action"}
+
 Trajectory = dict[str, Any]
 TrajectoryTransform = Callable[[Trajectory], Trajectory]
 
@@ -40,6 +43,7 @@ class RawEpisode:
     split: str
     name: str  # says where the episode is, for messages
     trajectory: Trajectory
+    texts: tuple[str, ...] = ()  # where the recording has several instructions that say the same: all of them, one is in the trajectory
 
 
 class FrameReader(Protocol):
@@ -129,7 +133,7 @@ def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> An
         return find_value(values, key)
     except KeyError as error:
         raise ValueError(
-            f"{raw.name}: no key {key!r}; correct {field} of the data set's entry in {CONFIGS_FILE}, "
+            f"{raw.name}: no key {key!r}; correct {field} of the data set's entry in {CONFIGS_FILE} (in a conversion: {_FLAGS[field]}), "
             f"or its transform in transforms.py beside it; {near_names(key, leaf_paths(values))}"
         ) from error
 
@@ -138,9 +142,10 @@ def _rows(group: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> np
     """float32 [T, D]: the numbers at `key`; a plain column [T] becomes [T, 1]."""
     values = _get(group, key, field, raw)
     if isinstance(values, Mapping):
+        paths = leaf_paths(values, f"{key}/")
         raise ValueError(
             f"{raw.name}: {key!r} is a group of {sorted(values)}; name its columns that are to be joined in the entry in {CONFIGS_FILE}: "
-            f"{field}={tuple(leaf_paths(values, f'{key}/'))}"
+            f"{field}={tuple(paths)} (in a conversion: {_FLAGS[field]} {','.join(paths)})"
         )
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2):

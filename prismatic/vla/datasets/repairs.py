@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# What several sources do.
+NO_STEPS = "episodes without steps are left out"
+DRAWN = "episodes have several instructions, of which one is drawn for each"
+
 
 @dataclass(frozen=True)
 class Repair:

@@ -2,7 +2,7 @@
 
 dataset_info.json, features.json        RLDS, written by tensorflow-datasets; in a version folder such as 1.0.0
 meta/info.json                          LeRobot v2.1 or v3
-*.hdf5, *.h5 (also in train/, val/)     raw recordings: ALOHA (ACT), LIBERO, robomimic
+*.hdf5, *.h5 (at any depth)             raw recordings: ALOHA (ACT), LIBERO, robomimic, Isaac Lab, RoboCasa
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.episodes import EpisodeSource
+from prismatic.vla.datasets.hdf5.layout import SUFFIXES, files_below
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.source import RldsSource
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _RLDS_FILE, _LEROBOT_FILE = "dataset_info.json", "meta/info.json"
-_HDF5_PATTERNS = ("*.hdf5", "*.h5", "*/*.hdf5", "*/*.h5")
 
 
 def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
@@ -65,19 +64,6 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     return Hdf5Source(folder, entry)
 
 
-def describe_recordings(folder: Path) -> Description:
-    """What the recordings in `folder` say of themselves, before an episode is read; nothing for kinds that say nothing.
-
-    Raises:
-        ValueError: none that a source reads, or their description is damaged.
-    """
-    if source_kind(folder) != "lerobot":
-        return Description()
-    from prismatic.vla.datasets.lerobot.source import describe_lerobot
-
-    return describe_lerobot(folder)
-
-
 def source_kind(folder: Path) -> str:
     """What the recordings in `folder` are: "rlds", "lerobot" or "hdf5".
 
@@ -88,7 +74,7 @@ def source_kind(folder: Path) -> str:
         return "rlds"
     if (folder / _LEROBOT_FILE).is_file():
         return "lerobot"
-    if any(path.is_file() for pattern in _HDF5_PATTERNS for path in folder.glob(pattern)):
+    if any(path.suffix in SUFFIXES and not path.name.startswith(".") for path in files_below(folder)):
         return "hdf5"
     raise ValueError(
         f"{folder} holds no recordings: expected a version folder such as 1.0.0 with {_RLDS_FILE} (RLDS, written by tensorflow-datasets), "

@@ -1,73 +1,117 @@
-"""What a robot was told, wherever an HDF5 recording says it.
+"""What a robot was told, wherever an HDF5 recording says it; the first place that says something counts.
 
-An ACT file: its attribute language_instruction, or its data set /language_raw, or the folder's instructions.json {file name or stem, or
-"*": text}, or the folder's instruction.txt. LIBERO's is in problem_info, else in the file's name.
+    in the file      attributes, then data sets called as `texts.TEXT_NAMES`: a text, several texts to choose from, or one text per step
+    beside it        instructions.json, instruction.txt; in the file's folder, else in one above it
+    LIBERO           attribute problem_info of /data, else the file's name
+
+instructions.json is {file name, stem, path from its own folder, or "*": text or list of texts}, or {"instruction": text or list}, or a
+list of texts.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.texts import TEXT_NAMES, as_text, distinct_texts
+
 INSTRUCTIONS_FILE, INSTRUCTION_FILE = "instructions.json", "instruction.txt"
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
 
-
-def act_instruction(file: Any, path: Path) -> str:
-    """The language instruction of an ACT file; "" if there is none."""
-    if "language_instruction" in file.attrs:
-        return as_text(file.attrs["language_instruction"])
-    if "language_raw" in file:
-        return as_text(file["language_raw"][()])
-    return folder_instruction(path)
+# Texts to choose from, or one text per step, object [T].
+Instruction = tuple[str, ...] | np.ndarray
 
 
-def folder_instruction(path: Path) -> str:
-    """What instructions.json or instruction.txt beside the file says about it; "" if nothing."""
-    table = path.parent / INSTRUCTIONS_FILE
-    if table.is_file():
-        return instruction_from_table(table, path)
-    single = path.parent / INSTRUCTION_FILE
-    return single.read_text().strip() if single.is_file() else ""
+def stored_instruction(groups: list[Any], num_steps: int) -> Instruction:
+    """What the attributes, then the data sets of `groups` say, in this order; () if nothing."""
+    for group in groups:
+        for name in TEXT_NAMES:
+            if texts := _texts_of(group.attrs.get(name)):
+                return texts
+    for group in groups:
+        for name in TEXT_NAMES:
+            stored = group.get(name)
+            if not hasattr(stored, "dtype") or stored.dtype.kind not in "OSU":
+                continue
+            if stored.shape == (num_steps,) and num_steps > 1:
+                steps = np.array([as_text(value) for value in stored[()]], dtype=object)
+                if len(distinct_texts(steps)) > 1:
+                    return steps
+            if texts := _texts_of(stored[()]):
+                return texts
+    return ()
 
 
-def instruction_from_table(table: Path, path: Path) -> str:
-    """What the JSON file `table` says about the recording `path`; "" if nothing.
+def metadata_instruction(group: Any, name: str) -> Instruction:
+    """What the JSON attribute `name` of `group` (RoboCasa's ep_meta) says; () if nothing."""
+    try:
+        content = json.loads(as_text(group.attrs[name])) if name in group.attrs else {}
+    except json.JSONDecodeError:
+        return ()
+    return next((texts for key in TEXT_NAMES if (texts := _texts_of(content.get(key)))), ()) if isinstance(content, dict) else ()
+
+
+def problem_instruction(data: Any) -> Instruction:
+    """What LIBERO's attribute problem_info of /data says; () if nothing."""
+    if "problem_info" not in data.attrs:
+        return ()
+    text = json.loads(as_text(data.attrs["problem_info"])).get("language_instruction", "")
+    return distinct_texts([("".join(text) if isinstance(text, list) else str(text)).strip().strip('"')])
+
+
+def instruction_of_name(path: Path) -> Instruction:
+    """LIBERO calls its files after the task."""
+    return distinct_texts([_SCENE.sub("", path.stem.removesuffix("_demo")).replace("_", " ")])
+
+
+def folder_instruction(path: Path, root: Path) -> Instruction:
+    """What instructions.json or instruction.txt says about the file, in its folder or in one above it up to `root`; () if nothing."""
+    for folder in _folders(path, root):
+        table, single = folder / INSTRUCTIONS_FILE, folder / INSTRUCTION_FILE
+        if table.is_file() and (texts := instruction_from_table(table, path)):
+            return texts
+        if single.is_file():
+            return distinct_texts([single.read_text(encoding="utf-8-sig")])
+    return ()
+
+
+def _folders(path: Path, root: Path) -> Iterator[Path]:
+    yield path.parent
+    if path.parent != root and root in path.parents:
+        yield from _folders(path.parent, root)
+
+
+def instruction_from_table(table: Path, path: Path) -> tuple[str, ...]:
+    """The texts of the JSON file `table` for the recording `path`; () if it has none for it.
 
     Raises:
-        ValueError: `table` is not a JSON object of texts.
+        ValueError: `table` does not hold texts.
     """
     try:
-        texts = json.loads(table.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(table.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{table}: cannot be read ({error}); expected a JSON object {{file name: instruction}}") from error
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"{table}: expected a JSON object {{file name, stem, or '*': instruction}}")
-    return next((texts[key] for key in (path.name, path.stem, "*") if key in texts), "")
+    if isinstance(content, list):
+        content = {"*": content}
+    if not isinstance(content, Mapping) or not all(_is_texts(value) for value in content.values()):
+        raise ValueError(f"{table}: expected a JSON object {{file name, stem, or '*': instruction, or a list of instructions}}")
+    below = path.relative_to(table.parent).as_posix() if table.parent in path.parents else path.as_posix()
+    keys = (below, path.name, path.stem, *TEXT_NAMES, "*")
+    return next((texts for key in keys if (texts := _texts_of(content.get(key)))), ())
 
 
-def problem_instruction(data: Any) -> str | None:
-    """What LIBERO's attribute problem_info of /data says; None without it."""
-    if "problem_info" not in data.attrs:
-        return None
-    text = json.loads(as_text(data.attrs["problem_info"])).get("language_instruction", "")
-    text = "".join(text) if isinstance(text, list) else str(text)
-    return text.strip().strip('"')
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
-def instruction_of_name(path: Path) -> str:
-    """LIBERO calls its files after the task."""
-    return _SCENE.sub("", path.stem.removesuffix("_demo")).replace("_", " ").strip()
-
-
-def as_text(value: Any) -> str:
-    """The text of an HDF5 string, stored in any way: str, bytes, an array of one of them."""
-    array = np.asarray(value).ravel()
-    if array.size == 0:
-        return ""
-    first = array[0]
-    return (first.decode() if isinstance(first, bytes) else str(first)).strip()
+def _texts_of(value: Any) -> tuple[str, ...]:
+    """The texts of a string or of a list or array of strings; () of anything else."""
+    if isinstance(value, np.ndarray):
+        value = value.ravel().tolist()
+    values = value if isinstance(value, list) else [value]
+    return distinct_texts(values) if all(isinstance(item, str | bytes) for item in values) else ()

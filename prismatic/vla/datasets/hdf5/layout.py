@@ -4,36 +4,97 @@
     /action                       [T, A]                 /data/demo_0/actions              [T, A]
     /observations/qpos, qvel ...  [T, P]                 /data/demo_0/obs/ee_states ...    [T, ...]
     /observations/images/<name>   see `images`           /data/demo_0/obs/agentview_rgb    uint8 [T, H, W, 3]
-    /compress_len                 [cameras, T]           /data attribute problem_info      JSON with language_instruction
+    /base_action                  [T, 2]                 /data attribute problem_info      JSON with language_instruction
+    /compress_len                 [cameras, T]           /mask/train, /mask/valid          names of demonstrations
 
 Where instructions may stand: `instructions`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prismatic.vla.datasets.hdf5.columns import is_group
+from prismatic.vla.datasets.repairs import Repairs
+
 SUFFIXES = (".hdf5", ".h5")
+OBSERVATION_GROUPS = ("observations", "observation")  # of ACT's files; the second name is a variant of some recorders
+# A folder of this name -> the split that its recordings belong to.
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
-def find_files(folder: Path) -> list[Path]:
-    """Every HDF5 file under `folder`, sorted by path; hidden ones are somebody's temporary files.
+def find_files(folder: Path, repairs: Repairs | None = None) -> list[Path]:
+    """Every HDF5 file under `folder`, those behind symbolic links included, sorted by path; each real file once.
+
+    Hidden files are somebody's temporary files and are left out.
 
     Raises:
         ValueError: the folder is missing or holds none.
     """
-    paths = [path for suffix in SUFFIXES for path in folder.rglob(f"*{suffix}")]
-    paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if not paths:
-        mcap = next(folder.rglob("*.mcap"), None)
-        if mcap is not None:
-            raise ValueError(f"{mcap} is an MCAP recording, which is not supported; export it to HDF5 or LeRobot with the recorder's tools")
-        state = "holds no *.hdf5 file" if folder.is_dir() else "does not exist"
-        raise ValueError(f"{folder} {state}; record demonstrations first, or pass the folder that holds them")
-    return paths
+    repairs = repairs if repairs is not None else Repairs()
+    found: dict[str, Path] = {}
+    for path in files_below(folder):
+        if path.suffix not in SUFFIXES:
+            continue
+        if path.name.startswith("."):
+            repairs.note("hidden files are left out", str(path))
+            continue
+        if not path.is_file():
+            repairs.note("links to files that are not there are left out", str(path))
+            continue
+        real = os.path.realpath(path)
+        known = found.setdefault(real, path)
+        if known != path:
+            repairs.note("recordings that are linked several times are read once", f"{path} and {known}")
+            found[real] = min(known, path, key=lambda item: (not _names_split(item, folder), item))
+    if not found:
+        raise ValueError(_nothing_found(folder))
+    return sorted(found.values())
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file under `folder`, links to folders followed; nothing in hidden folders."""
+    yield from _files_below(folder, ())
+
+
+def _files_below(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in parents or not os.path.isdir(real):  # a link to a folder above itself
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif not entry.name.startswith("."):
+            yield from _files_below(Path(entry.path), (*parents, real))
+
+
+def _nothing_found(folder: Path) -> str:
+    mcap = next((path for path in files_below(folder) if path.suffix == ".mcap"), None)
+    if mcap is not None:
+        return f"{mcap} is an MCAP recording, which is not supported; export it to HDF5 or LeRobot with the recorder's tools"
+    state = "holds no *.hdf5 file" if folder.is_dir() else "does not exist"
+    return f"{folder} {state}; record demonstrations first, or pass the folder that holds them"
+
+
+def split_folders(paths: list[Path], folder: Path) -> dict[Path, str]:
+    """path -> split: "val" below a folder called val (valid, validation, eval), "test" below test where there is train, else "train"."""
+    named = {path: _names_split(path, folder) for path in paths}
+    has_train = "train" in named.values()
+    return {path: "train" if split is None or (split == "test" and not has_train) else split for path, split in named.items()}
+
+
+def _names_split(path: Path, folder: Path) -> str | None:
+    """The split that a folder on the way from `folder` to `path` is called after; the nearest counts."""
+    parts = [_SPLIT_FOLDERS.get(part.lower()) for part in path.relative_to(folder).parts[:-1]]
+    return next((split for split in reversed(parts) if split is not None), None)
 
 
 @contextmanager
@@ -61,17 +122,25 @@ def open_file(path: Path) -> Iterator[Any]:
 
 
 def is_robomimic(file: Any) -> bool:
-    """True for one file per task (/data/demo_0 ...), False for one file per episode.
+    """True for demonstrations in groups (/data/demo_0 ...), False for one episode in the layout of ACT.
 
     Raises:
         ValueError: neither layout.
     """
-    if "data" in file:
-        return True
-    for part in ("action", "observations/qpos", "observations/images"):
-        if part not in file:
-            raise ValueError(
-                f"/{part} is missing; found {sorted(file)} (expected the layout of ACT: /action, /observations/qpos, /observations/images, "
-                "or of robomimic: /data/demo_0/...)"
-            )
-    return False
+    if any(name in file for name in OBSERVATION_GROUPS):
+        return False
+    if demo_root(file) is None:
+        raise ValueError(
+            f"/observations is missing; found {sorted(file)} (expected the layout of ACT: /action, /observations/qpos, "
+            "/observations/images, or of robomimic: /data/demo_0/...)"
+        )
+    return True
+
+
+def demo_root(file: Any) -> str | None:
+    """The group that holds one group per demonstration: "data", or "" for the file itself; None in files of ACT."""
+    if any(name in file for name in OBSERVATION_GROUPS):
+        return None
+    if is_group(file.get("data")):
+        return "data"
+    return "" if any(is_group(item) and {"actions", "obs"} <= set(item) for item in file.values()) else None

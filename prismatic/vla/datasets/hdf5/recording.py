@@ -22,6 +22,7 @@ from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.vla.datasets.hdf5.act import read_act_episode
 from prismatic.vla.datasets.hdf5.images import read_frames
 from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_file
+from prismatic.vla.datasets.texts import distinct_texts, draw_text
 from prismatic.vla.types import check_image
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE)
@@ -88,13 +89,26 @@ def read_recording(path: Path, instruction: str | None = None) -> Recording:
     with open_file(path) as file:
         if is_robomimic(file):
             raise ValueError("holds many demonstrations (/data); read it with prismatic.vla.datasets.hdf5.source")
-        episode = read_act_episode(file, path)
-        text = instruction or episode.trajectory["language_instruction"]
+        episode = read_act_episode(file, path, path.parent)
+        text = instruction or draw_text(distinct_texts(episode.instruction), path.name)
         if not text:
             raise ValueError("attribute language_instruction is missing; record it, or pass --instruction for the whole folder")
+        action, proprio = (
+            _array(values, name)
+            for name, values in (
+                ("action", episode.trajectory.get("action")),
+                ("observations/qpos", episode.trajectory["observation"].get("qpos")),
+            )
+        )
         attributes = {name: value for name, value in file.attrs.items() if name != "language_instruction"}
         images = {_slot(name): read_frames(stored) for name, stored in episode.images.items()}
-        return Recording(episode.trajectory["action"], episode.trajectory["observation"]["qpos"], images, text, attributes)
+        return Recording(action, proprio, images, text, attributes)
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"/{name} is {'missing' if values is None else f'a group of {sorted(values)}'}; an array is needed")
+    return values
 
 
 def _slot(camera: str) -> str:

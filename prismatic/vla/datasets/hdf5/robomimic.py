@@ -1,74 +1,134 @@
-"""One file per task, in the layout of LIBERO and robomimic -> its demonstrations, images as the data sets that hold them. Letters: T steps.
+"""Demonstrations in groups, in the layout of LIBERO, robomimic, Isaac Lab and RoboCasa -> what is in them. Letters: T steps.
 
-    /data/demo_0/actions           [T, A]
-    /data/demo_0/obs/<name>        numbers [T, ...], or images uint8 [T, H, W, 3]
-    /data attribute problem_info   LIBERO: JSON with language_instruction
+    /data/demo_0/actions             [T, A]      groups may have other names, and may lie beside each other without /data
+    /data/demo_0/obs/<name>          numbers [T, ...], or images, see `images`
+    /data/demo_0 attributes          ep_meta (RoboCasa: JSON with lang), task_description, ...: the instruction, see `instructions`
+    /data attribute problem_info     LIBERO: JSON with language_instruction
+    /mask/train, /mask/valid         names of demonstrations: the splits
 
 LIBERO stores images as OpenGL renders them, upside down. Policies see them rotated by 180 degrees, so the frames read here are
-rotated. Other robomimic files are upright already.
+rotated. Other robomimic files are upright already. Groups of numbers within obs (Isaac Lab's datagen_info) are read only where an entry
+names a column in them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prismatic.vla.datasets.episodes import Trajectory
-from prismatic.vla.datasets.hdf5.instructions import folder_instruction, instruction_of_name, problem_instruction
+from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group
+from prismatic.vla.datasets.hdf5.images import holds_depth, holds_images
+from prismatic.vla.datasets.hdf5.instructions import (
+    Instruction,
+    folder_instruction,
+    instruction_of_name,
+    metadata_instruction,
+    problem_instruction,
+    stored_instruction,
+)
+from prismatic.vla.datasets.hdf5.layout import demo_root
+from prismatic.vla.datasets.texts import as_text
+
+_MASKS = {"train": "train", "valid": "val", "val": "val", "validation": "val"}  # other masks (20_percent, ...) are choices of the user
+
+
+def demos(file: Any) -> dict[str, Any]:
+    """Name -> group of every demonstration, in the order of the numbers in their names; of each, "actions" or "obs" may be absent."""
+    root = demo_root(file)
+    group = file[root] if root else file
+    named = {name: item for name, item in group.items() if is_group(item) and name != "mask"}
+    return {name: named[name] for name in sorted(named, key=_natural)}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """demo_2 before demo_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def is_empty(demo: Any) -> bool:
+    """Whether a demonstration has no steps, or nothing in it."""
+    return not demo.keys() or ("actions" in demo and hasattr(demo["actions"], "shape") and not len(demo["actions"]))
+
+
+def masked_splits(file: Any) -> dict[str, str] | None:
+    """Name of a demonstration -> split, as /mask says; without "train" all that are not in another; None: no such mask."""
+    masks: dict[str, str] = {}
+    found = [name for name in _MASKS if hasattr(file.get(f"mask/{name}"), "shape")]
+    for name in sorted(found, key=lambda name: _MASKS[name] == "train"):  # one that lies in both is trained on
+        masks |= {as_text(value): _MASKS[name] for value in file[f"mask/{name}"][()].ravel()}
+    if found and "train" not in found:
+        masks = {**dict.fromkeys(demos(file), "train"), **masks}
+    return masks if found else None
 
 
 def is_upside_down(file: Any) -> bool:
     """True for LIBERO's files, whose images are as OpenGL renders them."""
-    if "problem_info" in file["data"].attrs:
+    root = demo_root(file)
+    if root and "problem_info" in file[root].attrs:
         return True
-    return any("agentview_rgb" in demo.get("obs", {}) for _, demo in zip(range(1), file["data"].values(), strict=False))
+    return any("agentview_rgb" in demo.get("obs", {}) for _, demo in zip(range(1), demos(file).values(), strict=False))
 
 
-def demo_numbers(file: Any) -> list[int]:
-    """The numbers of /data/demo_<number>, ascending."""
-    numbers = []
-    for name in file["data"]:
-        if not re.fullmatch(r"demo_\d+", name):
-            raise ValueError(f"/data/{name} is not called demo_<number>, as robomimic calls episodes")
-        numbers.append(int(name.removeprefix("demo_")))
-    return sorted(numbers)
+def demo_images(demo: Any) -> dict[str, Any]:
+    """Camera -> its data set, also within groups of obs ("sensor_data/base_camera/rgb")."""
+    return {name: stored for name, stored in data_sets(demo.get("obs", {})) if holds_images(stored)}
 
 
-def camera_names(file: Any) -> tuple[str, ...]:
-    """The cameras of the first demonstration.
-
-    Raises:
-        ValueError: there is none.
-    """
-    demos = demo_numbers(file)
-    if not demos:
-        raise ValueError("/data holds no demo_<number>; record the task again")
-    observations = file[f"data/demo_{demos[0]}"].get("obs", {})
-    return tuple(name for name, item in observations.items() if item.ndim == 4)
+def demo_depths(demo: Any) -> list[str]:
+    """Pictures of distances in obs."""
+    return [stored.name for _, stored in data_sets(demo.get("obs", {})) if stored.ndim > 3 and holds_depth(stored)]
 
 
-def read_demo(demo: Any) -> Trajectory:
-    """ "action" and "observation" of one demonstration, without its images.
+def read_demo(demo: Any, images: Collection[str], wanted: Collection[str]) -> Trajectory:
+    """ "action", ... and "observation" of one demonstration without its `images`; of nested groups only the paths that are `wanted`.
 
     Raises:
         ValueError: a part is missing.
     """
     for part in ("actions", "obs"):
-        if part not in demo:
+        if part not in demo and not (part == "actions" and any(name.startswith("action") for name in demo)):
             raise ValueError(f"{demo.name}/{part} is missing; found {sorted(demo)}")
-    observation: Trajectory = {name: item[()] for name, item in demo["obs"].items() if item.ndim < 4}
+    observation: Trajectory = {
+        name: stored[()]
+        for name, stored in data_sets(demo["obs"])
+        if name not in images and ("/" not in name or name in wanted) and is_column(stored)
+    }
     if {"ee_states", "gripper_states"} <= observation.keys():
         observation.setdefault("state", np.concatenate([observation["ee_states"], observation["gripper_states"]], axis=1))
-    return {"action": demo["actions"][()], "observation": observation}
+    actions = {name: stored[()] for name, stored in data_sets(demo) if name.startswith("action") and is_column(stored)}
+    if "actions" in actions:
+        actions.setdefault("action", actions["actions"])
+    return {**actions, "observation": observation}
 
 
-def libero_instruction(file: Any, path: Path) -> str:
-    """LIBERO's instruction: from problem_info, else, as its files are called after the task, from the name."""
-    text = problem_instruction(file["data"])
-    if text is not None:
-        return text
-    beside = folder_instruction(path)
-    return beside or (instruction_of_name(path) if is_upside_down(file) else "")
+def nested_groups(demo: Any, wanted: Collection[str]) -> list[str]:
+    """Groups within obs that hold numbers and are not read."""
+    return [
+        name
+        for name, item in demo["obs"].items()
+        if is_group(item)
+        and not any(path.startswith(f"{name}/") for path in wanted)
+        and any(not holds_images(stored) for _, stored in data_sets(item))
+    ]
+
+
+def demo_instruction(file: Any, demo: Any, path: Path, root: Path) -> Instruction:
+    """What the demonstration says, else its file, else the folder, else the name of a LIBERO file; () if nothing."""
+    data = file[demo_root(file) or "/"]
+    num_steps = len(demo["actions"]) if "actions" in demo else 0
+    groups = [demo, *([demo["obs"]] if "obs" in demo else [])]
+    for found in (
+        stored_instruction(groups, num_steps),
+        metadata_instruction(demo, "ep_meta"),
+        problem_instruction(data),
+        stored_instruction([data, file], num_steps),
+        folder_instruction(path, root),
+    ):
+        if len(found):
+            return found
+    return instruction_of_name(path) if is_upside_down(file) else ()

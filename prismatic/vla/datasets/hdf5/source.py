@@ -1,21 +1,22 @@
-"""A folder of HDF5 recordings -> raw episodes in RLDS naming. Letters: T steps. The layouts of the files: `hdf5.layout`.
+"""A folder of HDF5 recordings -> raw episodes in RLDS naming. Letters: T steps. The layouts of the files: `act`, `robomimic`.
 
     ACT                             LIBERO / robomimic              key in the trajectory
-    /action                         actions                         "action"
+    /action, /base_action, ...      actions                         "action", "base_action", ...
     /observations/qpos              ee_states + gripper_states      "observation" -> "state" (8 numbers as in LIBERO's RLDS sets)
     /observations/<name>            obs/<name>                      "observation" -> the same name
     images/cam_high                 obs/agentview_rgb               "observation" -> "image" and the same name: IMAGE_REF [T]
 
-In an IMAGE_REF, "offset" is the row (with the number of the demo in its upper half) and "length" the number of the camera.
-A file below a folder called val or validation belongs to that split, every other to train.
+In an IMAGE_REF, "offset" is the row (with the number of the demonstration in its upper half) and "length" the number of the camera.
+A file's folder says its split, or /mask in a robomimic file.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,66 @@ import numpy as np
 
 from prismatic.vla.cameras import STORED_KEYS, NamedBy, slots_by_name
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
-from prismatic.vla.datasets.hdf5.act import IMAGES, read_act_episode
-from prismatic.vla.datasets.hdf5.images import read_frame
-from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE
-from prismatic.vla.datasets.hdf5.layout import find_files, is_robomimic, open_file
-from prismatic.vla.datasets.hdf5.robomimic import camera_names, demo_numbers, is_upside_down, libero_instruction, read_demo
-from prismatic.vla.datasets.repairs import Repairs
+from prismatic.vla.datasets.hdf5 import robomimic
+from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
+from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
+from prismatic.vla.datasets.hdf5.images import image_remark
+from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
+from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, open_file, split_folders
+from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.texts import distinct_texts, draw_text
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
-_VAL_FOLDERS = ("val", "validation")
-_DEMO_SHIFT = 32  # offset = demo number << 32 | row
-_MAX_OPEN_FILES = 64
+_NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
+_READER_VERSION = 2  # changes where the same files give other episodes
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one episode lies."""
+
+    split: str
+    file: int  # number in Hdf5Source.files
+    demo: str | None = None  # name of the demonstration in its file; None: the file is the episode
+    demo_number: int = 0  # in the order of the file's demonstrations
+
+    @property
+    def order(self) -> tuple[bool, str]:
+        return self.split != "train", self.split
 
 
 class Hdf5Source:
     """The episodes of one folder."""
 
     def __init__(self, folder: Path, entry: DatasetEntry | None = None) -> None:
-        """Lists the files and looks into the first; every camera is offered, what `entry` asks for is checked when the index is built.
+        """Lists files and demonstrations; every camera is offered, what `entry` asks for is checked when the index is built.
 
         Raises:
-            ValueError: no files, or the first is damaged or of another layout.
+            ValueError: no files, or the first is damaged, of another layout, or without images.
         """
-        self.folder, self.repairs = folder, Repairs()
-        paths = find_files(folder)
-        self._splits = {path: _split_of(path, folder) for path in paths}
-        self.files = tuple(sorted(paths, key=lambda path: (self._splits[path] != "train", self._splits[path], path)))
+        self.folder, self.repairs, self._entry = folder, Repairs(), entry or DatasetEntry()
+        paths = find_files(folder, self.repairs)
+        splits = split_folders(paths, folder)
+        self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
         with open_file(self.files[0]) as file:
             self.robomimic = is_robomimic(file)
-            self.cameras = camera_names(file) if self.robomimic else tuple(file[IMAGES])
-        texts = sorted(path for name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE) for path in folder.rglob(name))
-        instructions = [(str(path.relative_to(folder)), path.read_text()) for path in texts]
-        self.layout = json.dumps(["robomimic" if self.robomimic else "act", self.cameras, instructions])
-        self.num_episodes = self._count() if self.robomimic else len(self.files)
+        self._camera_paths = self._look_at_demos() if self.robomimic else self._look_at_act()
+        self.cameras = tuple(self._camera_paths)
+        texts = sorted(path for path in files_below(folder) if path.name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE))
+        instructions = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in texts]
+        self.layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths, instructions])
+        if self.robomimic:
+            self._places = self._find_demos(splits)
+        else:
+            self._places = [_Place(splits[path], number) for number, path in enumerate(self.files)]
+        self.num_episodes = len(self._places)
+
+    def under(self, entry: DatasetEntry) -> Hdf5Source:
+        """The same folder, read for `entry`."""
+        other = copy.copy(self)
+        other._entry = entry
+        return other
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files.
@@ -64,100 +91,124 @@ class Hdf5Source:
         Raises:
             ValueError: a damaged file or one of another layout; the message names it.
         """
-        for number, path in enumerate(self.files):
+        for number, places in groupby(self._places, key=lambda place: place.file):
+            path = self.files[number]
             with open_file(path) as file:
-                if is_robomimic(file) != self.robomimic:
-                    raise ValueError(f"its layout differs from that of {self.files[0]}; a folder holds one kind of recording")
-                if not self.robomimic:
-                    yield RawEpisode(self._splits[path], str(path), self._act_trajectory(file, path, number))
-                    continue
-                text = libero_instruction(file, path)
-                for demo in demo_numbers(file):
-                    trajectory = self._demo_trajectory(file[f"data/demo_{demo}"], number, demo)
-                    trajectory["language_instruction"] = text
-                    yield RawEpisode(self._splits[path], f"{path}, demo_{demo}", trajectory)
+                self._check_layout(file)
+                for place in places:
+                    if place.demo is not None:
+                        yield self._demo_episode(file, path, place, place.demo)
+                    elif (episode := self._act_episode(file, path, place)) is not None:
+                        yield episode
 
     def frame_reader(self) -> Hdf5FrameReader:
         """What reads the rows of the image data sets."""
-        return Hdf5FrameReader(self.files, self.cameras, self.robomimic)
+        return Hdf5FrameReader(self.files, tuple(self._camera_paths.values()))
 
-    def _count(self) -> int:
-        total = 0
+    def _look_at_act(self) -> dict[str, str]:
+        """Camera -> its path in the first file."""
+        with open_file(self.files[0]) as file:
+            images = act_images(file)
+            if not images:
+                raise ValueError(f"no images: /observations/{IMAGES} is missing or empty; found {sorted(file)}. Record with cameras")
+            return {name: stored.name for name, stored in images.items()}
+
+    def _look_at_demos(self) -> dict[str, str]:
+        """Camera -> its path in obs of the first demonstration that is not empty."""
         for path in self.files:
             with open_file(path) as file:
-                total += len(file["data"]) if "data" in file else 1
-        return total
+                for demo in robomimic.demos(file).values():
+                    if robomimic.is_empty(demo):
+                        continue
+                    images = robomimic.demo_images(demo)
+                    if not images:
+                        raise ValueError(
+                            f"no images in {demo.name}/obs; found {sorted(demo.get('obs', {}))}. Record or render the demonstrations with "
+                            "cameras: a policy needs pictures"
+                        )
+                    return {name: name for name in images}
+        raise ValueError(f"{self.folder} holds no demonstration with steps; record some, or copy the data set again")
 
-    def _act_trajectory(self, file: Any, path: Path, number: int) -> Trajectory:
-        episode = read_act_episode(file, path)
-        for camera, name in enumerate(self.cameras):
-            if name in episode.images:
-                _add_camera(episode.trajectory["observation"], name, _references(episode.images[name], number, camera))
-        return episode.trajectory
+    def _find_demos(self, splits: Mapping[Path, str]) -> list[_Place]:
+        """The demonstrations of all files, split by split; those that are empty or masked out are noted."""
+        places = []
+        for number, path in enumerate(self.files):
+            with open_file(path) as file:
+                self._check_layout(file)
+                masks = robomimic.masked_splits(file)
+                for demo_number, (name, demo) in enumerate(robomimic.demos(file).items()):
+                    split = splits[path] if masks is None or splits[path] != "train" else masks.get(name)
+                    if robomimic.is_empty(demo):
+                        self.repairs.note(NO_STEPS, f"{path}, {name}")
+                    elif split is None:
+                        self.repairs.note("demonstrations that /mask names neither in train nor in valid are left out", f"{path}, {name}")
+                    else:
+                        places.append(_Place(split, number, name, demo_number))
+        return sorted(places, key=lambda place: place.order)
 
-    def _demo_trajectory(self, demo: Any, number: int, demo_number: int) -> Trajectory:
-        trajectory = read_demo(demo)
-        for camera, name in enumerate(self.cameras):
-            if name in demo["obs"]:
-                _add_camera(trajectory["observation"], name, _references(demo["obs"][name], number, camera, demo_number))
-        return trajectory
+    def _check_layout(self, file: Any) -> None:
+        if is_robomimic(file) != self.robomimic:
+            raise ValueError(f"its layout differs from that of {self.files[0]}; a folder holds one kind of recording")
+
+    def _act_episode(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
+        episode = read_act_episode(file, path, self.folder)
+        if not any(map(len, episode.images.values())):
+            self.repairs.note(NO_STEPS, str(path))
+            return None
+        self._note_depths(act_depths(file), str(path))
+        self._note_unused_actions(episode.trajectory, str(path))
+        return self._episode(place, str(path), episode.trajectory, episode.images, episode.instruction)
+
+    def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
+        demo = robomimic.demos(file)[name]
+        where = f"{path}, {name}"
+        wanted = {key for key in self._entry.state_obs_keys if key is not None}
+        trajectory = robomimic.read_demo(demo, self.cameras, wanted)
+        for group in robomimic.nested_groups(demo, wanted):
+            self.repairs.note(_NESTED, f"{where}: obs/{group}")
+        self._note_depths(robomimic.demo_depths(demo), where)
+        images = {camera: demo["obs"][camera] for camera in self.cameras if camera in demo["obs"]}
+        return self._episode(place, where, trajectory, images, robomimic.demo_instruction(file, demo, path, self.folder))
+
+    def _episode(self, place: _Place, name: str, trajectory: Trajectory, images: Mapping[str, Any], instruction: Instruction) -> RawEpisode:
+        """The episode with references to its images and one instruction."""
+        for number, camera in enumerate(self.cameras):
+            if camera in images:
+                if remark := image_remark(images[camera]):
+                    self.repairs.note(remark, f"{name}: {camera} {list(images[camera].shape)}")
+                _add_camera(trajectory["observation"], camera, _references(images[camera], place, number))
+        texts = distinct_texts(instruction)
+        trajectory["language_instruction"] = instruction
+        if isinstance(instruction, tuple):
+            trajectory["language_instruction"] = draw_text(texts, name)
+            if len(texts) > 1:
+                self.repairs.note(DRAWN, f"{name}: {len(texts)}")
+        return RawEpisode(place.split, name, trajectory, texts)
+
+    def _note_depths(self, depths: list[str], where: str) -> None:
+        for depth in depths:
+            self.repairs.note("depth images are not read", f"{where}: {depth}")
+
+    def _note_unused_actions(self, trajectory: Trajectory, where: str) -> None:
+        """A mobile base's commands beside /action must not be dropped without a word."""
+        used = self._entry.action_keys
+        for key, values in trajectory.items():
+            if "action" not in key or key in used or key.partition("/")[0] in ("action", "actions") or not isinstance(values, np.ndarray):
+                continue
+            largest = float(np.abs(values).max(initial=0))
+            what = "is not used" if largest else "is always 0 and not used"
+            keys = ", ".join(f'"{item}"' for item in (*used, key))
+            self.repairs.note(
+                f"/{key} is recorded beside the actions and {what}",
+                f"{where}: {list(values.shape)}, up to {largest:.3g}; action_keys=({keys}) joins it, in a conversion --action "
+                f"{','.join((*used, key))}",
+            )
 
 
-class Hdf5FrameReader:
-    """Single rows of image data sets; files are opened lazily in each process."""
-
-    is_sequential = False
-
-    def __init__(self, files: tuple[Path, ...], cameras: tuple[str, ...], robomimic: bool) -> None:
-        self._files, self._cameras, self._robomimic = files, cameras, robomimic
-        self._open: OrderedDict[int, tuple[Any, bool]] = OrderedDict()  # file number -> open file, whether its images are upside down
-        self._process = os.getpid()
-
-    def read(self, reference: np.void) -> np.ndarray:
-        """uint8 RGB [height, width, 3] of one IMAGE_REF; LIBERO's images are turned upright.
-
-        Raises:
-            ValueError: the row is damaged; the message names file, data set and row.
-        """
-        number, offset, camera = (int(reference[name]) for name in ("file", "offset", "length"))
-        row, name = offset & (1 << _DEMO_SHIFT) - 1, self._cameras[camera]
-        place = f"data/demo_{offset >> _DEMO_SHIFT}/obs/{name}" if self._robomimic else f"{IMAGES}/{name}"
-        file, upside_down = self._file(number)
-        try:
-            return read_frame(file[place], row, upside_down)
-        except (ValueError, OSError, KeyError) as error:
-            raise ValueError(f"{self._files[number]}, /{place}, row {row}: {error}") from error
-
-    def _file(self, number: int) -> tuple[Any, bool]:
-        import h5py
-
-        if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
-            self._open, self._process = OrderedDict(), os.getpid()
-        found = self._open.pop(number, None)
-        if found is None:
-            if len(self._open) >= _MAX_OPEN_FILES:
-                self._open.popitem(last=False)[1][0].close()
-            try:
-                file = h5py.File(self._files[number], "r")
-            except OSError as error:
-                raise ValueError(f"{self._files[number]}: cannot be read as HDF5 ({error}); copy it again") from error
-            found = file, self._robomimic and is_upside_down(file)
-        self._open[number] = found  # most recently used last
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_process": -1}
-
-
-def _split_of(path: Path, folder: Path) -> str:
-    parts = [part.lower() for part in path.relative_to(folder).parts[:-1]]
-    return "val" if any(part in _VAL_FOLDERS for part in parts) else "train"
-
-
-def _references(stored: Any, number: int, camera: int, demo: int = 0) -> np.ndarray:
+def _references(stored: Any, place: _Place, camera: int) -> np.ndarray:
     references = np.zeros(len(stored), IMAGE_REF)
-    references["file"], references["length"] = number, camera
-    references["offset"] = np.arange(len(stored), dtype=np.int64) | demo << _DEMO_SHIFT
+    references["file"], references["length"] = place.file, camera
+    references["offset"] = np.arange(len(stored), dtype=np.int64) | place.demo_number << DEMO_SHIFT
     return references
 
 

@@ -1,0 +1,78 @@
+"""Single frames out of HDF5 recordings, by the references that `source` makes."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.hdf5.images import read_frame
+from prismatic.vla.datasets.hdf5.layout import is_robomimic
+from prismatic.vla.datasets.hdf5.robomimic import demos, is_upside_down
+
+DEMO_SHIFT = 32  # an offset is the number of the demonstration << 32 | row
+_MAX_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """What is asked of a file once."""
+
+    content: Any
+    demos: tuple[str, ...]  # paths of the demonstrations; () in a file of one episode
+    is_upside_down: bool
+
+    @classmethod
+    def of(cls, file: Any) -> _OpenFile:
+        if not is_robomimic(file):
+            return cls(file, (), False)
+        return cls(file, tuple(demo.name for demo in demos(file).values()), is_upside_down(file))
+
+
+class Hdf5FrameReader:
+    """Single rows of image data sets; files are opened lazily in each process."""
+
+    is_sequential = False
+
+    def __init__(self, files: tuple[Path, ...], cameras: tuple[str, ...]) -> None:
+        """`cameras` are paths: from the file's root, or of demonstrations from their obs."""
+        self._files, self._cameras = files, cameras
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()  # by file number
+        self._process = os.getpid()
+
+    def read(self, reference: np.void) -> np.ndarray:
+        """uint8 RGB [height, width, 3] of one IMAGE_REF; LIBERO's images are turned upright.
+
+        Raises:
+            ValueError: the row is damaged; the message names file, data set and row.
+        """
+        number, offset, camera = (int(reference[name]) for name in ("file", "offset", "length"))
+        row, file = offset & (1 << DEMO_SHIFT) - 1, self._file(number)
+        place = f"{file.demos[offset >> DEMO_SHIFT]}/obs/{self._cameras[camera]}" if file.demos else self._cameras[camera]
+        try:
+            return read_frame(file.content[place], row, file.is_upside_down)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(f"{self._files[number]}, /{place.lstrip('/')}, row {row}: {error}") from error
+
+    def _file(self, number: int) -> _OpenFile:
+        import h5py
+
+        if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
+            self._open, self._process = OrderedDict(), os.getpid()
+        found = self._open.pop(number, None)
+        if found is None:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                self._open.popitem(last=False)[1].content.close()
+            try:
+                found = _OpenFile.of(h5py.File(self._files[number], "r"))
+            except OSError as error:
+                raise ValueError(f"{self._files[number]}: cannot be read as HDF5 ({error}); copy it again") from error
+        self._open[number] = found  # most recently used last
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict(), "_process": -1}
