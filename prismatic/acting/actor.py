@@ -1,6 +1,6 @@
 """A robot's control loop asks here, once a step: the executor's decisions, with the policy server asked in a thread.
 
-actor = RemoteActor(client, ChunkExecutor(options, client.info.relative_actions, limits))
+actor = RemoteActor(client, ChunkExecutor(options, is_relative, limits))
 actor.reset(position)
 while running:                                              # every 1 / control_hz seconds
     command = actor.tick(time.monotonic(), sensed_at, observe)   # never waits for the network

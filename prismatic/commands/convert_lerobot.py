@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from prismatic.cli import run_script
 from prismatic.conversion.options import RldsFlags
 from prismatic.conversion.rlds_writer import write_rlds
-from prismatic.vla.datasets.lerobot.layout import read_layout
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
+from prismatic.vla.datasets.sources import describe_recordings
 
 
 @dataclass
@@ -24,7 +24,8 @@ class ConvertConfig(RldsFlags):
 
 
 def main(config: ConvertConfig) -> None:
-    entry = config.entry(read_layout(config.input_dir).cameras)
+    cameras = describe_recordings(config.input_dir).cameras
+    entry = config.entry(camera.key for camera in cameras if not camera.is_depth and camera.num_present == camera.num_files)
     print(write_rlds(LeRobotSource(config.input_dir, entry), entry, config.spec()))
 
 

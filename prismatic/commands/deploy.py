@@ -9,8 +9,8 @@ The checkpoint describes itself; the familiar flags are needed only for a publis
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prismatic.cli import run_script
@@ -37,12 +37,12 @@ class DeployConfig(PolicyFlags):
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
     engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly
-    robosuite_gripper: bool = True  # a LIBERO policy's websocket clients get -1 = open, +1 = close, as the simulator takes it
+    robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy get -1 open, +1 close, as the simulator takes it
 
     # Address
     host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
     port: int = 8777  # 0: any free one
-    api_key: str | None = None  # clients must send it; the environment variable PRISMATIC_API_KEY does not show in the process list
+    api_key_file: Path | None = None  # file with the key that clients must send; else the environment variable PRISMATIC_API_KEY, if set
 
     # Load
     max_body_mb: float = 32  # MB of one request
@@ -50,7 +50,7 @@ class DeployConfig(PolicyFlags):
     max_batch_size: int = 16  # observations in one call of the policy
     batch_window_ms: float = 4  # the longest that a free policy waits for other clients' requests
     request_timeout_s: float = 30  # a request unanswered for so long gets 504
-    shutdown_timeout_s: float = 30  # for answering what is in the house after SIGTERM
+    shutdown_timeout_s: float = 30  # for answering what has been accepted, after SIGTERM
     max_connections: int = 512  # open at once
 
     def __post_init__(self) -> None:
@@ -95,7 +95,9 @@ def deploy(config: DeployConfig) -> None:
     from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.serving.batching import BatchingOptions
     from prismatic.serving.service import PolicyService, ServiceOptions
+    from prismatic.wire.api_key import read_api_key
 
+    api_key = read_api_key(config.api_key_file)
     bound = open_socket(config.host, config.port)  # before minutes of loading
     load_options = LoadOptions(
         flags=config.flags,
@@ -109,19 +111,21 @@ def deploy(config: DeployConfig) -> None:
         batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
         request_timeout_s=config.request_timeout_s,
-        api_key=config.api_key or os.environ.get("PRISMATIC_API_KEY") or None,
+        api_key=api_key,
         robosuite_gripper=config.robosuite_gripper,
     )
     service = PolicyService(policies, options)
     seconds = service.warm_up()
     if config.host not in _LOOPBACK and options.api_key is None:
-        logger.warning("anyone who reaches %s can use this policy: pass --api_key, or bind to 127.0.0.1", config.host)
+        logger.warning("anyone who reaches %s can use this policy: set PRISMATIC_API_KEY, or bind to 127.0.0.1", config.host)
     for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:
         logger.info("%s: platform %s, cameras %s", name, policy.spec.platform.name, ", ".join(policy.spec.cameras))
     logger.info("warm-up %.2f s", seconds)
     bound.listen(1024)
     host, port = bound.getsockname()[:2]
-    logger.info("serving on http://%s:%d: POST /act, websockets / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port)
+    logger.info(
+        "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port
+    )
     serve(service, bound, config.max_connections, config.shutdown_timeout_s)
 
 

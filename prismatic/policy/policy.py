@@ -24,6 +24,7 @@ from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
+from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.reference import ObservationCheck
@@ -76,8 +77,7 @@ class Policy:
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
-        seen_state = parts.norm_stats[key]["proprio"] if spec.heads.use_proprio else None
-        self.watch = ObservationWatch(ObservationCheck(parts.reference, seen_state, spec.platform.proprio_names))
+        self.watch = self.make_watch()  # of whatever `predict` is shown
 
     @classmethod
     def from_pretrained(
@@ -106,10 +106,24 @@ class Policy:
         """
         return Policy(self._parts, unnorm_key, self._engine)
 
+    def make_watch(self) -> ObservationWatch:
+        """What compares observations with those of training."""
+        seen_state = self.norm_stats[self.unnorm_key]["proprio"] if self.spec.heads.use_proprio else None
+        return ObservationWatch(ObservationCheck(self._parts.reference, seen_state, self.spec.platform.proprio_names))
+
     @property
     def parts(self) -> PolicyParts:
         """Model, processor, statistics and specification."""
         return self._parts
+
+    @property
+    def demonstrated(self) -> Demonstrated:
+        """What the robot of the data set `unnorm_key` did; of checkpoints that do not say it, the ranges alone."""
+        if self.unnorm_key in self.spec.demonstrated:
+            return self.spec.demonstrated[self.unnorm_key]
+        statistics, unknown = self.norm_stats[self.unnorm_key]["action"], (None,) * self.spec.platform.action_dim
+        low, high = (tuple(statistics.get(*keys)) for keys in (("min", self.action_bounds.low), ("max", self.action_bounds.high)))
+        return Demonstrated(low, high, max_step=unknown, max_gap=unknown)
 
     @property
     def llm_dim(self) -> int:
@@ -126,8 +140,12 @@ class Policy:
         """What the checkpoint says about itself."""
         return self._parts.spec
 
-    def predict(self, observations: Sequence[Observation], seeds: Sequence[int] | None = None) -> list[ActionChunk]:
+    def predict(
+        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None, is_watched: bool = False
+    ) -> list[ActionChunk]:
         """One chunk of H actions in the robot's units for each observation; the observations stay as they are.
+
+        `is_watched`: somebody else has looked whether they are as in training.
 
         A diffusion policy starts from noise: `seeds`, one per observation, make it repeatable and independent of the batch.
 
@@ -136,7 +154,8 @@ class Policy:
         """
         if not observations:
             return []
-        self.watch.look(observations)
+        if not is_watched:
+            self.watch.look(observations)
         inputs = EngineInputs(
             frames=[image for item in observations for image in select_cameras(item.images, self.spec.cameras)],
             prompts=[self._tokenize(item.instruction) for item in observations],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 
 from prismatic.vla.diagnosis import Finding
@@ -15,26 +16,35 @@ logger = logging.getLogger(__name__)
 
 
 class ObservationWatch:
-    """Checks the first observation of each instruction: there a scene is as the demonstrations began."""
+    """Checks the first observation of each instruction, of one robot or of several: there a scene is as the demonstrations began."""
 
     def __init__(self, check: ObservationCheck) -> None:
         self._check = check
+        self._lock = threading.Lock()
         self._instructions: set[str] = set()
         self._known: set[str] = set()
+        self._num_taken = 0
         self.warnings: list[str] = []  # since the start, as a client is shown them
 
     def look(self, observations: Sequence[Observation]) -> None:
         """Before the policy acts on `observations`."""
-        for item in observations:
-            if item.instruction not in self._instructions and len(self._instructions) < _MAX_INSTRUCTIONS:
-                self._instructions.add(item.instruction)
-                self._warn(self._check(item))
+        with self._lock:
+            for item in observations:
+                if item.instruction not in self._instructions and len(self._instructions) < _MAX_INSTRUCTIONS:
+                    self._instructions.add(item.instruction)
+                    self._warn(self._check(item))
 
-    def start_anew(self) -> None:
-        """The next observation is looked at as if it were the first: another robot may send it."""
-        self._instructions.clear()
-        self._known.clear()
-        self.warnings = []
+    def begin(self) -> None:
+        """A rollout begins: its first observation is looked at, whatever the instruction; what was warned of is not warned of again."""
+        with self._lock:
+            self._instructions.clear()
+
+    def take(self) -> list[str]:
+        """The warnings since the last call."""
+        with self._lock:
+            fresh = self.warnings[self._num_taken :]
+            self._num_taken = len(self.warnings)
+            return fresh
 
     def _warn(self, findings: Sequence[Finding]) -> None:
         for finding in findings:

@@ -34,6 +34,7 @@ class PolicyRequest:
     observation: Observation
     unnorm_key: str | None = None
     adapter: str | None = None
+    begins: bool = False  # the first one of a rollout
 
     @property
     def group(self) -> RequestGroup:

@@ -1,6 +1,7 @@
 """One port for every protocol: HTTP and websocket endpoints over a `PolicyService`, and the process around them.
 
 POST /act                     OpenVLA-OFT and OpenVLA clients
+websocket /policy             our own client: openpi's form, in the robot's own units
 websocket /                   openpi-client, policy-websocket
 websocket /vla-eval           vla-eval
 GET /healthz /health          alive (no API key needed)
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -28,9 +31,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from prismatic.policy.watching import ObservationWatch
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
 from prismatic.serving.service import PolicyService, ServedPolicy
 from prismatic.vla.types import ActionChunk
+from prismatic.wire import keys
 from prismatic.wire.errors import BusyError, RequestError, TooLargeError
 
 _ERROR_CLOSE_CODE = 1011
@@ -83,6 +88,7 @@ def create_app(service: PolicyService) -> Starlette:
             Route("/config", guarded(config)),
             Route("/metrics", guarded(metrics)),
             Route("/act", functools.partial(_act, service), methods=["POST"]),
+            WebSocketRoute(keys.POLICY_PATH, functools.partial(_serve_websocket, service, "policy", _policy_session)),
             WebSocketRoute("/", functools.partial(_serve_websocket, service, "openpi", _openpi_session)),
             WebSocketRoute("/vla-eval", functools.partial(_serve_websocket, service, "vla-eval", _vla_eval_session)),
         ]
@@ -105,8 +111,11 @@ async def _act(service: PolicyService, request: Request) -> Response:
         with service.batcher.admission():
             body = await asyncio.wait_for(_read_body(request, service.options.max_body_bytes), service.options.request_timeout_s)
             read = await asyncio.to_thread(openvla_rest.decode_act, body, served.reader)
-            chunk = await service.answer(lambda: read.request)
-            response: Response = Response(openvla_rest.encode_actions(chunk, read), media_type="application/json")
+            watch = served.sessions.of_http(request.headers, request.client.host if request.client else "")
+            chunk = await service.answer(lambda: replace(read.request, begins=keys.BEGINS_HEADER in request.headers), watch)
+            warnings = served.fresh_warnings(watch)
+            headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
+            response: Response = Response(openvla_rest.encode_actions(chunk, read), media_type="application/json", headers=headers)
     except RequestError as error:
         response = error_response(error)
     except (asyncio.TimeoutError, TimeoutError):
@@ -155,36 +164,42 @@ async def _serve_websocket(service: PolicyService, protocol: str, session: Sessi
 
 
 async def _openpi_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
-    served.policy.watch.start_anew()
-    num_told = 0
-    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter)))
+    await _chunk_session(service, served, websocket, "openpi")
+
+
+async def _policy_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
+    await _chunk_session(service, served, websocket, "policy")
+
+
+async def _chunk_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket, protocol: str) -> None:
+    """Metadata, then a chunk for each observation; openpi's clients get the simulator's units."""
+    watch, is_foreign = served.sessions.open(), protocol == "openpi"
+    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter, for_simulator=is_foreign)))
     while True:
         message = await _receive(websocket)
         started = time.perf_counter()
         try:
             with service.batcher.admission():
-                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), served.reader))
-                warnings = served.policy.watch.warnings
+                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), served.reader), watch)
                 seconds = time.perf_counter() - started
-                answer = openpi.encode_chunk(served.simulator_actions(chunk), 1e3 * seconds, warnings[num_told:])
-                num_told = len(warnings)
-                await websocket.send_bytes(answer)
+                actions = served.simulator_actions(chunk) if is_foreign else chunk.actions
+                await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(watch)))
         except RequestError as error:
-            _record(service, "openpi", error.status, started)
+            _record(service, protocol, error.status, started)
             await websocket.send_text(str(error))
             await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
             return
-        _record(service, "openpi", 200, started)
+        _record(service, protocol, 200, started)
 
 
 async def _vla_eval_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
-    buffer = vla_eval.ActionBuffer()
+    buffer, watch = vla_eval.ActionBuffer(), served.sessions.open()
     while True:
         frame, started, seq = await _receive(websocket), time.perf_counter(), 0
         try:
             message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
             seq = message.seq
-            reply = await _vla_eval_reply(service, served, buffer, message)
+            reply = await _vla_eval_reply(service, served, buffer, watch, message)
             status = 200
         except RequestError as error:
             reply, status = vla_eval.encode_message("error", {"error": str(error)}, seq), error.status
@@ -195,12 +210,13 @@ async def _vla_eval_session(service: PolicyService, served: ServedPolicy, websoc
 
 
 async def _vla_eval_reply(
-    service: PolicyService, served: ServedPolicy, buffer: vla_eval.ActionBuffer, message: vla_eval.Message
+    service: PolicyService, served: ServedPolicy, buffer: vla_eval.ActionBuffer, watch: ObservationWatch, message: vla_eval.Message
 ) -> bytes | None:
     if message.type == "hello":
         return vla_eval.encode_message("hello", vla_eval.hello_payload(served.policy.spec, served.converts_gripper), message.seq)
     if message.type in ("episode_start", "episode_end"):
         buffer.clear()
+        watch.begin()
         return None
     if message.type == "error":
         logger.warning("vla-eval client: %s", str(message.payload)[:500])
@@ -209,7 +225,9 @@ async def _vla_eval_reply(
         raise RequestError(f"message type {message.type[:40]!r} is unknown; send hello, episode_start, observation or episode_end")
     if not buffer:
         with service.batcher.admission():
-            chunk: ActionChunk = await service.answer(functools.partial(vla_eval.decode_observation, message.payload, served.reader))
+            decode = functools.partial(vla_eval.decode_observation, message.payload, served.reader)
+            chunk: ActionChunk = await service.answer(decode, watch)
+            served.fresh_warnings(watch)
         buffer.fill(served.simulator_actions(chunk))
     return vla_eval.encode_message("action", {"actions": buffer.next()}, message.seq)
 

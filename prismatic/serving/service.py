@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from prismatic.policy.policy import Policy
+from prismatic.policy.watching import ObservationWatch
 from prismatic.serving.batching import Batcher, BatchingOptions
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
+from prismatic.serving.sessions import Sessions
 from prismatic.vla.constants import near_names
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
+from prismatic.wire.policy_info import ROBOSUITE_UNITS, ROBOT_UNITS, PolicyInfo
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class ServiceOptions:
     batching: BatchingOptions = field(default_factory=BatchingOptions)
     max_body_bytes: int = 32 << 20
     request_timeout_s: float = 30.0
-    api_key: str | None = None
-    robosuite_gripper: bool = True  # websockets of a LIBERO policy: -1 open, +1 close, as the simulator takes it
+    api_key: str | None = field(default=None, repr=False)
+    robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy: -1 open, +1 close, as the simulator takes it
 
 
 class ServedPolicy:
@@ -39,34 +42,57 @@ class ServedPolicy:
         self.policy, self.adapter = policy, adapter
         self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats), adapter)
         self.converts_gripper = options.robosuite_gripper and policy.spec.platform.name == "LIBERO"
+        self.sessions = Sessions(policy.make_watch)
         self._doors: dict[str | None, Policy] = {None: policy, policy.unnorm_key: policy}
         self._doors_lock = threading.Lock()
 
-    def info(self) -> dict[str, Any]:
-        """What a client may want to know before it asks: plain values only."""
+    def describe(self, action_units: str = ROBOT_UNITS) -> PolicyInfo:
+        """What the robot's computer must know."""
         spec = self.policy.spec
+        return PolicyInfo(
+            platform=spec.platform.name,
+            cameras=spec.cameras,
+            num_actions_chunk=spec.platform.num_actions_chunk,
+            action_names=spec.platform.action_names,
+            action_kinds=spec.platform.action_kinds,
+            proprio_names=spec.platform.proprio_names,
+            control_hz=spec.platform.control_hz,
+            needs_state=spec.heads.use_proprio,
+            center_crop=spec.image.center_crop,
+            unnorm_key=self.policy.unnorm_key,
+            demonstrated=self.policy.demonstrated,
+            limits=spec.platform.limits,
+            action_units=action_units,
+        )
+
+    def info(self, action_units: str = ROBOT_UNITS) -> dict[str, Any]:
+        """What a client may want to know before it asks, in plain values: `describe`, and what is for people."""
+        spec, foreign = self.policy.spec, self.simulator_units
         return {
+            **self.describe(action_units).content(),
             "policy": asdict(spec),
-            "platform": spec.platform.name,
-            "cameras": list(spec.cameras),
-            "needs_state": spec.heads.use_proprio,
-            "num_actions_chunk": spec.platform.num_actions_chunk,
-            "action_dim": spec.platform.action_dim,
             "proprio_dim": spec.platform.proprio_dim,
-            "action_names": list(spec.platform.action_names),
             "relative_actions": list(spec.platform.relative_actions),
-            "action_kinds": [kind.value for kind in spec.platform.action_kinds],
-            "control_hz": spec.platform.control_hz,
-            "unnorm_key": self.policy.unnorm_key,
             "unnorm_keys": list(self.reader.unnorm_keys),
-            "websocket_gripper": "robosuite (-1 open, +1 close)" if self.converts_gripper else "as trained",
+            "action_units_by_protocol": dict.fromkeys(("act", "policy"), ROBOT_UNITS) | dict.fromkeys(("openpi", "vla-eval"), foreign),
             "ignored_images": sorted(self.reader.ignored_names),
-            "warnings": self.policy.watch.warnings,
+            "warnings": self.sessions.warnings,
         }
 
+    @property
+    def simulator_units(self) -> str:
+        """In which openpi and vla-eval clients get their actions, which they pass to the simulator as they are."""
+        return ROBOSUITE_UNITS if self.converts_gripper else ROBOT_UNITS
+
     def simulator_actions(self, chunk: ActionChunk) -> np.ndarray:
-        """Actions [H, A] for the websocket clients, which pass them to the simulator as they are."""
+        """Actions [H, A] in `simulator_units`."""
         return to_robosuite(chunk.actions) if self.converts_gripper else chunk.actions
+
+    def fresh_warnings(self, watch: ObservationWatch) -> list[str]:
+        """What the client of `watch` has not been told yet."""
+        warnings = watch.take()
+        self.sessions.note(warnings)
+        return warnings
 
     def door(self, unnorm_key: str | None) -> Policy:
         """The policy in the units of that data set.
@@ -126,13 +152,13 @@ class PolicyService:
             found = "another key" if given else "none"
             raise UnauthorizedError(f"this server needs its API key ({found} was sent); send the header 'Authorization: Api-Key KEY'")
 
-    async def answer(self, decode: Callable[[], PolicyRequest]) -> ActionChunk:
-        """The chunk for what `decode` reads (in a thread: images take milliseconds).
+    async def answer(self, decode: Callable[[], PolicyRequest], watch: ObservationWatch) -> ActionChunk:
+        """The chunk for what `decode` reads (in a thread: images take milliseconds), and `watch`, its client's, looks at.
 
         Raises:
             RequestError: a request that does not fit, no answer in time, or a policy that failed.
         """
-        request = await asyncio.to_thread(decode)
+        request = await asyncio.to_thread(_read_and_look, decode, watch)
         if request.unnorm_key is not None:  # statistics that do not fit are found before queueing
             await asyncio.to_thread(self._served[request.adapter].door, request.unnorm_key)
         future = self.batcher.submit(request)
@@ -149,7 +175,7 @@ class PolicyService:
         """
         return sum(served.policy.warm_up() for served in self._served.values())
 
-    def info(self, adapter: str | None) -> dict[str, Any]:
+    def info(self, adapter: str | None, for_simulator: bool = False) -> dict[str, Any]:
         """The facts of one adapter's policy, and the names of all.
 
         Raises:
@@ -157,7 +183,15 @@ class PolicyService:
         """
         served = self.find(adapter)
         names = {"adapter": served.adapter, "adapters": [name for name in self._served if name is not None]}
-        return {**served.info(), **names}
+        return {**served.info(served.simulator_units if for_simulator else ROBOT_UNITS), **names}
 
     def _predict(self, group: RequestGroup, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
-        return self._served[group.adapter].door(group.unnorm_key).predict(observations)
+        return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True)
+
+
+def _read_and_look(decode: Callable[[], PolicyRequest], watch: ObservationWatch) -> PolicyRequest:
+    request = decode()
+    if request.begins:
+        watch.begin()
+    watch.look([request.observation])
+    return request

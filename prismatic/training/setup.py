@@ -130,6 +130,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         heads=config.model.heads,
         lora=config.model.lora,
         base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
+        demonstrated=data.demonstrated,
         provenance=_provenance(config, ranks) | _repairs(data),
     )
     token_ids = base.vla.config.token_ids

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from prismatic.vla.stated_limits import StatedLimits
+
 # Labels with this value take no part in a cross-entropy (torch's default ignore_index).
 IGNORE_INDEX = -100
 
@@ -97,6 +99,7 @@ class RobotPlatform:
     action_kinds: tuple[
         ActionKind, ...
     ] = ()  # one per action dimension; left out: by its name, so base.x.vel and base_x [m/s] are velocities
+    limits: StatedLimits | None = None  # of its actions; where nothing is stated, a robot keeps to what the demonstrations did
 
     def __post_init__(self) -> None:
         kinds = as_action_kinds(self.action_kinds) or tuple(_kind_of(name) for name in self.action_names)
@@ -108,6 +111,8 @@ class RobotPlatform:
         ):
             if len(items) != size:
                 raise ValueError(f"robot platform {self.name}: {field} lists {len(items)} items for {size} dimensions")
+        if self.limits is not None and len(self.limits.low) != self.action_dim:
+            raise ValueError(f"robot platform {self.name}: limits have {len(self.limits.low)} values for {self.action_dim} dimensions")
         if self.num_actions_chunk < 1:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
 
@@ -132,6 +137,12 @@ _EEF_POSE = ("x [m]", "y [m]", "z [m]", "roll [rad]", "pitch [rad]", "yaw [rad]"
 _SEVEN_JOINTS = (*(f"joint_{number} [rad]" for number in range(1, 8)), "gripper")
 _ALOHA_ARM = ("waist [rad]", "shoulder [rad]", "elbow [rad]", "forearm_roll [rad]", "wrist_angle [rad]", "wrist_rotate [rad]", "gripper")
 _ALOHA_JOINTS = _both_arms(_ALOHA_ARM)
+# Ranges of the ViperX 300 S; a leader's gripper goes a little beyond [0, 1]. Its joints can do 3.14 rad/s.
+_ALOHA_LIMITS = StatedLimits(
+    low=(-3.14158, -1.85005, -1.76278, -3.14158, -1.8675, -3.14158, -0.2) * 2,
+    high=(3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 1.2) * 2,
+    max_speed=(*(2.0,) * 6, 5.0) * 2,
+)
 
 # Facts of the published system (openvla-oft 213c5ff); METAWORLD is ours. Control rates: LIBERO 20 Hz (robosuite),
 # ALOHA 25 Hz, BridgeData V2 5 Hz, MetaWorld 80 Hz (5 physics steps of 2.5 ms).
@@ -157,6 +168,7 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
             control_hz=25,
             action_names=_ALOHA_JOINTS,
             proprio_names=_ALOHA_JOINTS,
+            limits=_ALOHA_LIMITS,
         ),
         RobotPlatform(
             name="BRIDGE",

@@ -10,7 +10,12 @@ IMAGES = "images"  # camera -> picture
 PROMPT = "prompt"
 WARNINGS = "warnings"  # new ones, about what the policy is shown
 TIMING = "server_timing"
+BEGINS = "begins"  # True: the first observation of a rollout
 
 # POST /act
 INSTRUCTION = "instruction"
 ERROR = "error"  # of an answer that is not 200
+# Headers of our own client: whose observations these are, whether a rollout begins, and new warnings about them (JSON) in the answer.
+SESSION_HEADER, BEGINS_HEADER, WARNINGS_HEADER = "X-Session", "X-Begins", "X-Warnings"
+
+POLICY_PATH = "/policy"  # websocket of our own client: openpi's form, but always in the robot's own units

@@ -25,6 +25,6 @@ def aloha_server(aloha_checkpoint: Path) -> Iterator[Server]:
     """deploy.py with that policy; it wants the API key."""
     from policy_server import API_KEY, Server
 
-    running = Server(aloha_checkpoint, "--api_key", API_KEY)
+    running = Server(aloha_checkpoint, api_key=API_KEY)
     yield running
     assert running.stop() == 0, "".join(running.lines)

@@ -20,13 +20,14 @@ from prismatic.policy.checkpoint.loading import load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
+from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe
 
 API_KEY = "secret"
 ROOT = Path(__file__).parents[2]
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
-CAMERAS = {"LIBERO": ("primary", "wrist"), "ALOHA": ("primary", "left_wrist", "right_wrist")}
+CAMERAS = {"LIBERO": ONE_ARM, "ALOHA": TWO_ARMS}
 
 
 def write_checkpoint(folder: Path, platform_name: str) -> Path:
@@ -53,7 +54,7 @@ def write_checkpoint(folder: Path, platform_name: str) -> Path:
 class Server:
     """A running deploy.py."""
 
-    def __init__(self, checkpoint: Path | None, *flags: str) -> None:
+    def __init__(self, checkpoint: Path | None, *flags: str, api_key: str = "") -> None:
         command = [
             sys.executable,
             "vla-scripts/deploy.py",
@@ -64,7 +65,7 @@ class Server:
             "cpu",
             *flags,
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRISMATIC_API_KEY": api_key}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         assert self.process.stderr is not None

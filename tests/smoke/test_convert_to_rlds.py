@@ -126,7 +126,7 @@ def test_lerobot_videos(tmp_path: Path) -> None:
     folder = write_v3(tmp_path / "recordings", episodes, splits={"train": "0:3", "val": "3:4"})
     done = convert("lerobot_to_rlds.py", tmp_path)
     assert done.returncode == 2
-    assert "which camera is 'observation.images.top'? Say it for each" in done.stderr
+    assert "which camera is 'top'? Say it for each" in done.stderr
     done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=wrist")
     assert done.returncode == 0, done.stderr
     index = index_of(target_of(tmp_path), DatasetEntry(state_obs_keys=("state",)))

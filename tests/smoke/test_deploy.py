@@ -156,11 +156,12 @@ def test_many_clients_and_a_bad_one(server: Server, checkpoint: Path) -> None:
     assert total > alone, "no two requests were predicted together"
 
 
-def test_limits_keys_and_shutdown(checkpoint: Path) -> None:
+def test_limits_keys_and_shutdown(checkpoint: Path, tmp_path: Path) -> None:
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
-    limits = ("--api_key", "secret", "--max_body_mb", "0.2", "--max_queue", "1", "--batch_window_ms", "0")
+    (tmp_path / "key").write_text("secret\n")
+    limits = ("--api_key_file", str(tmp_path / "key"), "--max_body_mb", "0.2", "--max_queue", "1", "--batch_window_ms", "0")
     server = Server(checkpoint, *limits)
     body, key = json.dumps(act_body()).encode(), {"Authorization": "Api-Key secret"}
     assert server.request("/act", body)[0] == 401
@@ -172,7 +173,7 @@ def test_limits_keys_and_shutdown(checkpoint: Path) -> None:
     status, text, _ = server.request("/act", b"x" * 300_000, key)
     assert status == 413
     assert "--max_body_mb" in text
-    for path in ("/", "/vla-eval"):
+    for path in ("/", "/policy", "/vla-eval"):
         with pytest.raises(InvalidStatus, match="401"):
             connect(f"ws://127.0.0.1:{server.port}{path}")
     replies: list[tuple[int, dict[str, str]]] = []
@@ -276,7 +277,7 @@ def test_openpi_client_with_libero_keys(server: Server, checkpoint: Path, client
 @pytest.mark.clients
 def test_openpi_client_with_aloha_keys_and_an_api_key(tmp_path: Path, client_envs: dict[str, Path]) -> None:
     checkpoint = write_checkpoint(tmp_path, "ALOHA")
-    server = Server(checkpoint, "--api_key", "secret")
+    server = Server(checkpoint, api_key="secret")
     try:
         seen = run_client(client_envs["openpi"], "openpi_session.py", server.port, "secret", "aloha")
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,10 +42,10 @@ def make_episode(
     return LeRobotEpisode(rows[0], rows[1], task, images)
 
 
-def encode_video(path: Path, images: np.ndarray, codec: str = "libx264", gop: int = 12, **options: str) -> None:
+def encode_video(path: Path, images: np.ndarray, codec: str = "libx264", gop: int = 12, fps: int = FPS, **options: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=FPS, options=options)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *images.shape[1:3], "yuv420p", gop
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
@@ -111,6 +111,28 @@ def write_v3(
             images = np.concatenate([episode.images[camera] for episode in episodes])
             encode_video(folder / f"videos/{camera}/chunk-000/file-000.mp4", images)
     return folder
+
+
+def change_info(folder: Path, **changes: object) -> None:
+    """Replaces what meta/info.json says."""
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_v3_rows(folder: Path, change: Callable[[dict], None]) -> None:
+    """Lets `change` alter each row of meta/episodes."""
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def change_column(path: Path, name: str, values: pa.Array | None) -> None:
+    """Replaces or adds a column of a parquet file; None takes it away."""
+    table = pq.read_table(path)
+    table = table.drop_columns([name]) if name in table.column_names else table
+    pq.write_table(table if values is None else table.append_column(name, values), path)
 
 
 def _write_info(folder: Path, version: str, episodes: Sequence[LeRobotEpisode], splits: Mapping[str, str] | None, as_images: bool) -> None:

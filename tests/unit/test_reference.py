@@ -136,10 +136,11 @@ def test_each_thing_is_told_once_at_the_first_observation_of_an_instruction(
     far = replace(observation(101), proprio=np.array([0.1, 0.5, 0.0, 70.0]))
     watch.look([far])  # the same instruction: not looked at again
     assert watch.warnings == []
-    watch.start_anew()
+    watch.begin()
     watch.look([far, replace(far, instruction="push the cube", proprio=np.array([0.1, 0.5, 0.0, 80.0]))])
-    assert len(watch.warnings) == 1
+    assert len(watch.take()) == len(watch.warnings) == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    watch.start_anew()
-    assert watch.warnings == []
+    watch.begin()
+    watch.look([far])  # its kind is known
+    assert watch.take() == []
     assert "It looks like degrees" in caplog.text

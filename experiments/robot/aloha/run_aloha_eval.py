@@ -33,6 +33,7 @@ from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.limits import ActionLimits, per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.cli import run_script
+from prismatic.vla.constants import ActionKind
 
 HARDWARE = "hardware"
 
@@ -115,7 +116,7 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
     Raises:
         ValueError: it cannot; the message says what differs.
     """
-    if info.action_dim != ACTION_DIM or any(info.relative_actions):
+    if info.action_dim != ACTION_DIM or any(kind is not ActionKind.TARGET for kind in info.action_kinds):
         raise ValueError(
             f"the server's policy is made for {info.platform} ({', '.join(info.action_names)}); ALOHA needs {ACTION_DIM} joint targets"
         )

@@ -3,7 +3,7 @@
 platform    what the actions and the proprioception are        cameras   the policy's cameras, in order
 image       how a camera image becomes the model's input       heads     which action head and projectors exist
 unnorm_key  whose statistics turn actions into real units      lora      adapter settings, if the run used LoRA
-prompt      the text around the instruction
+prompt      the text around the instruction                    demonstrated   how far and fast the robot of each data set was driven
 provenance  how the checkpoint was made (command, data, step, versions)
 """
 
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prismatic.vla.constants import NormalizationType, RobotPlatform
+from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.prompts import PROMPT_TEMPLATE
+from prismatic.vla.stated_limits import StatedLimits
 
 POLICY_FILE = "policy.json"
 FORMAT_VERSION = 1
@@ -77,6 +79,7 @@ class PolicySpec:
     # As the published evaluation does it: constant proprio dimensions are -1 (training had 0), constant unnormalised actions stay 0.
     published_normalization: bool = False
     base_model: str | None = None  # folder or Hub id that the adapters belong to, where they are not merged
+    demonstrated: Mapping[str, Demonstrated] = field(default_factory=dict)  # data set -> how far and how fast its robot was driven
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,13 +122,16 @@ def _parse(content: dict[str, Any], path: Path) -> PolicySpec:
         platform["normalization"] = NormalizationType(platform["normalization"])
         for key in ("action_names", "proprio_names"):
             platform[key] = tuple(platform[key])
+        platform["limits"] = StatedLimits.parse(platform.get("limits"))
         lora = content.pop("lora", None)
+        demonstrated = {name: Demonstrated.parse(item) for name, item in content.pop("demonstrated", {}).items()}
         return PolicySpec(
             platform=_build(RobotPlatform, platform),
             cameras=tuple(content.pop("cameras")),
             image=_build(ImageRecipe, content.pop("image")),
             heads=_build(HeadSpec, content.pop("heads")),
             lora=None if lora is None else _build(LoraSpec, lora),
+            demonstrated=demonstrated,
             **content,
         )
     except KeyError as error:

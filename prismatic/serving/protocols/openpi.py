@@ -1,12 +1,14 @@
-"""The websocket of openpi-client: metadata first, then one chunk of actions [H, A] for each observation (msgpack).
+"""The websockets of openpi-client and of our own client: metadata first, then one chunk of actions [H, A] for each observation (msgpack).
 
 LIBERO  {observation/image, observation/wrist_image, observation/state, prompt}
 ALOHA   {images: {cam_high, cam_left_wrist, cam_right_wrist, ...} as [3, height, width], state, prompt}
+ours    {images: {primary, ...}, state, prompt, begins?}, on a path of its own where actions are in the robot's units
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,8 @@ def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest
     flat.pop(keys.IMAGES, None)
     images = {**flat, **{_text(name): value for name, value in nested.items()}}
     state = content.get("observation/state", content.get(keys.STATE))
-    return reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get(keys.PROMPT))
+    request = reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get(keys.PROMPT))
+    return replace(request, begins=content.get(keys.BEGINS) is True)
 
 
 def encode_chunk(actions: np.ndarray, server_ms: float, warnings: Sequence[str] = ()) -> bytes:

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.motions import describe_motions
 from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -33,6 +34,7 @@ from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.datasets.splits import split_episodes
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
+from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
 from prismatic.vla.types import Sample
@@ -231,6 +233,7 @@ class TrainingData:
     val: VLADataset | None  # never augmented
     statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
     repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
+    demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
 
 
 def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) -> TrainingData:
@@ -240,13 +243,15 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
     """
     _keep_freed_memory()
-    train, val, statistics, repairs = [], [], {}, {}
+    train, val, statistics, repairs, demonstrated = [], [], {}, {}, {}
     for spec, frames in zip(specs, _open_frames(specs, options), strict=True):
         index = frames.index
         repairs[spec.name] = index.repairs
         train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction)
         covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
         statistics[spec.name] = compute_statistics(index, covered, spec.normalization_mask(index.actions.shape[1]))
+        cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
+        demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
         train.append(_part(spec, frames, train_episodes, statistics[spec.name], options))
         if options.val_fraction is not None:
             val.append(_part(spec, frames, val_episodes, statistics[spec.name], options))
@@ -255,6 +260,7 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         val=VLADataset(val, options, augment=False) if val else None,
         statistics=statistics,
         repairs=repairs,
+        demonstrated=demonstrated,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.episodes import EpisodeSource
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, files_below
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
@@ -62,6 +63,19 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
     return Hdf5Source(folder, entry)
+
+
+def describe_recordings(folder: Path) -> Description:
+    """What the recordings in `folder` say of themselves, before an episode is read; nothing for kinds that say nothing.
+
+    Raises:
+        ValueError: none that a source reads, or their description is damaged.
+    """
+    if source_kind(folder) != "lerobot":
+        return Description()
+    from prismatic.vla.datasets.lerobot.source import describe_lerobot
+
+    return describe_lerobot(folder)
 
 
 def source_kind(folder: Path) -> str:

@@ -12,19 +12,31 @@ datasets/{utils,dataset_metadata}.py and its documentation of LeRobotDataset v3.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from prismatic.vla.datasets.lerobot.columns import Modality, read_modality
+from prismatic.vla.datasets.lerobot.files import open_parquet, read_json, read_json_lines, read_parquet, visible_files
+from prismatic.vla.datasets.lerobot.splits import divide_episodes
+from prismatic.vla.datasets.repairs import Repairs
 
 _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _V2_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_OTHER_NAMES = {"videos": "video", "video": "videos"}
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where the frames of one camera lie during one episode."""
+
+    path: Path | None  # None: meta/ does not say
+    start: float | None = 0.0  # seconds from the beginning of the file
+    stop: float | None = None  # behind the last frame; None: the end of the file
 
 
 @dataclass(frozen=True)
@@ -33,183 +45,250 @@ class EpisodePlace:
 
     number: int
     split: str
-    length: int  # steps
-    data: Path
-    videos: Mapping[str, tuple[Path, float]]  # video feature -> file, and the second at which the episode begins in it
-    task: str  # where the steps name none
+    length: int | None  # steps, if meta/ says
+    data: Path | None  # None: meta/ does not say
+    videos: Mapping[str, VideoSpan]  # of each video feature
+    tasks: tuple[str, ...]  # of the episode, as meta/ lists them
 
 
 @dataclass(frozen=True)
 class LeRobotLayout:
     """What meta/ says."""
 
+    info: Path  # meta/info.json
     fps: float
+    robot: str
     features: Mapping[str, Mapping[str, Any]]  # name -> {"dtype", "shape", "names"}
+    modality: Modality
     tasks: Mapping[int, str]
     episodes: tuple[EpisodePlace, ...]  # split by split
+    data_root: Path  # holds the data files, at any depth
     fingerprint: str  # changes with the contents of meta/
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        return tuple(name for name, feature in self.features.items() if feature.get("dtype") in ("video", "image"))
+        """The features that are colour images."""
+        return tuple(
+            name for name, feature in self.features.items() if feature.get("dtype") in ("video", "image") and not is_depth(feature)
+        )
 
     def is_video(self, camera: str) -> bool:
-        return self.features[camera]["dtype"] == "video"
+        return self.features[camera].get("dtype") == "video"
 
 
-def read_layout(folder: Path) -> LeRobotLayout:
-    """The layout of the data set in `folder`.
+def is_image(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature is pictures, as a video or within the data files."""
+    return feature.get("dtype") in ("video", "image")
+
+
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a video or image feature holds distances: LeRobot has called the flag in three ways."""
+    said = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return any(bool(said.get(name)) for name in ("is_depth_map", "video.is_depth_map"))
+
+
+def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
+    """The layout of the data set in `folder`; what is mended in it is told to `repairs`.
 
     Raises:
         ValueError: a file is absent or damaged, or the version is not read; the message names it.
     """
-    info = _read_json(folder / "meta" / "info.json")
-    version = str(info.get("codebase_version", "")).lstrip("v")
-    if version.split(".")[0] not in ("2", "3"):
+    path = folder / "meta" / "info.json"
+    info = read_json(path)
+    is_v3 = _is_v3(folder, info)
+    try:
+        features, fps = info["features"], float(info["fps"])
+        templates = _Templates(folder, info, is_v3, repairs)
+        places = _places(
+            folder, templates, _read_v3_rows(folder) if is_v3 else read_json_lines(folder / "meta" / "episodes.jsonl"), repairs
+        )
+        places = _complete_spans(places, fps)
+        tasks = _read_tasks(folder)
+    except KeyError as error:
+        raise ValueError(f"{path.parent} lacks {error}, which LeRobot writes; add it, or download meta/ again") from error
+    splits = divide_episodes(path, info.get("splits"), sorted(places), repairs)
+    return LeRobotLayout(
+        info=path,
+        fps=fps,
+        robot=str(info.get("robot_type") or ""),
+        features=features,
+        modality=read_modality(folder, features),
+        tasks=tasks,
+        episodes=tuple(replace(places[number], split=split) for number, split in splits.items()),
+        data_root=folder / Path(templates.data).parts[0],
+        fingerprint=_fingerprint(folder),
+    )
+
+
+def _is_v3(folder: Path, info: Mapping[str, Any]) -> bool:
+    said = info.get("codebase_version")
+    if said is None:
+        return (folder / "meta" / "episodes").is_dir()
+    major = str(said).lstrip("v").split(".")[0]
+    if major not in ("2", "3"):
         raise ValueError(
-            f"{folder / 'meta/info.json'} says codebase_version {info.get('codebase_version')!r}; v2.0, v2.1 and v3.0 are read. "
+            f"{folder / 'meta/info.json'} says codebase_version {said!r}; v2.0, v2.1 and v3.0 are read. "
             "Convert the data set with LeRobot's own scripts"
         )
-    is_v3 = version.startswith("3")
-    try:
-        rows = _read_v3_episodes(folder) if is_v3 else _read_jsonl(folder / "meta" / "episodes.jsonl")
-        episodes = _v3_places(folder, info, rows) if is_v3 else _v2_places(folder, info, rows)
-        tasks = _read_v3_tasks(folder) if is_v3 else _read_v2_tasks(folder)
-        ordered = _in_splits(folder, episodes, info.get("splits") or {"train": f"0:{len(episodes)}"})
-        return LeRobotLayout(float(info["fps"]), info["features"], tasks, ordered, _fingerprint(folder))
-    except KeyError as error:
-        raise ValueError(f"{folder / 'meta'} lacks {error}, which LeRobot v{version} writes; copy the data set again") from error
+    return major == "3"
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
-    """The table in `path` (pyarrow.Table).
+class _Templates:
+    """The path templates of info.json, filled in for an episode's row."""
 
-    Raises:
-        ValueError: absent, damaged, or pyarrow is not installed; the message names the file.
-    """
-    parquet = import_parquet()
-    try:
-        return parquet.ParquetFile(path).read(columns=columns, use_threads=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again (a git-lfs pointer? run git lfs pull)") from error
+    def __init__(self, folder: Path, info: Mapping[str, Any], is_v3: bool, repairs: Repairs) -> None:
+        self.folder, self.is_v3, self._chunks_size, self._repairs = folder, is_v3, int(info.get("chunks_size") or 1000), repairs
+        self._listed: dict[str, dict[str, list[Path]]] = {}
+        self.data = info.get("data_path") or (_V3_DATA if is_v3 else _V2_DATA)
+        self.video = info.get("video_path") or (_V3_VIDEO if is_v3 else _V2_VIDEO)
+        self.cameras = [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
+        root = Path(self.video).parts[0]
+        other = _OTHER_NAMES.get(root)
+        if other is not None and not (folder / root).exists() and (folder / other).is_dir():
+            repairs.note(
+                f"the folder {root}/ is called {other}/: videos are taken from there", f"video_path of {folder / 'meta/info.json'}"
+            )
+            self.video = other + self.video[len(root) :]
+
+    def data_file(self, row: Mapping[str, Any]) -> Path | None:
+        """None: the row does not say."""
+        path = self._filled(self.data, self._place(row, "data"), "data_path")
+        return path if self.is_v3 or path is None or path.is_file() else self._found(path, "")
+
+    def span(self, row: Mapping[str, Any], camera: str) -> VideoSpan:
+        """The camera's part of the episode in that row."""
+        prefix = f"videos/{camera}"
+        path = self._filled(self.video, self._place(row, prefix), "video_path", video_key=camera)
+        if not self.is_v3:
+            return VideoSpan(path if path is None or path.is_file() else self._found(path, camera))
+        if path is None:
+            path = self._only(camera, row)
+        return VideoSpan(path, *(_number(row.get(f"{prefix}/{name}_timestamp")) for name in ("from", "to")))
+
+    def _files_of(self, camera: str) -> dict[str, list[Path]]:
+        """name -> the video files of a camera, or, for "", the data files, that are called so, whatever folder they lie in."""
+        if camera not in self._listed:
+            template = self.video if camera else self.data
+            root, found = self.folder / Path(template).parts[0], defaultdict(list)
+            for path in visible_files(root, Path(template).suffix) if root.is_dir() else []:
+                if not camera or camera in path.parts:
+                    found[path.name].append(path)
+            self._listed[camera] = found
+        return self._listed[camera]
+
+    def _only(self, camera: str, row: Mapping[str, Any]) -> Path | None:
+        """The camera's file, if there is just one."""
+        files = [path for same in self._files_of(camera).values() for path in same]
+        if len(files) != 1:
+            return None
+        where = f"episode {row['episode_index']}, {files[0]}"
+        self._repairs.note("videos whose file meta/ does not name are taken from the camera's only file", where)
+        return files[0]
+
+    def _found(self, path: Path, camera: str) -> Path:
+        """The only file of that name, where it lies in another folder than the template says and its name has the episode's number."""
+        same = self._files_of(camera).get(path.name, [])
+        if len(same) != 1 or "episode_index" not in Path(self.video if camera else self.data).name:
+            return path
+        self._repairs.note("files that lie in another folder than info.json says are taken from there", f"{same[0]} instead of {path}")
+        return same[0]
+
+    def _place(self, row: Mapping[str, Any], prefix: str) -> dict[str, int] | None:
+        number = int(row["episode_index"])
+        if not self.is_v3:
+            return {"episode_index": number, "episode_chunk": number // self._chunks_size}
+        chunk, file = (_number(row.get(f"{prefix}/{name}_index")) for name in ("chunk", "file"))
+        return None if chunk is None or file is None else {"chunk_index": int(chunk), "file_index": int(file)}
+
+    def _filled(self, template: str, place: dict[str, int] | None, field: str, **more: str) -> Path | None:
+        if place is None:
+            return None
+        try:
+            return self.folder / template.format(**place, **more)
+        except (KeyError, ValueError, IndexError) as error:
+            known = ", ".join([*more, *place])
+            message = (
+                f"{self.folder / 'meta/info.json'}: {field} is {template!r}, which cannot be filled in ({error!r}); known fields: {known}"
+            )
+            raise ValueError(message) from error
 
 
-def import_parquet() -> Any:
-    """pyarrow.parquet.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"reading LeRobot data sets needs pyarrow ({error}); install the extra: pip install -e '.[lerobot]'") from error
-    return pyarrow.parquet
+def _number(value: Any) -> float | None:
+    """None for what pandas and LeRobot write where there is no number."""
+    return None if value is None or value != value else float(value)
 
 
-def _v2_places(folder: Path, info: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[int, EpisodePlace]:
-    data, video = info.get("data_path") or _V2_DATA, info.get("video_path") or _V2_VIDEO
-    places = {}
+def _places(folder: Path, templates: _Templates, rows: list[dict[str, Any]], repairs: Repairs) -> dict[int, EpisodePlace]:
+    places: dict[int, EpisodePlace] = {}
     for row in rows:
         number = int(row["episode_index"])
-        where = {"episode_index": number, "episode_chunk": number // int(info.get("chunks_size", 1000))}
-        videos = {key: (folder / video.format(video_key=key, **where), 0.0) for key in _video_features(info)}
-        places[number] = EpisodePlace(number, "", int(row["length"]), folder / data.format(**where), videos, _first(row.get("tasks")))
+        if number in places:
+            repairs.note("episodes that meta/ lists twice are taken as listed last", f"episode {number} of {folder / 'meta'}")
+        length = _number(row.get("length"))
+        videos = {camera: templates.span(row, camera) for camera in templates.cameras}
+        tasks = row.get("tasks", row.get("task")) or ()
+        texts = (tasks,) if isinstance(tasks, str) else tuple(str(text) for text in tasks)
+        places[number] = EpisodePlace(number, "", None if length is None else int(length), templates.data_file(row), videos, texts)
     return places
 
 
-def _v3_places(folder: Path, info: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[int, EpisodePlace]:
-    data, video = info.get("data_path") or _V3_DATA, info.get("video_path") or _V3_VIDEO
-    places = {}
-    for row in rows:
-        number, videos = int(row["episode_index"]), {}
-        for key in _video_features(info):
-            where = {name: int(row[f"videos/{key}/{name}"]) for name in ("chunk_index", "file_index")}
-            videos[key] = (folder / video.format(video_key=key, **where), float(row[f"videos/{key}/from_timestamp"]))
-        file = folder / data.format(chunk_index=int(row["data/chunk_index"]), file_index=int(row["data/file_index"]))
-        places[number] = EpisodePlace(number, "", int(row["length"]), file, videos, _first(row.get("tasks")))
-    return places
+def _complete_spans(places: dict[int, EpisodePlace], fps: float) -> dict[int, EpisodePlace]:
+    """Spans whose beginning or end meta/ leaves out follow from their neighbours in the file."""
+    by_file: dict[tuple[str, Path], list[EpisodePlace]] = defaultdict(list)
+    for number in sorted(places):
+        for camera, span in places[number].videos.items():
+            if span.path is not None:
+                by_file[camera, span.path].append(places[number])
+    completed = {number: dict(place.videos) for number, place in places.items()}
+    for (camera, _), members in by_file.items():
+        end: float | None = 0.0
+        for place in members:
+            span = place.videos[camera]
+            start = end if span.start is None else span.start
+            stop = span.stop
+            end = stop if stop is not None else None if start is None or place.length is None else start + place.length / fps
+            completed[place.number][camera] = replace(span, start=start, stop=stop)
+        starts = sorted({start for place in members if (start := completed[place.number][camera].start) is not None})
+        for place in members:
+            span = completed[place.number][camera]
+            if span.stop is None and span.start is not None:
+                following = next((start for start in starts if start > span.start), None)
+                completed[place.number][camera] = replace(span, stop=following)
+    return {number: replace(place, videos=completed[number]) for number, place in places.items()}
 
 
-def _video_features(info: Mapping[str, Any]) -> list[str]:
-    return [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
-
-
-def _first(tasks: Any) -> str:
-    return str(tasks[0]) if tasks else ""
-
-
-def _in_splits(folder: Path, episodes: Mapping[int, EpisodePlace], splits: Mapping[str, str]) -> tuple[EpisodePlace, ...]:
-    """The episodes split by split; "a:b" means the episodes with numbers a to b - 1."""
-    chosen: dict[int, EpisodePlace] = {}
-    for name, span in splits.items():
-        start, colon, stop = str(span).partition(":")
-        if not (colon and start.strip().isdigit() and stop.strip().isdigit()):
-            raise ValueError(f"{folder / 'meta/info.json'}: split {name!r} is {span!r}, expected episode numbers such as '0:50'")
-        for number in range(int(start), int(stop)):
-            if number not in episodes:
-                raise ValueError(
-                    f"{folder / 'meta/info.json'}: split {name!r} is {span!r}, but episode {number} is not in meta/episodes; "
-                    "correct the split or copy the data set again"
-                )
-            if number in chosen:
-                raise ValueError(f"{folder / 'meta/info.json'}: episode {number} is in the splits {chosen[number].split!r} and {name!r}")
-            chosen[number] = EpisodePlace(**{**vars(episodes[number]), "split": name})
-    if len(chosen) < len(episodes):
-        left_out = len(episodes) - len(chosen)
-        logger.warning("%s: %d of %d episodes are in no split of info.json and are left out", folder, left_out, len(episodes))
-    return tuple(chosen.values())
-
-
-def _read_v3_episodes(folder: Path) -> list[dict[str, Any]]:
-    files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+def _read_v3_rows(folder: Path) -> list[dict[str, Any]]:
+    files = visible_files(folder / "meta" / "episodes", ".parquet")
     if not files:
-        raise ValueError(f"{folder / 'meta/episodes'} holds no parquet file; copy the data set again completely")
+        raise ValueError(f"{folder / 'meta/episodes'} holds no parquet file; download meta/ again")
     rows: list[dict[str, Any]] = []
     for file in files:
-        names = [name for name in import_parquet().ParquetFile(file).schema_arrow.names if not name.startswith("stats/")]
+        names = [name for name in open_parquet(file).schema_arrow.names if not name.startswith("stats/")]
         rows += read_parquet(file, names).to_pylist()
     return rows
 
 
-def _read_v2_tasks(folder: Path) -> dict[int, str]:
-    path = folder / "meta" / "tasks.jsonl"
-    return {int(row["task_index"]): str(row["task"]) for row in _read_jsonl(path)} if path.is_file() else {}
+def _read_tasks(folder: Path) -> dict[int, str]:
+    """task_index -> text, from whichever file there is."""
+    table, lines = folder / "meta" / "tasks.parquet", folder / "meta" / "tasks.jsonl"
+    if table.is_file():
+        return dict(_table_of_tasks(table))
+    rows = read_json_lines(lines) if lines.is_file() else []
+    return {int(row.get("task_index", number)): str(row["task"]) for number, row in enumerate(rows)}
 
 
-def _read_v3_tasks(folder: Path) -> dict[int, str]:
+def _table_of_tasks(path: Path) -> Iterator[tuple[int, str]]:
     """The text is the index of a pandas table, so its column is called task or, unnamed, __index_level_0__."""
-    path = folder / "meta" / "tasks.parquet"
-    if not path.is_file():
-        return {}
     table = read_parquet(path)
     column = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if column is None or "task_index" not in table.column_names:
         raise ValueError(f"{path} has the columns {table.column_names}, expected task_index and task")
-    return dict(zip(table["task_index"].to_pylist(), map(str, table[column].to_pylist()), strict=True))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is absent; copy the data set again completely") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy the data set again") from error
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is absent; copy the data set again completely") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON lines ({error}); copy the data set again") from error
+    yield from zip(table["task_index"].to_pylist(), map(str, table[column].to_pylist()), strict=True)
 
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted((folder / "meta").rglob("*")):
-        if path.is_file() and "stats" not in path.name:
+    for path in visible_files(folder / "meta", ""):
+        if "stats" not in path.name:
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,273 +1,222 @@
 """A LeRobot folder (v2.x, v3) -> raw episodes in RLDS naming. Letters: T steps.
 
     feature                     key in the trajectory
-    action (or actions)         "action"
+    action, action.joints, ...  the same (actions: "action")
     observation.state           "observation" -> "state", also under its full name
     observation.images.top      "observation" -> "top", "images.top" and the full name: IMAGE_REF [T]
-    state, image, ...           "observation" -> the same name, also at the top
-    task_index                  "language_instruction": the text of the task
+    state, state.joints, ...    "observation" -> the same name, also at the top
+    parts of modality.json      "action.left_arm", "observation" -> "state.left_arm"
+    task_index and the like     "language_instruction": the text of the task
 
-Frames are videos (an IMAGE_REF's offset is the frame number) or images in the parquet file (its row; "length" is the number of the
-camera). Only the cameras that the entry names are looked up.
+Frames are videos or images in the parquet file, see `lerobot.frames`. Only the cameras that the entry names are looked up. What is untidy
+and certain in its meaning is mended and told to `repairs`; docs/recordings.md lists it.
 """
 
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.description import Description, RecordedCamera
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
-from prismatic.vla.datasets.lerobot.layout import EpisodePlace, LeRobotLayout, import_parquet, read_layout, read_parquet
-from prismatic.vla.datasets.lerobot.video import VideoReader
+from prismatic.vla.datasets.lerobot.alignment import MisalignedError, align
+from prismatic.vla.datasets.lerobot.cameras import Cameras, short_names
+from prismatic.vla.datasets.lerobot.columns import describe_columns
+from prismatic.vla.datasets.lerobot.files import file_problem, visible_files
+from prismatic.vla.datasets.lerobot.frame_tables import FrameTables
+from prismatic.vla.datasets.lerobot.frames import LeRobotFrameReader
+from prismatic.vla.datasets.lerobot.instructions import find_instructions
+from prismatic.vla.datasets.lerobot.layout import EpisodePlace, LeRobotLayout, is_image, read_layout
+from prismatic.vla.datasets.lerobot.tables import DataFiles, Table
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
-from prismatic.vla.images import decode_image
 
-_PREFIXES = ("observation.images.", "observation.")
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-_ROW_GROUP_BYTES = 256 * 2**20  # encoded images kept per process
 
 
 class LeRobotSource:
     """The episodes of one LeRobot folder."""
 
     def __init__(self, folder: Path, entry: DatasetEntry) -> None:
-        """Reads meta/.
+        """Reads meta/ and looks which files there are.
 
         Raises:
-            ValueError: a file is absent, damaged or of another version; the message names it.
+            ValueError: a file is absent, damaged or of another version, or no episode is left; the message names it.
         """
         self.folder, self.repairs = folder, Repairs()
-        self._layout = read_layout(folder)
-        self._cameras = _wanted_cameras(self._layout, entry)
-        self.files = _files(self._layout.episodes, self._cameras)
+        self._layout, self._entry = read_layout(folder, self.repairs), entry
+        self._cameras = Cameras(self._layout, entry, self.repairs)
+        places = _with_data(self._layout, self.repairs)
+        self._places = self._cameras.with_videos(places)
+        self.files = (*_data_files(self._layout), *self._cameras.files(self._places))
         self._numbers = {path: number for number, path in enumerate(self.files)}
-        self.layout = json.dumps([self._layout.fingerprint, self._cameras])
-        self.num_episodes = len(self._layout.episodes)
-        self._videos = VideoReader()
+        self.layout = json.dumps([self._layout.fingerprint, self._cameras.names])
+        self.num_episodes = len(self._places)
+        self._images = tuple(camera for camera in self._layout.cameras if not self._layout.is_video(camera))
+        self._tables = FrameTables(folder)
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split.
 
         Raises:
-            ValueError: a file is damaged, or holds other steps than meta/ says; the message names it.
+            ValueError: a file is damaged, or steps and frames contradict each other; the message names it, with both numbers.
         """
-        numeric = [name for name, feature in self._layout.features.items() if feature.get("dtype") not in ("video", "image")]
-        path, table = None, None
-        for place in self._layout.episodes:
-            if place.data != path:
-                path, table = place.data, _Table(place.data, numeric)
-            assert table is not None
-            name = f"{place.data}, episode {place.number}"
-            yield RawEpisode(place.split, name, self._trajectory(name, place, table))
+        files = DataFiles(_data_files(self._layout), self._image_columns(), self.repairs)
+        for place in self._places:
+            name = f"{place.data or self.folder}, episode {place.number}"
+            table, rows = files.find(place, name)
+            yield RawEpisode(place.split, name, self._trajectory(name, place, table, rows))
+        self._tables.save()
 
     def frame_reader(self) -> LeRobotFrameReader:
         """What decodes the frames of the videos and the images of the parquet files."""
-        images = tuple(camera for camera in self._layout.cameras if not self._layout.is_video(camera))
-        return LeRobotFrameReader(self.files, images)
+        return LeRobotFrameReader(self.files, self._images, self._tables)
 
-    def _trajectory(self, name: str, place: EpisodePlace, table: _Table) -> Trajectory:
-        rows = table.rows_of(place, name)
+    def _image_columns(self) -> tuple[str, ...]:
+        return tuple(name for name, feature in self._layout.features.items() if is_image(feature))
+
+    def _trajectory(self, name: str, place: EpisodePlace, table: Table, rows: np.ndarray) -> Trajectory:
         values = {column: array[rows] for column, array in table.columns.items()}
         trajectory: Trajectory = {"observation": {}}
-        for column, array in values.items():
+        for column, array in (*values.items(), *self._parts(values)):
             _insert(trajectory, column, array)
-        for camera in self._cameras:
-            if self._layout.is_video(camera):
-                references = self._video_references(name, place, camera, values)
-            else:
-                references = self._image_references(place, camera, rows)
-            _insert(trajectory, camera, references)
         _name_action(trajectory)
-        texts = self._instructions(place, values, len(rows))
+        self._refuse_gaps(name, table, rows)
+        for camera in self._cameras.names:
+            if self._layout.is_video(camera):
+                _insert(trajectory, camera, self._video_references(name, place, camera, values, len(rows)))
+            elif self._has_images(table, camera):
+                _insert(trajectory, camera, self._image_references(table, camera, rows))
+        for alias, camera in self._layout.modality.cameras.items():
+            if camera in trajectory["observation"]:
+                trajectory["observation"].setdefault(alias, trajectory["observation"][camera])
+        texts = find_instructions(place, name, self._layout.tasks, values, len(rows), self.repairs)
         if texts is not None:
             trajectory["language_instruction"] = texts
         return trajectory
 
-    def _video_references(self, name: str, place: EpisodePlace, camera: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The frames shown at the time stamps of the steps."""
-        path, start = place.videos[camera]
-        seconds = values["timestamp"].ravel() if "timestamp" in values else np.arange(place.length) / self._layout.fps
-        wanted = start + np.asarray(seconds, np.float64)
-        table = self._videos.table(path)
-        frames = table.nearest(wanted)
-        away = np.abs(table.seconds[frames] - wanted)
-        if away.max(initial=0) > 0.5 / self._layout.fps:
-            step = int(away.argmax())
-            raise ValueError(
-                f"{name}: step {step} is at {wanted[step]:.3f} s of {path}, the nearest of its {len(table.seconds)} frames is "
-                f"{away[step]:.3f} s away; the video does not belong to the data or is cut off: copy both again"
-            )
-        references = np.zeros(len(frames), IMAGE_REF)
-        references["file"], references["offset"] = self._numbers[path], frames
-        return references
+    def _parts(self, values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """The columns that modality.json cuts out of others."""
+        for name, part in self._layout.modality.parts.items():
+            whole = values.get(part.column)
+            if whole is not None and whole.ndim == 2 and 0 <= part.start < part.stop <= whole.shape[1]:
+                yield name, whole[:, part.start : part.stop]
 
-    def _image_references(self, place: EpisodePlace, camera: str, rows: np.ndarray) -> np.ndarray:
-        images = [name for name in self._layout.cameras if not self._layout.is_video(name)]
-        references = np.zeros(len(rows), IMAGE_REF)
-        references["file"], references["offset"], references["length"] = self._numbers[place.data], rows, images.index(camera)
-        return references
-
-    def _instructions(self, place: EpisodePlace, values: Mapping[str, np.ndarray], length: int) -> np.ndarray | None:
-        """One text per step; None where meta/ has no tasks, so that a column of that name stays."""
-        if not self._layout.tasks and not place.task:
-            return None
-        numbers = values.get("task_index", np.full(length, -1)).ravel().tolist()
-        return np.array([self._layout.tasks.get(int(number), place.task) for number in numbers], dtype=object)
-
-
-class LeRobotFrameReader:
-    """Frames of videos, and encoded images out of parquet files; safe to carry into worker processes."""
-
-    def __init__(self, files: tuple[Path, ...], image_columns: tuple[str, ...]) -> None:
-        self._files, self._columns = files, image_columns
-        self.is_sequential = any(path.suffix != ".parquet" for path in files)
-        self._videos = VideoReader()
-        self._parquet = _ParquetImages()
-
-    def read(self, reference: np.void) -> np.ndarray:
-        """uint8 RGB [height, width, 3] of one IMAGE_REF.
-
-        Raises:
-            ValueError: the frame is damaged; the message names the file and the frame or row.
-        """
-        path, row = self._files[int(reference["file"])], int(reference["offset"])
-        if path.suffix != ".parquet":
-            return self._videos.read(path, row)
-        column = self._columns[int(reference["length"])]
-        encoded = self._parquet.read(path, column, row)
+    def _video_references(
+        self, name: str, place: EpisodePlace, camera: str, values: Mapping[str, np.ndarray], num_steps: int
+    ) -> np.ndarray:
+        """The frames shown during the steps."""
+        span = place.videos[camera]
+        assert span.path is not None, "episodes without video are left out"
+        times = values.get("timestamp")
+        if times is not None and (times.size != num_steps or times.dtype == object or not np.isfinite(times).all()):
+            self.repairs.note("episodes without time stamps at some steps: the frames are taken by number", name)
+            times = None
         try:
-            return decode_image(encoded)
-        except ValueError as error:
-            raise ValueError(f"{path}, {column}, row {row}: {error}") from error
+            alignment = align(self._tables[span.path], span, None if times is None else times.ravel(), num_steps, self._layout.fps)
+        except MisalignedError as error:
+            raise ValueError(f"{name}: {error} ({span.path})") from error
+        for what, found in alignment.remarks:
+            self.repairs.note(what, f"{name}, {camera}: {found}")
+        references = np.zeros(num_steps, IMAGE_REF)
+        references["file"], references["offset"] = self._numbers[span.path], alignment.frames
+        return references
+
+    def _image_references(self, table: Table, camera: str, rows: np.ndarray) -> np.ndarray:
+        references = np.zeros(len(rows), IMAGE_REF)
+        references["file"], references["offset"] = self._numbers[table.path], rows
+        references["length"] = self._images.index(camera)
+        return references
+
+    def _has_images(self, table: Table, camera: str) -> bool:
+        if camera in table.stored:
+            return True
+        if self._cameras.is_named:
+            raise ValueError(f"{table.path} has no column {camera}, which {self._layout.info} declares; name another camera in the entry")
+        self.repairs.note("cameras that no column of the data files holds are left out", f"{camera}, {table.path}")
+        return False
+
+    def _refuse_gaps(self, name: str, table: Table, rows: np.ndarray) -> None:
+        """Steps at which a column that the entry joins has no value, or that cannot be joined, are named as such."""
+        wanted = {*self._entry.action_keys, *(key for key in self._entry.state_obs_keys if key is not None)}
+        for column in (*table.nulls, *table.problems):
+            if wanted.isdisjoint(_offered_names(column)):
+                continue
+            problem = table.problems.get(column)
+            if problem is not None:
+                raise ValueError(f"{name}: {column!r} {problem}; one number per dimension is needed at each step ({table.path})")
+            empty = np.flatnonzero(table.nulls[column][rows])
+            if len(empty):
+                raise ValueError(
+                    f"{name}: {column!r} has no value (null) at step {empty[0]} ({len(empty)} such steps); record the episode again, "
+                    "or leave it out with splits in meta/info.json"
+                )
 
 
-class _ParquetImages:
-    """Encoded images by file, column and row. Parquet gives access to groups of rows only; those used last are kept."""
-
-    def __init__(self) -> None:
-        self._starts: dict[Path, np.ndarray] = {}
-        self._groups: OrderedDict[tuple[Path, str, int], Any] = OrderedDict()
-
-    def read(self, path: Path, column: str, row: int) -> bytes:
-        starts = self._row_group_starts(path)
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        value = self._group(path, column, group)[row - int(starts[group])].as_py()
-        encoded = value.get("bytes") if isinstance(value, Mapping) else value
-        if not isinstance(encoded, bytes):
-            raise ValueError(
-                f"{path}, {column}, row {row}: expected the bytes of an image, found {value!r}; images beside the file are not read"
-            )
-        return encoded
-
-    def _row_group_starts(self, path: Path) -> np.ndarray:
-        if path not in self._starts:
-            metadata = import_parquet().ParquetFile(path).metadata
-            self._starts[path] = np.cumsum([0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))])[:-1]
-        return self._starts[path]
-
-    def _group(self, path: Path, column: str, group: int) -> Any:
-        values = self._groups.pop((path, column, group), None)
-        if values is None:
-            values = import_parquet().ParquetFile(path).read_row_group(group, columns=[column], use_threads=False)[column]
-        self._groups[path, column, group] = values
-        while len(self._groups) > 1 and sum(item.nbytes for item in self._groups.values()) > _ROW_GROUP_BYTES:
-            self._groups.popitem(last=False)
-        return values
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_starts": {}, "_groups": OrderedDict()}
-
-
-class _Table:
-    """The columns of one data file that are numbers or texts."""
-
-    def __init__(self, path: Path, names: list[str]) -> None:
-        present = column_names(path)
-        table = read_parquet(path, [name for name in dict.fromkeys([*names, *_BOOKKEEPING]) if name in present])
-        self._path = path
-        columns = {name: _to_array(table[name]) for name in table.column_names}
-        self.columns = {name: array for name, array in columns.items() if array is not None}
-
-    def rows_of(self, place: EpisodePlace, name: str) -> np.ndarray:
-        numbers = self.columns.get("episode_index")
-        if numbers is None:
-            raise ValueError(f"{self._path} has no column episode_index; it has {sorted(self.columns)}")
-        rows = np.flatnonzero(numbers.ravel() == place.number)
-        if len(rows) != place.length:
-            raise ValueError(f"{name}: {len(rows)} steps in the file, meta/ says {place.length}; copy the data set again")
-        return rows
-
-
-def column_names(path: Path) -> set[str]:
-    """The columns of a parquet file.
+def describe_lerobot(folder: Path) -> Description:
+    """What meta/ of a LeRobot folder says, and which of its cameras have their files.
 
     Raises:
-        ValueError: the file is absent or damaged.
+        ValueError: meta/ cannot be read.
     """
-    try:
-        return set(import_parquet().ParquetFile(path).schema_arrow.names)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again (a git-lfs pointer? run git lfs pull)") from error
+    layout = read_layout(folder, Repairs())
+    cameras = []
+    for name, feature in layout.features.items():
+        if not is_image(feature):
+            continue
+        spans = {place.videos[name].path for place in layout.episodes if name in place.videos}
+        present = sum(path is not None and file_problem(path) is None for path in spans)
+        cameras.append(RecordedCamera(short_names(name)[0], len(spans), present, name not in layout.cameras))
+    columns = describe_columns(folder, layout.features, layout.modality)
+    return Description(layout.fps, layout.robot, columns, tuple(cameras))
 
 
-def _to_array(column: Any) -> np.ndarray | None:
-    """[T], [T, D] or object [T] of texts; None for anything else (structures, rows of changing width)."""
-    import pyarrow
-
-    values, length = column.combine_chunks(), len(column)
-    while pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type) or pyarrow.types.is_fixed_size_list(values.type):
-        values = values.flatten()
-    if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-        return np.array(values.to_pylist(), dtype=object) if len(values) == length else None
-    is_number = pyarrow.types.is_integer(values.type) or pyarrow.types.is_floating(values.type) or pyarrow.types.is_boolean(values.type)
-    if not is_number or (length and len(values) % length):
-        return None
-    array = values.to_numpy(zero_copy_only=False)
-    return array if len(values) == length else array.reshape(length, -1)
+def _data_files(layout: LeRobotLayout) -> tuple[Path, ...]:
+    """All parquet files that there are."""
+    return tuple(visible_files(layout.data_root, ".parquet")) if layout.data_root.is_dir() else ()
 
 
-def _wanted_cameras(layout: LeRobotLayout, entry: DatasetEntry) -> tuple[str, ...]:
-    """The features that the entry's cameras name; all, where one is not found (a transform may rename them, else the index says so)."""
-    by_name: dict[str, str] = {}
-    for feature in layout.cameras:
-        for name in reversed(_short_names(feature)):
-            by_name.setdefault(name, feature)
-    by_name |= {feature: feature for feature in layout.cameras}
-    found = [by_name.get(key) for key in entry.cameras.values()]
-    wanted = dict.fromkeys(feature for feature in found if feature is not None)
-    return tuple(wanted) if None not in found else layout.cameras
+def _with_data(layout: LeRobotLayout, repairs: Repairs) -> list[EpisodePlace]:
+    """The episodes whose data can be there.
+
+    Raises:
+        ValueError: the data of all are absent, or pointers.
+    """
+    problems = {path: file_problem(path) for path in {place.data for place in layout.episodes if place.data is not None}}
+    bad = [place for place in layout.episodes if place.data is not None and problems[place.data] is not None]
+    if not bad:
+        return list(layout.episodes)
+    files = DataFiles(_data_files(layout), (), repairs)
+    lost = [place for place in bad if not files.holds(place.number)]
+    if not lost:
+        return list(layout.episodes)
+    first = lost[0].data
+    assert first is not None
+    found = f"{first} {problems[first]}"
+    if len(lost) == len(layout.episodes):
+        num_files = len({place.data for place in lost})
+        raise ValueError(f"{found}; so it is with all {num_files} data files" if num_files > 1 else found)
+    repairs.note("episodes without a data file are left out", f"episode {lost[0].number}: {found}", len(lost))
+    numbers = {place.number for place in lost}
+    return [place for place in layout.episodes if place.number not in numbers]
 
 
-def _files(episodes: tuple[EpisodePlace, ...], cameras: tuple[str, ...]) -> tuple[Path, ...]:
-    files: dict[Path, None] = {}
-    for place in episodes:
-        files[place.data] = None
-        files |= {place.videos[camera][0]: None for camera in cameras if camera in place.videos}
-    absent = [path for path in files if not path.is_file()]
-    if absent:
-        raise ValueError(f"{absent[0]} is absent ({len(absent)} files in all), though meta/ lists it; copy the data set again completely")
-    return tuple(files)
-
-
-def _short_names(feature: str) -> list[str]:
-    """ "observation.images.top" -> ["top", "images.top", "observation.images.top"]."""
-    return [*(feature.removeprefix(prefix) for prefix in _PREFIXES if feature.startswith(prefix)), feature]
+def _offered_names(feature: str) -> set[str]:
+    names = {feature, *short_names(feature)}
+    return names | {"action"} if feature == "actions" else names
 
 
 def _insert(trajectory: Trajectory, feature: str, values: np.ndarray) -> None:
     observation = trajectory["observation"]
     if not feature.startswith("observation."):
-        trajectory[feature] = values
-        if feature.startswith("action") or feature in _BOOKKEEPING or feature.startswith(("next.", "language")):
+        trajectory.setdefault(feature, values)
+        if feature.startswith("action") or feature in _BOOKKEEPING or feature.startswith(("next.", "language", "annotation.")):
             return
     observation[feature] = values
-    for name in _short_names(feature):
+    for name in short_names(feature):
         observation.setdefault(name, values)
 
 

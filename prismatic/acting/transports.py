@@ -1,0 +1,249 @@
+"""Ways to reach a policy server: a websocket, or HTTP. Letters: H chunk, A action dim."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from prismatic.vla.cameras import SENT_KEYS
+from prismatic.vla.types import Observation
+from prismatic.wire import keys
+from prismatic.wire.api_key import read_api_key
+from prismatic.wire.arrays import as_array, json_array, pack_openpi, read_json
+from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.policy_info import PolicyInfo
+
+DEFAULT_PORT = 8777
+_MAX_REPLY_BYTES = 16 << 20
+# What the server says of trouble that may pass; anything else is the client's mistake.
+_PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+_PASSING_ERRORS = ("BusyError", "SlowPredictionError", "PredictionError")
+
+
+class ServerUnavailableError(RuntimeError):
+    """No usable answer this time; asking again may help."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestRefusedError(ValueError):
+    """The server does not accept such requests; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """Patience and identity of a client."""
+
+    connect_timeout_s: float = 3.0
+    reply_timeout_s: float = 2.0  # from the request to the whole answer
+    first_backoff_s: float = 0.1  # before the second attempt; doubled after each further failure
+    max_backoff_s: float = 2.0
+    api_key: str | None = field(default=None, repr=False)  # None: the environment variable PRISMATIC_API_KEY
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout_s", "reply_timeout_s", "first_backoff_s", "max_backoff_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be more than 0")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        key = self.api_key or read_api_key()
+        return {"Authorization": f"Api-Key {key}"} if key else {}
+
+
+class Transport(Protocol):
+    """One way to reach a server. Every method may raise OSError and the errors of this module."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def open(self) -> PolicyInfo: ...
+
+    def ask(self, observation: Observation, begins: bool) -> tuple[np.ndarray, list[str]]:
+        """Actions [H, A] and new warnings about what the policy is shown."""
+
+    def close(self) -> None: ...
+
+
+def make_transport(url: str, options: ConnectionOptions) -> Transport:
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    is_address = parts.scheme in ("ws", "http") and parts.hostname and parts.path in ("", "/", "/act", keys.POLICY_PATH)
+    if not is_address or not parts.hostname or not re.fullmatch(r"(adapter=[^&]+)?", parts.query):
+        expected = f"ws://HOST:{DEFAULT_PORT} or http://HOST:{DEFAULT_PORT}, with ?adapter=NAME behind it where a server has several"
+        raise ValueError(f"the server's URL is {url!r}; expected {expected}")
+    try:
+        port = parts.port or DEFAULT_PORT
+    except ValueError as error:
+        raise ValueError(f"the server's URL is {url!r}: {error}") from error
+    query = f"?{parts.query}" if parts.query else ""
+    return (_Websocket if parts.scheme == "ws" else _Rest)(parts.hostname, port, query, options)
+
+
+def _parse_info(content: Any) -> PolicyInfo:
+    try:
+        return PolicyInfo.parse(content)
+    except ValueError as error:
+        raise RequestRefusedError(f"{error}; start vla-scripts/deploy.py of the version that this client has") from error
+
+
+class _Websocket:
+    """The form of openpi's protocol: the server describes itself first, then answers each observation."""
+
+    def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
+        self._url = f"ws://{f'[{host}]' if ':' in host else host}:{port}{keys.POLICY_PATH}{query}"
+        self._options = options
+        self._stack = ExitStack()  # websockets means its connections to be context managers
+        self._connection: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def open(self) -> PolicyInfo:
+        from websockets.exceptions import InvalidStatus
+        from websockets.sync.client import connect
+
+        self.close()
+        try:
+            connection = connect(
+                self._url,
+                compression=None,
+                max_size=_MAX_REPLY_BYTES,
+                open_timeout=self._options.connect_timeout_s,
+                close_timeout=0.2,
+                additional_headers=self._options.headers,
+                proxy=None,
+            )
+            self._connection = self._stack.enter_context(connection)
+        except InvalidStatus as error:
+            _raise_for_status(error.response.status_code, bytes(error.response.body or b""))
+            raise
+        with _deadline(self._connection.socket, self._options.reply_timeout_s):
+            return _parse_info(read_msgpack(self._receive()))
+
+    def ask(self, observation: Observation, begins: bool) -> tuple[np.ndarray, list[str]]:
+        content: dict[str, Any] = {keys.IMAGES: dict(observation.images), keys.PROMPT: observation.instruction}
+        if observation.proprio is not None:
+            content[keys.STATE] = np.asarray(observation.proprio, np.float64)
+        if begins:
+            content[keys.BEGINS] = True
+        with _deadline(self._connection.socket, self._options.reply_timeout_s):
+            self._connection.send(pack_openpi(content))
+            reply = read_msgpack(self._receive())
+        found = reply if isinstance(reply, dict) else {}
+        actions = as_array(found.get(keys.ACTIONS), keys.ACTIONS).astype(np.float64)
+        return actions, [str(warning) for warning in found.get(keys.WARNINGS, [])]
+
+    def _receive(self) -> bytes:
+        from websockets.exceptions import ConnectionClosed
+
+        frame = self._connection.recv()
+        if isinstance(frame, bytes):
+            return frame
+        try:  # a text is an error; the closing frame that follows says of which kind
+            self._connection.recv()
+        except ConnectionClosed as closed:
+            if closed.rcvd is not None and closed.rcvd.reason not in _PASSING_ERRORS:
+                raise RequestRefusedError(frame) from closed
+        raise ServerUnavailableError(frame)
+
+    def close(self) -> None:
+        self._connection = None
+        self._stack.close()
+
+
+class _Rest:
+    """`POST /act` over one HTTP connection that is kept open."""
+
+    def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
+        self._query, self._session = query, secrets.token_hex(8)
+        self._connection = http.client.HTTPConnection(host, port, timeout=options.connect_timeout_s)
+        self._options = options
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection.sock is not None
+
+    def open(self) -> PolicyInfo:
+        self.close()
+        self._session = secrets.token_hex(8)  # what a lost answer warned of is told again
+        self._connection.connect()
+        self._connection.sock.settimeout(None)  # _call sees to the time
+        return _parse_info(self._call("GET", "/info", None)[0])
+
+    def ask(self, observation: Observation, begins: bool) -> tuple[np.ndarray, list[str]]:
+        images = observation.images.items()
+        content: dict[str, Any] = {SENT_KEYS.get(camera, camera): json_array(image) for camera, image in images}
+        if observation.proprio is not None:
+            content[keys.STATE] = json_array(np.asarray(observation.proprio, np.float64))
+        marks = {keys.SESSION_HEADER: self._session, **({keys.BEGINS_HEADER: "1"} if begins else {})}
+        body = json.dumps({**content, keys.INSTRUCTION: observation.instruction})
+        reply, warnings = self._call("POST", "/act", body, marks)
+        if not isinstance(reply, list) or not reply:
+            raise ServerUnavailableError(f"/act answered {str(reply)[:200]}, expected a list of actions")
+        actions = [as_array(action, "action") for action in reply]
+        if len({action.shape for action in actions}) != 1:
+            raise ServerUnavailableError("/act answered with actions of different shapes")
+        return np.stack(actions).astype(np.float64), [str(warning) for warning in warnings]
+
+    def _call(self, method: str, path: str, body: str | None, marks: Mapping[str, str] | None = None) -> tuple[Any, list[Any]]:
+        """The answer, and the warnings in its header."""
+        headers = {"Content-Type": "application/json", **self._options.headers, **(marks or {})}
+        with _deadline(self._connection.sock, self._options.reply_timeout_s):
+            self._connection.request(method, path + self._query, body, headers)
+            reply = self._connection.getresponse()
+            content = reply.read(_MAX_REPLY_BYTES)
+        _raise_for_status(reply.status, content)
+        return read_json(content), read_json(reply.headers.get(keys.WARNINGS_HEADER, "[]"))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _raise_for_status(status: int, body: bytes) -> None:
+    if status in (101, 200):
+        return
+    message = f"the server answered {status}: {body.decode(errors='replace')[:500]}"
+    if status in _PASSING_STATUS:
+        raise ServerUnavailableError(message)
+    raise RequestRefusedError(message)
+
+
+@contextmanager
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Cuts `connection` off after `seconds`: a peer that stops reading, or sends byte by byte, would outlive the time-out of any one call.
+
+    Raises:
+        TimeoutError: the block failed because of that.
+    """
+    is_over = threading.Event()
+
+    def cut() -> None:
+        is_over.set()
+        with suppress(OSError):  # closed already
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:  # what exactly breaks depends on what was going on
+        if is_over.is_set():
+            raise TimeoutError(f"no answer within {seconds:g} s") from error
+        raise
+    finally:
+        timer.cancel()

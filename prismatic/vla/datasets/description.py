@@ -1,0 +1,69 @@
+"""What recordings say of themselves, apart from their values: rate, robot, columns with the names of their dimensions, cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prismatic.vla.constants import ActionKind
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One number of a column."""
+
+    name: str  # as recorded: "shoulder_pan.pos"
+    unit: str = ""  # "rad", "deg", "0-100", "m/s", ...; "": nobody says
+    kind: ActionKind | None = None  # what a command of this name is; None: the name does not say
+
+    @property
+    def label(self) -> str:
+        """The name with its unit, as robot platforms write it."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Column:
+    """One stored column of numbers."""
+
+    key: str  # as entries name it
+    width: int
+    dimensions: tuple[Dimension, ...] = ()  # one per number, or none where the recordings do not name them
+
+    @property
+    def kind(self) -> ActionKind | None:
+        """The kind that all dimensions have, if they have one."""
+        kinds = {dimension.kind for dimension in self.dimensions}
+        return kinds.pop() if len(kinds) == 1 else None
+
+
+@dataclass(frozen=True)
+class RecordedCamera:
+    """One camera that the recordings declare."""
+
+    key: str  # as entries name it
+    num_files: int  # files that should hold its frames
+    num_present: int  # of them, those that are there and are no pointers
+    is_depth: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known before an episode is read."""
+
+    hz: float | None = None  # steps per second
+    robot: str = ""  # the type that the recorder wrote down
+    columns: tuple[Column, ...] = ()  # actions, states and other numbers
+    cameras: tuple[RecordedCamera, ...] = ()
+
+    def dimensions(self, keys: tuple[str | None, ...]) -> tuple[Dimension, ...]:
+        """Those of `keys` joined (None is a column of zeros); none if a column is unknown or does not name its own."""
+        by_key = {column.key: column for column in self.columns}
+        found: list[Dimension] = []
+        for key in keys:
+            if key is None:
+                found.append(Dimension("zero"))
+            elif key not in by_key or not by_key[key].dimensions:
+                return ()
+            else:
+                found += by_key[key].dimensions
+        return tuple(found)

@@ -1,0 +1,198 @@
+"""What meta/ says about the columns: the names of their dimensions, units and kinds, and the parts that GR00T's modality.json names.
+
+info.json calls dimensions "shoulder_pan.pos", "left_gripper.pos", "x.vel", "theta.vel" (the motors of LeRobot's robots), "motor_0", or
+not at all. Units are stated only where names or values leave no doubt: LeRobot's arms are recorded in degrees or from -100 to 100, which
+only values beyond 100 tell apart; grippers run from 0 to 100. Sources: huggingface/lerobot, motors/motors_bus.py (MotorNormMode),
+robots/lekiwi/lekiwi.py (velocities of the base in m/s and deg/s); NVIDIA/Isaac-GR00T, getting_started/data_preparation.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.constants import ActionKind
+from prismatic.vla.datasets.description import Column, Dimension
+from prismatic.vla.datasets.lerobot.files import read_json, read_json_lines
+
+_BASE_UNITS = {"x.vel": "m/s", "y.vel": "m/s", "theta.vel": "deg/s"}
+_STATED_UNIT = re.compile(r"\s*[\[(]([^\])]+)[\])]$")
+_VELOCITY = re.compile(r"(^|[._])(vel|velocity|velocities|v[xyz]|vtheta|omega|w[xyz])($|[._])")
+_MOTION = re.compile(r"(^|[._])(delta|rel|relative|d(x|y|z|roll|pitch|yaw))($|[._])")
+_EFFORT = re.compile(r"(^|[._])(load|current|torque|torques|effort|efforts|tau|force|forces)($|[._])")
+_TARGET = re.compile(r"(^|[._])(pos|position|positions|joint|joints|qpos|q|angle|angles|pose|quaternion|rotation|width)($|[._])")
+_LARGEST_RADIANS, _LARGEST_PERCENT = 6.5, 100.5  # a little more than a turn; than 100
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_MOTOR = re.compile(r"motor_?\d+")  # says nothing
+_NUMBERS = re.compile(r"u?int\d+|float\d+|bool")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named slice of a stored column."""
+
+    column: str
+    start: int
+    stop: int
+    is_motion: bool = False  # modality.json says "absolute": false
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What meta/modality.json of GR00T's data sets adds: further names of parts of columns and of cameras."""
+
+    parts: Mapping[str, Part]  # "action.left_arm", "state.left_arm" -> where it lies
+    cameras: Mapping[str, str]  # "ego_view" -> the stored name
+
+
+def read_modality(folder: Path, features: Iterable[str]) -> Modality:
+    """meta/modality.json; names that are stored columns themselves are left to these.
+
+    Raises:
+        ValueError: the file is there but is not JSON in GR00T's form; the message names it.
+    """
+    path = folder / "meta" / "modality.json"
+    content = read_json(path) if path.is_file() else {}
+    stored, parts, cameras = set(features), {}, {}
+    try:
+        for group, default in (("state", "observation.state"), ("action", "action")):
+            for name, said in (content.get(group) or {}).items():
+                column = said.get("original_key") or default
+                if f"{group}.{name}" not in stored and column in stored:
+                    parts[f"{group}.{name}"] = Part(column, int(said["start"]), int(said["end"]), said.get("absolute") is False)
+        for name, said in (content.get("video") or {}).items():
+            column = said.get("original_key") or name
+            if name not in stored and column in stored:
+                cameras[name] = column
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not in GR00T's form {{state, action: {{name: {{start, end}}}}}} ({error!r}); correct or remove it"
+        ) from error
+    return Modality(parts, cameras)
+
+
+def describe_columns(folder: Path, features: Mapping[str, Mapping[str, Any]], modality: Modality) -> tuple[Column, ...]:
+    """The columns of numbers, as entries name them, then the parts of modality.json."""
+    numbers = {name: feature for name, feature in features.items() if _is_number(name, feature)}
+    names = {name: dimension_names(feature, _width(feature)) for name, feature in numbers.items()}
+    units = _units(names, _extremes(folder))
+    stored = {name: _column(name, _width(feature), names[name], units[name]) for name, feature in numbers.items()}
+    return (*(_short(column) for column in stored.values()), *_parts(stored, modality))
+
+
+def dimension_names(feature: Mapping[str, Any], width: int) -> tuple[str, ...]:
+    """The names of the dimensions of a feature, whether listed, nested ({"motors": [...]}) or numbered ({"x": 0}); none if not one each."""
+    names: Any = feature.get("names")
+    while isinstance(names, Mapping) and len(names) == 1 and isinstance(next(iter(names.values())), list):
+        names = next(iter(names.values()))
+    if isinstance(names, Mapping):
+        names = sorted(names, key=lambda name: names[name]) if all(isinstance(place, int) for place in names.values()) else None
+    while isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
+        names = names[0]
+    if not isinstance(names, list) or len(names) != width or not all(isinstance(name, str) and name for name in names):
+        return ()
+    return tuple(names)
+
+
+def kind_of(column: str, name: str) -> ActionKind | None:
+    """What a command is called that name in that column."""
+    for text in (name, column):
+        text = text.lower()
+        for pattern, kind in ((_VELOCITY, ActionKind.VELOCITY), (_MOTION, ActionKind.MOTION), (_EFFORT, None)):
+            if pattern.search(text):
+                return kind
+    return ActionKind.TARGET if _TARGET.search(name.lower()) or _TARGET.search(column.lower()) else None
+
+
+def _is_number(name: str, feature: Mapping[str, Any]) -> bool:
+    kind = str(feature.get("dtype", ""))
+    return name not in _BOOKKEEPING and not name.startswith(("next.", "annotation.")) and bool(_NUMBERS.fullmatch(kind))
+
+
+def _width(feature: Mapping[str, Any]) -> int:
+    return int(np.prod(feature.get("shape") or [1]))
+
+
+def _column(column: str, width: int, names: tuple[str, ...], units: tuple[str, ...]) -> Column:
+    kind = kind_of(column, "")
+    if names:
+        labels = [_STATED_UNIT.sub("", name) for name in names]
+        return Column(column, width, tuple(Dimension(name, unit, kind_of(column, name)) for name, unit in zip(labels, units, strict=True)))
+    if kind is None:
+        return Column(column, width)
+    return Column(column, width, tuple(Dimension(f"{column.rpartition('.')[2]}_{number}", "", kind) for number in range(1, width + 1)))
+
+
+def _units(names: Mapping[str, tuple[str, ...]], extremes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
+    """Column -> one unit per name. Actions and states of LeRobot's joints have the same, so that either may show which it is."""
+    joints = [
+        float(np.abs(extremes[column][:, place]).max())
+        for column, members in names.items()
+        if column in extremes and extremes[column].shape[1] == len(members)
+        for place, name in enumerate(members)
+        if name.lower().endswith(".pos") and "gripper" not in name.lower()
+    ]
+    largest = max(joints, default=0.0)
+    return {
+        column: tuple(_unit(name, largest, extremes.get(column), place, len(members)) for place, name in enumerate(members))
+        for column, members in names.items()
+    }
+
+
+def _unit(name: str, largest_joint: float, extremes: np.ndarray | None, place: int, width: int) -> str:
+    stated, lowered = _STATED_UNIT.search(name), name.lower()
+    if stated:
+        return stated.group(1)
+    if lowered in _BASE_UNITS or not lowered.endswith(".pos") or largest_joint <= _LARGEST_RADIANS:
+        return _BASE_UNITS.get(lowered, "")
+    if "gripper" not in lowered:
+        return "deg" if largest_joint > _LARGEST_PERCENT else ""
+    if extremes is None or extremes.shape[1] != width:
+        return ""
+    low, high = extremes[:, place]
+    return "0-100" if low >= -1 and high <= _LARGEST_PERCENT else ""
+
+
+def _extremes(folder: Path) -> dict[str, np.ndarray]:
+    """Column -> [2, width], the smallest and the largest values, where meta/ has statistics that can be read."""
+    whole, single = folder / "meta" / "stats.json", folder / "meta" / "episodes_stats.jsonl"
+    try:
+        if whole.is_file():
+            episodes = [read_json(whole)]
+        else:
+            episodes = [row.get("stats", {}) for row in read_json_lines(single)] if single.is_file() else []
+    except ValueError:  # nothing is read from statistics but the units
+        return {}
+    found: dict[str, list[np.ndarray]] = {}
+    for episode in episodes:
+        for name, values in episode.items():
+            pair = [np.asarray(values.get(key, []), np.float64).ravel() for key in ("min", "max")] if isinstance(values, Mapping) else []
+            if pair and len(pair[0]) == len(pair[1]) > 0:
+                found.setdefault(name, []).append(np.stack(pair))
+    return {
+        name: np.stack([np.min([pair[0] for pair in pairs], axis=0), np.max([pair[1] for pair in pairs], axis=0)])
+        for name, pairs in found.items()
+        if len({pair.shape for pair in pairs}) == 1
+    }
+
+
+def _parts(stored: Mapping[str, Column], modality: Modality) -> Iterable[Column]:
+    for name, part in modality.parts.items():
+        whole = stored.get(part.column)
+        if whole is None or not 0 <= part.start < part.stop <= whole.width:
+            continue
+        dimensions = whole.dimensions[part.start : part.stop]
+        if not dimensions or all(_MOTOR.fullmatch(dimension.name) for dimension in dimensions):
+            kind = ActionKind.MOTION if part.is_motion else kind_of(name, "")
+            dimensions = tuple(Dimension(f"{name.partition('.')[2]}_{place}", "", kind) for place in range(1, part.stop - part.start + 1))
+        yield Column(name, part.stop - part.start, dimensions)
+
+
+def _short(column: Column) -> Column:
+    """ "observation.state" is "state" to an entry."""
+    return Column(column.key.removeprefix("observation."), column.width, column.dimensions)

@@ -1,0 +1,70 @@
+"""What a server says of its policy, so that the robot's computer need not guess: written by the server, read by the client.
+
+Letters: H chunk, A action dim, P proprio dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prismatic.vla.constants import ActionKind, as_action_kinds
+from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.stated_limits import StatedLimits
+
+ROBOT_UNITS = "robot"  # actions as the demonstrations have them
+ROBOSUITE_UNITS = "robosuite"  # the gripper as LIBERO's simulator takes it: -1 open, +1 closed
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """One policy, in the units of one data set."""
+
+    platform: str
+    cameras: tuple[str, ...]  # slots, in the policy's order
+    num_actions_chunk: int  # H
+    action_names: tuple[str, ...]  # [A], with units
+    action_kinds: tuple[ActionKind, ...]  # [A]
+    proprio_names: tuple[str, ...]  # [P], with units
+    control_hz: float
+    needs_state: bool
+    center_crop: bool
+    unnorm_key: str  # the data set
+    demonstrated: Demonstrated  # what that data set's robot did
+    limits: StatedLimits | None = None  # of its platform
+    action_units: str = ROBOT_UNITS  # of this connection
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+    def content(self) -> dict[str, Any]:
+        """Plain values, for JSON and msgpack."""
+        return {**asdict(self), "action_kinds": [kind.value for kind in self.action_kinds], "action_dim": self.action_dim}
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> PolicyInfo:
+        """The inverse of `content`; what else there is does not matter.
+
+        Raises:
+            ValueError: a field is missing or is something else.
+        """
+        try:
+            return cls(
+                platform=str(content["platform"]),
+                cameras=tuple(content["cameras"]),
+                num_actions_chunk=int(content["num_actions_chunk"]),
+                action_names=tuple(content["action_names"]),
+                action_kinds=as_action_kinds(content["action_kinds"]),
+                proprio_names=tuple(content["proprio_names"]),
+                control_hz=float(content["control_hz"]),
+                needs_state=bool(content["needs_state"]),
+                center_crop=bool(content["center_crop"]),
+                unnorm_key=str(content["unnorm_key"]),
+                demonstrated=Demonstrated.parse(content["demonstrated"]),
+                limits=StatedLimits.parse(content["limits"]),
+                action_units=str(content["action_units"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the policy is not described as this version does it ({error!r})") from error
