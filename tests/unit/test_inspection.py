@@ -18,11 +18,12 @@ from lerobot_writer import write_v3
 from rlds_writer import encode_png, make_episode, write_dataset
 
 from prismatic.vla import constants
+from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
 from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
-from prismatic.vla.datasets.inspection.encodings import looks_like
+from prismatic.vla.datasets.inspection.encodings import kind_by_values
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
 from prismatic.vla.datasets.inspection.suggest import suggest_entry
@@ -132,11 +133,15 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
         (make_short, "chunk of 8 actions is longer than 100% of the episodes"),
         (make_short, "1 episode has only one step"),
         (lambda episodes: episodes.append(episodes[0]), "1 episode is a copy of another (same actions and states): 6 = 0"),
-        (make_absolute, "declares relative actions, but 3 dimensions equal the next state"),
+        (make_absolute, "declares motions, but 3 dimensions equal the next state: they look like targets"),
         (set_action(0, 0.25), "1 action dimension never changes: dx = 0.25"),
         (set_action(3, 1), "The gripper never opens or closes: gripper is always 1"),
         (set_action(3, lambda episode: 50 * (1 + episode["action"][:, 3])), "gripper command gripper runs from 0 to 100"),
-        (set_action(3, lambda episode: np.arange(30) >= 15), "starts at 0 in 100% of the episodes"),
+        (
+            set_action(3, lambda episode: 0.04 * (1 + episode["action"][:, 3])),
+            "to 0.08, which is not normalised: it hardly counts",
+        ),
+        (set_action(3, lambda episode: np.arange(30) >= 15), "starts at 0 in 100% of the episodes; EEF_POS means 1 as open"),
         (make_rare, "98 % of the values are equal (q01 = q99)"),
         (set_action(0, lambda episode: 40 * episode["action"][:, 0]), "look like millimetres: dx up to"),
         (share_camera, "The cameras primary and wrist show the same picture"),
@@ -208,23 +213,46 @@ def test_absolute_encoding_of_motions_is_told(tmp_path: Path) -> None:
             episode["action"][:, :3] *= 0.01
 
     entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, robot_platform="METAWORLD")
-    assert "JOINT_POS declares absolute actions" in findings(tmp_path, shrink, entry)
+    assert "The entry declares targets, but 3 dimensions follow the state's change" in findings(tmp_path, shrink, entry)
 
 
-def test_degrees_and_turns_are_told(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    episodes = []
+@pytest.mark.parametrize(("low", "high"), [(0, 0.08), (0, 100), (0, 850), (-1, 1), (1, 0)])
+def test_a_gripper_that_is_normalised_may_have_any_range_and_sign(tmp_path: Path, low: float, high: float) -> None:
+    def change(episodes: list[Episode]) -> None:
+        for episode in episodes:
+            episode["action"][:, 3] = np.where(episode["action"][:, 3] > 0, high, low)
+
+    kinds = ("motion", "motion", "motion", "target")
+    entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, action_kinds=kinds, robot_platform="METAWORLD")
+    assert findings(tmp_path, change, entry) == ""
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "told"),
+    [
+        ("[rad]", 90 * np.sin(np.arange(30)), "units look like degrees: joint_1 [rad] up to"),
+        ("[rad]", np.where(np.arange(30) < 15, 3.1, -3.1), "joint_1 [rad] 3 times"),
+        ("[deg]", np.where(np.arange(30) < 15, 178, -178), "joint_1 [deg] 3 times"),
+        ("[deg]", 90 * np.sin(np.arange(30) / 9), ""),
+        ("[0-100]", 100 * (np.arange(30) % 2), ""),
+        ("", 170 * np.sin(np.arange(30) / 9), ""),  # nobody says that it is an angle
+    ],
+)
+def test_a_unit_is_what_the_name_of_the_dimension_says(tmp_path: Path, unit: str, values: np.ndarray, told: str) -> None:
+    names = (f"joint_1 {unit}".strip(), *(f"joint_{number}" for number in range(2, 8)), "wrist_roll")
+    platform = replace(constants.get_robot_platform("SINGLE_JOINT"), name="MINE", action_names=names, proprio_names=names)
+    rng, episodes = np.random.default_rng(0), []
     for seed in range(3):
         episode = make_episode(30, seed=seed, action_dim=8, state_dim=8, size=16)
-        episode["action"] = episode["observation/state"] = np.cumsum(rng.normal(size=(30, 8)), axis=0).astype(np.float32)
-        episode["action"][:, 0] = 90 * np.sin(np.arange(30))
-        episode["action"][:, 1] = np.where(np.arange(30) < 15, 3.1, -3.1)
+        state = np.cumsum(rng.normal(size=(30, 8)), axis=0).astype(np.float32)
+        state[:, 0], state[:, 7] = values, 60 * np.sin(np.arange(30) / 5 + seed)  # wrist_roll: degrees, which no name says
+        episode["observation/state"], episode["action"] = state, np.concatenate([state[1:], state[-1:]])
         episodes.append(episode)
-    folder = write_dataset(tmp_path, "toy", {"train": episodes})
     entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, robot_platform="SINGLE_JOINT")
-    found = "\n".join(str(finding) for finding in inspect_dataset(spec_of(folder, entry, "SINGLE_JOINT")).findings)
-    assert "units look like degrees: joint_1 [rad] up to" in found
-    assert "joint_2 [rad] 3 times" in found
+    spec = replace(spec_of(write_dataset(tmp_path, "toy", {"train": episodes}), entry), platform=platform)
+    found = "\n".join(str(finding) for finding in inspect_dataset(spec).findings if "units" in str(finding) or "turn" in str(finding))
+    assert told in found
+    assert bool(told) == bool(found), found
 
 
 def test_wrong_widths_are_told_and_shown(tmp_path: Path) -> None:
@@ -258,12 +286,14 @@ def test_cameras_swapped_in_one_episode() -> None:
     assert "swapped in some episodes: 14." in "\n".join(str(finding) for finding in check_frames(strips))
 
 
-def test_looks_like() -> None:
+def test_kind_by_values() -> None:
     state = np.cumsum(np.random.default_rng(0).normal(size=200)) + 5
     has_next = np.ones(199, bool)
-    assert looks_like(np.append(state[1:], state[-1]), state, has_next) == "position"
-    assert looks_like(0.02 * np.diff(state, append=state[-1]), state, has_next) == "motion"
-    assert looks_like(np.random.default_rng(1).normal(size=200) * 9, state, has_next) == ""
+    assert kind_by_values(np.append(state[1:], state[-1]), state, has_next) is ActionKind.TARGET
+    assert kind_by_values(0.02 * np.diff(state, append=state[-1]), state, has_next) is ActionKind.MOTION
+    unrelated = np.random.default_rng(1).normal(size=200)
+    assert kind_by_values(9 * unrelated, state, has_next) is None
+    assert kind_by_values(0.01 * unrelated, state, has_next) is None  # small alone says nothing: a finger that is commanded to stay near 0
 
 
 def test_quick_checks_have_nothing_to_say_of_300_sound_episodes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.episodes import EpisodeSource, FrameReader, RawEpisode, standardize
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.inspection.checks import check_arrays, instruction_counts
@@ -171,7 +172,7 @@ def _dimensions(view: DatasetView, kind: str, rows: np.ndarray, bounds: Bounds, 
         described.append(
             {
                 "name": name,
-                "relative": kind == "action" and bool(view.relative[dim]),
+                "kind": view.kinds[dim].value if kind == "action" else "",
                 "normalised": is_normalised,
                 "constant": bool(bounds.constant[dim]),
                 "clipped": float(clipped[dim]),
@@ -203,17 +204,18 @@ def _gripper(view: DatasetView, dim: int) -> dict[str, Any]:
 
 
 def _curves(view: DatasetView, strip: Strip) -> dict[str, Any]:
-    """Actions of one episode over the state's value, or over its change where the action is a motion."""
+    """Actions of one episode over the state's value, or over its change where the action is a motion; velocities alone."""
     rows = slice(int(view.index.episode_starts[strip.episode]), int(view.index.episode_starts[strip.episode + 1]))
     actions, states = view.index.actions[rows], view.index.proprio[rows]
     plots = []
     for dim, name in enumerate(view.action_names):
+        is_motion = view.kinds[dim] is ActionKind.MOTION
         lines = {}
-        if view.use_proprio and dim < states.shape[1]:
+        if view.use_proprio and dim < states.shape[1] and view.kinds[dim] is not ActionKind.VELOCITY:
             state = states[:, dim]
-            lines["state"] = _unit(np.diff(state, append=state[-1:])) if view.relative[dim] else state
-        lines["action"] = _unit(actions[:, dim]) if view.relative[dim] else actions[:, dim]
-        plots.append({"name": name, "relative": bool(view.relative[dim]), "svg": curves(lines)})
+            lines["state"] = _unit(np.diff(state, append=state[-1:])) if is_motion else state
+        lines["action"] = _unit(actions[:, dim]) if is_motion else actions[:, dim]
+        plots.append({"name": name, "kind": view.kinds[dim].value, "svg": curves(lines)})
     return {"episode": strip.episode, "plots": plots}
 
 

@@ -12,8 +12,12 @@ import numpy as np
 from prismatic.vla.constants import NormalizationType
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import TRANSFORMS_FILE
+from prismatic.vla.datasets.rlds.oxe.locations import platform_location
 from prismatic.vla.diagnosis import Finding, Status, counted, listed
 from prismatic.vla.normalization import Bounds
+
+_IMPOSSIBLE = 10.0  # for an angle in radians and for a length in metres
+_TURN_RAD, _TURN_DEG = 5.0, 300.0  # a step that is larger is a jump from one end of the range to the other
 
 
 def check_constants(view: DatasetView) -> list[Finding]:
@@ -105,49 +109,51 @@ def check_clipping(view: DatasetView) -> list[Finding]:
 
 
 def check_units(view: DatasetView) -> list[Finding]:
-    """Angles that look like degrees, lengths that look like millimetres, angles that jump by a turn."""
+    """Values that cannot be in the unit that the name of their dimension states, and angles that jump by a turn.
+
+    Any unit will do for training, degrees and 0-100 as well: each dimension is normalised by its own range. But a robot and a policy must
+    mean the same, and what a policy is shown is compared with the unit of the name.
+    """
     findings = []
     for kind, rows, _, names in view.quantities():
-        is_angle = np.array([_is_angle(name) for name in names])
-        is_length = np.array([name.endswith("[m]") or re.search(r"\bd[xyz]$", name.replace("_", " ")) is not None for name in names])
         largest = np.abs(rows).max(0)
-        for unit, dims, factor in (
-            ("degrees", np.flatnonzero(is_angle & (largest > 10)), "radians"),
-            ("millimetres", np.flatnonzero(is_length & (largest > 10)), "metres"),
-        ):
-            if len(dims):
-                shown = listed([f"{names[d]} up to {largest[d]:.4g}" for d in dims])
-                findings.append(
-                    Finding(
-                        kind,
-                        Status.WARNING,
-                        f"{kind} units look like {unit}: {shown}",
-                        f"Convert to {factor} in a trajectory transform in {TRANSFORMS_FILE}.",
-                    )
+        for is_stated, stated, likely, other in ((_is_radian, "[rad]", "degrees", "[deg]"), (_is_metre, "[m]", "millimetres", "[mm]")):
+            dims = [dim for dim, name in enumerate(names) if is_stated(name) and largest[dim] > _IMPOSSIBLE]
+            if dims:
+                found = f"{kind} units look like {likely}: {listed([f'{names[d]} up to {largest[d]:.4g}' for d in dims])}"
+                remedy = (
+                    f"If they are, write {other} instead of {stated} into the names in {platform_location(view.platform.name)}; "
+                    "training needs no conversion."
                 )
-        jumps = (np.abs(np.diff(rows, axis=0)) > 5)[view.has_next].sum(0) if len(rows) > 1 else np.zeros(rows.shape[1], int)
-        turns = np.flatnonzero(is_angle & (largest <= 10) & (jumps > 0))
-        if len(turns):
-            shown = listed([f"{names[d]} {counted(int(jumps[d]), 'time', 'times')}" for d in turns])
-            findings.append(
-                Finding(
-                    kind,
-                    Status.WARNING,
-                    f"{kind} angles jump by a whole turn: {shown}",
-                    "Unwrap them in the trajectory transform (numpy.unwrap).",
-                )
-            )
+                findings.append(Finding(kind, Status.WARNING, found, remedy))
+        findings += _check_turns(kind, rows, names, view.has_next)
     return findings
 
 
-def check_idle_steps(view: DatasetView) -> list[Finding]:
-    """Many steps of relative actions without any motion."""
-    motion = view.relative & ~view.action_bounds.constant
-    if not motion.any() or len(view.actions) < 2:
+def _check_turns(kind: str, rows: np.ndarray, names: tuple[str, ...], has_next: np.ndarray) -> list[Finding]:
+    """Angles that jump from one end of their range to the other."""
+    if len(rows) < 2:
         return []
-    size = np.abs(view.actions[:, motion]) / np.abs(view.actions[:, motion]).max(0)
-    same_gripper = np.concatenate(([True], (np.diff(view.actions[:, view.gripper_dims], axis=0) == 0).all(1)))
-    share = float(((size < 1e-3).all(1) & same_gripper).mean())
+    jumps, largest = np.abs(np.diff(rows, axis=0))[has_next], np.abs(rows).max(0)
+    in_radians = [_is_radian(name) and largest[dim] <= _IMPOSSIBLE for dim, name in enumerate(names)]
+    turn = np.where(in_radians, _TURN_RAD, np.where([name.endswith("[deg]") for name in names], _TURN_DEG, np.inf))
+    counts = (jumps > turn).sum(0)
+    turns = np.flatnonzero(counts)
+    if not len(turns):
+        return []
+    shown = listed([f"{names[d]} {counted(int(counts[d]), 'time', 'times')}" for d in turns])
+    found = f"{kind} angles jump by a whole turn: {shown}"
+    return [Finding(kind, Status.WARNING, found, f"Unwrap them in a trajectory transform in {TRANSFORMS_FILE} (numpy.unwrap).")]
+
+
+def check_idle_steps(view: DatasetView) -> list[Finding]:
+    """Many steps in which nothing is commanded to move: motions and velocities are 0, targets are those of the step before."""
+    moving = view.relative & ~view.action_bounds.constant
+    if not moving.any() or len(view.actions) < 2:
+        return []
+    size = np.abs(view.actions[:, moving]) / np.abs(view.actions[:, moving]).max(0)
+    same_targets = np.concatenate(([True], (np.diff(view.actions[:, ~view.relative], axis=0) == 0).all(1)))
+    share = float(((size < 1e-3).all(1) & same_targets).mean())
     if share <= 0.2:
         return []
     return [
@@ -160,5 +166,9 @@ def check_idle_steps(view: DatasetView) -> list[Finding]:
     ]
 
 
-def _is_angle(name: str) -> bool:
-    return name.endswith("[rad]") or re.search(r"(roll|pitch|yaw)$", name) is not None
+def _is_radian(name: str) -> bool:
+    return name.endswith("[rad]") or re.fullmatch(r"(left_|right_)?d?(roll|pitch|yaw)", name) is not None
+
+
+def _is_metre(name: str) -> bool:
+    return name.endswith("[m]") or re.fullmatch(r"(left_|right_)?d[xyz]", name) is not None

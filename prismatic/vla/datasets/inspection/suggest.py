@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.cameras import assign_cameras, looks_from_wrist
-from prismatic.vla.constants import ROBOT_PLATFORMS, NormalizationType, near_names
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, NormalizationType, near_names
 from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
-from prismatic.vla.datasets.inspection.encodings import looks_like
+from prismatic.vla.datasets.inspection.encodings import kind_by_values
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding
 from prismatic.vla.datasets.sources import open_source
 
@@ -189,10 +189,10 @@ def _is_numbers(values: Any) -> bool:
 def _guess_encodings(suggestion: Suggestion, trajectories: list[Trajectory]) -> None:
     width, state_dim = suggestion.action_dim, suggestion.proprio_dim
     actions, states, has_next = _join(trajectories, suggestion)
-    kinds = [looks_like(actions[:, dim], states[:, dim], has_next) for dim in range(min(width, state_dim))]
-    num_position = kinds.count("position")
+    kinds = [kind_by_values(actions[:, dim], states[:, dim], has_next) for dim in range(min(width, state_dim))]
+    num_position = kinds.count(ActionKind.TARGET)
     names_joints = any(re.search(r"joint|qpos", key.lower()) for key in suggestion.state_keys)
-    if num_position > len(kinds) / 2 or (names_joints and "motion" not in kinds):
+    if num_position > len(kinds) / 2 or (names_joints and ActionKind.MOTION not in kinds):
         bimanual = width >= _MIN_WIDTH_OF_TWO_ARMS and width % 2 == 0
         suggestion.action_encoding = ActionEncoding.JOINT_POS_BIMANUAL if bimanual else ActionEncoding.JOINT_POS
         suggestion.state_encoding = StateEncoding.JOINT_BIMANUAL if bimanual else StateEncoding.JOINT
