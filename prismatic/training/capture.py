@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import Ranks
+from prismatic.training.distributed import Ranks, gather_objects, raise_together
 from prismatic.training.setup import uses_compiler
 from prismatic.vla.types import Batch
 
@@ -27,22 +27,26 @@ _MAX_GRAPHS = 64  # further shapes run without one
 
 
 def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether steps are recorded: on a GPU, where nothing in them waits for the processor.
+    """Whether steps are recorded: on a GPU, where nothing in them waits for the processor. Every process must ask.
+
+    It also decides how gradients are exchanged (by one message after a recorded step, else during the backward pass), so that all
+    processes get one answer: steps are recorded if nothing on any of them speaks against it.
 
     Raises:
         ValueError: they were asked for where that is impossible.
     """
-    reason, wish = _obstacle(config, ranks), config.speed.cuda_graphs
-    if wish == "True" and reason:
-        raise ValueError(f"--cuda_graphs True: {reason}; leave the flag out")
-    return reason is None and (wish == "True" or (wish == "auto" and not _is_untried(config, ranks)))
+    answers = gather_objects((_obstacle(config, ranks), _is_untried(config, ranks)), ranks)
+    obstacle = next((f"{text}{f' (process {rank})' * (rank > 0)}" for rank, (text, _) in enumerate(answers) if text), None)
+    wish = config.speed.cuda_graphs
+    if wish == "True" and obstacle:
+        raise_together(ValueError(f"--cuda_graphs True: {obstacle}; leave the flag out"), ranks)
+    return obstacle is None and (wish == "True" or (wish == "auto" and not any(is_untried for _, is_untried in answers)))
 
 
 def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
     """What "auto" leaves alone: its recorded losses were not compared with plain ones on GPUs (tests/smoke/test_gpu_training.py)."""
     saves_memory = config.speed.gradient_checkpointing or config.model.quantize_base != "none"
-    is_on_several_nodes = ranks.world_size > max(1, torch.cuda.device_count())
-    return is_on_several_nodes or (saves_memory and not uses_compiler(config, ranks))
+    return ranks.num_nodes > 1 or (saves_memory and not uses_compiler(config, ranks))
 
 
 def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
@@ -54,7 +58,8 @@ def _obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
         return "--gradient_checkpointing with --lora_dropout restores random numbers on the processor"
     if ranks.world_size > 1 and config.shards_model:
         return "the model is sharded"
-    if ranks.world_size > 1 and not torch.cuda.can_device_access_peer(ranks.device, (ranks.device.index + 1) % torch.cuda.device_count()):
+    others = [other for other in range(ranks.local_world_size) if other != ranks.device.index]
+    if not all(torch.cuda.can_device_access_peer(ranks.device, other) for other in others):
         return "gradients of GPUs without a direct link are better exchanged during the backward pass"
     return None
 

@@ -29,7 +29,7 @@ from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folde
 from prismatic.policy.checkpoint.loading import StoredWeights, resolve_folder
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.lora.adapters import is_adapted
-from prismatic.training.distributed import Ranks, on_main
+from prismatic.training.distributed import Ranks, is_lost_process, on_main
 from prismatic.training.run_folder import (
     STATE_FILE,
     Checkpoint,
@@ -38,7 +38,7 @@ from prismatic.training.run_folder import (
     prune_checkpoints,
 )
 from prismatic.training.setup import Run
-from prismatic.training.sharding import Gathering, fill, whole_model
+from prismatic.training.sharding import Gathering, fill_all, whole_model
 from prismatic.training.tensor_files import write_tensors
 
 _TRAINABLE_FILE = "trainable.safetensors"
@@ -82,7 +82,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))
     if is_adapted(parts.model.vla) and not merge:
         parts = replace(parts, spec=replace(parts.spec, base_model=run.base_path))
-    gathering = Gathering([*trained.parameters.values(), *trained.optimizer_tensors().values()])
+    gathering = Gathering([*trained.parameters.values(), *trained.optimizer_tensors().values()], ranks)
     if not ranks.is_main:
         gathering.finish()
 
@@ -93,6 +93,8 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
                 save_policy(parts, temporary, None if config.saving.save_latest_checkpoint_only else state.step, merge, originals)
                 _write_trainer_state(temporary / TRAINER_STATE_FOLDER, state, trained, gathering, random_states)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_lost_process(error):
+                raise
             needed = format_bytes(checkpoint_bytes(run.parts.model, trained, merge))
             raise ValueError(
                 f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); it needs {needed}. The run stops, earlier "
@@ -163,12 +165,10 @@ def _fill_all(targets: Mapping[str, torch.Tensor], path: Path, ranks: Ranks) -> 
     """Fills `targets` from the file, tensor by tensor."""
     on_main(lambda: check_keys(targets, _describe(path)[0], f"{path} does not fit this model"), ranks)
     if not ranks.is_main:
-        for target in targets.values():
-            fill(target, None, ranks)
+        fill_all(targets, None, ranks)
         return
     with safe_open(path, "pt") as file:
-        for name, target in targets.items():
-            fill(target, file.get_tensor(name), ranks)
+        fill_all(targets, file.get_tensor, ranks)
 
 
 def gather_random_states(ranks: Ranks) -> torch.Tensor:

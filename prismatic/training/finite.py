@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from prismatic.training.distributed import Ranks, sum_over_ranks
+from prismatic.training.distributed import Ranks, any_rank, gather_objects, raise_together
 from prismatic.vla.datasets.dataset import VLADataset
 
 NON_FINITE_FILE = "non_finite.json"
@@ -61,13 +60,13 @@ class FiniteWatch:
         if not self._records:
             return
         is_bad = ~torch.stack([loss for _, loss, _ in self._records]).isfinite()
-        if not bool(sum_over_ranks(is_bad.any().float())):
+        if not any_rank(bool(is_bad.any()), self._ranks):
             last = self._records[-1][0]
             self._records = [record for record in self._records if record[0] == last]  # the next look may have to name it
             return
         losses = [(step, float(loss)) for step, loss, _ in self._records]
         first = min(self._gather([step for step, loss in losses if not math.isfinite(loss)]))
-        raise NonFiniteLossError(self._report(first))
+        raise_together(NonFiniteLossError(self._report(first)), self._ranks)
 
     def _report(self, first: int) -> str:
         """The message about step `first`; writes the file."""
@@ -93,8 +92,4 @@ class FiniteWatch:
 
     def _gather(self, items: Sequence[Any]) -> list[Any]:
         """The items of every process, in the order of their ranks."""
-        if self._ranks.world_size == 1:
-            return list(items)
-        gathered: list[Any] = [None] * self._ranks.world_size
-        dist.all_gather_object(gathered, list(items))
-        return [item for own in gathered for item in own]
+        return [item for own in gather_objects(list(items), self._ranks) for item in own]

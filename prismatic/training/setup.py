@@ -23,7 +23,7 @@ from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import Ranks, on_main
+from prismatic.training.distributed import Ranks, any_rank, on_all, on_main, wait_for_all
 from prismatic.training.evaluation import eval_command
 from prismatic.training.loading import data_loader
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
@@ -94,13 +94,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     Raises:
         ValueError: unknown names, missing files, dimensions that contradict each other; each names the flag or file to change.
     """
-    specs = resolve_datasets(config.data.dataset_name, config.data.data_root_dir, config.data.robot_platform)
-    cameras = select_policy_cameras(specs, config.model.num_images_in_input)
-    command = eval_command(config, specs[0].platform.name)
-    check_shardable(config, ranks)
+    specs, cameras, command = on_all(lambda: _resolve_names(config, ranks), ranks)
     resumed = on_main(lambda: open_run(config, ranks.world_size), ranks)
     base_path = config.model.vla_path if resumed is None else str(resumed.state.flags["vla_path"])
-    image_size = load_config(base_path).image_size
+    image_size = on_all(lambda: load_config(base_path).image_size, ranks)
     on_main(lambda: check_disk(config, resolve_folder(base_path)), ranks)
     use_bf16 = uses_bf16(config, ranks)
     options = DatasetOptions(
@@ -114,14 +111,14 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         device_augmentation=config.data.device_augmentation,
         frame_cache_dir=config.data.frame_cache_dir,
     )
-    data = load_training_data(specs, options)
-    fill_sequential_caches(data, config.data.num_workers, ranks.rank, ranks.world_size)
+    data = on_all(lambda: _prepare_data(specs, options, config, ranks), ranks)
     if ranks.is_main:
         for name, finding in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
             logger.warning("%s: %s", name, finding)
     torch.manual_seed(config.optimization.seed)  # adapters and heads start the same on every process
     dtype = torch.bfloat16 if use_bf16 and config.model.use_lora else torch.float32
-    base = load_base(base_path, dtype, with_weights=ranks.is_main or config.model.quantize_base != "none")
+    has_weights = ranks.is_main or config.model.quantize_base != "none"
+    base = on_all(lambda: load_base(base_path, dtype, with_weights=has_weights), ranks)
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
@@ -138,6 +135,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     reference = make_reference(data.train) if ranks.is_main else None
     parts = PolicyParts(model, base.vla.config, base.processor, spec, data.statistics, reference)
     compute_dtype = torch.bfloat16 if use_bf16 and not config.model.use_lora else None
+    wait_for_all(ranks)  # quantizing takes some processes longer than others
     skeleton = place(parts.model, ranks, config.shards_model, compute_dtype)
     if uses_compiler(config, ranks) and skeleton is None:
         stack_projections(parts.model.bare_vla)
@@ -155,6 +153,20 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         resumed=resumed,
         skeleton=skeleton,
     )
+
+
+def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetSpec, ...], tuple[str, ...], str | None]:
+    """Data sets, cameras and evaluation command that the flags name; nothing is read yet."""
+    specs = resolve_datasets(config.data.dataset_name, config.data.data_root_dir, config.data.robot_platform)
+    check_shardable(config, ranks)
+    return specs, select_policy_cameras(specs, config.model.num_images_in_input), eval_command(config, specs[0].platform.name)
+
+
+def _prepare_data(specs: Sequence[DatasetSpec], options: DatasetOptions, config: FinetuneConfig, ranks: Ranks) -> TrainingData:
+    """The data of the run, with what has to be read or decoded once before training: it may take hours."""
+    data = load_training_data(specs, options)
+    fill_sequential_caches(data, config.data.num_workers, ranks.rank, ranks.world_size)
+    return data
 
 
 def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: Path) -> list[tuple[str, Finding]]:
@@ -204,11 +216,15 @@ def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
 
 
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether the model's blocks are compiled: on a GPU with a compiler; those of a sharded model only if asked for."""
+    """Whether the model's blocks are compiled: on GPUs with a compiler; those of a sharded model only if asked for.
+
+    Every process must ask; all compile, or none.
+    """
     if config.speed.compile != "auto":
         return config.speed.compile == "True"
     is_sharded = ranks.world_size > 1 and config.shards_model
-    return ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
+    can_compile = ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
+    return not any_rank(not can_compile, ranks)
 
 
 def _repairs(data: TrainingData) -> dict[str, object]:

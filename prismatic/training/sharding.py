@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.models.action_model import ActionModel
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.distributed import Ranks
+from prismatic.training.distributed import Ranks, wait_for_all
 
 
 def place(model: ActionModel, ranks: Ranks, shards: bool, compute_dtype: torch.dtype | None = None) -> ActionModel | None:
@@ -78,8 +78,7 @@ def shard(model: ActionModel, ranks: Ranks, compute_dtype: torch.dtype | None) -
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "predict")
     model.to_empty(device=ranks.device)
-    for name, parameter in model.state_dict().items():
-        fill(parameter, weights.get(name), ranks)
+    fill_all(model.state_dict(), weights.__getitem__ if ranks.is_main else None, ranks)
     return skeleton
 
 
@@ -101,6 +100,14 @@ def set_gradient_exchange(model: nn.Module, is_last: bool) -> None:
         model.set_requires_gradient_sync(is_last)
 
 
+def fill_all(targets: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor] | None, ranks: Ranks) -> None:
+    """Fills every one of `targets` with what `read` gives for its name: on the main process, however slow; the others pass None."""
+    for name, target in targets.items():
+        value = None if read is None else read(name)
+        wait_for_all(ranks)  # the others' messages would run out of time while the main process reads
+        fill(target, value, ranks)
+
+
 @torch.no_grad()
 def fill(target: torch.Tensor, value: torch.Tensor | None, ranks: Ranks) -> None:
     """Copies `value`, which only the main process needs to have, into `target`, whole or sharded, on every process."""
@@ -119,12 +126,15 @@ def fill(target: torch.Tensor, value: torch.Tensor | None, ranks: Ranks) -> None
 class Gathering(Iterator[torch.Tensor]):
     """Whole tensors, one after another. All processes must go through to the end, since each gives its shards; see `finish`."""
 
-    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
-        self._tensors = iter(tensors)
+    def __init__(self, tensors: Iterable[torch.Tensor], ranks: Ranks) -> None:
+        self._tensors, self._ranks = iter(tensors), ranks
 
     def __next__(self) -> torch.Tensor:
         tensor = next(self._tensors).detach()
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not isinstance(tensor, DTensor):
+            return tensor
+        wait_for_all(self._ranks)  # the main process may still be writing the one before
+        return tensor.full_tensor()
 
     def finish(self) -> None:
         """Takes part in what is left."""
@@ -140,7 +150,7 @@ def whole_model(model: ActionModel, skeleton: ActionModel | None, ranks: Ranks) 
         return model
     state = model.state_dict()
     whole: dict[str, torch.Tensor] = {}
-    for name, tensor in zip(state, Gathering(state.values()), strict=True):
+    for name, tensor in zip(state, Gathering(state.values(), ranks), strict=True):
         if ranks.is_main:
             whole[name] = tensor.to("cpu", torch.bfloat16 if _is_saved_in_bfloat16(name) else tensor.dtype, copy=True)
     result = copy.deepcopy(skeleton)

@@ -89,7 +89,7 @@ class Validator:
         known = 0
         if self.run.ranks.is_main and path.exists() and (lines := path.read_text().splitlines()):
             known = int(json.loads(lines[-1])["num_batches"])
-        self.num_batches = int(sum_over_ranks(torch.tensor(known, device=self.run.ranks.device))) or None
+        self.num_batches = int(sum_over_ranks(torch.tensor(known, device=self.run.ranks.device), self.run.ranks)) or None
 
     @torch.inference_mode()
     @torch.compiler.set_stance("force_eager")  # other shapes and modes than in training are not worth compiling
@@ -119,7 +119,7 @@ class Validator:
             logger.warning("validation ran out of time after %d of %d batches; this value is of fewer samples", num_done, self.num_batches)
         self.num_batches = self.num_batches or num_done
         model.train()
-        count, *means = (totals := sum_over_ranks(totals))[: 1 + len(names)].tolist()
+        count, *means = (totals := sum_over_ranks(totals, self.run.ranks))[: 1 + len(names)].tolist()
         errors, raw_errors = (totals[1 + len(names) :] / count).view(2, *shape).cpu().numpy()
         return Validation(int(count), num_done, {name: mean / count for name, mean in zip(names, means, strict=True)}, errors, raw_errors)
 
@@ -157,7 +157,7 @@ class Validator:
     def _is_late(self, deadline: float) -> bool:
         """Whether any process is; all of them get the same answer."""
         late = torch.tensor(float(time.monotonic() > deadline), device=self.run.ranks.device)
-        return bool(sum_over_ranks(late))
+        return bool(sum_over_ranks(late, self.run.ranks))
 
 
 def own_samples(num_samples: int, rank: int, world_size: int) -> list[int]:

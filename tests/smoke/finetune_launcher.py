@@ -1,7 +1,8 @@
 """Starts vla-scripts/finetune.py many times, cheaply: a process that has imported everything forks one process per run.
 
 Each run is a process of its own, in a session of its own, that executes the real script with its own argv, environment and output; it
-can be signalled and killed like any other. `python finetune_launcher.py` is the forking process; `Launcher` talks to it.
+can be signalled and killed like any other. A test may pass a script of its own, which makes something slow or fail and runs the real one.
+`python finetune_launcher.py` is the forking process; `Launcher` talks to it.
 """
 
 from __future__ import annotations
@@ -71,12 +72,15 @@ class Launcher:
         self._process.stdin.close()
         self._process.wait()
 
-    def start(self, flags: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path = ROOT) -> Started:
-        """Starts finetune.py with `flags` in `folder`."""
+    def start(
+        self, flags: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path = ROOT, script: Path = SCRIPT
+    ) -> Started:
+        """Starts finetune.py, or another script, with `flags` in `folder`."""
         self._count += 1
         output = self._folder / f"run{self._count}.txt"
         output.touch()
-        pid = self.ask({"flags": list(flags), "environment": dict(environment or {}), "output": str(output), "folder": str(folder)})
+        request = {"flags": list(flags), "environment": dict(environment or {}), "output": str(output), "folder": str(folder)}
+        pid = self.ask({**request, "script": str(script)})
         assert pid is not None
         return Started(self, pid, output)
 
@@ -123,10 +127,10 @@ def _fork(request: dict[str, object]) -> int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    sys.argv = [str(SCRIPT), *request["flags"]]  # type: ignore[misc]
+    sys.argv = [str(request["script"]), *request["flags"]]  # type: ignore[misc]
     status = 1
     try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_launcher import ROOT, Launcher, Started
+from finetune_launcher import ROOT, SCRIPT, Launcher, Started
 from safetensors.torch import load_file
 
 from prismatic.models.base import write_tiny_base
@@ -40,11 +40,11 @@ def flags(workplace: Path, runs: str, *more: str) -> list[str]:
     ]
 
 
-def start_processes(launcher: Launcher, arguments: Sequence[str], folders: Sequence[Path]) -> list[Started]:
+def start_processes(launcher: Launcher, arguments: Sequence[str], folders: Sequence[Path], script: Path = SCRIPT) -> list[Started]:
     """One run with a process in each of `folders`, as torchrun would start them."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(folders))}
     places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(folders))]
-    return [launcher.start(arguments, place, folder) for place, folder in zip(places, folders, strict=True)]
+    return [launcher.start(arguments, place, folder, script) for place, folder in zip(places, folders, strict=True)]
 
 
 def free_port() -> int:

@@ -138,15 +138,6 @@ def test_steps_that_were_not_compared_are_recorded_only_if_asked_for() -> None:
     assert uses_cuda_graphs(FinetuneConfig.from_flags(compile="False", gradient_checkpointing=True, cuda_graphs="True"), gpu)
 
 
-def test_processes_of_one_node_record_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda *_: True)
-    gpu = torch.device("cuda", 0)
-    assert uses_cuda_graphs(FinetuneConfig(), Ranks(0, 2, gpu))
-    assert not uses_cuda_graphs(FinetuneConfig(), Ranks(0, 4, gpu))
-    assert uses_cuda_graphs(FinetuneConfig.from_flags(cuda_graphs="True"), Ranks(0, 4, gpu))
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
