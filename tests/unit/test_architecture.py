@@ -28,9 +28,10 @@ ROOMS: dict[str, set[str]] = {
     "prismatic.doctor": {"prismatic.vla", "prismatic.models", "prismatic.policy", "prismatic.vla.datasets"},
     "prismatic.cli": set(),
     "prismatic.cli_help": set(),
+    "prismatic.cli_sections": set(),
     "prismatic.stages": set(),
 }
-_SMALL = {"prismatic.cli", "prismatic.cli_help", "prismatic.stages"}  # any room may use the command line's helpers
+_SMALL = {"prismatic.cli", "prismatic.cli_help", "prismatic.cli_sections", "prismatic.stages"}  # any room may use the command line's helpers
 ROOMS["prismatic.commands"] = set(ROOMS)  # what the scripts call
 ROOMS["experiments"] = set(ROOMS)
 TOP = ("prismatic", "experiments")
