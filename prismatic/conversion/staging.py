@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.datasets.episodes import Episode, FrameReader
+from prismatic.vla.datasets.locks import LockedError, locked
 from prismatic.vla.images import encode_jpeg, resize_lanczos3
 
 
@@ -28,11 +28,11 @@ def only_writer(stage: Path) -> Iterator[None]:
         ValueError: another process does.
     """
     stage.mkdir(parents=True, exist_ok=True)
-    with open(stage / "lock", "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process writes the same data (its unfinished files are in {stage}); wait for it") from error
+            stack.enter_context(locked(stage / "lock"))
+        except LockedError as error:
+            raise ValueError(f"{error} writes the same data (its unfinished files are in {stage}); wait for it") from error
         yield
 
 

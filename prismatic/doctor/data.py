@@ -83,7 +83,7 @@ def _check_dataset(spec: DatasetSpec, checkpoint: Path | None) -> list[Finding]:
 
     try:
         kind = source_kind(spec.folder)
-        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform)
+        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, dataset=spec.name)
         view = DatasetView.of(spec, index)
         strips, damaged = read_strips(view, _NUM_EPISODES, _NUM_STEPS)
     except ValueError as error:

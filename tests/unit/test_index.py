@@ -1,20 +1,33 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import multiprocessing
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from failing_reads import failing_reads
+from lerobot_writer import make_episode as make_lerobot_episode
+from lerobot_writer import write_v3
 from rlds_writer import Episode, make_episode, write_dataset
 
-from prismatic.vla.datasets.index import CACHE_FOLDER, EpisodeIndex, load_index, source_of
-from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.index import CACHE_FOLDER, EpisodeIndex, load_index
+from prismatic.vla.datasets.locks import Owner
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, StateEncoding
+from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
 from prismatic.vla.datasets.rlds.oxe.transforms import Trajectory, identity_dataset_transform, libero_dataset_transform
 from prismatic.vla.datasets.rlds.source import RldsSource
+from prismatic.vla.datasets.sources import open_source
 
 ENTRY = DatasetEntry(robot_platform="METAWORLD")
 
@@ -76,12 +89,6 @@ def test_a_change_of_files_entry_or_transform_builds_a_new_one(tmp_path: Path) -
     assert not np.array_equal(_load(folder).actions, first.actions)
 
 
-def test_the_source_of_a_transform_covers_the_functions_it_calls() -> None:
-    source = source_of(libero_dataset_transform)
-    assert "def libero_dataset_transform" in source
-    assert "def invert_gripper_actions" in source
-
-
 def test_a_read_only_folder_falls_back_to_the_user_cache_then_to_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -89,7 +96,7 @@ def test_a_read_only_folder_falls_back_to_the_user_cache_then_to_memory(
     (folder / CACHE_FOLDER).touch()  # a file where the folder should be: writing fails for every user, root included
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     index = _load(folder)
-    assert len(list((tmp_path / "cache" / "prismatic" / "index").glob("*/actions.npy"))) == 1
+    assert len(list((tmp_path / "cache" / "prismatic" / "index").glob("*/actions.bin"))) == 1
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     np.testing.assert_array_equal(_load(folder).actions, index.actions)
@@ -186,9 +193,17 @@ def test_data_that_do_not_fit_the_entry_are_named(tmp_path: Path, episode: Episo
     assert not any(path.is_dir() for path in (folder / CACHE_FOLDER).iterdir())
 
 
-def test_an_episode_without_steps_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"episode 1.*no steps"):
-        _load(_write(tmp_path, make_episode(1), make_episode(0)))
+def test_episodes_without_steps_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = _write(tmp_path, make_episode(2), make_episode(0), make_episode(3), make_episode(0))
+    index = _load(folder)
+    assert index.lengths.tolist() == [2, 0, 3, 0]
+    assert index.episodes_of("train").tolist() == [0, 2]
+    assert index.is_labelled().tolist() == [True, False, True, False]
+    assert [str(repair) for repair in index.repairs] == [
+        f"episodes without steps are left out (2, first: {tmp_path / 'demo/1.0.0/demo-train.tfrecord-00000-of-00001'}, episode 1)"
+    ]
+    with pytest.raises(ValueError, match="holds no episodes with steps"):
+        _load(folder, transform=_emptied)
 
 
 def test_episodes_of_different_widths_are_named(tmp_path: Path) -> None:
@@ -199,8 +214,184 @@ def test_episodes_of_different_widths_are_named(tmp_path: Path) -> None:
     def narrowing(trajectory: Trajectory) -> Trajectory:
         return {**trajectory, "action": trajectory["action"][:, : next(widths)]}
 
-    with pytest.raises(ValueError, match="actions have 3 dimensions, earlier episodes have 4"):
+    with pytest.raises(ValueError, match=r"episode 1: actions have 3 dimensions, earlier episodes have 4 \(.*episode 0\)"):
         load_index(source, ENTRY, narrowing)
+
+
+def _emptied(trajectory: Trajectory) -> Trajectory:
+    return {key: _emptied(value) if isinstance(value, dict) else value[:0] for key, value in trajectory.items()}
+
+
+@pytest.mark.parametrize("kept_in_file", [True, False])
+def test_states_that_change_their_width_are_named_and_never_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_in_file: bool
+) -> None:
+    folder = write_dataset(tmp_path, "demo", {"train": [make_episode(3, seed=number, state_dim=16) for number in range(4)]})
+    widths = iter((14, 16, 12, 14))
+
+    def narrowing(trajectory: Trajectory) -> Trajectory:
+        return {**trajectory, "observation": {**trajectory["observation"], "state": trajectory["observation"]["state"][:, : next(widths)]}}
+
+    if not kept_in_file:
+        monkeypatch.setattr("prismatic.vla.datasets.index.write_index", _refuse_to_write)
+    with pytest.raises(
+        ValueError,
+        match=r"episode 1: states have 16 dimensions, earlier episodes have 14 .*2 of 4 episodes cannot be used.*"
+        r"--exclude_episodes, one a line: train 1, train 2\)",
+    ):
+        load_index(RldsSource(folder), ENTRY, narrowing, tmp_path / "cache")
+    widths = iter((14, 16, 12, 14))
+    index = load_index(RldsSource(folder), ENTRY, narrowing, tmp_path / "cache", is_lenient=True)
+    assert index.proprio.shape == (6, 14)
+    assert (index.lengths.tolist(), sorted(index.refused)) == ([3, 0, 0, 3], [1, 2])
+    np.testing.assert_array_equal(index.proprio[3], make_episode(3, seed=3, state_dim=16)["observation/state"][0, :14])
+
+
+def _refuse_to_write(*_: Any) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_an_entry_that_fits_no_episode_is_told_before_all_are_read(tmp_path: Path) -> None:
+    folder, num_read = _write(tmp_path, *(make_episode(2, seed=seed, size=1) for seed in range(40))), 0
+
+    def refusing(trajectory: Trajectory) -> Trajectory:
+        nonlocal num_read
+        num_read += 1
+        raise ValueError("not mine")
+
+    with pytest.raises(ValueError, match=r"episode 0: the transform refusing refuses the episode: not mine \(11 of 11 episodes"):
+        load_index(RldsSource(folder), ENTRY, refusing)
+    assert num_read == 11
+
+
+def test_documentation_and_layout_of_code_change_no_index_and_no_frame_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _write(tmp_path, make_episode(4))
+    first = _load(folder)
+    monkeypatch.setattr(RldsSource, "episodes", lambda self: pytest.fail("read again"))
+    documented = dataclasses.replace(ENTRY, state_encoding=StateEncoding.JOINT, robot_platform="LIBERO", depth_obs_keys={"primary": None})
+    assert _load(folder, documented).key == first.key
+    monkeypatch.undo()
+    other = _load(folder, dataclasses.replace(ENTRY, state_obs_keys=("state", None)), _negated)
+    assert other.key != first.key
+    assert other.frame_keys == first.frame_keys  # the pixels are the same
+    swapped = _load(folder, dataclasses.replace(ENTRY, image_obs_keys={"primary": "wrist_image", "wrist": "image"}))
+    assert swapped.frame_keys == first.frame_keys[::-1]
+    os.utime(first.files[0], ns=(1, 1))
+    assert not set(_load(folder).frame_keys) & set(first.frame_keys)
+
+
+def test_a_partial_and_an_object_are_transforms(tmp_path: Path) -> None:
+    folder = _write(tmp_path, make_episode(4))
+    plain = _load(folder)
+    for factor in (2, 3):
+        scaled = _load(folder, transform=NumpyTransform(functools.partial(_scaled, factor=factor)))
+        np.testing.assert_array_equal(scaled.actions, factor * plain.actions)
+    with pytest.raises(ValueError, match=r"the transform functools.partial\(.*_scaled.* needs the key 'factor'"):
+        _load(folder, transform=NumpyTransform(functools.partial(_scaled_by_key, key="factor")))
+
+
+def _scaled(trajectory: Trajectory, factor: float) -> Trajectory:
+    return {**trajectory, "action": factor * trajectory["action"]}
+
+
+def _scaled_by_key(trajectory: Trajectory, key: str) -> Trajectory:
+    return _scaled(trajectory, trajectory[key])
+
+
+def test_an_index_that_was_cut_off_is_built_again(tmp_path: Path) -> None:
+    folder, cache = _write(tmp_path, make_episode(600, size=1)), tmp_path / "cache"
+    index = _load(folder, cache_dir=cache)
+    os.truncate(cache / index.key / "actions.bin", 5000)
+    np.testing.assert_array_equal(_load(folder, cache_dir=cache).actions, make_episode(600, size=1)["action"])
+    assert sorted(path.name for path in cache.iterdir()) == sorted([index.key, "lock"])
+    (cache / index.key / "description.json").write_text("{")
+    assert _load(folder, cache_dir=cache).num_episodes == 1
+
+
+def test_what_a_killed_process_was_building_goes_and_what_a_live_one_builds_stays(tmp_path: Path, caplog: Any) -> None:
+    cache = tmp_path / "cache"
+    caplog.set_level("INFO")
+    for name, owner in {
+        "gone": dataclasses.replace(Owner.this_process(), pid=_free_pid()),
+        "alive": Owner.this_process(),
+        "elsewhere": Owner("another-host", 1),
+    }.items():
+        (cache / f".building-{name}").mkdir(parents=True)
+        (cache / f".building-{name}" / "owner.json").write_text(json.dumps(dataclasses.asdict(owner)))
+    _load(_write(tmp_path, make_episode(4)), cache_dir=cache)
+    assert sorted(path.name for path in cache.glob(".building-*")) == [".building-alive", ".building-elsewhere"]
+    assert f"left behind by process {_free_pid()} on {Owner.this_process().host}, which is gone" in caplog.text
+
+
+def _free_pid() -> int:
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+
+
+def _build_slowly(folder: Path, cache: Path, has_begun: Any) -> None:
+    real = RldsSource.episodes
+
+    def slow(self: RldsSource) -> Any:
+        yield from real(self)
+        has_begun.set()
+        time.sleep(60)
+
+    RldsSource.episodes = slow  # type: ignore[method-assign]
+    _load(folder, cache_dir=cache)
+
+
+def test_a_process_that_was_killed_while_building_is_not_waited_for_and_leaves_nothing(tmp_path: Path) -> None:
+    folder, cache = _write(tmp_path, make_episode(4)), tmp_path / "cache"
+    context = multiprocessing.get_context("fork")
+    has_begun = context.Event()
+    process = context.Process(target=_build_slowly, args=(folder, cache, has_begun))
+    process.start()
+    assert has_begun.wait(30)
+    assert len(list(cache.glob(f".building-{Owner.this_process().host}-{process.pid}-*"))) == 1
+    process.kill()
+    process.join()
+    index = _load(folder, cache_dir=cache)
+    assert sorted(path.name for path in cache.iterdir()) == sorted([index.key, "lock"])
+
+
+_LOAD = """
+import logging, sys
+from pathlib import Path
+from prismatic.vla.datasets.index import load_index
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.rlds.source import RldsSource
+logging.basicConfig(level=logging.INFO)
+try:
+    load_index(RldsSource(Path(sys.argv[1])), DatasetEntry(), identity_dataset_transform)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_what_the_disk_refuses_is_said_of_the_data_not_of_the_cache(tmp_path: Path) -> None:
+    folder = _write(tmp_path, make_episode(4))
+    (shard,) = folder.glob("*.tfrecord*")
+    words = [sys.executable, "-c", _LOAD, str(folder)]
+    done = subprocess.run(words, env=failing_reads(tmp_path, shard.name), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{shard} cannot be read: Input/output error; check the disk")
+    assert "cache" not in done.stderr
+
+
+def test_the_index_of_a_lerobot_folder_lies_elsewhere_and_an_old_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    caplog.set_level("INFO")
+    folder = write_v3(tmp_path / "door", [make_lerobot_episode(5, 1)])
+    entry = DatasetEntry(image_obs_keys={"primary": "top"}, robot_platform="METAWORLD")
+    before = sorted(folder.rglob("*"))
+    index = load_index(open_source(folder, entry), entry, identity_dataset_transform)
+    assert sorted(folder.rglob("*")) == before
+    assert (tmp_path / "cache" / "prismatic" / "index" / index.key / "actions.bin").is_file()
+    (folder / CACHE_FOLDER / "old").mkdir(parents=True)
+    load_index(open_source(folder, entry), entry, identity_dataset_transform)
+    assert (folder / CACHE_FOLDER / "old").is_dir()
+    assert f"{folder / CACHE_FOLDER} is not used any more" in caplog.text
 
 
 def test_steps_without_text_take_the_episodes_instruction(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_names_of_the_files_alone_decide_in_any_order() -> None:
 
 
 def test_training_and_conversion_have_one_default() -> None:
-    assert FinetuneConfig().val_fraction == RldsFlags(Path("a"), "b", Path("c")).val_fraction == VAL_FRACTION
+    assert FinetuneConfig().evaluation.val_fraction == RldsFlags(Path("a"), "b", Path("c")).val_fraction == VAL_FRACTION
 
 
 def test_training_divides_a_set_of_many_tasks(tmp_path: Path) -> None:

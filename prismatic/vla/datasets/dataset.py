@@ -24,6 +24,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismatic.vla.constants import ActionKind, near_names
+from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.motions import describe_motions
@@ -63,6 +64,7 @@ class DatasetOptions:
     frame_cache_dir: Path | None = None  # keep every frame there once it is decoded and resized
     frame_cache_bytes: int = 2**28  # without that folder: keep them in shared memory if all fit (small sets); 0: never
     cache_dir: Path | None = None  # for the index; None: with the data, or the user's cache folder
+    exclude_episodes: Path | None = None  # a file that lists episodes to leave out (`exclusions`)
 
     def __post_init__(self) -> None:
         if self.tail not in TAILS:
@@ -78,11 +80,12 @@ class SampleOrigin:
     dataset: str
     split: str
     episode: int  # number within the split, in the order of the files
+    recording: str  # the file, and which of its episodes
     step: int  # within the episode
     instruction: str
 
     def __str__(self) -> str:
-        return f"{self.dataset}, {self.split} episode {self.episode}, step {self.step}"
+        return f"{self.dataset}, {self.split} episode {self.episode} ({self.recording}), step {self.step}"
 
 
 class RobotDataset:
@@ -99,6 +102,7 @@ class RobotDataset:
         self.is_target = np.array([kind is ActionKind.TARGET for kind in spec.platform.action_kinds])  # bool [A]
         lengths = index.lengths[episodes]
         samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
+        self.episodes = episodes  # int64, numbers of the index
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
         self.first_steps = index.episode_starts[episodes]
         self.last_steps = self.first_steps + lengths - 1
@@ -145,12 +149,11 @@ class RobotDataset:
 
     def origin(self, sample: int) -> SampleOrigin:
         """Where `sample` was recorded."""
-        step, _ = self.locate(sample)
-        episode = int(np.searchsorted(self.index.episode_starts, step, side="right")) - 1
-        split, first = next((name, first) for name, (first, end) in self.index.splits.items() if first <= episode < end)
-        return SampleOrigin(
-            self.spec.name, split, episode - first, step - int(self.index.episode_starts[episode]), self.instruction(sample)
-        )
+        place = int(np.searchsorted(self.sample_starts, sample, side="right")) - 1
+        episode, (step, _) = int(self.episodes[place]), self.locate(sample)
+        split, number = self.index.place_of(episode)
+        within = step - int(self.index.episode_starts[episode])
+        return SampleOrigin(self.spec.name, split, number, self.index.names[episode], within, self.instruction(sample))
 
     def __getstate__(self) -> dict[str, Any]:
         # Samples no longer need the trajectory transform, and a user's may not be picklable.
@@ -234,6 +237,7 @@ class TrainingData:
     statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
     repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
     demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
+    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
 
 
 def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) -> TrainingData:
@@ -243,12 +247,14 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
     """
     _keep_freed_memory()
-    train, val, statistics, repairs, demonstrated = [], [], {}, {}, {}
-    for spec, frames in zip(specs, _open_frames(specs, options), strict=True):
-        index = frames.index
-        repairs[spec.name] = index.repairs
-        train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction)
-        covered = published_episodes(index) if options.statistics_over_all_splits else train_episodes
+    train, val, statistics, demonstrated = [], [], {}, {}
+    opened = _open_frames(specs, options)
+    indexes = {spec.name: frames.index for spec, frames in zip(specs, opened, strict=True)}
+    excluded = excluded_episodes(options.exclude_episodes, indexes)
+    for spec, frames in zip(specs, opened, strict=True):
+        index, left_out = frames.index, excluded[spec.name]
+        train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
+        covered = published_episodes(index, left_out) if options.statistics_over_all_splits else train_episodes
         statistics[spec.name] = compute_statistics(index, covered, spec.normalization_mask(index.actions.shape[1]))
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
@@ -259,8 +265,9 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         train=VLADataset(train, options, augment=options.augment),
         val=VLADataset(val, options, augment=False) if val else None,
         statistics=statistics,
-        repairs=repairs,
+        repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
+        excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )
 
 
@@ -279,7 +286,8 @@ def _open_frames(specs: Sequence[DatasetSpec], options: DatasetOptions) -> list[
     """The checked index and the frames of each data set."""
     indexes = []
     for spec in specs:
-        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, options.cache_dir)
+        source = open_source(spec.folder, spec.entry)
+        index = load_index(source, spec.entry, spec.transform, options.cache_dir, dataset=spec.name, is_lenient=True)
         spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
         _check_cameras(spec, index, options)
         indexes.append(index)

@@ -12,6 +12,8 @@ knows what a reference means.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,6 +68,7 @@ class EpisodeSource(Protocol):
     folder: Path  # holds the files; the index is cached in it if it is writable
     files: tuple[Path, ...]  # the files that IMAGE_REFs number, in order
     layout: str  # describes the stored features; part of the index's key
+    frame_layout: str  # what, beside its file and place, decides the pixels of an image; part of a frame cache's key
     num_episodes: int  # over all splits, for progress
     repairs: Repairs  # what was left out or mended; complete once `episodes` has run to its end
 
@@ -119,12 +122,18 @@ def _transformed(raw: RawEpisode, transform: TrajectoryTransform) -> Trajectory:
     except KeyError as error:
         known = [*raw.trajectory, *raw.trajectory.get("observation", {})]
         raise ValueError(
-            f"{raw.name}: the transform {getattr(transform, '__name__', transform)} needs the key {error}; "
+            f"{raw.name}: the transform {_title(transform)} needs the key {error}; "
             f"give the entry in {CONFIGS_FILE} another transform, or correct it in transforms.py beside it; "
             f"{near_names(str(error.args[0]), known)}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{raw.name}: the transform {getattr(transform, '__name__', transform)} refuses the episode: {error}") from error
+        raise ValueError(f"{raw.name}: the transform {_title(transform)} refuses the episode: {error}") from error
+
+
+def _title(transform: Callable[..., Any]) -> str:
+    """What to call a function, a functools.partial or an object."""
+    inner = inspect.unwrap(transform)
+    return str(getattr(inner, "__name__", None) or (inner if isinstance(inner, functools.partial) else type(inner).__name__))
 
 
 def _get(values: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> Any:

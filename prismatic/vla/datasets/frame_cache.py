@@ -33,7 +33,7 @@ from prismatic.vla.images import resize_lanczos3_into
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CHECKSUM_BYTES = 8
 _BLOCK = 4096  # records start at blocks of the file system
 _MARK = np.uint64(0x9E3779B97F4A7C15)  # tells a black frame from an absent record
@@ -189,8 +189,9 @@ def open_frame_caches(
 
 
 def cache_name(dataset: str, index: EpisodeIndex, camera: str, image_size: int) -> str:
-    """The file of a camera; changes with everything that its pixels are made from, as the index's key does."""
-    return f"{dataset}-{index.key}-{camera}-{image_size}.v{FORMAT_VERSION}.frames"
+    """The file of a camera; changes with everything that its pixels are made from, and with nothing else."""
+    key = index.frame_keys[index.cameras.index(camera)]
+    return f"{dataset}-{key}-{camera}-{image_size}.v{FORMAT_VERSION}.frames"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ def describe_motions(index: EpisodeIndex, episodes: np.ndarray, platform: RobotP
     """Ranges, largest steps, distances of targets from states, and first states of `episodes`, of which there is at least one."""
     steps = index.steps_of(episodes)
     is_start = np.zeros(index.episode_starts[-1], bool)
-    is_start[index.episode_starts[:-1]] = True
+    is_start[index.episode_starts[episodes]] = True
     follows = ~is_start[steps[1:]]  # a step and the one before it are of one episode
     has_states = index.proprio.shape[1] == platform.proprio_dim  # unchecked where no policy input is made of them
     starts = index.proprio[index.episode_starts[episodes]][:, : platform.proprio_dim if has_states else 0]

@@ -58,36 +58,43 @@ def _order(name: str) -> tuple[str, str]:
 
 
 def split_episodes(
-    spec: DatasetSpec, index: EpisodeIndex, val_fraction: float | None, default_instruction: str | None = None
+    spec: DatasetSpec,
+    index: EpisodeIndex,
+    val_fraction: float | None,
+    default_instruction: str | None = None,
+    left_out: frozenset[int] = frozenset(),
 ) -> tuple[np.ndarray, np.ndarray]:
     """int64: the episodes that are trained on, and those for validation (none without `val_fraction`); in the order of the files.
 
-    Episodes without an instruction are left out unless there is a default for them. A recorded split for validation is taken as it is.
+    Episodes of `left_out`, and those without an instruction unless there is a default for them, are in neither. A recorded split for
+    validation is taken as it is.
 
     Raises:
-        ValueError: there is no split for training, or too few episodes to divide it.
+        ValueError: there is no split for training, too few episodes to divide it, or an episode that cannot be used.
     """
     if "train" not in index.splits:
         raise ValueError(f"data set {spec.name!r} ({spec.folder}) has no split 'train'; found: {', '.join(index.splits)}")
-    train = _labelled(spec, index, "train", default_instruction)
+    val_split = None if val_fraction is None else next((split for split in VAL_SPLITS if split in index.splits), None)
+    unused = {number for number in index.refused if index.place_of(number)[0] not in ("train", val_split)}
+    index.check_refused(left_out | unused)
+    train = _labelled(spec, index, "train", default_instruction, left_out)
     if val_fraction is None:
         return train, train[:0]
-    val_split = next((split for split in VAL_SPLITS if split in index.splits), None)
     if val_split is not None:
-        return train, _labelled(spec, index, val_split, default_instruction)
+        return train, _labelled(spec, index, val_split, default_instruction, left_out)
     tasks = index.instruction_ids[index.episode_starts[train]].tolist()
     try:
         is_val = choose_validation([index.names[episode] for episode in train], tasks, val_fraction)
     except ValueError as error:
-        raise ValueError(
-            f"data set {spec.name!r} has no split for validation, and {error}; record more, or leave --use_val_set out"
-        ) from error
+        raise ValueError(f"data set {spec.name!r} has no val split, and {error}; record more, or leave --use_val_set out") from error
     return train[~is_val], train[is_val]
 
 
-def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instruction: str | None) -> np.ndarray:
+def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instruction: str | None, left_out: frozenset[int]) -> np.ndarray:
     """The episodes of `split` with an instruction; all of them where there is a default for the others."""
-    episodes = index.episodes_of(split)
+    episodes = np.setdiff1d(index.episodes_of(split), sorted(left_out))
+    if len(episodes) == 0:
+        raise ValueError(f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode left; shorten --exclude_episodes")
     if default_instruction is not None:
         return episodes
     labelled = episodes[index.is_labelled()[episodes]]
@@ -97,8 +104,8 @@ def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instru
             "store the text of the task as language_instruction in every step, or pass --default_instruction"
         )
     if len(labelled) < len(episodes):
-        left_out = len(episodes) - len(labelled)
+        missing = len(episodes) - len(labelled)
         logger.warning(
-            "data set %s, split %s: %d of %d episodes have no instruction and are left out", spec.name, split, left_out, len(episodes)
+            "data set %s, split %s: %d of %d episodes have no instruction and are left out", spec.name, split, missing, len(episodes)
         )
     return labelled

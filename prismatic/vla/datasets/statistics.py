@@ -35,9 +35,9 @@ def compute_statistics(index: EpisodeIndex, episodes: np.ndarray, action_mask: n
     }
 
 
-def published_episodes(index: EpisodeIndex) -> np.ndarray:
-    """The episodes that the published statistics cover: all of them."""
-    return np.arange(index.num_episodes)
+def published_episodes(index: EpisodeIndex, left_out: frozenset[int] = frozenset()) -> np.ndarray:
+    """The episodes that the published statistics cover: all of them, but for those that the user leaves out."""
+    return np.setdiff1d(index.all_episodes(), sorted(left_out))
 
 
 def _describe(rows: np.ndarray, steps: np.ndarray) -> dict[str, list[float]]:

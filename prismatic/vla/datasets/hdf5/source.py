@@ -72,7 +72,8 @@ class Hdf5Source:
         self.cameras = tuple(self._camera_paths)
         texts = sorted(path for path in files_below(folder) if path.name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE))
         instructions = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in texts]
-        self.layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths, instructions])
+        self.frame_layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
+        self.layout = json.dumps([self.frame_layout, instructions])
         if self.robomimic:
             self._places = self._find_demos(splits)
         else:

@@ -87,7 +87,7 @@ def check_lengths(view: DatasetView) -> list[Finding]:
 def check_instructions(view: DatasetView) -> list[Finding]:
     """Missing texts, and texts that differ only in spelling."""
     findings = []
-    num_missing = int((~view.index.is_labelled()).sum())
+    num_missing = int((~view.index.is_labelled()[view.index.all_episodes()]).sum())
     if num_missing and not view.has_default_instruction:
         findings.append(
             Finding(
@@ -116,7 +116,7 @@ def check_duplicates(view: DatasetView) -> list[Finding]:
     """Episodes with the same numbers, over all splits."""
     index, doubles = view.index, []
     seen: dict[bytes, int] = {}
-    for episode in range(index.num_episodes):
+    for episode in index.all_episodes().tolist():
         rows = slice(index.episode_starts[episode], index.episode_starts[episode + 1])
         digest = hashlib.sha1(index.actions[rows].tobytes() + index.proprio[rows].tobytes(), usedforsecurity=False).digest()
         if digest in seen:

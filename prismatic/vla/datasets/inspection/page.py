@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.constants import ActionKind
-from prismatic.vla.datasets.episodes import EpisodeSource, FrameReader, RawEpisode, standardize
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.inspection.checks import check_arrays, instruction_counts
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
@@ -43,8 +40,8 @@ def inspect_dataset(spec: DatasetSpec) -> Inspection:
     Raises:
         ValueError: no episode can be read.
     """
-    index, findings = _load_leniently(spec)
-    view = DatasetView.of(spec, index)
+    index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, dataset=spec.name, is_lenient=True)
+    view, findings = DatasetView.of(spec, index), _refusals(index)
     if "train" not in index.splits:
         found = f"There is no split 'train', only {', '.join(index.splits)}"
         findings.append(Finding("splits", Status.PROBLEM, found, "Training needs one; rename the split."))
@@ -66,50 +63,15 @@ def write_page(inspections: list[Inspection], title: str, command: str, output: 
     os.replace(temporary, output)
 
 
-class _UsableEpisodes:
-    """A source without the episodes that its entry cannot read; those are listed in `refused`."""
-
-    def __init__(self, source: EpisodeSource, spec: DatasetSpec) -> None:
-        self._source, self._spec = source, spec
-        self.folder, self.files, self.num_episodes = source.folder, source.files, source.num_episodes
-        self.layout, self.repairs = source.layout, source.repairs
-        self.refused: list[str] = []
-
-    def episodes(self) -> Iterator[RawEpisode]:
-        """Those that training could use."""
-        width: int | None = None
-        for raw in self._source.episodes():
-            try:
-                episode = standardize(raw, self._spec.entry, self._spec.transform)
-                if len(episode.actions) == 0:
-                    raise ValueError(f"{raw.name}: the episode has no steps")
-                if episode.actions.shape[1] != (width := width or episode.actions.shape[1]):
-                    raise ValueError(f"{raw.name}: actions have {episode.actions.shape[1]} dimensions, earlier episodes have {width}")
-            except ValueError as error:
-                self.refused.append(str(error))
-                continue
-            yield raw
-
-    def frame_reader(self) -> FrameReader:
-        """That of the whole source."""
-        return self._source.frame_reader()
-
-
-def _load_leniently(spec: DatasetSpec) -> tuple[EpisodeIndex, list[Finding]]:
-    """The index, without episodes that training would refuse (NaN, missing keys); each kind of refusal is a finding."""
-    source = open_source(spec.folder, spec.entry)
-    try:
-        return load_index(source, spec.entry, spec.transform), []
-    except ValueError as error:
-        usable = _UsableEpisodes(open_source(spec.folder, spec.entry), spec)
-        # Not into the usual cache: training must not take an index that leaves episodes out.
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                index = load_index(usable, spec.entry, spec.transform, Path(folder))
-            except ValueError:
-                raise error from None
-        what = f"Training will refuse this data set: {len(usable.refused)} of {source.num_episodes} episodes cannot be used"
-        return index, [Finding("episodes", Status.PROBLEM, what, f"First: {usable.refused[0]}." if usable.refused else f"{error}.")]
+def _refusals(index: EpisodeIndex) -> list[Finding]:
+    """A finding about episodes that training would refuse (NaN, missing keys, other widths), if there are any."""
+    if not index.refused:
+        return []
+    first, reason = next(iter(index.refused.items()))
+    split, number = index.place_of(first)
+    what = f"Training will refuse this data set: {len(index.refused)} of {index.num_episodes} episodes cannot be used"
+    remedy = f'First: {reason}. To train without them, list each in a file, as "{split} {number}", and pass it as --exclude_episodes.'
+    return [Finding("episodes", Status.PROBLEM, what, remedy)]
 
 
 def _describe(inspection: Inspection) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class DatasetView:
     @classmethod
     def of(cls, spec: DatasetSpec, index: EpisodeIndex) -> DatasetView:
         """The view of the training split; of all episodes where there is no such split or it has no instruction."""
-        split = index.episodes_of("train") if "train" in index.splits else np.arange(index.num_episodes)
+        split = index.episodes_of("train") if "train" in index.splits else index.all_episodes()
         labelled = split[index.is_labelled()[split]]
         episodes = labelled if len(labelled) else split
         return cls(spec, index, episodes, compute_statistics(index, episodes, _normalization_mask(spec, index.actions.shape[1])))
@@ -124,9 +124,8 @@ def training_views(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[Dat
     """A view of each data set of a run; `specs` are those that the data were loaded with."""
     views = []
     for spec, part in zip(specs, data.train.parts, strict=True):
-        episodes = np.searchsorted(part.index.episode_starts, part.first_steps)
         has_default = part.options.default_instruction is not None
-        views.append(DatasetView(spec, part.index, episodes, data.statistics[spec.name], part.proprio_bounds is not None, has_default))
+        views.append(DatasetView(spec, part.index, part.episodes, data.statistics[spec.name], part.proprio_bounds is not None, has_default))
     return views
 
 

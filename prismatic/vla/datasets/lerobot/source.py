@@ -57,6 +57,7 @@ class LeRobotSource:
         self.num_episodes = len(self._places)
         self._images = tuple(camera for camera in self._layout.cameras if not self._layout.is_video(camera))
         self._tables = FrameTables(folder)
+        self.frame_layout = json.dumps(self._images)
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split.

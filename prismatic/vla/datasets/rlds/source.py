@@ -53,6 +53,8 @@ class Shard:
 class RldsSource:
     """The episodes of one TFDS folder."""
 
+    frame_layout = ""  # a reference is the place of an image file
+
     def __init__(self, folder: Path) -> None:
         """Reads the two JSON files.
 

@@ -11,6 +11,7 @@ Sources: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{exampl
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,30 +40,43 @@ def masked_crc32c(data: bytes | np.ndarray) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset in the file, payload uint8 [length]) of every record; payloads are views of the mapped file.
+    """(offset in the file, payload uint8 [length]) of every record. Read, not mapped: a disk that fails would end the process in silence.
 
     Raises:
         CorruptRecordError: a record is cut off or its checksum is wrong; the message names file and offset.
+        OSError: the file cannot be read; it names the file.
     """
-    if path.stat().st_size == 0:
-        return
-    data = np.memmap(path, np.uint8, "r")
-    position = 0
-    while position < len(data):
-        header = data[position : position + _HEADER.size].tobytes()
-        if len(header) < _HEADER.size:
-            raise _corrupt(path, position, "the file ends within a record's header")
-        length, length_crc = _HEADER.unpack(header)
-        if masked_crc32c(header[:8]) != length_crc:
-            raise _corrupt(path, position, "the checksum of the record's length is wrong")
-        start, end = position + _HEADER.size, position + _HEADER.size + length
-        if end + _FOOTER.size > len(data):
-            raise _corrupt(path, position, f"the record has {length} bytes, but the file ends after {len(data) - start}")
-        payload = data[start:end]
-        if masked_crc32c(payload) != _FOOTER.unpack(data[end : end + _FOOTER.size].tobytes())[0]:
-            raise _corrupt(path, position, "the checksum of the record's content is wrong")
-        yield start, payload
-        position = end + _FOOTER.size
+    size, position = path.stat().st_size, 0
+    with path.open("rb", buffering=0) as file:
+        while position < size:
+            header = _read_at(file.fileno(), path, position, min(_HEADER.size, size - position)).tobytes()
+            if len(header) < _HEADER.size:
+                raise _corrupt(path, position, "the file ends within a record's header")
+            length, length_crc = _HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != length_crc:
+                raise _corrupt(path, position, "the checksum of the record's length is wrong")
+            start, end = position + _HEADER.size, position + _HEADER.size + length
+            if end + _FOOTER.size > size:
+                raise _corrupt(path, position, f"the record has {length} bytes, but the file ends after {size - start}")
+            record = _read_at(file.fileno(), path, start, length + _FOOTER.size)
+            payload, footer = record[:length], record[length:].tobytes()
+            if masked_crc32c(payload) != _FOOTER.unpack(footer)[0]:
+                raise _corrupt(path, position, "the checksum of the record's content is wrong")
+            yield start, payload
+            position = end + _FOOTER.size
+
+
+def _read_at(file: int, path: Path, position: int, length: int) -> np.ndarray:
+    """uint8 [length] from there on; refuses a file that was made shorter meanwhile."""
+    data, num_read = np.empty(length, np.uint8), 0
+    try:
+        while num_read < length and (count := os.preadv(file, [data[num_read:].data], position + num_read)):
+            num_read += count
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    if num_read < length:
+        raise _corrupt(path, position, f"{length} bytes are expected, but the file ends after {num_read}")
+    return data
 
 
 def _corrupt(path: Path, offset: int, what: str) -> CorruptRecordError:

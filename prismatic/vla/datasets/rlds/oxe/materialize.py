@@ -168,7 +168,7 @@ def _with_kinds(platform: RobotPlatform, entry: DatasetEntry, name: str) -> Robo
 class NumpyTransform:
     """A trajectory transform whose result is numpy arrays, also if it is written with tf.* operations, and that alters nothing.
 
-    `inspect.unwrap` finds the transform itself. A class, not a closure, so that specs can be sent to worker processes.
+    `__wrapped__` is the transform itself. A class, not a closure, so that specs can be sent to worker processes.
     """
 
     def __init__(self, transform: TrajectoryTransform) -> None:
