@@ -143,7 +143,7 @@ def assign_cameras(names: Sequence[str], two_arms: bool) -> tuple[dict[str, str]
     if wrists and "left_wrist" not in found:
         found["wrist"] = wrists[0]
     rest = [name for name in names if name not in found.values()]
-    ranked = sorted(rest, key=lambda name: (looks_from_wrist(name), _primary_rank(name)))
+    ranked = sorted(rest, key=lambda name: (looks_from_wrist(name), _primary_rank(name), _number(name)))
     if not ranked:
         ranked = [found.pop(next(iter(found)))]
     found["primary"] = ranked[0]
@@ -154,3 +154,9 @@ def assign_cameras(names: Sequence[str], two_arms: bool) -> tuple[dict[str, str]
 
 def _primary_rank(name: str) -> int:
     return next(rank for rank, word in enumerate(_PRIMARY_WORDS) if word in name.lower())
+
+
+def _number(name: str) -> int:
+    """Of numbered cameras the first is the main one: image_0 before image_1, image before both."""
+    digits = re.search(r"\d+(?!.*\d)", name)
+    return int(digits[0]) if digits else -1

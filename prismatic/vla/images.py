@@ -78,8 +78,8 @@ def decode_image(encoded: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(encoded))
         if image.mode not in _STILL_MODES:
             raise ValueError(f"expected a {kind} with 8 bits a channel, found Pillow mode {image.mode} (a depth image?)")
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"expected one picture, found a {kind} animation of {image.n_frames}")
+        if (num_frames := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"expected one picture, found a {kind} animation of {num_frames}")
         return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"damaged {kind} image of {len(encoded)} bytes: {error}") from error

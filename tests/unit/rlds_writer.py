@@ -18,7 +18,13 @@ from PIL import Image
 from prismatic.vla.datasets.rlds.tfrecord import masked_crc32c
 from prismatic.vla.images import encode_jpeg
 
-Episode = dict[str, Any]  # path of a step feature -> array [T, ...], list of encoded images, or list of texts
+# Path of a step feature -> array [T, ...], list of encoded images, of texts or of tuples of texts, StringTensor; "episode_metadata/..."
+# -> text or tuple of texts.
+Episode = dict[str, Any]
+
+
+class StringTensor(list[bytes]):
+    """Image files stored as plain strings."""
 
 
 def smooth_image(seed: int, height: int, width: int) -> np.ndarray:
@@ -67,9 +73,8 @@ def write_dataset(root: Path, name: str, splits: Mapping[str, Sequence[Episode]]
         infos.append({"name": split, "shardLengths": [str(len(episodes))], "filepathTemplate": template})
     (folder / "dataset_info.json").write_text(json.dumps({"name": name.lower(), "fileFormat": "tfrecord", "splits": infos}))
     first = next(episode for episodes in splits.values() for episode in episodes)
-    (folder / "features.json").write_text(
-        json.dumps({"featuresDict": {"features": {"steps": {"sequence": {"feature": _describe(first)}}}}})
-    )
+    top = {"steps": {"sequence": {"feature": _describe({path: values for path, values in first.items() if not _is_metadata(path)})}}}
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": top}}))
     return folder
 
 
@@ -81,12 +86,22 @@ def frame_record(payload: bytes) -> bytes:
 def serialize_example(episode: Episode) -> bytes:
     entries = []
     for path, values in episode.items():
-        key = _field(1, f"steps/{path}".encode())
-        entries.append(_field(1, key + _field(2, _feature(values))))
+        named = {path if _is_metadata(path) else f"steps/{path}": values}
+        if isinstance(values, list) and values and isinstance(values[0], tuple):
+            flat, lengths = [text for texts in values for text in texts], np.array([len(texts) for texts in values])
+            named = {f"steps/{path}/ragged_flat_values": flat, f"steps/{path}/ragged_row_lengths_0": lengths}
+        for name, stored in named.items():
+            entries.append(_field(1, _field(1, name.encode()) + _field(2, _feature(stored))))
     return _field(1, b"".join(entries))
 
 
+def _is_metadata(path: str) -> bool:
+    return path.startswith("episode_metadata/")
+
+
 def _feature(values: Any) -> bytes:
+    if isinstance(values, str | tuple):
+        values = [values] if isinstance(values, str) else list(values)
     if isinstance(values, list):  # encoded images or texts
         strings = [value.encode() if isinstance(value, str) else value for value in values]
         return _field(1, b"".join(_field(1, string) for string in strings))
@@ -120,6 +135,10 @@ def _describe(episode: Episode) -> dict[str, Any]:
 
 
 def _describe_leaf(values: Any) -> dict[str, Any]:
+    if isinstance(values, StringTensor):
+        return {"tensor": {"dtype": "string", "shape": {}, "encoding": "none"}}
+    if isinstance(values, list) and isinstance(values[0], tuple):
+        return {"sequence": {"feature": {"text": {}}, "length": "-1"}}
     if isinstance(values, list):
         return {"image": {"dtype": "uint8"}} if isinstance(values[0], bytes) else {"text": {}}
     array = np.asarray(values)

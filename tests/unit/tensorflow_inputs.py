@@ -14,6 +14,12 @@ from prismatic.vla.images import AugmentationDraw, draw_augmentation
 RESIZES = ((256, 256, 224), (480, 640, 224), (48, 64, 224), (37, 91, 64))
 SIDES = (64, 224)
 NUM_DRAWS = 6
+# Episode -> (the texts of each step, the texts beside the steps).
+TOLD = (
+    ((("put a", "put b"),) * 3, ()),
+    ((("reach",), ("reach", "go there"), ()), ("not needed",)),
+    (((),) * 4, ("öffne es", "open it")),
+)
 _LARGEST = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from rlds_writer import make_episode, serialize_example, smooth_image
-from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames, single_draws
+from tensorflow_inputs import RESIZES, SIDES, TOLD, draws, encoded_images, frames, single_draws
 
 from prismatic.vla.images import AugmentationDraw
 
@@ -93,7 +93,40 @@ class OracleSet(tfds.core.GeneratorBasedBuilder):
         }
 
 
+class ToldSet(tfds.core.GeneratorBasedBuilder):
+    """Lists of texts for each step, a list beside the steps, image files in a string tensor."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features
+        step = {
+            "observation": {"image": features.Tensor(shape=(), dtype=np.object_)},
+            "action": features.Tensor(shape=(2,), dtype=np.float32),
+            "language_instruction": features.Sequence(features.Text()),
+        }
+        metadata = {"lang": features.Sequence(features.Text())}
+        whole = features.FeaturesDict({"steps": features.Dataset(step), "episode_metadata": metadata})
+        return tfds.core.DatasetInfo(builder=self, features=whole)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, (lists, beside) in enumerate(TOLD):
+            steps = [
+                {
+                    "observation": {"image": tf.io.encode_jpeg(smooth_image(step, 16, 16)).numpy()},
+                    "action": np.full(2, number, np.float32),
+                    "language_instruction": list(texts),
+                }
+                for step, texts in enumerate(lists)
+            ]
+            yield str(number), {"steps": steps, "episode_metadata": {"lang": list(beside)}}
+
+
 def _write_dataset(folder: Path) -> None:
+    ToldSet(data_dir=folder / "rlds").download_and_prepare()
     builder = OracleSet(data_dir=folder / "rlds")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=2))
     for split in ("train", "val"):

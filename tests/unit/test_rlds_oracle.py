@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rlds_writer import make_episode, smooth_image
-from tensorflow_inputs import RESIZES, SIDES, draws, encoded_images, frames, single_draws
+from tensorflow_inputs import RESIZES, SIDES, TOLD, draws, encoded_images, frames, single_draws
 
 from prismatic.vla.datasets.episodes import IMAGE_REF
 from prismatic.vla.datasets.rlds.source import RldsSource
@@ -120,6 +120,19 @@ def test_every_feature_is_read_as_tensorflow_datasets_reads_it(oracle: Path, spl
                 assert values.dtype == expected[path].dtype, path
             np.testing.assert_array_equal(values, expected[path], err_msg=path)
         assert "windows" not in episode.trajectory
+
+
+def test_lists_of_texts_and_image_files_in_strings_are_what_tensorflow_datasets_wrote(oracle: Path) -> None:
+    source = RldsSource(find_dataset_folder(oracle / "rlds", "told_set"))
+    found = {int(episode.trajectory["action"][0, 0]): episode for episode in source.episodes()}
+    for number, (lists, beside) in enumerate(TOLD):
+        texts = tuple(dict.fromkeys(text for step in lists for text in step)) or beside
+        assert found[number].texts == texts
+        told = found[number].trajectory["language_instruction"]
+        for step, choice in enumerate(lists):
+            assert (told if isinstance(told, str) else told[step]) in (choice or ("", *beside))
+        for step, reference in enumerate(found[number].trajectory["observation"]["image"]):
+            assert np.abs(_decode(source, reference).astype(int) - smooth_image(step, 16, 16)).mean() < 12
 
 
 def _matching_episode(oracle: Path, split: str, instruction: str) -> Path:

@@ -20,15 +20,10 @@ from typing import Any
 
 from prismatic.vla.datasets.hdf5.columns import is_group
 from prismatic.vla.datasets.repairs import Repairs
+from prismatic.vla.datasets.split_names import usual_split
 
 SUFFIXES = (".hdf5", ".h5")
 OBSERVATION_GROUPS = ("observations", "observation")  # of ACT's files; the second name is a variant of some recorders
-# A folder of this name -> the split that its recordings belong to.
-_SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 def find_files(folder: Path, repairs: Repairs | None = None) -> list[Path]:
@@ -93,7 +88,7 @@ def split_folders(paths: list[Path], folder: Path) -> dict[Path, str]:
 
 def _names_split(path: Path, folder: Path) -> str | None:
     """The split that a folder on the way from `folder` to `path` is called after; the nearest counts."""
-    parts = [_SPLIT_FOLDERS.get(part.lower()) for part in path.relative_to(folder).parts[:-1]]
+    parts = [usual_split(part) for part in path.relative_to(folder).parts[:-1]]
     return next((split for split in reversed(parts) if split is not None), None)
 
 

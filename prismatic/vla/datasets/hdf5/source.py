@@ -32,7 +32,7 @@ from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTI
 from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, open_file, split_folders
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
-from prismatic.vla.datasets.texts import distinct_texts, draw_text
+from prismatic.vla.datasets.texts import draw_text
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
@@ -178,13 +178,13 @@ class Hdf5Source:
                 if remark := image_remark(images[camera]):
                     self.repairs.note(remark, f"{name}: {camera} {list(images[camera].shape)}")
                 _add_camera(trajectory["observation"], camera, _references(images[camera], place, number))
-        texts = distinct_texts(instruction)
-        trajectory["language_instruction"] = instruction
-        if isinstance(instruction, tuple):
-            trajectory["language_instruction"] = draw_text(texts, name)
-            if len(texts) > 1:
-                self.repairs.note(DRAWN, f"{name}: {len(texts)}")
-        return RawEpisode(place.split, name, trajectory, texts)
+        if isinstance(instruction, np.ndarray):
+            return RawEpisode(place.split, name, {**trajectory, "language_instruction": instruction})
+        if instruction:
+            trajectory["language_instruction"] = draw_text(instruction, name)
+        if len(instruction) > 1:
+            self.repairs.note(DRAWN, f"{name}: {len(instruction)}")
+        return RawEpisode(place.split, name, trajectory, instruction if len(instruction) > 1 else ())
 
     def _note_depths(self, depths: list[str], where: str) -> None:
         for depth in depths:

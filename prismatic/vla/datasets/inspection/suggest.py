@@ -113,12 +113,15 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
         ValueError: nothing that can be a camera or an action is found; the message lists the keys that are there.
     """
     source = open_source(folder, DatasetEntry())
-    trajectories = [raw.trajectory for raw in itertools.islice(source.episodes(), _NUM_PEEKED_EPISODES)]
+    peeked = list(itertools.islice(source.episodes(), _NUM_PEEKED_EPISODES))
+    trajectories = [raw.trajectory for raw in peeked]
     if not trajectories:
         raise ValueError(f"{folder} holds no episodes; record some, or copy the data set again")
     first = trajectories[0]
     observation = first.get("observation", {})
-    notes: list[str] = []
+    notes = [f"{str(repair)[:1].upper()}{str(repair)[1:]}." for repair in source.repairs]
+    if texts := next((raw.texts for raw in peeked if len(raw.texts) > 1), ()):
+        notes.append(f"The texts of the first such episode: {', '.join(map(_quoted, texts))}.")
     actions = _action_dim(folder, first)
     suggestion = Suggestion(
         name=name,

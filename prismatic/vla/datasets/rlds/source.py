@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,23 +21,18 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
-from prismatic.vla.datasets.repairs import Repairs
-from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example, read_records
+from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
+from prismatic.vla.datasets.rlds.features import step_features
+from prismatic.vla.datasets.rlds.instructions import find_instruction
+from prismatic.vla.datasets.rlds.record import Record
+from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, read_records
+from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.images import decode_image
 
-_STEPS = "steps"
+_READER_VERSION = 2  # changes where the same files give other episodes
+_WHOLE = ("all", "full", "default")  # splits of all episodes
 _MAX_OPEN_FILES = 256
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-
-
-@dataclass(frozen=True)
-class StepFeature:
-    """How one leaf of a step is stored."""
-
-    kind: str  # "image", "text" or "tensor"
-    dtype: str
-    shape: tuple[int, ...]  # of one step
-    encoding: str = "none"  # tensors only: "none", "bytes" or "zlib"
 
 
 @dataclass(frozen=True)
@@ -63,11 +57,26 @@ class RldsSource:
         """
         self.folder, self.repairs = folder, Repairs()
         info = _read_json(folder / "dataset_info.json")
-        self.features = _step_features(_read_json(folder / "features.json"), folder)
+        self.features = step_features(_read_json(folder / "features.json"), folder)
         self.shards = _find_shards(folder, info)
         self.files = tuple(shard.path for shard in self.shards)
         self.num_episodes = sum(shard.num_episodes for shard in self.shards)
-        self.layout = json.dumps({name: vars(feature) for name, feature in sorted(self.features.items())}, default=str)
+        self._splits = self._name_splits()
+        described = {name: vars(feature) for name, feature in sorted(self.features.items())}
+        self.layout = json.dumps([_READER_VERSION, described], default=str)
+
+    def _name_splits(self) -> dict[str, str]:
+        """Name of a recorded split -> the one that its episodes belong to: without "train", the split of all episodes stands for it."""
+        names = list(dict.fromkeys(shard.split for shard in self.shards))
+        renamed = {name: usual_split(name) or name for name in names}
+        if len(set(renamed.values())) < len(names):  # two names of one split
+            renamed = {name: name for name in names}
+        others = [name for name in names if usual_split(name) is None]
+        whole = next((name for name in others if name.lower() in _WHOLE), others[0] if len(others) == 1 else None)
+        if "train" not in renamed.values() and whole is not None:
+            self.repairs.note(f"the split {whole!r} is taken for 'train', which is absent", str(self.folder / "dataset_info.json"))
+            renamed[whole] = "train"
+        return renamed
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files.
@@ -80,7 +89,11 @@ class RldsSource:
             count = 0
             for count, (offset, payload) in enumerate(read_records(shard.path), start=1):
                 name = f"{shard.path}, episode {count - 1}"
-                yield RawEpisode(shard.split, name, self._trajectory(name, payload, offset, number))
+                record = Record.parse(name, payload)
+                if record.count_steps(self.features):
+                    yield self._episode(self._splits[shard.split], name, record, (number, offset))
+                else:
+                    self.repairs.note(NO_STEPS, name)
             if count != shard.num_episodes:
                 raise ValueError(
                     f"{shard.path} holds {count} episodes, dataset_info.json says {shard.num_episodes}; copy the data set again completely"
@@ -90,19 +103,26 @@ class RldsSource:
         """What decodes the images of the shards."""
         return EncodedFrameReader(self.files)
 
-    def _trajectory(self, name: str, payload: np.ndarray, offset: int, file_number: int) -> Trajectory:
+    def _episode(self, split: str, name: str, record: Record, place: tuple[int, int]) -> RawEpisode:
+        """`place` is the number of the file and the record's first byte in it."""
+        trajectory: Trajectory = {}
+        words: dict[str, np.ndarray] = {}
         try:
-            stored = parse_example(payload)
-            trajectory: Trajectory = {}
-            for path, feature in self.features.items():
-                if (values := stored.get(f"{_STEPS}/{path}")) is not None:
-                    decoded = _decode(values, feature, payload)
-                    if decoded.dtype == IMAGE_REF:
-                        decoded["file"], decoded["offset"] = file_number, decoded["offset"] + offset
+            for path, decoded in record.decode(self.features):
+                if decoded.dtype == IMAGE_REF:
+                    decoded["file"], decoded["offset"] = place[0], decoded["offset"] + place[1]
+                elif decoded.dtype == object and decoded.ndim == 1:
+                    words[path] = decoded
+                if self.features[path].kind != "texts":
                     _insert(trajectory, path, decoded)
+            text, texts = find_instruction(words, record.metadata_texts(), name)
         except ValueError as error:
             raise CorruptRecordError(f"{name}: {error}") from error
-        return trajectory
+        if len(text):
+            trajectory["language_instruction"] = text
+        if texts:
+            self.repairs.note(DRAWN, f"{name}: {len(texts)}")
+        return RawEpisode(split, name, trajectory, texts)
 
 
 class EncodedFrameReader:
@@ -177,66 +197,6 @@ def _find_shards(folder: Path, info: Mapping[str, Any]) -> tuple[Shard, ...]:
     if not shards:
         raise ValueError(f"{folder / 'dataset_info.json'} lists no shards: the data set is empty or its download did not finish")
     return tuple(shards)
-
-
-def _step_features(features: Mapping[str, Any], folder: Path) -> dict[str, StepFeature]:
-    """Path of a leaf ("observation/state") -> how it is stored, for all leaves of a step."""
-    top = features.get("featuresDict", {}).get("features", {})
-    step = top.get(_STEPS, {}).get("sequence", {}).get("feature")
-    if step is None:
-        found = ", ".join(sorted(top)) or "nothing"
-        raise ValueError(f"{folder / 'features.json'} describes no data set of steps: not an RLDS data set; it describes: {found}")
-    return dict(_leaves(step, ""))
-
-
-def _leaves(feature: Mapping[str, Any], path: str) -> Iterator[tuple[str, StepFeature]]:
-    if "featuresDict" in feature:
-        for name, child in feature["featuresDict"]["features"].items():
-            yield from _leaves(child, f"{path}/{name}" if path else name)
-    elif "image" in feature:
-        yield path, StepFeature("image", feature["image"].get("dtype", "uint8"), ())
-    elif "text" in feature:
-        yield path, StepFeature("text", "string", ())
-    elif "classLabel" in feature:
-        yield path, StepFeature("tensor", "int64", ())
-    elif "tensor" in feature:
-        tensor = feature["tensor"]
-        shape = tuple(int(length) for length in tensor.get("shape", {}).get("dimensions", []))
-        if min(shape, default=0) >= 0:
-            kind = "text" if tensor["dtype"] in ("string", "object") else "tensor"
-            yield path, StepFeature(kind, tensor["dtype"], shape, tensor.get("encoding", "none").lower())
-    # Other kinds (video, audio, nested sequences, rows of changing width) are left out: an entry that asks for one is told
-    # which keys exist.
-
-
-def _decode(values: Feature, feature: StepFeature, payload: np.ndarray) -> np.ndarray:
-    """One row per step: IMAGE_REF [T] relative to the payload, text object [T], or numbers [T, *shape]."""
-    is_ranges = values.ndim == 2
-    if feature.kind == "image":
-        return _image_references(values, is_ranges)
-    if feature.kind == "text":
-        if not is_ranges:
-            raise ValueError("a Text feature holds numbers instead of strings")
-        texts = np.empty(len(values), dtype=object)
-        texts[:] = [text.decode("utf-8", "replace") for text in _byte_strings(values, payload)]
-        return texts.reshape(-1, *feature.shape)
-    dtype = np.dtype(feature.dtype if feature.dtype != "bfloat16" else "float32")
-    if is_ranges:  # Tensor(encoding="bytes" or "zlib"): one byte string per step
-        parts = [zlib.decompress(part) if feature.encoding == "zlib" else part for part in _byte_strings(values, payload)]
-        return np.stack([np.frombuffer(part, dtype).reshape(feature.shape) for part in parts])
-    return values.astype(dtype).reshape(-1, *feature.shape)
-
-
-def _image_references(values: Feature, is_ranges: bool) -> np.ndarray:
-    if not is_ranges:
-        raise ValueError("an Image feature holds numbers instead of encoded images")
-    references = np.zeros(len(values), IMAGE_REF)
-    references["offset"], references["length"] = values[:, 0], values[:, 1]
-    return references
-
-
-def _byte_strings(ranges: Feature, payload: np.ndarray) -> list[bytes]:
-    return [payload[start : start + length].tobytes() for start, length in ranges.tolist()]
 
 
 def _insert(trajectory: Trajectory, path: str, values: np.ndarray) -> None:
