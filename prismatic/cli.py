@@ -65,8 +65,10 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     from draccus.utils import DecodingError, DraccusException, ParsingError
 
     flat = flat_class(config_class)  # sections are for the code, the parser sees one list of flags
+    draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text))))  # of the YAML file
     try:
-        parsed: Any = draccus.parse(flat, args=_complete_switches(arguments, flat), exit_on_error=False)
+        completed = [expand_home(argument) for argument in _complete_switches(arguments, flat)]
+        parsed: Any = draccus.parse(flat, args=completed, exit_on_error=False)
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path)
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
@@ -76,7 +78,15 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         raise ValueError(_explain(str(error), config_class)) from error
     except FileNotFoundError as error:
         raise ValueError(f"--config_path: there is no file {error.filename}") from error
-    return from_flags(config_class, **vars(parsed)) if flat is not config_class else parsed
+    if flat is config_class:
+        return parsed
+    values = {name: expand_home(value) if isinstance(value, str) else value for name, value in vars(parsed).items()}
+    return from_flags(config_class, **values)
+
+
+def expand_home(text: str) -> str:
+    """`text` with ~ as the home folder where a path begins so, which shells do not see in "--flag=~/x" and "name=~/x,other=~/y"."""
+    return re.sub(r"(^|[=,])(~[\w.-]*)(?=/|,|$)", lambda found: found[1] + os.path.expanduser(found[2]), text)
 
 
 def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str]:

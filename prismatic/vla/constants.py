@@ -1,7 +1,8 @@
 """Constants that every room shares: token ids, normalization kinds and the table of robot platforms.
 
 To add a robot with new dimensions, add one entry to `ROBOT_PLATFORMS`; a data set names its platform in
-`prismatic/vla/datasets/rlds/oxe/configs.py`.
+`prismatic/vla/datasets/rlds/oxe/configs.py`. What the published code holds in constants of the one robot that it was started for
+(NUM_ACTIONS_CHUNK, ACTION_DIM, ...) are fields of a platform; importing such a name says which.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NoReturn
 
 from prismatic.vla.stated_limits import StatedLimits
 
@@ -235,6 +237,10 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
 }
 
 
+# The robots of published data sets; the others are templates, or somebody's own.
+PUBLISHED_ROBOTS = ("LIBERO", "ALOHA", "BRIDGE", "METAWORLD")
+
+
 def get_robot_platform(name: str) -> RobotPlatform:
     """The platform called `name`, in any case.
 
@@ -247,3 +253,28 @@ def get_robot_platform(name: str) -> RobotPlatform:
             f"robot platform {name!r} is not in ROBOT_PLATFORMS of prismatic/vla/constants.py; {near_names(name, ROBOT_PLATFORMS)}"
         )
     return platform
+
+
+# Names of the published module -> what they are here, for ALOHA as an example.
+_PUBLISHED_NAMES = {
+    "NUM_ACTIONS_CHUNK": 'get_robot_platform("ALOHA").num_actions_chunk',
+    "ACTION_DIM": 'get_robot_platform("ALOHA").action_dim',
+    "PROPRIO_DIM": 'get_robot_platform("ALOHA").proprio_dim',
+    "ACTION_PROPRIO_NORMALIZATION_TYPE": 'get_robot_platform("ALOHA").normalization',
+    "ROBOT_PLATFORM": 'get_robot_platform("ALOHA"), or --robot_platform ALOHA; no program guesses it from its command line',
+    **{f"{name}_CONSTANTS": f'get_robot_platform("{name}")' for name in ("LIBERO", "ALOHA", "BRIDGE")},
+    "ACTION_TOKEN_BEGIN_IDX": "TokenIds().action_token_begin_idx",
+    "STOP_INDEX": "TokenIds().stop",
+}
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Raises for every name that is not here; ImportError (which `from ... import` passes on) for those of the published module."""
+    if name not in _PUBLISHED_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise ImportError(
+        f"{name} of the published code depends on the robot (or the tokenizer) and is no constant here: write {_PUBLISHED_NAMES[name]}. "
+        "A data set's platform is resolve_datasets(name, folder)[0].platform, a policy's is policy.spec.platform; robots are defined in "
+        "ROBOT_PLATFORMS of prismatic/vla/constants.py",
+        name=__name__,
+    )

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, standardize
-from prismatic.vla.datasets.index import source_of
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
+from prismatic.vla.datasets.transform_key import transform_key
 
 
 def with_tensorflow(trajectory: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def main(path: Path) -> None:
         proprio=episode.proprio,
         offsets=episode.images["offset"],
         instructions=episode.instructions,
-        source=source_of(transform),
+        key=transform_key(transform),
     )
 
 

@@ -31,7 +31,12 @@ ROOMS: dict[str, set[str]] = {
     "prismatic.cli_sections": set(),
     "prismatic.stages": set(),
 }
-_SMALL = {"prismatic.cli", "prismatic.cli_help", "prismatic.cli_sections", "prismatic.stages"}  # any room may use the command line's helpers
+_SMALL = {
+    "prismatic.cli",
+    "prismatic.cli_help",
+    "prismatic.cli_sections",
+    "prismatic.stages",
+}  # any room may use the command line's helpers
 ROOMS["prismatic.commands"] = set(ROOMS)  # what the scripts call
 ROOMS["experiments"] = set(ROOMS)
 TOP = ("prismatic", "experiments")

@@ -183,3 +183,27 @@ def test_a_mistake_is_one_line_and_debug_shows_the_trace(script: str) -> None:
     assert done[0].stderr.startswith("error: unrecognized arguments: --no_such_flag 1")
     assert done[1].returncode != 0
     assert "Traceback" in done[1].stderr
+
+
+@dataclass
+class _Paths:
+    """Flags that are paths."""
+
+    data_root_dir: Path = Path()  # a folder
+    vla_path: str = ""  # a folder or a Hub id
+    adapters: str = ""  # name=folder
+    config: Path | None = None  # another
+
+
+def test_a_path_below_home_is_found_however_the_flag_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    written = ["--data_root_dir=~/x", "--vla_path", "~/base", "--adapters=a=~/one,b=~/two"]
+    parsed = parse_flags(_Paths, written)
+    assert (parsed.data_root_dir, parsed.vla_path) == (Path("/home/me/x"), "/home/me/base")
+    assert parsed.adapters == "a=/home/me/one,b=/home/me/two"
+    (tmp_path / "flags.yaml").write_text("config: ~/from_file\n")
+    assert parse_flags(_Paths, ["--config_path", str(tmp_path / "flags.yaml")]).config == Path("/home/me/from_file")
+    (tmp_path / "run.yaml").write_text("run_root_dir: ~/runs\ndata_root_dir: ~/data\n")
+    config = parse_flags(FinetuneConfig, ["--config_path", str(tmp_path / "run.yaml"), "--dataset_name", "a~b"])
+    assert (config.data.data_root_dir, config.saving.run_root_dir) == (Path("/home/me/data"), Path("/home/me/runs"))
+    assert config.data.dataset_name == "a~b"

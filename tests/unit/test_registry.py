@@ -1,22 +1,21 @@
 from __future__ import annotations
 
 import inspect
-import json
 import pickle
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from oxe_recordings import write_recording
 from rlds_writer import make_episode, write_dataset
 
-from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, RobotPlatform
+from prismatic.vla import constants
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, get_robot_platform
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
-from prismatic.vla.datasets.index import source_of
-from prismatic.vla.datasets.rlds.oxe import configs, mixtures
+from prismatic.vla.datasets.repairs import NO_STEPS
+from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import (
     OXE_DATASET_CONFIGS,
     ActionEncoding,
@@ -26,13 +25,11 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     as_entry,
     encoded_kinds,
     find_entry,
-    kinds_text,
 )
 from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
-from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_dataset_transform
-from prismatic.vla.images import ImageRecipe
-from prismatic.vla.normalization import unnormalize
+from prismatic.vla.datasets.transform_key import transform_key
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,98 +65,6 @@ def test_platforms_and_encodings_agree_on_what_is_a_motion(name: str) -> None:
     assert encoded_kinds(entry.action_encoding, platform.action_dim) == platform.action_kinds
 
 
-def test_names_say_what_a_dimension_is() -> None:
-    names = ("x.vel", "theta.vel [deg/s]", "wheel_vel", "base_velocity", "base_x [m/s]", "dx", "left_delta_elbow [rad]", "elbow [rad]")
-    platform = replace(ROBOT_PLATFORMS["LIBERO"], action_names=names, action_dim=len(names), action_kinds=())
-    assert [kind.value for kind in platform.action_kinds] == ["velocity"] * 5 + ["motion"] * 2 + ["target"]
-
-
-def test_a_platform_that_calls_a_motion_a_target_is_refused() -> None:
-    names = ("vx", "dy", "dz", "droll", "delta_pitch", "dyaw [rad]", "gripper")
-    platform = replace(ROBOT_PLATFORMS["LIBERO"], action_names=names, action_kinds=())
-    spec = DatasetSpec("libero_10_no_noops", find_entry("libero_10_no_noops"), Path(), platform, libero_dataset_transform)
-    with pytest.raises(ValueError, match=r'names of vx in.*action_kinds=\("target",\) \+ \("motion",\) \* 5 \+ \("target",\) to the entry'):
-        spec.check_widths(7, 8)
-
-
-MOBILE = RobotPlatform(
-    name="MOBILE",
-    num_actions_chunk=5,
-    action_dim=4,
-    proprio_dim=4,
-    normalization=ROBOT_PLATFORMS["ALOHA"].normalization,
-    control_hz=25,
-    action_names=("joint_1 [rad]", "gripper", "base_1", "base_2"),
-    proprio_names=("joint_1 [rad]", "gripper", "base_1", "base_2"),
-)
-MIXED = ("target", "target", "velocity", "motion")
-
-
-def mobile_specs(root: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> tuple[DatasetSpec, ...]:
-    monkeypatch.setitem(ROBOT_PLATFORMS, "MOBILE", MOBILE)
-    entry = {"action_encoding": ActionEncoding.JOINT_POS, "robot_platform": "MOBILE", **fields}
-    monkeypatch.setitem(OXE_DATASET_CONFIGS, "mine", entry)
-    if not (root / "mine").exists():
-        write_dataset(root, "mine", {"train": [make_episode(6, action_dim=4, state_dim=4)]})
-    return resolve_datasets("mine", root)
-
-
-def test_an_entry_says_what_each_dimension_is_and_chunks_end_accordingly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    specs = mobile_specs(tmp_path, monkeypatch, action_kinds=MIXED)
-    assert [kind.value for kind in specs[0].platform.action_kinds] == list(MIXED)
-    data = load_training_data(specs, DatasetOptions(("primary",), 24, cache_dir=tmp_path))
-    part = data.train.parts[0]
-    chunk = unnormalize(part.actions(5), part.action_bounds)  # the last step: four actions beyond the end
-    last = part.index.actions[5]
-    np.testing.assert_allclose(chunk[0], last, atol=1e-6)
-    np.testing.assert_allclose(chunk[1:], np.tile((last[0], last[1], 0, 0), (4, 1)), atol=1e-6)
-    assert data.statistics["mine"]["action"]["mask"] == [True] * 4
-
-
-def test_an_entry_without_kinds_has_those_of_its_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (spec,) = mobile_specs(tmp_path, monkeypatch)
-    assert spec.platform.action_kinds == (ActionKind.TARGET,) * 4
-    spec.check_widths(4, 4)
-
-
-def test_kinds_that_contradict_the_platform_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"lists 3 dimensions, robot platform MOBILE has 4"):
-        mobile_specs(tmp_path, monkeypatch, action_kinds=MIXED[:3])
-    with pytest.raises(ValueError, match=r"'mine' in .*action_kinds names 'speed', which is no kind of action; known: motion"):
-        mobile_specs(tmp_path, monkeypatch, action_kinds=("target", "target", "speed", "motion"))
-    with pytest.raises(ValueError, match=r"calls dimension 0 a velocity, but dx of .*constants.py:\d+ is a motion; correct either"):
-        mobile_specs(tmp_path, monkeypatch, action_kinds=("velocity", *MIXED[1:]), robot_platform="METAWORLD")
-    monkeypatch.setitem(OXE_DATASET_CONFIGS, "other", {"action_encoding": 2, "robot_platform": "MOBILE"})
-    write_dataset(tmp_path, "other", {"train": [make_episode(2)]})
-    monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "both", (("mine", 1.0), ("other", 1.0)))
-    mobile_specs(tmp_path, monkeypatch, action_kinds=MIXED)
-    with pytest.raises(ValueError, match=r'different robot platforms: .*MOBILE \("target",\) \* 2 \+ \("velocity",\) \+ \("motion",\)'):
-        resolve_datasets("both", tmp_path)
-
-
-def test_grippers_of_an_end_effector_that_drives_keep_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = ("motion", "target", "velocity", "target")  # dx, gripper, base, lift
-    (spec,) = mobile_specs(tmp_path, monkeypatch, action_kinds=kinds, action_encoding=ActionEncoding.EEF_POS)
-    assert spec.normalization_mask(4).tolist() == [True, False, True, True]
-
-
-def test_policy_json_and_its_reader_keep_the_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (spec,) = mobile_specs(tmp_path, monkeypatch, action_kinds=MIXED)
-    PolicySpec(spec.platform, ("primary",), ImageRecipe(28), "mine").save(tmp_path)
-    content = json.loads((tmp_path / "policy.json").read_text())
-    assert content["platform"]["action_kinds"] == list(MIXED)
-    assert PolicySpec.load(tmp_path).platform == spec.platform
-    del content["platform"]["action_kinds"]  # as written before there were any: by the names
-    (tmp_path / "policy.json").write_text(json.dumps(content))
-    assert PolicySpec.load(tmp_path).platform == MOBILE
-
-
-def test_kinds_are_printed_as_python_to_paste() -> None:
-    kinds = (ActionKind.TARGET,) * 14 + (ActionKind.VELOCITY,) * 2
-    assert eval(kinds_text(kinds)) == tuple(kind.value for kind in kinds)
-    assert kinds_text(kinds) == '("target",) * 14 + ("velocity",) * 2'
-
-
 def test_the_75_published_names_hold_48_distinct_entries() -> None:
     names = set(OXE_DATASET_CONFIGS) - OWN
     assert len(names) == 75
@@ -176,31 +81,23 @@ def test_robots_that_are_known_need_no_flag(name: str) -> None:
     assert find_entry(name).robot_platform in ROBOT_PLATFORMS
 
 
-@pytest.mark.parametrize("name", mixtures.OXE_NAMED_MIXTURES)
-def test_every_mixture_names_entries_that_exist_once_each(name: str) -> None:
-    parts = mixtures.OXE_NAMED_MIXTURES[name]
-    assert all(part in OXE_DATASET_CONFIGS and weight > 0 for part, weight in parts)
-    assert len({part for part, _ in parts}) == len(parts)
+def test_of_bc_z_version_0_1_0_is_taken(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "bc_z", {"train": [make_episode(2)]}, version="1.0.0")
+    with pytest.raises(ValueError, match=r"'bc_z' has no version 0\.1\.0 in .*; found: 1\.0\.0"):
+        resolve_datasets("bc_z", tmp_path, "SINGLE_EEF")
+    write_recording(tmp_path, "bc_z")
+    assert resolve_datasets("bc_z", tmp_path, "SINGLE_EEF")[0].folder.name == "0.1.0"
+    assert resolve_datasets("bc_z:1.0.0", tmp_path, "SINGLE_EEF")[0].folder.name == "1.0.0"
 
 
-# Number of data sets and sum of the weights of the published lists (rtx_franka without its four repetitions).
-@pytest.mark.parametrize(
-    ("name", "count", "total"),
-    [
-        ("bridge", 1, 1.0),
-        ("bridge_rt_1", 2, 2.0),
-        ("rtx", 10, 14.3749758),
-        ("rtx_franka", 24, 36.5749758),
-        ("oxe_magic_soup", 23, 29.5749758),
-        ("oxe_magic_soup_plus", 27, 31.0349758),
-        ("oxe_magic_soup_plus_minus", 25, 31.3341046),
-        ("libero_4_task_suites_no_noops", 4, 4.0),
-    ],
-)
-def test_published_mixtures_have_their_weights(name: str, count: int, total: float) -> None:
-    weights = [weight for _, weight in mixtures.OXE_NAMED_MIXTURES[name]]
-    assert len(weights) == count
-    assert sum(weights) == pytest.approx(total, abs=1e-6)
+def test_a_bridge_episode_of_two_steps_is_left_out_and_counted(tmp_path: Path) -> None:
+    episodes = [make_episode(length, action_dim=7, state_dim=7, cameras=("image_0", "image_1")) for length in (6, 2, 5)]
+    write_dataset(tmp_path, "bridge_orig", {"train": episodes})
+    data = load_training_data(resolve_datasets("bridge_orig", tmp_path), DatasetOptions(("primary",), 24, cache_dir=tmp_path))
+    assert len(data.train) == 4 + 3
+    (repair,) = data.repairs["bridge_orig"]
+    assert (repair.what, repair.count) == (NO_STEPS, 1)
+    assert repair.first.endswith("episode 1")
 
 
 def test_published_numbers_of_the_encodings() -> None:
@@ -302,14 +199,6 @@ def test_a_name_resolves_in_any_case_and_to_its_platform(tmp_path: Path) -> None
     assert overridden.platform.name == "DUAL_EEF"
 
 
-def test_a_mixture_resolves_to_its_parts(tmp_path: Path) -> None:
-    parts = [name for name, _ in mixtures.OXE_NAMED_MIXTURES["libero_4_task_suites_no_noops"]]
-    _write(tmp_path, *parts)
-    specs = resolve_datasets("libero_4_task_suites_no_noops", tmp_path)
-    assert [spec.name for spec in specs] == parts
-    assert select_policy_cameras(specs, 2) == ("primary", "wrist")
-
-
 def test_an_unknown_name_suggests_near_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'libero_spatial_no_nops'.*configs\.py.*did you mean libero_spatial_no_noops"):
         resolve_datasets("libero_spatial_no_nops", tmp_path)
@@ -324,13 +213,6 @@ def test_an_entry_without_platform_asks_for_one(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="--robot_platform; platforms: LIBERO"):
         resolve_datasets("mine", tmp_path)
     assert resolve_datasets("mine", tmp_path, robot_platform="SINGLE_JOINT")[0].platform.name == "SINGLE_JOINT"
-
-
-def test_a_mixture_of_two_robots_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(tmp_path, "metaworld_demo", "libero_10_no_noops")
-    monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "both", (("metaworld_demo", 1.0), ("libero_10_no_noops", 1.0)))
-    with pytest.raises(ValueError, match="different robot platforms"):
-        resolve_datasets("both", tmp_path)
 
 
 def test_more_images_than_cameras_is_refused(tmp_path: Path) -> None:
@@ -374,12 +256,6 @@ def test_an_entry_that_stands_in_no_file_names_the_file() -> None:
     assert entry_location("droid_wipe").startswith("prismatic/vla/datasets/rlds/oxe/configs.py:")
 
 
-def test_a_published_mixture_refuses_a_data_set_that_is_absent(tmp_path: Path) -> None:
-    _write(tmp_path, "bridge_orig")
-    with pytest.raises(ValueError, match="fractal20220817_data"):
-        resolve_datasets("bridge_rt_1", tmp_path, robot_platform="BRIDGE")
-
-
 def test_a_published_entry_without_platform_names_its_line(tmp_path: Path) -> None:
     _write(tmp_path, "taco_play")
     with pytest.raises(ValueError, match=r"'taco_play' does not say which robot.*configs\.py:\d+.*--robot_platform; platforms: LIBERO"):
@@ -397,7 +273,7 @@ def test_a_resolved_spec_survives_pickling_and_its_transform_is_found(tmp_path: 
     (spec,) = resolve_datasets("bridge_orig", tmp_path)
     (again,) = pickle.loads(pickle.dumps((spec,)))
     assert inspect.unwrap(again.transform) is find_transform("bridge_orig", None)
-    assert "binarize_gripper_actions" in source_of(again.transform)
+    assert transform_key(again.transform) == transform_key(find_transform("bridge_orig", None))
 
 
 def test_a_published_entry_pasted_as_it_stands_is_the_same_as_ours() -> None:
@@ -413,3 +289,23 @@ def test_a_published_entry_pasted_as_it_stands_is_the_same_as_ours() -> None:
     for field in ("state_obs_keys", "state_encoding", "action_encoding"):
         assert getattr(entry, field) == getattr(ours, field)
     assert not any(entry.depth_obs_keys.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("NUM_ACTIONS_CHUNK", "num_actions_chunk"),
+        ("ACTION_DIM", "action_dim"),
+        ("PROPRIO_DIM", "proprio_dim"),
+        ("ACTION_PROPRIO_NORMALIZATION_TYPE", "normalization"),
+    ],
+)
+def test_importing_a_published_constant_says_what_it_is_here(name: str, field: str) -> None:
+    with pytest.raises(ImportError) as raised:
+        exec(f"from prismatic.vla.constants import {name}")
+    advice = re.search(r"write (get_robot_platform\(\"ALOHA\"\)\.\w+)\. ", str(raised.value))
+    assert advice is not None
+    assert eval(advice[1], {"get_robot_platform": get_robot_platform}) == getattr(ROBOT_PLATFORMS["ALOHA"], field)
+    with pytest.raises(ImportError, match="cannot import name 'ACTION_DIMS'"):
+        exec("from prismatic.vla.constants import ACTION_DIMS")
+    assert not hasattr(constants, "ACTION_DIMS")

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oxe_recordings import LAYOUTS, T, random_rows, record, write_recording
 
-from prismatic.vla.datasets.episodes import IMAGE_REF, Episode, RawEpisode, standardize
+from prismatic.vla.datasets.episodes import Episode, RawEpisode, standardize
 from prismatic.vla.datasets.rlds.oxe import transforms
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, find_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
@@ -31,210 +32,21 @@ from prismatic.vla.datasets.rlds.oxe.rotations import (
 )
 from prismatic.vla.datasets.rlds.oxe.trajectories import (
     binarize_gripper_actions,
+    find_value,
     invert_gripper_actions,
     rel2abs_gripper_actions,
     select_steps,
 )
 from prismatic.vla.datasets.rlds.oxe.transforms import Trajectory, find_transform
+from prismatic.vla.datasets.rlds.source import RldsSource
 
-T = 6
-RLDS = "_converted_externally_to_rlds"
-
-
-def _numbers(width: int | None, low: float = -1, high: float = 1) -> np.ndarray:
-    """float32 [T, width], or [T]."""
-    shape = T if width is None else (T, width)
-    return np.random.default_rng(width or 0).uniform(low, high, shape).astype(np.float32)
-
-
-def _texts() -> np.ndarray:
-    return np.array(["do it"] * T, object)
-
-
-def _recording(action: Any, instruction: np.ndarray | None = None, **observation: Any) -> Trajectory:
-    return {"action": action, "observation": observation, "language_instruction": _texts() if instruction is None else instruction}
-
-
-def _observed(action: Any, **observation: Any) -> Trajectory:
-    return {"action": action, "observation": {**observation, "natural_language_instruction": _texts()}}
-
-
-def _vectors(**gripper: Any) -> dict[str, Any]:
-    return {"world_vector": _numbers(3), "rotation_delta": _numbers(3), **gripper}
-
-
-def _closedness(width: int | None) -> dict[str, Any]:
-    return _vectors(gripper_closedness_action=np.sign(_numbers(width)))
-
-
-def _plain(action: int = 7, **widths: int) -> Trajectory:
-    """Actions of that width whose last column is a gripper in 0 .. 1, and observations of the widths given."""
-    rows = _numbers(action)
-    rows[:, -1] = np.arange(T) % 2
-    return _recording(rows, **{key: _numbers(width) for key, width in widths.items()})
-
-
-def _with_action(trajectory: Trajectory, column: int, values: Any) -> Trajectory:
-    action = trajectory["action"].copy()
-    action[:, column] = values
-    return {**trajectory, "action": action}
-
-
-def _tdroid() -> Trajectory:
-    return _plain(7, cartesian_position=6, gripper_position=1)
-
-
-def _droid() -> Trajectory:
-    command = {"cartesian_velocity": _numbers(6), "gripper_position": _numbers(1, 0, 1)}
-    return {**_plain(7, cartesian_position=6, gripper_position=1), "action_dict": command}
-
-
-def _gnm() -> Trajectory:
-    return _plain(2, state=3, position=2, yaw=1)
-
-
-def _language_table() -> Trajectory:
-    points = np.zeros((T, 20), np.int32)
-    points[:, :5] = [ord(letter) for letter in "do it"]
-    return {"action": _numbers(2), "observation": {"effector_translation": _numbers(2), "instruction": points}}
-
-
-def _bc_z() -> Trajectory:
-    action = {"future": {"xyz_residual": _numbers(30), "axis_angle_residual": _numbers(30), "target_close": np.ones((T, 10), np.int64)}}
-    present = {"xyz": _numbers(3), "axis_angle": _numbers(3), "sensed_close": _numbers(1)}
-    return _observed(action, present=present)
-
-
-def _kuka() -> Trajectory:
-    state = {"clip_function_input": {"base_pose_tool_reached": _numbers(7)}, "gripper_closed": _numbers(1)}
-    return _observed(_closedness(1), **state)
-
-
-def _rt1() -> Trajectory:
-    return _observed(_closedness(1), base_pose_tool_reached=_numbers(7), gripper_closed=_numbers(1))
-
-
-def _asu() -> Trajectory:
-    return {**_plain(7, state=7), "ground_truth_states": {"EE": _numbers(6)}}
-
-
-def _rh20t() -> Trajectory:
-    return _recording({"tcp_base": _numbers(6), "gripper": _numbers(None, 0, 1)}, tcp_base=_numbers(6), gripper_width=_numbers(None))
-
-
-def _bridge_oxe() -> Trajectory:
-    return _observed(_vectors(open_gripper=np.arange(T) % 2 == 1), state=_numbers(7))
-
-
-def _taco() -> Trajectory:
-    return _observed({"rel_actions_world": _numbers(7)}, robot_obs=_numbers(15))
-
-
-def _jaco() -> Trajectory:
-    return _observed(_closedness(1), end_effector_cartesian_pos=_numbers(7))
-
-
-def _fmb() -> Trajectory:
-    trajectory = _plain(7, eef_pose=6)
-    return {**trajectory, "observation": {**trajectory["observation"], "state_gripper_pose": _numbers(None)}}
-
-
-# Name -> (recording, action dim, state dim). Data sets that are recorded alike share a line.
-LAYOUTS: dict[str, tuple[Any, int, int]] = {
-    **{f"libero_{suite}_no_noops": (lambda: _plain(7, state=8), 7, 8) for suite in ("spatial", "object", "goal", "10", "4_task_suites")},
-    **{f"libero_{suite}_scripted": (lambda: _plain(7, state=8), 7, 8) for suite in ("spatial", "object")},
-    **{name: (lambda: _plain(14, state=14), 14, 14) for name in OXE_DATASET_CONFIGS if name.startswith(("aloha1_", "aloha_sim_"))},
-    "metaworld_demo": (lambda: _plain(4, state=4), 4, 4),
-    "metaworld_base": (lambda: _plain(4, state=4), 4, 4),
-    "single_joint_task_sample": (lambda: _plain(8, state=8), 8, 8),
-    "single_eef_task_sample": (lambda: _plain(7, state=7), 7, 7),
-    "dual_joint_task_sample": (lambda: _plain(16, state=16), 16, 16),
-    "dual_eef_task_sample": (lambda: _plain(14, state=14), 14, 14),
-    "fractal20220817_data": (_rt1, 7, 8),
-    "kuka": (_kuka, 7, 8),
-    "bridge_oxe": (_bridge_oxe, 7, 7),
-    "bridge_orig": (lambda: _plain(7, state=7), 7, 7),
-    "bridge_dataset": (lambda: _plain(7, state=7), 7, 7),
-    "taco_play": (_taco, 7, 8),
-    "jaco_play": (_jaco, 7, 8),
-    "berkeley_cable_routing": (lambda: _observed(_vectors(), robot_state=_numbers(7)), 7, 8),
-    "roboturk": (lambda: _observed(_closedness(1)), 7, 8),
-    "nyu_door_opening_surprising_effectiveness": (lambda: _observed(_closedness(1)), 7, 8),
-    "viola": (lambda: _observed(_closedness(None), joint_states=_numbers(7), gripper_states=_numbers(1)), 7, 8),
-    "berkeley_autolab_ur5": (lambda: _observed(_closedness(None), robot_state=_numbers(15)), 7, 8),
-    "toto": (lambda: _observed(_vectors(open_gripper=np.arange(T) % 2 == 1), state=_numbers(7)), 7, 8),
-    "language_table": (_language_table, 7, 8),
-    "columbia_cairlab_pusht_real": (
-        lambda: _observed(_vectors(gripper_closedness_action=np.ones(T, np.float32)), robot_state=_numbers(2)),
-        7,
-        8,
-    ),
-    f"stanford_kuka_multimodal_dataset{RLDS}": (lambda: _plain(4, ee_position=3, ee_orientation=4), 7, 8),
-    f"nyu_rot_dataset{RLDS}": (lambda: _plain(7, state=7), 7, 7),
-    f"stanford_hydra_dataset{RLDS}": (lambda: _plain(7, state=27), 7, 7),
-    f"austin_buds_dataset{RLDS}": (lambda: _plain(7, state=24), 7, 8),
-    f"nyu_franka_play_dataset{RLDS}": (lambda: _with_action(_plain(15, state=13), -2, np.arange(T) % 2), 7, 8),
-    f"maniskill_dataset{RLDS}": (lambda: _plain(7, state=18, tcp_pose=7), 7, 8),
-    f"furniture_bench_dataset{RLDS}": (lambda: _plain(8, state=35), 7, 8),
-    f"cmu_franka_exploration_dataset{RLDS}": (lambda: _with_action(_plain(8), 6, 1), 7, 8),
-    f"ucsd_kitchen_dataset{RLDS}": (lambda: _with_action(_plain(8, state=21), 6, 1), 7, 8),
-    f"ucsd_pick_and_place_dataset{RLDS}": (lambda: _plain(4, state=7), 7, 7),
-    f"austin_sailor_dataset{RLDS}": (lambda: _plain(7, state=8), 7, 8),
-    f"austin_sirius_dataset{RLDS}": (lambda: _plain(7, state=8), 7, 8),
-    "bc_z": (_bc_z, 7, 8),
-    f"utokyo_pr2_opening_fridge{RLDS}": (lambda: _with_action(_plain(8, state=7), 6, 1), 7, 7),
-    f"utokyo_pr2_tabletop_manipulation{RLDS}": (lambda: _with_action(_plain(8, state=7), 6, 1), 7, 7),
-    f"utokyo_xarm_pick_and_place{RLDS}": (lambda: _plain(7, end_effector_pose=6), 7, 8),
-    f"utokyo_xarm_bimanual{RLDS}": (lambda: _plain(14, pose_r=6), 7, 8),
-    "robo_net": (lambda: _plain(5, state=5), 7, 7),
-    f"berkeley_mvp{RLDS}": (lambda: _plain(8, pose=7, gripper=1), 8, 8),
-    f"berkeley_rpt{RLDS}": (lambda: _plain(8, joint_pos=7, gripper=1), 8, 8),
-    f"kaist_nonprehensile{RLDS}": (lambda: _plain(20, state=21), 7, 8),
-    f"stanford_mask_vit{RLDS}": (lambda: _plain(5, end_effector_pose=5), 7, 7),
-    f"tokyo_u_lsmo{RLDS}": (lambda: _plain(7, state=13), 7, 7),
-    f"dlr_sara_pour{RLDS}": (lambda: _plain(7, state=6), 7, 8),
-    f"dlr_sara_grid_clamp{RLDS}": (lambda: _plain(7, state=12), 7, 8),
-    f"dlr_edan_shared_control{RLDS}": (lambda: _plain(7, state=7), 7, 8),
-    f"asu_table_top{RLDS}": (_asu, 7, 7),
-    f"stanford_robocook{RLDS}": (lambda: _plain(7, state=7), 7, 7),
-    "imperialcollege_sawyer_wrist_cam": (lambda: _with_action(_plain(8, state=1), 6, 1), 7, 8),
-    f"iamlab_cmu_pickup_insert{RLDS}": (lambda: _plain(8, state=20), 7, 8),
-    "uiuc_d3field": (lambda: _plain(3), 7, 8),
-    "utaustin_mutex": (lambda: _plain(7, state=24), 7, 8),
-    "berkeley_fanuc_manipulation": (lambda: _recording(_numbers(6), state=np.ones((T, 13), np.float32)), 7, 8),
-    "cmu_playing_with_food": (lambda: _plain(8, state=6), 7, 8),
-    "cmu_play_fusion": (lambda: _plain(9, state=8), 7, 8),
-    "cmu_stretch": (lambda: _with_action(_plain(8, state=4), 6, 1), 7, 7),
-    **{f"berkeley_gnm_{place}": (_gnm, 7, 8) for place in ("recon", "cory_hall", "sac_son")},
-    "droid": (_droid, 7, 7),
-    "droid_wipe": (_droid, 7, 7),
-    "fmb_dataset": (_fmb, 7, 7),
-    "dobbe": (lambda: _plain(7, state=7), 7, 7),
-    "roboset": (lambda: _plain(8, state=8), 8, 8),
-    "rh20t": (_rh20t, 7, 7),
-    **{name: (_tdroid, 7, 7) for name in OXE_DATASET_CONFIGS if name.startswith("tdroid_")},
-}
 # Their gripper is as recorded, outside 0 .. 1 in these random rows.
 WITHOUT_RANGE = {name for name, entry in OXE_DATASET_CONFIGS.items() if int(find_entry(name).action_encoding) in (2, 3)}
 
 
-def _record(name: str) -> Trajectory:
-    """The recording of `name` with its cameras: the offset of an image tells camera and step."""
-    trajectory = LAYOUTS[name][0]()
-    entry = find_entry(name)
-    for number, key in enumerate([*entry.cameras.values()], start=1):
-        references = np.zeros(T, IMAGE_REF)
-        references["offset"] = 100 * number + np.arange(T)
-        trajectory["observation"][key] = references
-    if "droid" in name and "tdroid" not in name:  # the outer cameras may change places, so both are there
-        for key in ("exterior_image_1_left", "exterior_image_2_left"):
-            trajectory["observation"].setdefault(key, np.zeros(T, IMAGE_REF))
-    return trajectory
-
-
 def _standard(name: str) -> Episode:
     entry = find_entry(name)
-    return standardize(RawEpisode("train", name, _record(name)), entry, NumpyTransform(find_transform(name, entry.transform)))
+    return standardize(RawEpisode("train", name, record(name)), entry, NumpyTransform(find_transform(name, entry.transform)))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -272,7 +84,7 @@ def test_images_stay_with_their_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", OXE_DATASET_CONFIGS)
 def test_a_transform_alters_nothing_that_it_is_given_and_repeats_itself(name: str) -> None:
-    recording = _record(name)
+    recording = record(name)
     before = copy.deepcopy(recording)
     transform = find_transform(name, find_entry(name).transform)
     first, second = transform(recording), transform(recording)
@@ -298,7 +110,7 @@ def test_inverting_twice_changes_nothing() -> None:
 
 
 def test_bridge_motions_lead_from_each_state_to_the_next() -> None:
-    recording = _record("bridge_orig")
+    recording = record("bridge_orig")
     episode = _standard("bridge_orig")
     pose = recording["observation"]["state"][1:, :6]
     np.testing.assert_allclose(pose[:-1] + episode.actions[:, :6], pose[1:], atol=1e-6)
@@ -334,7 +146,7 @@ def test_velocity_in_the_frame_of_a_turned_tool() -> None:
 
 
 def test_droid_actions_in_the_frame_of_the_wrist_have_10_dimensions() -> None:
-    recording = _record("droid")
+    recording = record("droid")
     result = transforms.droid_wristact_transform(recording)
     assert result["action"].shape == (T, 10)
     np.testing.assert_array_equal(result["action"][:, -1:], recording["action_dict"]["gripper_position"])
@@ -343,7 +155,7 @@ def test_droid_actions_in_the_frame_of_the_wrist_have_10_dimensions() -> None:
 def test_droid_swaps_its_outer_cameras_in_half_of_the_episodes_always_the_same() -> None:
     swapped = []
     for seed in range(200):
-        recording = _record("droid")
+        recording = record("droid")
         recording["observation"]["cartesian_position"] = np.random.default_rng(seed).normal(size=(T, 6)).astype(np.float32)
         results = [transforms.droid_baseact_transform(recording)["observation"]["exterior_image_1_left"] for _ in range(2)]
         np.testing.assert_array_equal(*results)
@@ -352,13 +164,28 @@ def test_droid_swaps_its_outer_cameras_in_half_of_the_episodes_always_the_same()
 
 
 def test_kuka_states_are_read_compressed_and_plain() -> None:
-    plain = _record("kuka")
+    plain = record("kuka")
     pose = plain["observation"]["clip_function_input"]["base_pose_tool_reached"]
     packed = np.array([zlib.compress(row.tobytes()) for row in pose], object)
     compressed = {**plain, "observation": {**plain["observation"], "clip_function_input/base_pose_tool_reached": packed}}
     for recording in (plain, compressed):
         result = transforms.kuka_dataset_transform(recording)["observation"]["clip_function_input/base_pose_tool_reached"]
         np.testing.assert_array_equal(result, pose)
+
+
+def test_kuka_states_that_the_reader_delivers_compressed_are_read(tmp_path: Path) -> None:
+    plain = record("kuka")["observation"]
+    packed = {
+        path: np.array([zlib.compress(row.tobytes(), level=1) for row in find_value(plain, path)], object)
+        for path in ("clip_function_input/base_pose_tool_reached", "gripper_closed")
+    }
+    recording = record("kuka")
+    recording["observation"]["clip_function_input"] = {"base_pose_tool_reached": packed["clip_function_input/base_pose_tool_reached"]}
+    recording["observation"]["gripper_closed"] = packed["gripper_closed"]
+    (raw,) = RldsSource(write_recording(tmp_path, "kuka", recording=recording)).episodes()
+    episode = standardize(raw, find_entry("kuka"), NumpyTransform(find_transform("kuka", None)))
+    expected = np.concatenate([find_value(plain, path) for path in packed], axis=1)
+    np.testing.assert_array_equal(episode.proprio, expected)
 
 
 def test_selecting_steps_goes_through_groups() -> None:
@@ -373,14 +200,14 @@ def test_a_transform_that_assigns_into_its_argument_leaves_the_recording_alone()
         trajectory["action"] = trajectory["action"][:, :6]
         return trajectory
 
-    recording = _record("dobbe")
+    recording = record("dobbe")
     before = copy.deepcopy(recording)
     assert NumpyTransform(familiar_style)(recording)["action"].shape == (T, 6)
     assert _same(before, recording)
 
 
 def test_a_recording_that_lacks_what_the_transform_takes_is_named() -> None:
-    raw = RawEpisode("train", "episode 3", {"action": {"world_vector": _numbers(3)}, "observation": {}})
+    raw = RawEpisode("train", "episode 3", {"action": {"world_vector": random_rows(3)}, "observation": {}})
     with pytest.raises(ValueError, match=r"episode 3.*transform toto_dataset_transform needs the key 'open_gripper'"):
         standardize(raw, find_entry("toto"), NumpyTransform(find_transform("toto", None)))
 
@@ -389,7 +216,7 @@ def test_a_recording_that_lacks_what_the_transform_takes_is_named() -> None:
 def test_a_transform_written_with_tensorflow_runs_eagerly(tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("needs the extra [rlds]")
-    action, state = _numbers(7), _numbers(8)
+    action, state = random_rows(7), random_rows(8)
     np.savez(tmp_path / "episode.npz", action=action, state=state)
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -402,7 +229,7 @@ def test_a_transform_written_with_tensorflow_runs_eagerly(tmp_path: Path) -> Non
     np.testing.assert_array_equal(episode["proprio"], state[1:])
     np.testing.assert_array_equal(episode["offsets"], np.tile(np.arange(1, T)[:, None], (1, 2)))
     assert episode["instructions"].tolist() == ["DO IT"] * (T - 1)
-    assert "tf.strings.upper" in str(episode["source"])
+    assert len(str(episode["key"])) == 64
 
 
 def test_a_zero_quaternion_is_no_rotation() -> None:

@@ -194,6 +194,6 @@ def _instructions(trajectory: Trajectory, length: int, raw: RawEpisode) -> list[
         texts = np.full(length, texts.item(), dtype=object)
     if texts.shape != (length,):
         raise ValueError(f"{raw.name}: language_instruction has shape {list(texts.shape)}, expected one text per step, [{length}]")
-    stripped = [(text.decode() if isinstance(text, bytes) else str(text)).strip() for text in texts]
+    stripped = [(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).strip() for text in texts]
     first = next((text for text in stripped if text), "")
     return [sys.intern(text or first) for text in stripped]  # one string for all steps: millions of copies would not fit

@@ -2,7 +2,8 @@
 
     kind of leaf              stored                                   decoded
     Image                     one file per step                        IMAGE_REF [T]
-    Text, string Tensor       one value per step                       object [T, *shape]; IMAGE_REF [T] where the values are image files
+    Text, string Tensor       one value per step                       object [T, *shape] of texts, or of bytes that are none;
+                                                                       IMAGE_REF [T] where the values are image files
     Sequence(Text), string    values of all steps behind each other,   object [T] of tuples: several texts for each step
       Tensor of open length   their number per step beside them
     Tensor, ClassLabel        values, or one byte string per step      [T, *shape]
@@ -116,11 +117,19 @@ class Record:
 
     def _texts(self, ranges: Feature) -> np.ndarray:
         texts = np.empty(len(ranges), dtype=object)
-        texts[:] = [text.decode("utf-8", "replace") for text in self._byte_strings(ranges)]
+        texts[:] = [_as_text(text) for text in self._byte_strings(ranges)]
         return texts
 
     def _byte_strings(self, ranges: Feature) -> list[bytes]:
         return [self.payload[start : start + length].tobytes() for start, length in ranges.tolist()] if ranges.ndim == 2 else []
+
+
+def _as_text(stored: bytes) -> str | bytes:
+    """The text; strings may hold anything (packed numbers), so what is no UTF-8 stays as it is."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
 
 
 def _image_references(values: Feature, is_ranges: bool) -> np.ndarray:

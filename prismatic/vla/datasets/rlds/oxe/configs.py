@@ -1,7 +1,7 @@
 """name -> data-set entry: which stored keys are the cameras and the state, and what the actions mean.
 
-To train on your own data, add one line to `OXE_DATASET_CONFIGS`. An entry states only what is special about its data set; a plain
-dictionary with the familiar keys (image_obs_keys, depth_obs_keys, state_obs_keys, state_encoding, action_encoding,
+To train on your own data, add one line to `OXE_DATASET_CONFIGS`, at the end of this file. An entry states only what is special about its
+data set; a plain dictionary with the familiar keys (image_obs_keys, depth_obs_keys, state_obs_keys, state_encoding, action_encoding,
 aux_kwargs) may be pasted into the table instead of a `DatasetEntry`.
 
 The encodings and their numbers are those of the published system (openvla-oft 213c5ff); DUAL_EEF_POS is the bimanual form
@@ -27,7 +27,7 @@ TRANSFORMS_FILE = CONFIGS_FILE.replace("configs.py", "transforms.py")
 
 
 class StateEncoding(IntEnum):
-    """What the state is; documentation only, nothing is computed from it."""
+    """What the state is. It helps to find the platform of an entry that names none; nothing else follows from it."""
 
     NONE = -1  # no state
     POS_EULER = 1  # xyz, roll pitch yaw, (padding,) gripper
@@ -100,7 +100,8 @@ class DatasetEntry:
     action_encoding: ActionEncoding = ActionEncoding.EEF_POS
     action_kinds: tuple[ActionKind, ...] = ()  # "target", "motion" or "velocity" of each dimension, where no encoding says it right
     state_encoding: StateEncoding = StateEncoding.NONE
-    robot_platform: str | None = None  # a name of ROBOT_PLATFORMS; None: --robot_platform must say it
+    robot_platform: str | None = None  # a name of ROBOT_PLATFORMS; None: --robot_platform, or the only one that fits
+    version: str | None = None  # the one to take where --dataset_name names none ("0.1.0"); None: the newest
     transform: str | None = None  # a name of transforms.py; None: the data set's own name, else no change
     depth_obs_keys: Mapping[str, str | None] = field(default_factory=dict)  # accepted for old entries, unused
     aux_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -170,11 +171,27 @@ def find_entry(name: str) -> DatasetEntry:
     Raises:
         ValueError: no such entry; the message lists near names.
     """
-    by_lower_name = {known.lower(): known for known in OXE_DATASET_CONFIGS}
-    known_name = by_lower_name.get(name.lower())
+    known_name = registered_name(name)
     if known_name is None:
         raise ValueError(f"data set {name!r} is not in OXE_DATASET_CONFIGS of {CONFIGS_FILE}; {near_names(name, OXE_DATASET_CONFIGS)}")
     return as_entry(known_name, OXE_DATASET_CONFIGS[known_name])
+
+
+def registered_name(name: str) -> str | None:
+    """How the table spells `name`, which may be in any case; None: it has no such entry."""
+    if name in OXE_DATASET_CONFIGS:
+        return name
+    return next((known for known in OXE_DATASET_CONFIGS if known.lower() == name.lower()), None)
+
+
+def is_pasted(name: str) -> bool:
+    """Whether the entry called `name` is a plain dictionary."""
+    return isinstance(OXE_DATASET_CONFIGS.get(name), Mapping)
+
+
+def is_shipped(name: str) -> bool:
+    """Whether the entry called `name` is one of this project, not of a user."""
+    return not is_pasted(name) and OXE_DATASET_CONFIGS.get(name) is SHIPPED_CONFIGS.get(name)
 
 
 def _libero() -> DatasetEntry:
@@ -227,7 +244,8 @@ def _metaworld() -> DatasetEntry:
     return DatasetEntry(state_encoding=StateEncoding.POS_EULER, robot_platform="METAWORLD")
 
 
-OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
+# The entries that come with this project. Copy them; a line of OXE_DATASET_CONFIGS with the same name comes before them.
+SHIPPED_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     # LIBERO, no-op steps filtered out, images re-rendered at 256 px
     "libero_spatial_no_noops": _libero(),
     "libero_object_no_noops": _libero(),
@@ -247,7 +265,7 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     # Scripted experts of MetaWorld, recorded by scripts/demo.py and scripts/pretrain_base.py: state is x, y, z, gripper opening
     "metaworld_demo": _metaworld(),
     "metaworld_base": _metaworld(),
-    # Templates to copy for your own robot.
+    # Samples for a robot of your own.
     # One arm, state = action = [joint_1 .. joint_7, gripper]. Fewer joints: state_obs_keys=("state", None, None, None) pads 5 to 8.
     "single_joint_task_sample": DatasetEntry(
         state_encoding=StateEncoding.JOINT,
@@ -311,7 +329,8 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     "ucsd_pick_and_place_dataset_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
     "austin_sailor_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _QUAT),
     "austin_sirius_dataset_converted_externally_to_rlds": _oxe(_WRIST, ("state",), _QUAT),
-    "bc_z": _oxe({"primary": "image"}, ("present/xyz", "present/axis_angle", None, "present/sensed_close"), _EULER),
+    # Later versions of bc_z are broken.
+    "bc_z": _oxe({"primary": "image"}, ("present/xyz", "present/axis_angle", None, "present/sensed_close"), _EULER, version="0.1.0"),
     "utokyo_pr2_opening_fridge_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
     "utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds": _oxe({"primary": "image"}, _POSE_STATE, _EULER),
     "utokyo_xarm_pick_and_place_converted_externally_to_rlds": _oxe(
@@ -376,3 +395,11 @@ OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
     "tdroid_cover_object_with_towel": _tdroid(),
     "droid_wipe": _oxe({"primary": "exterior_image_2_left", "wrist": "wrist_image_left"}, ("proprio",), _EULER),
 }
+
+# Your own data sets: paste their lines here.
+OXE_DATASET_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
+    # Templates to copy for your own robot.
+    # Above, under SHIPPED_CONFIGS: single_joint_task_sample, single_eef_task_sample, dual_joint_task_sample, dual_eef_task_sample.
+}
+for _name in SHIPPED_CONFIGS:
+    OXE_DATASET_CONFIGS.setdefault(_name, SHIPPED_CONFIGS[_name])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, RobotPlatform, get_robot_platform, near_names
-from prismatic.vla.datasets.episodes import Trajectory, TrajectoryTransform
+from prismatic.vla.datasets.episodes import Trajectory, TrajectoryTransform, standardize
 from prismatic.vla.datasets.rlds.oxe.configs import (
     CONFIGS_FILE,
     ENDS_OF_ARMS,
@@ -20,12 +21,18 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
     DatasetEntry,
     action_normalization_mask,
     find_entry,
+    is_pasted,
+    is_shipped,
     kinds_text,
+    registered_name,
 )
-from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
+from prismatic.vla.datasets.rlds.oxe.locations import check_entry_stands_once, entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.mixtures import OXE_NAMED_MIXTURES
+from prismatic.vla.datasets.rlds.oxe.platforms import RecordedWidths, entry_line, explain_choice, infer_platform, padded_state_keys
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
-from prismatic.vla.datasets.sources import find_dataset_folder
+from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,8 @@ class DatasetSpec:
         fitting = [other.name for other in ROBOT_PLATFORMS.values() if getattr(other, field) == found]
         keys = "robot_platform" if what == "actions" else "robot_platform or state_obs_keys"
         padding = ""
-        if what == "states" and 0 < found < expected:
-            joined = (*self.entry.state_obs_keys, *(None,) * (expected - found))
-            padding = f" To pad {found} to {expected} with zeros: state_obs_keys=({', '.join(map(_quoted, joined))})."
+        if what == "states" and found < expected and (joined := padded_state_keys(self.entry, found, expected)):
+            padding = f" To pad {found} to {expected} with zeros: {entry_line('state_obs_keys', joined, is_pasted(self.name))}"
         raise ValueError(
             f"data set {self.name!r} has {what} of {found} dimensions, robot platform {self.platform.name} expects {expected}. "
             f"Correct {keys} of its entry in {entry_location(self.name)}, or {field} of the platform in "
@@ -95,52 +101,93 @@ class DatasetSpec:
         )
 
 
-def _quoted(key: str | None) -> str:
-    return "None" if key is None else f'"{key}"'
-
-
-def resolve_datasets(dataset_name: str, data_root_dir: Path, robot_platform: str | None = None) -> tuple[DatasetSpec, ...]:
+def resolve_datasets(
+    dataset_name: str, data_root_dir: Path, robot_platform: str | None = None, use_proprio: bool = True
+) -> tuple[DatasetSpec, ...]:
     """The specs of `dataset_name`, a data set (optionally `name:version`) or a mixture; all of one robot platform.
 
-    `robot_platform` (--robot_platform) overrides the entries'.
+    `robot_platform` (--robot_platform) overrides the entries'. An entry of one's own without platform means the only one that its encodings
+    and the widths of its first episode fit; the state counts where the policy uses it (`use_proprio`).
 
     Raises:
-        ValueError: unknown name (near names are listed), missing folder, platform not stated or not the same for all.
+        ValueError: unknown name (near names are listed), missing folder, platform not clear or not the same for all.
     """
     mixtures = {name.lower(): parts for name, parts in OXE_NAMED_MIXTURES.items()}
-    parts = mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),))
-    specs = tuple(_resolve(name, weight, Path(data_root_dir), robot_platform) for name, weight in parts)
+    parts = _without_repetitions(dataset_name, mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),)))
+    specs = tuple(_resolve(name, weight, Path(data_root_dir), robot_platform, use_proprio) for name, weight in parts)
     if len({spec.platform for spec in specs}) > 1:
         platforms = {spec.name: f"{spec.platform.name} {kinds_text(spec.entry.action_kinds)}".removesuffix(" ()") for spec in specs}
         raise ValueError(f"mixture {dataset_name!r} joins different robot platforms: {platforms}; one policy drives one platform")
     return specs
 
 
-def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str | None) -> DatasetSpec:
-    bare_name = name.partition(":")[0]
-    known = {other.lower(): other for other in (*OXE_DATASET_CONFIGS, *OXE_NAMED_MIXTURES)}
-    if bare_name.lower() not in known:
+def _without_repetitions(mixture: str, parts: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Each data set as it is listed first, as the published reader takes it."""
+    kept: dict[str, tuple[str, float]] = {}
+    for name, weight in parts:
+        if name.lower() in kept:
+            logger.warning("mixture %s lists %s twice; it counts once, with the weight %g", mixture, name, kept[name.lower()][1])
+        kept.setdefault(name.lower(), (name, weight))
+    return list(kept.values())
+
+
+def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str | None, use_proprio: bool) -> DatasetSpec:
+    bare_name, _, version = name.partition(":")
+    registry_name = registered_name(bare_name)
+    if registry_name is None:
+        known = (*OXE_DATASET_CONFIGS, *OXE_NAMED_MIXTURES)
         raise ValueError(
             f"--dataset_name {bare_name!r} is neither an entry of {CONFIGS_FILE} nor a mixture of mixtures.py beside it "
-            f"({near_names(bare_name, known.values())}). For a data set of your own, "
+            f"({near_names(bare_name, known)}). For a data set of your own, "
             f"python scripts/inspect_dataset.py --suggest {data_root_dir / bare_name} prints an entry to paste"
         )
-    entry = find_entry(bare_name)
-    registry_name = known[bare_name.lower()]
+    check_entry_stands_once(registry_name)
+    entry = find_entry(registry_name)
+    folder = find_dataset_folder(data_root_dir, name if version or entry.version is None else f"{bare_name}:{entry.version}")
+    transform = NumpyTransform(find_transform(registry_name, entry.transform))
     platform_name = robot_platform or entry.robot_platform
-    if platform_name is None:
-        raise ValueError(
-            f"data set {registry_name!r} does not say which robot it is: add robot_platform to its entry in "
-            f"{entry_location(registry_name)}, or pass --robot_platform; platforms: {', '.join(ROBOT_PLATFORMS)}"
-        )
-    return DatasetSpec(
-        name=registry_name,
-        entry=entry,
-        folder=find_dataset_folder(data_root_dir, name),
-        platform=_with_kinds(get_robot_platform(platform_name), entry, registry_name),
-        transform=NumpyTransform(find_transform(registry_name, entry.transform)),
-        weight=weight,
+    if platform_name is not None:
+        platform = get_robot_platform(platform_name)
+    else:
+        platform = _follow(registry_name, entry, lambda: _recorded_widths(folder, entry, transform, use_proprio))
+    return DatasetSpec(registry_name, entry, folder, _with_kinds(platform, entry, registry_name), transform, weight)
+
+
+def _follow(name: str, entry: DatasetEntry, read_widths: Callable[[], RecordedWidths]) -> RobotPlatform:
+    """The only platform that fits `entry`, which names none.
+
+    Raises:
+        ValueError: no platform does, or several; the message gives the line to add to the entry.
+    """
+    reason, line = "", "robot_platform"
+    if not is_shipped(name):  # published sets were recorded at many rates: one has to say what the policy will drive
+        try:
+            widths = read_widths()
+        except ValueError as error:
+            raise ValueError(f"data set {name!r} does not say which robot it is, and its first episode cannot be read: {error}") from error
+        if (platform := infer_platform(entry, widths)) is not None:
+            logger.info("data set %s: robot platform %s follows from its entry and %s", name, platform.name, widths)
+            return platform
+        reason, line = explain_choice(entry, widths, is_pasted(name))
+    advice = f"write {line} into" if line else "write a platform of its own into constants.py (inspect_dataset.py --suggest prints one) for"
+    raise ValueError(
+        f"data set {name!r} does not say which robot it is{reason and ', and '}{reason}. Either {advice} its entry in "
+        f"{entry_location(name)}, or pass --robot_platform; platforms: {', '.join(ROBOT_PLATFORMS)}"
     )
+
+
+def _recorded_widths(folder: Path, entry: DatasetEntry, transform: TrajectoryTransform, use_proprio: bool) -> RecordedWidths:
+    """Those of the first episode with steps.
+
+    Raises:
+        ValueError: no episode can be read.
+    """
+    episodes = (standardize(raw, entry, transform) for raw in open_source(folder, entry).episodes())
+    episode = next((episode for episode in episodes if len(episode.actions)), None)
+    if episode is None:
+        raise ValueError(f"{folder} holds no episode with steps")
+    has_state = use_proprio and any(entry.state_obs_keys)
+    return RecordedWidths(episode.actions.shape[1], episode.proprio.shape[1] if has_state else None)
 
 
 def _with_kinds(platform: RobotPlatform, entry: DatasetEntry, name: str) -> RobotPlatform:

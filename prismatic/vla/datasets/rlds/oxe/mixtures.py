@@ -54,7 +54,6 @@ _MAGIC_SOUP: Mixture = (
     ("cmu_stretch", 1.0),
 )
 
-# Of bc_z, version 0.1.0 is meant: later ones are broken.
 _MAGIC_SOUP_PLUS: Mixture = (*_MAGIC_SOUP, ("bc_z", 0.2), ("fmb_dataset", 1.0), ("dobbe", 0.2), ("droid", 0.06))
 
 OXE_NAMED_MIXTURES: dict[str, Mixture] = {
@@ -68,6 +67,7 @@ OXE_NAMED_MIXTURES: dict[str, Mixture] = {
     "bridge_rt_1": (("bridge_orig", 1.0), ("fractal20220817_data", 1.0)),
     "rtx": _RTX,
     # The published list names taco_play, berkeley_cable_routing, viola and toto a second time, with 1.0; its reader takes the first only.
+    # It also names berkeley_rpt, whose 8 joint targets and lone wrist camera no policy can share with the others; its reader drops it.
     "rtx_franka": (
         *_RTX,
         (f"stanford_hydra_dataset{_RLDS}", 1.0),
@@ -78,7 +78,6 @@ OXE_NAMED_MIXTURES: dict[str, Mixture] = {
         (f"cmu_franka_exploration_dataset{_RLDS}", 5.0),
         (f"austin_sailor_dataset{_RLDS}", 1.0),
         (f"austin_sirius_dataset{_RLDS}", 1.0),
-        (f"berkeley_rpt{_RLDS}", 1.0),
         (f"kaist_nonprehensile{_RLDS}", 3.0),
         (f"stanford_robocook{_RLDS}", 1.0),
         (f"iamlab_cmu_pickup_insert{_RLDS}", 1.0),

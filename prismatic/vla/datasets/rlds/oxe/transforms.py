@@ -104,9 +104,10 @@ def relative_gripper_dataset_transform(trajectory: Trajectory) -> Trajectory:
 
 
 def _floats(values: np.ndarray, width: int) -> np.ndarray:
-    """float32 [T, width], also of one zlib-compressed byte string a step."""
+    """float32 [T, width], also of one zlib-compressed byte string a step (as text where its bytes happen to be UTF-8)."""
     if values.dtype == object:
-        values = np.stack([np.frombuffer(zlib.decompress(value), np.float32) for value in values])
+        packed = [value.encode() if isinstance(value, str) else value for value in values.ravel()]
+        values = np.array([np.frombuffer(zlib.decompress(value), np.float32) for value in packed], np.float32)
     return values.reshape(-1, width)
 
 
