@@ -77,6 +77,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     """
     config, ranks = run.config, run.ranks
     folder = checkpoint_folder(config, state.step)
+    on_main(run.check_writer, ranks)
     on_main(lambda: check_free_space(folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
     random_states = gather_random_states(ranks)
     parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))

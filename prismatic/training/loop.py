@@ -34,6 +34,7 @@ from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.run_folder import Checkpoint, TrainerState
+from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
 from prismatic.training.sharding import replicate, set_gradient_exchange
 from prismatic.training.validation import Validator
@@ -51,8 +52,8 @@ def finetune(config: FinetuneConfig) -> None:
         SystemExit: with status `STOPPED`, after SIGTERM or SIGINT and a checkpoint.
     """
     check_loggers(config)
-    with process_group() as ranks:
-        is_complete = Trainer(prepare_run(config, ranks)).train()
+    with process_group() as ranks, only_writer(config.run_dir, ranks) as lock:
+        is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
     if not is_complete:
         raise SystemExit(STOPPED)
 

@@ -3,6 +3,7 @@
     <run_root_dir>/<run_id>/                   logs; with --save_latest_checkpoint_only the checkpoint too
     <run_root_dir>/<run_id>--<step>_chkpt/     numbered checkpoints
     <run_root_dir>/.<name>.tmp, .previous      left by a process that died while it saved; the next start puts them right
+    <run_root_dir>/.<run_id>.lock              names the one process that writes all these; see prismatic.training.run_lock
 
 Only the main process calls these functions: on several machines the others may not even see the folder.
 """
@@ -21,7 +22,6 @@ from prismatic.cli_sections import plain_values
 from prismatic.policy.checkpoint.files import (
     TRAINER_STATE_FOLDER,
     check_free_space,
-    check_writable,
     find_damage,
     recover_folder,
     remove_folder,
@@ -77,11 +77,10 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
     """Puts right what a killed process left, and returns the checkpoint to resume from; None for a new run.
 
     Raises:
-        ValueError: the folder cannot be written to, there is no checkpoint to resume from, it belongs to a run with other flags, or a
+        ValueError: there is no checkpoint to resume from, it belongs to a run with other flags, or a
             new run would mix its checkpoints with those of an earlier one.
     """
     recover_run(config)
-    check_writable(config.run_dir)
     found = find_checkpoints(config)
     if not (config.saving.resume or config.saving.auto_resume):
         if found:

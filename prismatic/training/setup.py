@@ -27,6 +27,7 @@ from prismatic.training.distributed import Ranks, any_rank, on_all, on_main, wai
 from prismatic.training.evaluation import eval_command
 from prismatic.training.loading import data_loader
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
+from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
@@ -60,6 +61,16 @@ class Run:
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
     resumed: Checkpoint | None  # where the run goes on; None: it begins
     skeleton: ActionModel | None  # of a sharded model: the whole one, without memory
+    lock: RunLock | None = None  # on the main process, if nobody else may write the run's folders
+
+    def check_writer(self) -> None:
+        """Returns if this process may write the run's folders.
+
+        Raises:
+            ValueError: another one has taken the run over.
+        """
+        if self.lock is not None:
+            self.lock.check()
 
     @property
     def token_ids(self) -> TokenIds:
