@@ -15,7 +15,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -27,29 +26,23 @@ from pathlib import Path
 
 from prismatic.policy.checkpoint.files import check_writable
 from prismatic.training.distributed import Ranks, on_main
-
-_BEAT_S = 10.0  # between signs of life
-_SILENCE_S = 90.0  # after which a writer on another machine counts as gone; longer than file systems remember a file's time
+from prismatic.vla.datasets.locks import GONE_AFTER_S, TOUCHED_EVERY_S, Owner
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A process, so that it cannot be mistaken for another one anywhere."""
+class Writer(Owner):
+    """The process that takes a run."""
 
-    host: str
-    boot: str  # of the machine: containers with host names of their own share it
-    pid: int
-    started: str  # the kernel's count when the process started: numbers of processes are used again
-    since: str  # when it took the run
-    token: str  # of this taking
+    since: str = ""
+    token: str = ""  # of this taking: one process may take a run twice
 
     @classmethod
     def this_process(cls) -> Writer:
         """This process, as it takes a run now."""
         since = datetime.now().astimezone().isoformat(" ", "seconds")
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()), since, uuid.uuid4().hex)
+        return cls(**asdict(Owner.this_process()), since=since, token=uuid.uuid4().hex)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
@@ -74,7 +67,7 @@ def only_writer(run_dir: Path, ranks: Ranks) -> Iterator[RunLock | None]:
 class RunLock:
     """The right to write one run's folders."""
 
-    def __init__(self, run_dir: Path, beat_s: float = _BEAT_S, silence_s: float = _SILENCE_S) -> None:
+    def __init__(self, run_dir: Path, beat_s: float = TOUCHED_EVERY_S, silence_s: float = GONE_AFTER_S) -> None:
         self._run_dir, self._path = run_dir, run_dir.with_name(f".{run_dir.name}.lock")
         self._beat_s, self._silence_s = beat_s, silence_s
         self._own = Writer.this_process()
@@ -156,11 +149,8 @@ class RunLock:
 
     def _is_alive(self, descriptor: int, writer: Writer | None, is_ours: bool | None) -> bool:
         """Whether the writer named in the file still is; `is_ours`: whether the kernel gave us its lock, None if it knows none here."""
-        if writer is not None and writer.boot == self._own.boot:
-            if is_ours is False or _started(writer.pid) == writer.started:
-                return True
-            if is_ours:
-                return False
+        if writer is not None and writer.is_near():
+            return is_ours is False or not writer.is_gone()
         before = os.fstat(descriptor).st_mtime
         logger.info(
             "%s is named as the writer of %s; it counts as gone after %.0f s without a sign of life",
@@ -233,18 +223,3 @@ def _time_of(path: Path) -> float | None:
         return path.stat().st_mtime
     except FileNotFoundError:
         return None
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> str:
-    """When the process started, in the kernel's ticks; "" if there is none of that number, or no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""

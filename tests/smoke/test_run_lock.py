@@ -1,4 +1,4 @@
-"""One writer per run folder: real processes on one machine, and such as seem to be on another because they read another boot id."""
+"""One writer per run folder: real processes on one machine, and such as seem to be on another, because it has another name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from prismatic.policy.checkpoint.files import find_damage
 from prismatic.training import run_lock
 from prismatic.training.distributed import Ranks
 from prismatic.training.run_lock import RunLock, only_writer
+from prismatic.vla.datasets import locks
 
 BEAT_S, SILENCE_S = 0.1, 3.0
 
@@ -98,16 +100,12 @@ def _hold(run_dir: Path, has_kernel_locks: bool, pipe: Connection) -> None:
     lock.release()
 
 
-def _elsewhere(boot: str, has_kernel_locks: bool, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
-    """Makes this process read another boot id, and a file system without locks where it shall."""
-    changes: dict[str, Callable[..., object]] = {"_boot": lambda: boot}
+def _elsewhere(host: str, has_kernel_locks: bool, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Gives this process's machine another name, and a file system without locks where it shall have one."""
+    patch = monkeypatch or pytest.MonkeyPatch()
+    patch.setattr(locks, "socket", SimpleNamespace(gethostname=lambda: host))
     if not has_kernel_locks:
-        changes["_lock"] = lambda descriptor: None
-    for name, replacement in changes.items():
-        if monkeypatch is None:
-            setattr(run_lock, name, replacement)
-        else:
-            monkeypatch.setattr(run_lock, name, replacement)
+        patch.setattr(run_lock, "_lock", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -127,7 +125,7 @@ def holder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def test_a_writer_on_another_machine_is_seen_by_its_signs_of_life(holder: tuple[BaseProcess, Connection], tmp_path: Path) -> None:
     process, pipe = holder
     started = time.monotonic()
-    with pytest.raises(ValueError, match=rf"run 'run' in {tmp_path} is written by process {process.pid} on {socket.gethostname()}"):
+    with pytest.raises(ValueError, match=rf"run 'run' in {tmp_path} is written by process {process.pid} on there"):
         RunLock(tmp_path / "run", BEAT_S, SILENCE_S).take()
     assert time.monotonic() - started < SILENCE_S, "one sign is enough"
     pipe.send("still yours?")
@@ -156,7 +154,7 @@ def test_a_writer_that_was_asleep_notices_that_it_was_replaced(holder: tuple[Bas
     lock.take()
     os.kill(process.pid, signal.SIGCONT)
     pipe.send("still yours?")
-    assert f"process {os.getpid()} on {socket.gethostname()}" in pipe.recv()
+    assert f"process {os.getpid()} on here (since " in pipe.recv()
     process.join()  # and releases nothing that is not its own
     lock.check()
     lock.release()

@@ -141,7 +141,7 @@ def test_a_process_of_another_machine_counts_as_gone_when_it_stops_touching_its_
 
 def test_the_holder_touches_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks.fcntl, "flock", _no_flock)
-    monkeypatch.setattr(locks, "_TOUCHED_EVERY_S", 0.02)
+    monkeypatch.setattr(locks, "TOUCHED_EVERY_S", 0.02)
     with locked(tmp_path / "lock"):
         os.utime(tmp_path / "lock.held", (0, 0))
         time.sleep(0.5)

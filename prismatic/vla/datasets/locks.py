@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_TOUCHED_EVERY_S = 10.0
-_GONE_AFTER_S = 120.0  # without a touch
+TOUCHED_EVERY_S = 10.0
+GONE_AFTER_S = 120.0  # without a touch
 _POLL_S = 0.2
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Owner:
     host: str
     pid: int
     namespace: str = ""  # of process numbers: containers may share a host's name and not its numbers
+    started: str = ""  # in the kernel's ticks: numbers are used again
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -42,7 +43,7 @@ class Owner:
             namespace = os.readlink("/proc/self/ns/pid")
         except OSError:
             namespace = ""
-        return cls(socket.gethostname(), os.getpid(), namespace)
+        return cls(socket.gethostname(), os.getpid(), namespace, _started(os.getpid()))
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
@@ -58,19 +59,31 @@ class Owner:
 
     def is_gone(self) -> bool:
         """Whether the process has certainly ended; one on another machine may always be running."""
-        here = Owner.this_process()
-        if (self.host, self.namespace) != (here.host, here.namespace):
+        if not self.is_near():
             return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except OSError:  # somebody else's
-            return False
-        return False
+            pass
+        return bool(self.started) and _started(self.pid) not in (self.started, "")
+
+    def is_near(self) -> bool:
+        """Whether it counts processes as this one does: on the same machine, in the same container."""
+        here = Owner.this_process()
+        return (self.host, self.namespace) == (here.host, here.namespace)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def _started(pid: int) -> str:
+    """When the process started, in the kernel's ticks; "" if there is none of that number, or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 class LockedError(Exception):
@@ -149,7 +162,7 @@ def _is_left_behind(path: Path, owner: Owner | None) -> bool:
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         probe.touch()  # dated by the same clock, which may be a file server's
-        return probe.stat().st_mtime - path.stat().st_mtime > _GONE_AFTER_S
+        return probe.stat().st_mtime - path.stat().st_mtime > GONE_AFTER_S
     except OSError:  # the lock is gone, or nothing can be written; the next look will tell
         return False
     finally:
@@ -185,6 +198,6 @@ def _take_away(path: Path, owner: Owner | None) -> None:
 
 
 def _keep_touching(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(_TOUCHED_EVERY_S):
+    while not ended.wait(TOUCHED_EVERY_S):
         with contextlib.suppress(OSError):
             os.utime(path)
