@@ -22,7 +22,7 @@ class ConvertConfig(RldsFlags):
     """HDF5 files of LIBERO or robomimic -> RLDS."""
 
     val_fraction: float = 0.0  # the published LIBERO sets have a train split only
-    action_encoding: str = "EEF_POS"  # tells motions from targets, for --filter_noops only
+    action_encoding: str = "EEF_POS"  # tells motions from targets, for --filter_noops and --stride only
 
 
 def main(config: ConvertConfig) -> None:

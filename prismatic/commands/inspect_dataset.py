@@ -26,6 +26,7 @@ class InspectConfig:
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
     output: Path | None = None  # the page; None: runs/inspection/<dataset_name>.html
     robot_platform: str | None = None  # overrides the entry's; a name of prismatic/vla/constants.py
+    stride: str | None = None  # use every n-th recorded step, as in training; None: as the entry says
     suggest: str | None = None  # an unregistered folder, or True for that of --dataset_name: print an entry instead of the page
     control_hz: float | None = None  # --suggest only: actions per second of the recording; None: as stored, else 25
 
@@ -45,7 +46,8 @@ def main(config: InspectConfig) -> None:
 
     started = time.monotonic()
     assert config.dataset_name is not None
-    inspections = [inspect_dataset(spec) for spec in resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform)]
+    specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform, stride=config.stride)
+    inspections = [inspect_dataset(spec) for spec in specs]
     output = config.output or Path("runs/inspection") / f"{config.dataset_name.replace(':', '_')}.html"
     write_page(inspections, config.dataset_name, shlex.join(["python", *sys.argv]), output, started)
     for inspection in inspections:

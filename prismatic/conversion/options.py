@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prismatic.conversion.rlds_writer import RldsSpec
 from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.splits import VAL_FRACTION
 
@@ -30,7 +30,9 @@ class RldsFlags:
     cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
     state: str = "state"  # recorded columns that make up the state, joined in this order, separated by commas
     action: str = "action"  # recorded columns that make up the action, likewise
-    action_encoding: str = "JOINT_POS"  # tells motions from targets, for --filter_noops only
+    action_encoding: str = "JOINT_POS"  # tells motions from targets, for --filter_noops and --stride only
+    action_kinds: str = ""  # for robots that no encoding describes, instead of it: target*14,velocity*2
+    stride: int = 1  # write every n-th step: targets are kept, motions in between added up, velocities averaged
     instruction: str | None = None  # for the whole folder, instead of what the recordings say
     instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}, instead of what the recordings say
     filter_noops: bool = False  # leave out steps in which nothing moves
@@ -39,6 +41,9 @@ class RldsFlags:
         if self.action_encoding not in ActionEncoding.__members__:
             names = near_names(self.action_encoding, ActionEncoding.__members__)
             raise ValueError(f"--action_encoding is {self.action_encoding!r}; {names}")
+        if self.stride < 1:
+            raise ValueError(f"--stride is {self.stride}; it must be at least 1")
+        _parse_kinds(self.action_kinds)
 
     def spec(self) -> RldsSpec:
         """What the writer needs."""
@@ -66,11 +71,23 @@ class RldsFlags:
             state_obs_keys=_parse_columns(self.state),
             action_keys=_parse_columns(self.action),
             action_encoding=ActionEncoding[self.action_encoding],
+            action_kinds=_parse_kinds(self.action_kinds),
+            stride=self.stride,
         )
 
 
 def _parse_columns(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parse_kinds(text: str) -> tuple[ActionKind, ...]:
+    kinds: list[ActionKind] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, count = part.partition("*")
+        if count and not count.isdigit():
+            raise ValueError(f"--action_kinds is {text!r}, expected kinds with their numbers of dimensions, such as target*14,velocity*2")
+        kinds += as_action_kinds([name]) * int(count or 1)
+    return tuple(kinds)
 
 
 def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:

@@ -34,8 +34,8 @@ BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best 
 # Flags that a resumed run must share with its beginning: they decide what the weights are and which samples come next.
 _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
-    "num_images_in_input", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector", "freeze_language_model",
-    "seed",
+    "num_images_in_input", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
+    "freeze_language_model", "seed",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

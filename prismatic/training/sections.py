@@ -90,6 +90,7 @@ class DataConfig:
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
     dataset_name: str = "aloha1_scoop_X_into_bowl_45_demos"  # a name of prismatic/vla/datasets/rlds/oxe/{configs,mixtures}.py
     robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
+    stride: str | None = None  # use every n-th recorded step: 2, or auto for the recorded rate over the robot's; None: as the entry says
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
     image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments

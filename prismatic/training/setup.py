@@ -169,7 +169,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
 def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetSpec, ...], tuple[str, ...], str | None]:
     """Data sets, cameras and evaluation command that the flags name; nothing is read yet."""
     data = config.data
-    specs = resolve_datasets(data.dataset_name, data.data_root_dir, data.robot_platform, config.model.use_proprio)
+    specs = resolve_datasets(data.dataset_name, data.data_root_dir, data.robot_platform, config.model.use_proprio, data.stride)
     check_shardable(config, ranks)
     return specs, select_policy_cameras(specs, config.model.num_images_in_input), eval_command(config, specs[0].platform.name)
 

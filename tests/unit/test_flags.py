@@ -31,6 +31,7 @@ FLAGS = {
     "data_root_dir": PUBLISHED,
     "dataset_name": PUBLISHED,
     "robot_platform": "an entry written for other code names none, and two robots may have the same widths",
+    "stride": "how fast the robot will be commanded is not in the recordings, and one set may serve robots of several rates",
     "default_instruction": "only the user knows what was done where a recording does not say it",
     "image_aug": PUBLISHED,
     "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",

@@ -22,10 +22,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
+from prismatic.vla.datasets.striding import combine_actions
 
 # Where one image lies: number of the source's file, byte offset and byte length in it. A video source may put a frame number into
 # "offset", an array file a row.
@@ -92,7 +93,7 @@ class Episode:
 
 
 def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTransform) -> Episode:
-    """The episode after the entry's transform, with the entry's cameras and state, checked.
+    """The episode after the entry's transform, with the entry's cameras and state, checked; every n-th step, as the entry's stride says.
 
     Raises:
         ValueError: a key is absent, lengths differ, a value is not a finite number; the message names the episode and the remedy.
@@ -108,12 +109,22 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
     ]
     images = [_as_references(_get(observation, key, "image_obs_keys", raw), key, raw) for key in entry.cameras.values()]
     _check_lengths(raw, actions, {"state": columns, "image": images})
+    kept = slice(None, None, entry.stride)
+    proprio = np.concatenate(columns, axis=1) if columns else np.zeros((len(actions), 0), np.float32)
+    references = np.stack(images, axis=1) if images else np.zeros((len(actions), 0), IMAGE_REF)
     return Episode(
-        actions=actions,
-        proprio=np.concatenate(columns, axis=1) if columns else np.zeros((len(actions), 0), np.float32),
-        images=np.stack(images, axis=1) if images else np.zeros((len(actions), 0), IMAGE_REF),
-        instructions=_instructions(trajectory, len(actions), raw),
+        actions=actions if entry.stride == 1 else combine_actions(actions, entry.stride, _kinds(entry, actions.shape[1], raw)),
+        proprio=proprio[kept],
+        images=references[kept],
+        instructions=_instructions(trajectory, len(actions), raw)[kept],
     )
+
+
+def _kinds(entry: DatasetEntry, action_dim: int, raw: RawEpisode) -> tuple[ActionKind, ...]:
+    try:
+        return entry.kinds(action_dim)
+    except ValueError as error:
+        raise ValueError(f"{raw.name}: {error}") from error
 
 
 def _transformed(raw: RawEpisode, transform: TrajectoryTransform) -> Trajectory:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 4
 CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
 # Fields of an entry that no number of an index depends on: documentation, what is checked later, what is described by other means.
-_NOT_IN_KEY = ("image_obs_keys", "state_encoding", "robot_platform", "depth_obs_keys", "transform")
+_NOT_IN_KEY = ("image_obs_keys", "state_encoding", "robot_platform", "depth_obs_keys", "transform", "fps", "version")
 _MOST_NAMED = 10  # episodes in a message
 
 

@@ -101,6 +101,8 @@ class DatasetEntry:
     action_kinds: tuple[ActionKind, ...] = ()  # "target", "motion" or "velocity" of each dimension, where no encoding says it right
     state_encoding: StateEncoding = StateEncoding.NONE
     robot_platform: str | None = None  # a name of ROBOT_PLATFORMS; None: --robot_platform, or the only one that fits
+    fps: float | None = None  # steps per second of the recording; None: as the recordings say, if they do
+    stride: int = 1  # use every n-th step: recordings that are faster than the robot will be commanded
     version: str | None = None  # the one to take where --dataset_name names none ("0.1.0"); None: the newest
     transform: str | None = None  # a name of transforms.py; None: the data set's own name, else no change
     depth_obs_keys: Mapping[str, str | None] = field(default_factory=dict)  # accepted for old entries, unused
@@ -138,6 +140,12 @@ class DatasetEntry:
             raise ValueError(f"image_obs_keys needs a key for a camera, mostly the primary one, found {dict(self.image_obs_keys)}")
         if not self.action_keys or not all(isinstance(key, str) for key in self.action_keys):
             raise ValueError(f'action_keys lists {list(self.action_keys)}; it needs the stored key of the actions, mostly ("action",)')
+        if self.stride < 1 or (self.fps is not None and not self.fps > 0):
+            raise ValueError(f"stride is {self.stride} and fps {self.fps}; a stride is at least 1, a rate above 0")
+        if self.stride > 1 and self.action_encoding == ActionEncoding.EEF_R6:
+            raise ValueError(
+                f"stride is {self.stride}, but 6-D rotations (EEF_R6) cannot be added up; use stride 1, or convert them before"
+            )
         if self.aux_kwargs:
             raise ValueError(f"aux_kwargs {sorted(self.aux_kwargs)} are not supported; do this in a trajectory transform instead")
 

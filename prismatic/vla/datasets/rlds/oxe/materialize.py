@@ -29,6 +29,14 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
 from prismatic.vla.datasets.rlds.oxe.locations import check_entry_stands_once, entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.mixtures import OXE_NAMED_MIXTURES
 from prismatic.vla.datasets.rlds.oxe.platforms import RecordedWidths, entry_line, explain_choice, infer_platform, padded_state_keys
+from prismatic.vla.datasets.rlds.oxe.rates import (
+    AUTO,
+    check_stride,
+    recorded_hz,
+    tell_rates,
+    with_automatic_stride,
+    with_stride,
+)
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
 from prismatic.vla.datasets.sources import find_dataset_folder, open_source
 
@@ -101,20 +109,37 @@ class DatasetSpec:
         )
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What the flags say of every data set."""
+
+    robot_platform: str | None
+    use_proprio: bool
+    stride: str | None
+
+
 def resolve_datasets(
-    dataset_name: str, data_root_dir: Path, robot_platform: str | None = None, use_proprio: bool = True
+    dataset_name: str,
+    data_root_dir: Path,
+    robot_platform: str | None = None,
+    use_proprio: bool = True,
+    stride: str | None = None,
 ) -> tuple[DatasetSpec, ...]:
     """The specs of `dataset_name`, a data set (optionally `name:version`) or a mixture; all of one robot platform.
 
     `robot_platform` (--robot_platform) overrides the entries'. An entry of one's own without platform means the only one that its encodings
-    and the widths of its first episode fit; the state counts where the policy uses it (`use_proprio`).
+    and the widths of its first episode fit; the state counts where the policy uses it (`use_proprio`). `stride` (--stride) overrides the
+    entries', too; "auto" is the recorded rate over the platform's.
 
     Raises:
         ValueError: unknown name (near names are listed), missing folder, platform not clear or not the same for all.
     """
+    if stride is not None:
+        check_stride(stride)
+    wanted = _Wanted(robot_platform, use_proprio, stride)
     mixtures = {name.lower(): parts for name, parts in OXE_NAMED_MIXTURES.items()}
     parts = _without_repetitions(dataset_name, mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),)))
-    specs = tuple(_resolve(name, weight, Path(data_root_dir), robot_platform, use_proprio) for name, weight in parts)
+    specs = tuple(_resolve(name, weight, Path(data_root_dir), wanted) for name, weight in parts)
     if len({spec.platform for spec in specs}) > 1:
         platforms = {spec.name: f"{spec.platform.name} {kinds_text(spec.entry.action_kinds)}".removesuffix(" ()") for spec in specs}
         raise ValueError(f"mixture {dataset_name!r} joins different robot platforms: {platforms}; one policy drives one platform")
@@ -131,7 +156,7 @@ def _without_repetitions(mixture: str, parts: Iterable[tuple[str, float]]) -> li
     return list(kept.values())
 
 
-def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str | None, use_proprio: bool) -> DatasetSpec:
+def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> DatasetSpec:
     bare_name, _, version = name.partition(":")
     registry_name = registered_name(bare_name)
     if registry_name is None:
@@ -142,15 +167,21 @@ def _resolve(name: str, weight: float, data_root_dir: Path, robot_platform: str 
             f"python scripts/inspect_dataset.py --suggest {data_root_dir / bare_name} prints an entry to paste"
         )
     check_entry_stands_once(registry_name)
-    entry = find_entry(registry_name)
+    entry = with_stride(find_entry(registry_name), wanted.stride)
     folder = find_dataset_folder(data_root_dir, name if version or entry.version is None else f"{bare_name}:{entry.version}")
     transform = NumpyTransform(find_transform(registry_name, entry.transform))
-    platform_name = robot_platform or entry.robot_platform
+    hz = recorded_hz(entry, folder)
+    platform_name = wanted.robot_platform or entry.robot_platform
     if platform_name is not None:
         platform = get_robot_platform(platform_name)
     else:
-        platform = _follow(registry_name, entry, lambda: _recorded_widths(folder, entry, transform, use_proprio))
-    return DatasetSpec(registry_name, entry, folder, _with_kinds(platform, entry, registry_name), transform, weight)
+        used_hz = None if hz is None or wanted.stride == AUTO else hz / entry.stride
+        platform = _follow(registry_name, entry, lambda: _recorded_widths(folder, entry, transform, wanted.use_proprio, used_hz))
+    platform = _with_kinds(platform, entry, registry_name)
+    if wanted.stride == AUTO:
+        entry = with_automatic_stride(registry_name, entry, platform, hz)
+    tell_rates(registry_name, entry, platform, hz)
+    return DatasetSpec(registry_name, entry, folder, platform, transform, weight)
 
 
 def _follow(name: str, entry: DatasetEntry, read_widths: Callable[[], RecordedWidths]) -> RobotPlatform:
@@ -176,8 +207,10 @@ def _follow(name: str, entry: DatasetEntry, read_widths: Callable[[], RecordedWi
     )
 
 
-def _recorded_widths(folder: Path, entry: DatasetEntry, transform: TrajectoryTransform, use_proprio: bool) -> RecordedWidths:
-    """Those of the first episode with steps.
+def _recorded_widths(
+    folder: Path, entry: DatasetEntry, transform: TrajectoryTransform, use_proprio: bool, hz: float | None
+) -> RecordedWidths:
+    """Those of the first episode with steps, at that rate.
 
     Raises:
         ValueError: no episode can be read.
@@ -187,7 +220,7 @@ def _recorded_widths(folder: Path, entry: DatasetEntry, transform: TrajectoryTra
     if episode is None:
         raise ValueError(f"{folder} holds no episode with steps")
     has_state = use_proprio and any(entry.state_obs_keys)
-    return RecordedWidths(episode.actions.shape[1], episode.proprio.shape[1] if has_state else None)
+    return RecordedWidths(episode.actions.shape[1], episode.proprio.shape[1] if has_state else None, hz)
 
 
 def _with_kinds(platform: RobotPlatform, entry: DatasetEntry, name: str) -> RobotPlatform:

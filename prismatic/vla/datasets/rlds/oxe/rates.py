@@ -1,0 +1,72 @@
+"""How fast a data set was recorded, how fast its robot will be commanded, and which steps are therefore used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from prismatic.vla.constants import RobotPlatform
+from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
+from prismatic.vla.datasets.sources import describe_recordings
+from prismatic.vla.datasets.striding import whole_factor
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+_SAME_HZ = 0.1  # rates that differ by less than this share need no word
+
+
+def check_stride(stride: str) -> None:
+    """Accepts a number of steps, or "auto".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if stride != AUTO and not (stride.isdigit() and int(stride) >= 1):
+        raise ValueError(f"--stride is {stride!r}; it is the number of recorded steps per step of the robot, such as 2, or auto")
+
+
+def with_stride(entry: DatasetEntry, stride: str | None) -> DatasetEntry:
+    """The entry with the number that --stride gives; as it is for "auto", which needs a platform, and for None."""
+    return entry if stride in (None, AUTO) else replace(entry, stride=int(stride or 1))
+
+
+def recorded_hz(entry: DatasetEntry, folder: Path) -> float | None:
+    """Steps per second in the files of `folder`, as the entry or the recordings say; None if neither does."""
+    return entry.fps or describe_recordings(folder).hz
+
+
+def with_automatic_stride(name: str, entry: DatasetEntry, platform: RobotPlatform, hz: float | None) -> DatasetEntry:
+    """The entry with as many recorded steps per step as make the platform's rate.
+
+    Raises:
+        ValueError: the rate is unknown or no multiple of the platform's.
+    """
+    if hz is None:
+        raise ValueError(
+            f"--stride auto: nothing says how fast data set {name!r} was recorded; add fps to its entry in {CONFIGS_FILE}, or give a number"
+        )
+    factor = whole_factor(hz, platform.control_hz)
+    if factor is None:
+        raise ValueError(
+            f"--stride auto: data set {name!r} was recorded at {hz:g} Hz, which is no multiple of the {platform.control_hz:g} Hz of robot "
+            f"platform {platform.name}; choose a platform whose control_hz is {hz:g} or a whole part of it"
+        )
+    return replace(entry, stride=factor)
+
+
+def tell_rates(name: str, entry: DatasetEntry, platform: RobotPlatform, hz: float | None) -> None:
+    """One line where steps are left out, and one where the policy would move slower or faster than its demonstrations."""
+    if entry.stride > 1:
+        logger.info("data set %s: one step in %d is used%s", name, entry.stride, f", {hz / entry.stride:g} Hz of {hz:g}" if hz else "")
+    if hz is None or abs(platform.control_hz * entry.stride / hz - 1) <= _SAME_HZ:
+        return
+    speed = platform.control_hz * entry.stride / hz
+    factor = whole_factor(hz, platform.control_hz)
+    remedy = f"--stride {factor}, or stride={factor} in its entry," if factor else f"a platform with control_hz={hz:g}"
+    logger.warning(
+        "data set %s was recorded at %g Hz, robot platform %s acts at %g Hz: the policy would move at %.2g times the recorded speed; "
+        "%s mends that",
+        *(name, hz, platform.name, platform.control_hz, speed, remedy),
+    )
