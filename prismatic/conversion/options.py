@@ -10,7 +10,7 @@ from prismatic.conversion.rlds_writer import RldsSpec
 from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
-from prismatic.vla.datasets.splits import VAL_FRACTION
+from prismatic.vla.datasets.split_names import VAL_FRACTION
 
 
 @dataclass

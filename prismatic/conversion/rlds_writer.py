@@ -40,7 +40,8 @@ from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
-from prismatic.vla.datasets.splits import VAL_FRACTION, VAL_SPLITS, choose_validation
+from prismatic.vla.datasets.split_names import VAL_FRACTION
+from prismatic.vla.datasets.splits import VAL_SPLITS, choose_validation
 from prismatic.vla.datasets.texts import draw_text
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,9 +135,8 @@ class CapturedPass:
 
     def _record(self, batch: Batch) -> _Recording | None:
         """The recorded pass, not yet computed; None if something had to be compiled first, which a recording does not allow."""
-        own = replace(
-            batch, **{item.name: value.clone() for item, value in zip(fields(batch), _tensors(batch), strict=True) if value is not None}
-        )
+        tensors: dict[str, Any] = {item.name: value for item, value in zip(fields(batch), _tensors(batch), strict=True)}
+        own = replace(batch, **{name: value.clone() for name, value in tensors.items() if value is not None})
         graph = torch.cuda.CUDAGraph()
         options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}  # the data loader's threads go on
         try:

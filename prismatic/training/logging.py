@@ -1,7 +1,8 @@
 """What a run says of itself: one progress line, metrics.jsonl and a picture of the curves always, W&B and TensorBoard when asked.
 
-A row of metrics.jsonl is {"step", "seconds", name: value, ...}; names begin with train/, val/ or eval/. Rows of an evaluation in closed
-loop carry the step of their checkpoint and come when it ends, so steps need not rise.
+A row of metrics.jsonl is {"step", "seconds", name: value, ...}; names begin with train/, val/ or eval/; those of a sample that cannot be
+decoded, which are texts, with data/. Rows of an evaluation in closed loop carry the step of their checkpoint and come when it ends, so
+steps need not rise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
@@ -20,8 +22,10 @@ import torch
 from tqdm import tqdm
 
 from prismatic.cli_sections import plain_values
+from prismatic.training.bad_samples import as_row
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs, read_rows
+from prismatic.vla.types import BadSample
 
 _PLATEAU_L1 = 0.01  # normalised; the published guidance (ALOHA.md): train until the L1 loss is below it
 _NUM_LAST_ROWS = 10  # log lines whose mean tells where the loss has got to
@@ -69,13 +73,22 @@ class RunLogger:
         """Records `values` of optimizer step `step` (the number of steps done)."""
         if not self._is_main:
             return
-        row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
-        with self._path.open("a") as file:  # opened per row: the folder may be replaced by a checkpoint in between
-            file.write(json.dumps(row) + "\n")
+        self._write_row(step, values)
         for sink in self._sinks:
             sink.log(step, values)
         if "train/loss" in values:
             self._show_progress(step, values)
+
+    def bad_sample(self, step: int, bad: BadSample) -> None:
+        """Names a sample that was met before optimizer step `step` was done, and cannot be decoded."""
+        if self._is_main:
+            self._write_row(step, as_row(bad))
+            logger.warning("a sample cannot be decoded and is replaced by the next: %s: %s", bad.where, bad.reason)
+
+    def _write_row(self, step: int, values: Mapping[str, float | str]) -> None:
+        row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
+        with self._path.open("a") as file:  # opened per row: the folder may be replaced by a checkpoint in between
+            file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything recorded so far, earlier parts of a resumed run included; on the main process."""

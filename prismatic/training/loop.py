@@ -19,6 +19,7 @@ from prismatic.cli_sections import plain_values
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.files import check_free_space
+from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, uses_cuda_graphs
 from prismatic.training.checkpoint import Trained, checkpoint_bytes, restore_checkpoint, save_checkpoint
@@ -71,6 +72,8 @@ class Trainer:
         self.step, self.owes_validation = 0, False
         self.meter = StepMeter(self.ranks.device)
         self.finite = FiniteWatch(run.data.train, self.config.run_dir, self.ranks)
+        allowed = bad_samples_allowed(self.config.data.max_bad_samples, run.train_sampler.num_samples_per_epoch)
+        self.bad_samples = BadSampleWatch(allowed, self.ranks)
         self.validator = Validator(run, self._on_device, self._autocast) if run.data.val is not None else None
         if run.resumed is not None:
             self._resume(run.resumed)
@@ -88,6 +91,7 @@ class Trainer:
         config, is_main = self.config, self.ranks.is_main
         with RunLogger(config, self.step, is_main) as log, self._evaluation() as evaluation, StopRequest(is_main) as stop:
             self._announce(log)
+            self.bad_samples.restore(on_main(log.rows, self.ranks))
             if self.owes_validation:
                 self._validate(log)
             self.model.train()
@@ -98,6 +102,7 @@ class Trainer:
                     self.step += 1
                     log.step()
                     if self._is_due(config.logging.wandb_log_freq):
+                        self._name_bad_samples(log)
                         log.metrics(self.step, self._train_metrics())
                     is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.optimization.max_steps
                     self._between_steps(log, evaluation, is_stopping)
@@ -147,6 +152,12 @@ class Trainer:
         if evaluation is not None:
             _record(log, evaluation.results())
 
+    def _name_bad_samples(self, log: RunLogger) -> None:
+        """Logs samples that could not be decoded since the last look; ends the run if they are too many."""
+        for bad in self.bad_samples.look():
+            log.bad_sample(self.step, bad)
+        self.bad_samples.check()
+
     def _is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last, happens now."""
         return self.step % every == 0 or self.step == self.config.optimization.max_steps
@@ -165,6 +176,7 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> Batch:
         """`batch` on the training device, its images as the model takes them."""
+        self.bad_samples.add(batch.in_place_of)
         # Asked before the batch moves, since asking the device would wait for it; without padding faster attention kernels apply.
         if batch.attention_mask is not None and bool(batch.attention_mask.all()):
             batch = replace(batch, attention_mask=None)
@@ -242,6 +254,7 @@ class Trainer:
         self.finite.check()
         with self.meter.paused():
             found, names = self.validator(), self.run.parts.spec.platform.action_names
+            self._name_bad_samples(log)
             if self.ranks.is_main:
                 found.write(self.config.run_dir / VALIDATION_FILE, self.step, names)
             log.metrics(self.step, found.metrics(names))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec
+from prismatic.vla.datasets.split_names import VAL_FRACTION
 
 PRECISIONS = ("auto", "bf16", "fp32")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -92,6 +93,8 @@ class DataConfig:
     robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
     stride: str | None = None  # use every n-th recorded step: 2, or auto for the recorded rate over the robot's; None: as the entry says
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
+    exclude_episodes: Path | None = None  # a file that lists episodes to leave out, one a line: train 12, or episode_7.hdf5
+    max_bad_samples: int | None = None  # samples that cannot be decoded before the run stops; None: 0.1 % of an epoch, 10 at least
     image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments
     frame_cache_dir: Path | None = None  # keep resized frames here, 152 KB each at 224 px; later epochs and runs only read them
@@ -99,7 +102,7 @@ class DataConfig:
     shuffle_buffer_size: int = 100_000  # accepted for old commands; unused, the whole data set is always shuffled
 
     def __post_init__(self) -> None:
-        _check_not_negative(self, ("num_workers",))
+        _check_not_negative(self, ("num_workers", "max_bad_samples"))
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class EvaluationConfig:
 
     # Validation and evaluation
     use_val_set: bool = False  # validate on the val split, or on episodes split off where there is none
-    val_fraction: float = 0.05  # share of episodes split off for --use_val_set when the data set has no val split
+    val_fraction: float = VAL_FRACTION  # share of episodes split off for --use_val_set when the data set has no val split
     val_freq: int = 10_000  # steps between validations
     val_time_limit: int = 180  # seconds, at most, per validation
     diffusion_sample_freq: int = 50  # diffusion only: steps between full denoising checks
@@ -247,7 +250,8 @@ def _check_at_least_one(section: Any, names: Sequence[str]) -> None:
 
 def _check_not_negative(section: Any, names: Sequence[str]) -> None:
     for name in names:
-        if (value := getattr(section, name)) < 0:
+        value = getattr(section, name)
+        if value is not None and value < 0:
             raise ValueError(f"--{name} is {value}; it cannot be negative")
 
 

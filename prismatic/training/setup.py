@@ -32,7 +32,7 @@ from prismatic.training.sharding import check_shardable, place
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
-from prismatic.vla.datasets.frame_filling import fill_sequential_caches
+from prismatic.vla.datasets.frame_filling import NodeShare, fill_sequential_caches
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import quick_checks
 from prismatic.vla.datasets.inspection.view import training_views
@@ -121,6 +121,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         default_instruction=config.data.default_instruction,
         device_augmentation=config.data.device_augmentation,
         frame_cache_dir=config.data.frame_cache_dir,
+        exclude_episodes=config.data.exclude_episodes,
     )
     data = on_all(lambda: _prepare_data(specs, options, config, ranks), ranks)
     if ranks.is_main:
@@ -139,7 +140,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         lora=config.model.lora,
         base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
         demonstrated=data.demonstrated,
-        provenance=_provenance(config, ranks) | _repairs(data),
+        provenance=_provenance(config, ranks) | _left_out(data),
     )
     token_ids = base.vla.config.token_ids
     model = _build_model(base, spec, config, ranks)
@@ -177,7 +178,8 @@ def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetS
 def _prepare_data(specs: Sequence[DatasetSpec], options: DatasetOptions, config: FinetuneConfig, ranks: Ranks) -> TrainingData:
     """The data of the run, with what has to be read or decoded once before training: it may take hours."""
     data = load_training_data(specs, options)
-    fill_sequential_caches(data, config.data.num_workers, ranks.rank, ranks.world_size)
+    node, rank = divmod(ranks.rank, ranks.local_world_size)
+    fill_sequential_caches(data, config.data.num_workers, NodeShare(rank, ranks.local_world_size, node, ranks.num_nodes))
     return data
 
 
@@ -239,10 +241,11 @@ def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
     return not any_rank(not can_compile, ranks)
 
 
-def _repairs(data: TrainingData) -> dict[str, object]:
-    """What the readers left out or mended, for policy.json."""
-    found = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
-    return {"repairs": found} if found else {}
+def _left_out(data: TrainingData) -> dict[str, object]:
+    """What the readers left out or mended, and what the user left out, for policy.json."""
+    mended = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
+    excluded = {name: list(episodes) for name, episodes in data.excluded.items() if episodes}
+    return {name: found for name, found in (("repairs", mended), ("excluded_episodes", excluded)) if found}
 
 
 def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:

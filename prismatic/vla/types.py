@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,6 +64,16 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
+class BadSample:
+    """A sample whose images cannot be decoded."""
+
+    sample: int  # position in the data set
+    where: str  # data set, episode with its file, step
+    episode: str  # as a line of --exclude_episodes: "demo: train 12"
+    reason: str  # one line, with the place in the file
+
+
+@dataclass(frozen=True)
 class Sample:
     """One training sample: what is seen at one step and the chunk of actions that follows."""
 
@@ -73,6 +83,7 @@ class Sample:
     proprio: np.ndarray | None  # float32 [P], normalised; None when the policy does not use it
     sample_id: int  # position in the data set, for messages and resuming
     draw: np.ndarray | None = None  # float32 [6]: how the device is to augment it (`images.AugmentationDraw`); None: not at all
+    in_place_of: tuple[BadSample, ...] = ()  # samples whose turn it was, and which cannot be decoded
 
 
 def _no_sample_ids() -> torch.Tensor:
@@ -93,12 +104,13 @@ class Batch:
     proprio: torch.Tensor | None  # float32 [B, P], normalised
     sample_ids: torch.Tensor = field(default_factory=_no_sample_ids)  # int64 [B]
     draws: torch.Tensor | None = None  # float32 [B, 6]: the random numbers of an augmentation that the device still has to do
+    in_place_of: tuple[BadSample, ...] = ()  # samples that could not be decoded and have been replaced
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         import torch
 
-        moved = {}
+        moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             moved[item.name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
@@ -108,7 +120,7 @@ class Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         import torch
 
-        pinned = {}
+        pinned: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             pinned[item.name] = value.pin_memory() if isinstance(value, torch.Tensor) else value

@@ -131,14 +131,6 @@ def test_a_data_set_can_be_sent_to_a_spawned_process(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(data))[1].images, before.images)
 
 
-def test_a_damaged_image_is_named_with_file_and_offset(tmp_path: Path) -> None:
-    episode = make_episode(3)
-    episode["observation/image"][2] = episode["observation/image"][2][:30]
-    data = _load(tmp_path, [episode]).train
-    with pytest.raises(ValueError, match=r"metaworld_demo-train.*image at byte \d+ \(30 bytes\)"):
-        data[2]
-
-
 def test_episodes_without_instruction_are_dropped_and_counted(tmp_path: Path, caplog: Any) -> None:
     data = _load(tmp_path, [make_episode(4), make_episode(5, seed=1, instruction=" "), make_episode(6, seed=2)])
     assert len(data.train) == 10

@@ -33,6 +33,8 @@ FLAGS = {
     "robot_platform": "an entry written for other code names none, and two robots may have the same widths",
     "stride": "how fast the robot will be commanded is not in the recordings, and one set may serve robots of several rates",
     "default_instruction": "only the user knows what was done where a recording does not say it",
+    "exclude_episodes": "which demonstrations are bad is a judgement of the user",
+    "max_bad_samples": "how much damage is too much depends on what the data are worth",
     "image_aug": PUBLISHED,
     "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",
     "frame_cache_dir": "takes disk space, which only the user may spend",

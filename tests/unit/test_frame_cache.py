@@ -26,7 +26,7 @@ from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
 from prismatic.vla.datasets.episodes import FrameReader
 from prismatic.vla.datasets.frame_cache import FrameCache, record_bytes
-from prismatic.vla.datasets.frame_filling import fill_sequential_caches
+from prismatic.vla.datasets.frame_filling import NodeShare, fill_sequential_caches
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
@@ -277,13 +277,37 @@ def test_videos_are_filled_in_order_before_training_each_rank_its_share(tmp_path
         return read(self, reference)
 
     monkeypatch.setattr(reader_class, "read", noting_read)
-    counts = [fill_sequential_caches(data, 0, rank, 2) for rank in range(2)]
+    counts = [fill_sequential_caches(data, 0, NodeShare(rank, 2)) for rank in range(2)]
     assert sum(counts) == 21 * 2
     assert min(counts) >= 10
     assert sum(after == (before[0], before[1] + 1) for before, after in itertools.pairwise(places)) >= 2 * (21 - 3)
     _refuse_to_decode(data.train, monkeypatch)
     _assert_same(data.train, expected)
     assert fill_sequential_caches(_load(spec, frame_cache_dir=folder), 2) == 0
+
+
+def test_every_node_fills_a_folder_of_its_own_and_nodes_share_out_a_common_one(tmp_path: Path) -> None:
+    spec, num_frames = _lerobot(tmp_path / "data"), 21 * 2
+    for node in range(2):
+        data = _load(spec, frame_cache_dir=tmp_path / f"node {node}")
+        assert sum(fill_sequential_caches(data, 0, NodeShare(rank, 2, node, 2)) for rank in range(2)) == num_frames
+    data = _load(spec, frame_cache_dir=tmp_path / "shared")
+    tasks = [f"task {number}" for number in range(7)]
+    first, second = (NodeShare(0, 1, node, 2).of(tasks) for node in range(2))  # type: ignore[arg-type]
+    assert sorted(first) == sorted(second) == tasks
+    assert not set(first[:3]) & set(second[:3])  # each begins with a part of its own
+    counts = [fill_sequential_caches(data, 0, NodeShare(0, 1, node, 2)) for node in range(2)]
+    assert counts == [num_frames, 0]  # the second finds everything done
+
+
+def test_a_damaged_video_leaves_its_frames_out_of_the_cache_and_the_filling_goes_on(tmp_path: Path, caplog: Any) -> None:
+    spec = _lerobot(tmp_path / "data")
+    data = _load(spec, frame_cache_dir=tmp_path / "frames")  # the index is made while the file is whole
+    (video,) = (spec.folder / "videos/observation.images.wrist").rglob("*.mp4")
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert 21 <= fill_sequential_caches(data, 2) < 2 * 21
+    assert f"frames cannot be decoded and are left out of the frame cache; the first: {video}" in caplog.text
 
 
 def test_sources_of_single_images_fill_while_training(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.rlds.source import RldsSource
-from prismatic.vla.datasets.splits import VAL_FRACTION, choose_validation, split_episodes
+from prismatic.vla.datasets.split_names import VAL_FRACTION
+from prismatic.vla.datasets.splits import choose_validation, split_episodes
 
 
 def _episodes(*sizes: int) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from prismatic.cli import run_script
 from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
 from prismatic.conversion.staging import only_writer
 from prismatic.vla.datasets.hdf5.layout import find_files
-from prismatic.vla.datasets.splits import VAL_FRACTION
+from prismatic.vla.datasets.split_names import VAL_FRACTION
 
 
 @dataclass

@@ -50,6 +50,7 @@ class Collator:
             proprio=torch.from_numpy(np.stack(proprio)) if proprio else None,
             sample_ids=torch.tensor([sample.sample_id for sample in samples]),
             draws=torch.from_numpy(np.stack(draws)) if draws else None,
+            in_place_of=tuple(bad for sample in samples for bad in sample.in_place_of),
         )
 
     def _tokens(self, sample: Sample) -> tuple[list[int], list[int]]:

@@ -12,11 +12,13 @@ system leaves out the last H - 1 steps instead (tail="published").
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismatic.vla.constants import ActionKind, near_names
+from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
@@ -38,9 +41,11 @@ from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statist
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
-from prismatic.vla.types import Sample
+from prismatic.vla.types import BadSample, Sample
 
 TAILS = ("repeat", "published")
+_MOST_BAD_IN_A_ROW = 100  # samples; more, and the disk is at fault
+_NUM_EPISODES_MEASURED = 32  # of each data set, for the size of their images
 # Names and numbers of glibc's malloc.h; sizes in bytes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BLOCK, _KEPT = 32 * 2**20, 64 * 2**20  # glibc allows no larger block
@@ -117,11 +122,11 @@ class RobotDataset:
         return step, int(self.last_steps[episode])
 
     def recorded_frames(self, sample: int) -> list[np.ndarray]:
-        """uint8 [height, width, 3] of each camera: decoded."""
+        """uint8 [height, width, 3] of each camera: decoded, unless that raises FrameError."""
         return self.stored.recorded(self.locate(sample)[0])
 
     def frames(self, sample: int) -> np.ndarray:
-        """uint8 [N, S, S, 3]: decoded and resized."""
+        """uint8 [N, S, S, 3]: decoded and resized, unless that raises FrameError."""
         return self.stored.read(self.locate(sample)[0])
 
     def actions(self, sample: int) -> np.ndarray:
@@ -170,15 +175,20 @@ class VLADataset(Dataset[Sample]):
         self.recorded_shape = _common_shape(self.parts) if options.device_augmentation and not is_cached else None
         if self.recorded_shape is None:
             importlib.import_module("prismatic.vla.image_kernels")  # a second's work, once for all workers that are forked later
+        self._order = self.sampler(options.seed)
 
     def __len__(self) -> int:
         return int(self.part_starts[-1])
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """The sample with that number; a SampleKey also says which of its augmentations."""
-        number, num_earlier_passes = key if isinstance(key, SampleKey) else (int(key), 0)
-        part, local = self._locate(number)
-        images = part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
+        """The sample with that number; a SampleKey also says which of its augmentations. One that cannot be decoded is replaced.
+
+        Raises:
+            FrameError: many in a row cannot be decoded.
+        """
+        key = key if isinstance(key, SampleKey) else SampleKey(int(key), 0)
+        number, images, bad = self._decodable(key)
+        num_earlier_passes, (part, local) = key.num_earlier_passes, self._locate(number)
         draw = None
         if self.augment:
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
@@ -192,7 +202,30 @@ class VLADataset(Dataset[Sample]):
             proprio=part.proprio(local),
             sample_id=number,
             draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
+            in_place_of=bad,
         )
+
+    def _decodable(self, key: SampleKey) -> tuple[int, np.ndarray, tuple[BadSample, ...]]:
+        """(number, images, samples that cannot be decoded): of the key's sample, else of the next one in the order of training."""
+        try:
+            return key.sample, self._images(key.sample), ()
+        except FrameError as error:
+            bad = [self._bad(key.sample, error)]
+        for number in islice(self._order.following(key), _MOST_BAD_IN_A_ROW):
+            try:
+                return number, self._images(number), tuple(bad)
+            except FrameError as error:
+                bad.append(self._bad(number, error))
+        raise FrameError(f"{len(bad)} samples in a row cannot be decoded; the first is {bad[0].where}: {bad[0].reason}")
+
+    def _bad(self, number: int, error: FrameError) -> BadSample:
+        origin = self.origin(number)
+        return BadSample(number, str(origin), f"{origin.dataset}: {origin.split} {origin.episode}", str(error))
+
+    def _images(self, number: int) -> np.ndarray:
+        """uint8 [N, S, S, 3], or as recorded for the device to resize."""
+        part, local = self._locate(number)
+        return part.frames(local) if self.recorded_shape is None else self._recorded_frames(part, local)
 
     def origin(self, number: int) -> SampleOrigin:
         """Where the sample with that number was recorded."""
@@ -218,13 +251,19 @@ class VLADataset(Dataset[Sample]):
         return np.stack(frames)
 
     def sampler(self, seed: int, rank: int = 0, world_size: int = 1) -> MixtureSampler:
-        """The endless training order of one process."""
-        return MixtureSampler([len(part) for part in self.parts], [part.spec.weight for part in self.parts], seed, rank, world_size)
+        """The endless training order of one process; samples that cannot be decoded are replaced along it."""
+        sizes, weights = [len(part) for part in self.parts], [part.spec.weight for part in self.parts]
+        self._order = MixtureSampler(sizes, weights, seed, rank, world_size)
+        return self._order
 
 
 def _common_shape(parts: Sequence[RobotDataset]) -> tuple[int, int] | None:
     """(height, width) of all cameras of all data sets; None if they differ: then workers resize, and the device only augments."""
-    shapes = {frame.shape[:2] for part in parts for frame in part.recorded_frames(0)}
+    shapes = set()
+    for part in parts:
+        for episode in np.unique(np.linspace(0, len(part.first_steps) - 1, _NUM_EPISODES_MEASURED).astype(int)):
+            with contextlib.suppress(FrameError):
+                shapes |= {frame.shape[:2] for frame in part.stored.recorded(int(part.first_steps[episode]))}
     return shapes.pop() if len(shapes) == 1 else None
 
 

@@ -49,6 +49,10 @@ class RawEpisode:
     texts: tuple[str, ...] = ()  # where the recording has several instructions that say the same: all of them, one is in the trajectory
 
 
+class FrameError(ValueError):
+    """An image cannot be decoded; the message names the file and the place in it."""
+
+
 class FrameReader(Protocol):
     """Decodes single frames of a source; opens files lazily in each process, so that it may be pickled or forked at any time."""
 

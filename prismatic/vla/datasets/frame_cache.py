@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.images import resize_lanczos3_into
 
@@ -134,11 +135,19 @@ class CachedFrames:
         self.columns = [index.cameras.index(camera) for camera in cameras]
 
     def recorded(self, step: int) -> list[np.ndarray]:
-        """uint8 [height, width, 3] of each camera: decoded, as recorded."""
-        return [self.index.reader.read(self.index.images[step, column]) for column in self.columns]
+        """uint8 [height, width, 3] of each camera: decoded, as recorded.
+
+        Raises:
+            FrameError: one cannot be decoded.
+        """
+        return [self.index.frame(step, column) for column in self.columns]
 
     def read(self, step: int) -> np.ndarray:
-        """uint8 [N, S, S, 3]: decoded and resized."""
+        """uint8 [N, S, S, 3]: decoded and resized.
+
+        Raises:
+            FrameError: one cannot be decoded, and no cache has it.
+        """
         frames = np.empty((len(self.columns), self.image_size, self.image_size, 3), np.uint8)
         for camera, frame in enumerate(frames):
             if not self.caches or not self.caches[camera].read_into(step, frame):
@@ -150,18 +159,22 @@ class CachedFrames:
         return self.caches[camera].is_writable and not all(self.caches[camera].is_begun(step) for step in steps)
 
     def _fill(self, step: int, camera: int, frame: np.ndarray) -> None:
-        resize_lanczos3_into(frame, self.index.reader.read(self.index.images[step, self.columns[camera]]))
+        resize_lanczos3_into(frame, self.index.frame(step, self.columns[camera]))
         if self.caches:
             self.caches[camera].write(step, frame)
 
-    def keep(self, steps: range, camera: int) -> int:
-        """Decodes, in order, those of `steps` that the cache of `camera` lacks; how many those were."""
+    def keep(self, steps: range, camera: int) -> tuple[int, list[str]]:
+        """Decodes, in order, those of `steps` that the cache of `camera` lacks; (how many are kept, why others cannot be)."""
         frame = np.empty((self.image_size, self.image_size, 3), np.uint8)
-        missing = [step for step in steps if not self.caches[camera].is_begun(step)]
-        for step in missing:
-            if self.caches[camera].is_writable:
-                self._fill(step, camera, frame)
-        return len(missing)
+        num_kept, damaged = 0, []
+        for step in steps:
+            if self.caches[camera].is_writable and not self.caches[camera].is_begun(step):
+                try:
+                    self._fill(step, camera, frame)
+                    num_kept += 1
+                except FrameError as error:
+                    damaged.append(str(error))
+        return num_kept, damaged
 
 
 def open_frame_caches(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.episodes import EpisodeSource, FrameReader, TrajectoryTransform
+from prismatic.vla.datasets.episodes import EpisodeSource, FrameError, FrameReader, TrajectoryTransform
 from prismatic.vla.datasets.index_building import build_index
 from prismatic.vla.datasets.index_files import DTYPES, RowsInMemory, read_index, remove_left_behind, write_index
 from prismatic.vla.datasets.locks import locked
@@ -89,6 +89,21 @@ class EpisodeIndex:
         """int64: the numbers of all steps of `episodes`, one episode behind the other."""
         ranges = [np.arange(self.episode_starts[episode], self.episode_starts[episode + 1]) for episode in episodes]
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+    def frame(self, step: int, column: int) -> np.ndarray:
+        """uint8 RGB [height, width, 3]: the image of a step, as recorded.
+
+        Raises:
+            FrameError: it cannot be read or decoded; the message names the file.
+        """
+        reference = self.images[step, column]
+        file = str(self.files[int(reference["file"])])
+        try:
+            return self.reader.read(reference)
+        except ValueError as error:
+            raise FrameError(str(error) if file in str(error) else f"{file}: {error}") from error
+        except OSError as error:
+            raise FrameError(f"{file} cannot be read: {error.strerror or error}") from error
 
     def place_of(self, episode: int) -> tuple[str, int]:
         """(split, number in it)."""

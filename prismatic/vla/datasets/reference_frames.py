@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from prismatic.vla.datasets.dataset import RobotDataset, VLADataset
+from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.reference import MAX_INSTRUCTIONS, Reference, small_picture
 
+_NUM_TRIED = 20  # samples for each picture
 _NUM_PICTURES, _LEAST_PICTURES = 64, 8  # of each camera, over all data sets; of each data set
 
 
 def make_reference(data: VLADataset) -> Reference:
-    """What is kept of `data` with every checkpoint."""
+    """What is kept of `data` with every checkpoint. A sample that cannot be decoded gives its place to one of the next of its data set.
+
+    Raises:
+        FrameError: none can.
+    """
     count = max(_LEAST_PICTURES, _NUM_PICTURES // len(data.parts))
     samples = [(part, number) for part in data.parts for number in _spread_samples(part, count)]
-    frames = [part.frames(number) for part, number in samples]  # uint8 [N, S, S, 3] each
+    frames = [images for part, number in samples if (images := _frames(part, number)) is not None]  # uint8 [N, S, S, 3] each
+    if not frames:
+        raise FrameError(f"none of {len(samples)} samples all over the data can be decoded; look at it with scripts/inspect_dataset.py")
     cameras = data.options.cameras
     pictures = {camera: np.stack([small_picture(images[place]) for images in frames]) for place, camera in enumerate(cameras)}
     instructions = sorted({text for part in data.parts for text in _instructions(part)})
     return Reference(pictures, tuple(instructions) if len(instructions) <= MAX_INSTRUCTIONS else ())
+
+
+def _frames(part: RobotDataset, number: int) -> np.ndarray | None:
+    """uint8 [N, S, S, 3] of the sample, or of one of those after it; None if none can be decoded."""
+    for sample in range(number, min(number + _NUM_TRIED, len(part))):
+        with contextlib.suppress(FrameError):
+            return part.frames(sample)
+    return None
 
 
 def _spread_samples(part: RobotDataset, count: int) -> list[int]:

@@ -67,13 +67,30 @@ class MixtureSampler(Sampler[SampleKey]):
         for part, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             start, end = epoch * count, (epoch + 1) * count
             for number in range(start // size, (end - 1) // size + 1):  # the passes over this data set that the epoch touches
-                order = np.random.default_rng((self.seed, part, number)).permutation(size)
+                order = self._pass_order(part, number)
                 chosen = order[max(start - number * size, 0) : min(end - number * size, size)]
                 samples.append(first_sample + chosen)
                 passes.append(np.full(len(chosen), number))
             first_sample += size
         mixed = np.random.default_rng((self.seed, len(self.sizes), epoch)).permutation(self.num_samples_per_epoch)
         return np.concatenate(samples)[mixed], np.concatenate(passes)[mixed]
+
+    def following(self, key: SampleKey) -> Iterator[int]:
+        """The other samples of the key's data set, in the order of the pass that it belongs to: what is shown where it cannot be.
+
+        The same for any number of processes, and after resuming.
+        """
+        ends = np.cumsum(self.sizes)
+        part = int(np.searchsorted(ends, key.sample, side="right"))
+        first_sample = int(ends[part]) - self.sizes[part]
+        order = self._pass_order(part, key.num_earlier_passes)
+        place = int(np.flatnonzero(order == key.sample - first_sample)[0])
+        for sample in np.roll(order, -place)[1:]:
+            yield first_sample + int(sample)
+
+    def _pass_order(self, part: int, number: int) -> np.ndarray:
+        """int64 [size]: the samples of a data set in the order of one pass over it."""
+        return np.random.default_rng((self.seed, part, number)).permutation(self.sizes[part])
 
     def advance(self, num_samples: int) -> None:
         """Moves the position by samples that all processes together have consumed; what workers fetched ahead does not count."""

@@ -1,7 +1,8 @@
-"""Under which names data sets keep their splits."""
+"""Under which names data sets keep their splits, and how much is held back where they have none for validation."""
 
 from __future__ import annotations
 
+VAL_FRACTION = 0.05  # of the episodes, where nothing else is said
 _NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "eval", "evaluation"),

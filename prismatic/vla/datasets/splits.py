@@ -21,7 +21,6 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 logger = logging.getLogger(__name__)
 
 VAL_SPLITS = ("val", "validation")  # names of recorded splits; the first that there is counts
-VAL_FRACTION = 0.05  # where nothing else is said
 
 
 def choose_validation(names: Sequence[str], tasks: Sequence[Hashable], val_fraction: float) -> np.ndarray:

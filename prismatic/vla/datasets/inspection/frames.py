@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from prismatic.vla.cameras import is_wrist
+from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.diagnosis import Finding, Status, listed
@@ -36,10 +37,10 @@ def read_strips(view: DatasetView, num_episodes: int, num_steps: int) -> tuple[l
         first = int(view.index.episode_starts[episode])
         try:
             frames = {
-                camera: [view.index.reader.read(view.index.images[first + step, column]) for step in steps.tolist()]
+                camera: [view.index.frame(first + step, column) for step in steps.tolist()]
                 for column, camera in enumerate(view.index.cameras)
             }
-        except ValueError as error:
+        except FrameError as error:
             damaged.append(str(error))
             continue
         strips.append(Strip(episode, steps, frames))

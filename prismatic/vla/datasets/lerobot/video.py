@@ -97,13 +97,13 @@ class VideoReader:
         """
         import av
 
-        decoder = self._decoder(path)
         if not 0 <= number < len(self.tables[path]):
             raise ValueError(f"{path} has {len(self.tables[path])} frames, and frame {number} is asked for: it has changed, start again")
         try:
-            return decoder.read(number)
+            return self._decoder(path).read(number)
         except av.error.FFmpegError as error:
-            self._decoders.pop(path).close()
+            if (decoder := self._decoders.pop(path, None)) is not None:
+                decoder.close()
             raise ValueError(f"{path}: frame {number} cannot be decoded ({error}): the file is damaged, download it again") from error
 
     def _decoder(self, path: Path) -> _Decoder:
