@@ -9,7 +9,7 @@ from pathlib import Path
 from prismatic.conversion.rlds_writer import RldsSpec
 from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
-from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.configs import CHANNEL_ORDERS, ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.split_names import VAL_FRACTION
 
 
@@ -28,6 +28,7 @@ class RldsFlags:
     val_fraction: float = VAL_FRACTION  # share of the episodes that become the val split, where the recordings have none; 0: none do
     image_size: int | None = None  # pixels; images become squares of this side (256 as in the published data sets); None keeps their size
     cameras: str = ""  # primary=top,wrist=hand: which recorded camera is which; "": by the usual names
+    image_channel_order: str = "rgb"  # bgr: red and blue were exchanged by the recorder, and are exchanged back
     state: str = "state"  # recorded columns that make up the state, joined in this order, separated by commas
     action: str = "action"  # recorded columns that make up the action, likewise
     action_encoding: str = "JOINT_POS"  # tells motions from targets, for --filter_noops and --stride only
@@ -41,6 +42,8 @@ class RldsFlags:
         if self.action_encoding not in ActionEncoding.__members__:
             names = near_names(self.action_encoding, ActionEncoding.__members__)
             raise ValueError(f"--action_encoding is {self.action_encoding!r}; {names}")
+        if (order := self.image_channel_order) not in CHANNEL_ORDERS:
+            raise ValueError(f"--image_channel_order is {order!r}; {near_names(order, CHANNEL_ORDERS)}")
         if self.stride < 1:
             raise ValueError(f"--stride is {self.stride}; it must be at least 1")
         _parse_kinds(self.action_kinds)
@@ -73,6 +76,7 @@ class RldsFlags:
             action_encoding=ActionEncoding[self.action_encoding],
             action_kinds=_parse_kinds(self.action_kinds),
             stride=self.stride,
+            image_channel_order=self.image_channel_order,
         )
 
 

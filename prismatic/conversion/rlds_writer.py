@@ -36,6 +36,7 @@ from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_full, load_staged, only_writer, write_staged
 from prismatic.vla.cameras import STORED_KEYS
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.channel_order import frames_as_rgb
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
@@ -148,7 +149,7 @@ def _check_cameras(entry: DatasetEntry) -> None:
 
 def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> list[StagedEpisode]:
     """Every episode with its images encoded, from the stage folder where it is there already."""
-    reader = source.frame_reader()
+    reader = frames_as_rgb(source.frame_reader(), entry.image_channel_order)
     staged: list[StagedEpisode] = []
     num_steps, num_idle = 0, 0
     with tqdm(total=source.num_episodes, desc=f"reading {source.folder}", unit="episode") as progress:
@@ -160,7 +161,7 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) 
                 moving = moving_steps(episode.actions, entry.kinds(episode.actions.shape[1]))
                 num_idle += int((~moving).sum())
                 episode = _select(episode, moving, name)
-            path = spec.stage / f"{_episode_key(episode, name, source, spec)}.npz"
+            path = spec.stage / f"{_episode_key(episode, name, source, entry, spec)}.npz"
             if not path.is_file():
                 write_staged(path, encode_episode(episode, tuple(entry.cameras), reader, spec.image_size), name, raw.split)
             staged.append(load_staged(path))
@@ -200,10 +201,11 @@ def _select(episode: Episode, steps: np.ndarray, name: str) -> Episode:
     return Episode(episode.actions[steps], episode.proprio[steps], episode.images[steps], texts)
 
 
-def _episode_key(episode: Episode, name: str, source: EpisodeSource, spec: RldsSpec) -> str:
+def _episode_key(episode: Episode, name: str, source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> str:
     """Changes with everything that the staged episode is made from."""
     files = [source.files[number] for number in np.unique(episode.images["file"])]
-    described = [name, spec.image_size, episode.instructions, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    described = [name, spec.image_size, entry.image_channel_order, episode.instructions, stats]
     digest = hashlib.sha256(json.dumps(described).encode())
     for array in (episode.actions, episode.proprio, episode.images):
         digest.update(str(array.shape).encode() + array.tobytes())

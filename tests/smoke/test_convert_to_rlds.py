@@ -91,6 +91,7 @@ def test_a_mobile_base_is_joined_on_request_and_mentioned_otherwise(tmp_path: Pa
     assert "'arms' is a group of ['left', 'right']" in done.stderr
     assert "(in a conversion: --state arms/left,arms/right)" in done.stderr
     wanted = ("--action", "action,base_action", "--state", "arms/right,qpos", "--val_fraction", "0", "--overwrite", "True")
+    wanted += ("--image_channel_order", "bgr")
     done = convert("aloha_hdf5_to_rlds.py", tmp_path, *wanted)
     assert done.returncode == 0, done.stderr
     assert "base_action is" not in done.stderr
@@ -99,6 +100,8 @@ def test_a_mobile_base_is_joined_on_request_and_mentioned_otherwise(tmp_path: Pa
     assert episodes["episode_1.hdf5"]["action"][:, 14:].tolist() == [[1.25, 1.25]] * 5
     assert episodes["episode_1.hdf5"]["state"].shape == (5, 21)
     assert set(episodes["episode_1.hdf5"]["state"][:, :7].ravel().tolist()) == {1.0}
+    exchanged = camera_images(10, 5)[2][..., ::-1]
+    assert np.abs(episodes["episode_1.hdf5"]["image"][2].astype(int) - exchanged).mean() < 12  # JPEG
 
 
 @pytest.mark.rlds

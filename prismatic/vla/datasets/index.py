@@ -16,12 +16,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.channel_order import frames_as_rgb
 from prismatic.vla.datasets.episodes import EpisodeSource, FrameError, FrameReader, TrajectoryTransform
 from prismatic.vla.datasets.index_building import build_index
 from prismatic.vla.datasets.index_files import DTYPES, RowsInMemory, read_index, remove_left_behind, write_index
@@ -156,7 +157,7 @@ def load_index(
         index = _to_index({name: rows.joined() for name, rows in arrays.items()}, description, key, source)
     if not is_lenient:
         index.check_refused()
-    return index
+    return replace(index, reader=frames_as_rgb(index.reader, entry.image_channel_order))
 
 
 @dataclass(frozen=True)

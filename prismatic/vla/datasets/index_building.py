@@ -38,7 +38,7 @@ def build_index(
     names: list[str] = []
     refused: dict[int, str] = {}
     num_steps, num_empty = 0, 0
-    frames = _FrameKeys(source, len(entry.cameras))
+    frames = _FrameKeys(source, entry)
     arrays["episode_starts"].append(np.zeros(1, np.int64))
     for raw, episode in _standard_episodes(source, entry, transform):
         number = len(names)
@@ -134,12 +134,12 @@ def _check_not_empty(source: EpisodeSource, names: list[str], refused: Mapping[i
 
 
 class _FrameKeys:
-    """For each camera what its frames are decoded from: the files, by name, size and time, and the places in them."""
+    """For each camera what its frames are decoded from: the files, by name, size and time, the places in them, and the channels' order."""
 
-    def __init__(self, source: EpisodeSource, num_cameras: int) -> None:
+    def __init__(self, source: EpisodeSource, entry: DatasetEntry) -> None:
         self._files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode() for path in source.files]
-        start = f"{FRAME_FORMAT_VERSION} {source.frame_layout}".encode()
-        self._digests = [hashlib.sha256(start) for _ in range(num_cameras)]
+        start = f"{FRAME_FORMAT_VERSION} {source.frame_layout} {entry.image_channel_order}".encode()
+        self._digests = [hashlib.sha256(start) for _ in entry.cameras]
 
     def add(self, images: np.ndarray) -> None:
         """Takes the IMAGE_REF [T, C] of one more episode."""

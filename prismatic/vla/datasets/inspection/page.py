@@ -13,6 +13,7 @@ import numpy as np
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.inspection.checks import check_arrays, instruction_counts
+from prismatic.vla.datasets.inspection.colours import check_channel_order
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
 from prismatic.vla.datasets.inspection.ranges import clipped_share
@@ -46,7 +47,8 @@ def inspect_dataset(spec: DatasetSpec) -> Inspection:
         found = f"There is no split 'train', only {', '.join(index.splits)}"
         findings.append(Finding("splits", Status.PROBLEM, found, "Training needs one; rename the split."))
     strips, damaged = read_strips(view, _NUM_CHECKED_EPISODES, _NUM_STRIP_STEPS)
-    return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips)], strips)
+    colours = check_channel_order(strips, spec.entry.image_channel_order)
+    return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips), *colours], strips)
 
 
 def write_page(inspections: list[Inspection], title: str, command: str, output: Path, started: float) -> None:

@@ -21,6 +21,8 @@ import numpy as np
 from prismatic.vla.cameras import CAMERA_ORDER, ONE_ARM, TWO_ARMS, stored_keys
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 
+CHANNEL_ORDERS = ("rgb", "bgr")
+
 # Named in messages that ask the user to edit an entry.
 CONFIGS_FILE = "prismatic/vla/datasets/rlds/oxe/configs.py"
 TRANSFORMS_FILE = CONFIGS_FILE.replace("configs.py", "transforms.py")
@@ -105,6 +107,7 @@ class DatasetEntry:
     stride: int = 1  # use every n-th step: recordings that are faster than the robot will be commanded
     version: str | None = None  # the one to take where --dataset_name names none ("0.1.0"); None: the newest
     transform: str | None = None  # a name of transforms.py; None: the data set's own name, else no change
+    image_channel_order: str = "rgb"  # "bgr" where the recorder exchanged red and blue (OpenCV's order); the frames read are RGB
     depth_obs_keys: Mapping[str, str | None] = field(default_factory=dict)  # accepted for old entries, unused
     aux_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,6 +149,8 @@ class DatasetEntry:
             raise ValueError(
                 f"stride is {self.stride}, but 6-D rotations (EEF_R6) cannot be added up; use stride 1, or convert them before"
             )
+        if self.image_channel_order not in CHANNEL_ORDERS:
+            raise ValueError(f"image_channel_order is {self.image_channel_order!r}; {near_names(self.image_channel_order, CHANNEL_ORDERS)}")
         if self.aux_kwargs:
             raise ValueError(f"aux_kwargs {sorted(self.aux_kwargs)} are not supported; do this in a trajectory transform instead")
 
