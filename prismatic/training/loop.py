@@ -271,7 +271,6 @@ class Trainer:
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         restore_checkpoint(checkpoint, self.trained, self.ranks)
-        self.run.train_sampler.load_state_dict(dict(state.sampler))
         self.step, self.owes_validation = state.step, state.owes_validation
         if self.validator is not None:
             self.validator.restore(self.config.run_dir / VALIDATION_FILE)

@@ -35,7 +35,7 @@ BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best 
 _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
     "num_images_in_input", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
-    "freeze_language_model", "seed",
+    "freeze_language_model", "seed", "fresh_heads", "new_statistics",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -131,9 +131,10 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
     Raises:
         ValueError: a flag differs that must not, or every step would take another number of samples.
     """
-    state, flags = checkpoint.state, plain_values(config)
+    state, flags, defaults = checkpoint.state, plain_values(config), plain_values(FinetuneConfig())
     for flag in _FIXED_FLAGS:
-        if str(found := state.flags.get(flag)) != str(flags[flag]):
+        found = state.flags.get(flag, defaults[flag])  # earlier versions did not know all flags
+        if str(found) != str(flags[flag]):
             raise ValueError(f"resuming: --{flag} is {flags[flag]!r}, the run in {checkpoint.folder} was started with {found!r}")
     now = config.optimization.samples_per_step * world_size
     if now != state.global_batch_size:

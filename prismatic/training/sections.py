@@ -33,6 +33,7 @@ class ModelConfig:
     use_film: bool = False  # modulate the vision features by the instruction
     num_images_in_input: int = 1  # cameras, the primary one first
     use_proprio: bool = False  # feed the robot's state
+    fresh_heads: bool = False  # --vla_path is a fine-tuned checkpoint: begin with new heads, projectors, FiLM and statistics all the same
 
     # LoRA
     use_lora: bool = True  # False trains every weight
@@ -92,6 +93,7 @@ class DataConfig:
     dataset_name: str = "aloha1_scoop_X_into_bowl_45_demos"  # a name of prismatic/vla/datasets/rlds/oxe/{configs,mixtures}.py
     robot_platform: str | None = None  # overrides the data-set entry's; a name of prismatic/vla/constants.py
     stride: str | None = None  # use every n-th recorded step: 2, or auto for the recorded rate over the robot's; None: as the entry says
+    new_statistics: bool = False  # --vla_path is a fine-tuned checkpoint: normalize by these data, not as its heads have learnt it
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
     exclude_episodes: Path | None = None  # a file that lists episodes to leave out, one a line: train 12, or episode_7.hdf5
     max_bad_samples: int | None = None  # samples that cannot be decoded before the run stops; None: 0.1 % of an epoch, 10 at least

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from prismatic.models.action_model import ActionModel
+from prismatic.policy.checkpoint.continuing import Continuation
 from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, read_training, resolve_folder
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
@@ -25,7 +26,9 @@ from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, any_rank, on_all, on_main, wait_for_all
 from prismatic.training.evaluation import eval_command
+from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
+from prismatic.training.origin import Origin, find_origin
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -107,11 +110,47 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     """
     specs, cameras, command = on_all(lambda: _resolve_names(config, ranks), ranks)
     resumed = on_main(lambda: open_run(config, ranks.world_size), ranks)
-    base_path = config.model.vla_path if resumed is None else str(resumed.state.flags["vla_path"])
-    image_size = on_all(lambda: load_config(base_path).image_size, ranks)
-    on_main(lambda: check_disk(config, resolve_folder(base_path)), ranks)
-    use_bf16 = uses_bf16(config, ranks)
-    options = DatasetOptions(
+    names = [spec.name for spec in specs]
+    origin = on_main(lambda: find_origin(config, specs[0].platform, cameras, names, resumed), ranks)
+    image_size = on_all(lambda: load_config(origin.base_path).image_size, ranks)
+    on_main(lambda: check_disk(config, resolve_folder(origin.base_path)), ranks)
+    data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
+    sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
+    if resumed is not None:
+        on_all(lambda: sampler.load_state_dict(dict(resumed.state.sampler)), ranks)
+    record = dict(origin.record) | (on_main(lambda: account_for_statistics(data, origin), ranks) if resumed is None else {})
+    if ranks.is_main:
+        for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
+            logger.warning("%s: %s", name, finding)
+    spec = PolicySpec(
+        platform=specs[0].platform,
+        cameras=cameras,
+        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=config.data.image_aug),
+        unnorm_key=specs[0].name if len(specs) == 1 else None,
+        heads=config.model.heads,
+        lora=config.model.lora,
+        base_model=origin.base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
+        demonstrated=data.demonstrated,
+        provenance=_provenance(config, ranks) | _left_out(data) | ({"continued": record} if record else {}),
+    )
+    parts, skeleton = _load_model(config, spec, origin, data, ranks)
+    return Run(
+        config=config,
+        ranks=ranks,
+        parts=parts,
+        data=data,
+        train_sampler=sampler,
+        collator=Collator(parts.processor.tokenizer, parts.config.token_ids),
+        autocast=uses_bf16(config, ranks),
+        base_path=origin.base_path,
+        eval_command=command,
+        resumed=resumed,
+        skeleton=skeleton,
+    )
+
+
+def _dataset_options(config: FinetuneConfig, cameras: tuple[str, ...], image_size: int) -> DatasetOptions:
+    return DatasetOptions(
         cameras=cameras,
         image_size=image_size,
         use_proprio=config.model.use_proprio,
@@ -123,27 +162,20 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         frame_cache_dir=config.data.frame_cache_dir,
         exclude_episodes=config.data.exclude_episodes,
     )
-    data = on_all(lambda: _prepare_data(specs, options, config, ranks), ranks)
-    if ranks.is_main:
-        for name, finding in (*quick_checks(data, specs), *_compare_with_base(data, specs, resolve_folder(base_path))):
-            logger.warning("%s: %s", name, finding)
+
+
+def _load_model(
+    config: FinetuneConfig, spec: PolicySpec, origin: Origin, data: TrainingData, ranks: Ranks
+) -> tuple[PolicyParts, ActionModel | None]:
+    """The policy in training, on its device, and its skeleton if it is sharded."""
     torch.manual_seed(config.optimization.seed)  # adapters and heads start the same on every process
+    use_bf16 = uses_bf16(config, ranks)
     dtype = torch.bfloat16 if use_bf16 and config.model.use_lora else torch.float32
     has_weights = ranks.is_main or config.model.quantize_base != "none"
-    base = on_all(lambda: load_base(base_path, dtype, with_weights=has_weights), ranks)
-    spec = PolicySpec(
-        platform=specs[0].platform,
-        cameras=cameras,
-        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=config.data.image_aug),
-        unnorm_key=specs[0].name if len(specs) == 1 else None,
-        heads=config.model.heads,
-        lora=config.model.lora,
-        base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
-        demonstrated=data.demonstrated,
-        provenance=_provenance(config, ranks) | _left_out(data),
-    )
-    token_ids = base.vla.config.token_ids
-    model = _build_model(base, spec, config, ranks)
+    base = on_all(lambda: load_base(origin.base_path, dtype, with_weights=has_weights), ranks)
+    continuation = origin.continuation if ranks.is_main else None
+    model = on_all(lambda: _build_model(base, spec, config, ranks, continuation), ranks)
+    _prepare_blocks(model, config, ranks)
     reference = make_reference(data.train) if ranks.is_main else None
     parts = PolicyParts(model, base.vla.config, base.processor, spec, data.statistics, reference)
     compute_dtype = torch.bfloat16 if use_bf16 and not config.model.use_lora else None
@@ -152,19 +184,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     if uses_compiler(config, ranks) and skeleton is None:
         stack_projections(parts.model.bare_vla)
     torch.manual_seed(config.optimization.seed + ranks.rank)  # dropout differs between processes
-    return Run(
-        config=config,
-        ranks=ranks,
-        parts=parts,
-        data=data,
-        train_sampler=data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size),
-        collator=Collator(base.processor.tokenizer, token_ids),
-        autocast=use_bf16,
-        base_path=base_path,
-        eval_command=command,
-        resumed=resumed,
-        skeleton=skeleton,
-    )
+    return parts, skeleton
 
 
 def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetSpec, ...], tuple[str, ...], str | None]:
@@ -175,32 +195,38 @@ def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetS
     return specs, select_policy_cameras(specs, config.model.num_images_in_input), eval_command(config, specs[0].platform.name)
 
 
-def _prepare_data(specs: Sequence[DatasetSpec], options: DatasetOptions, config: FinetuneConfig, ranks: Ranks) -> TrainingData:
+def _prepare_data(
+    specs: Sequence[DatasetSpec], options: DatasetOptions, origin: Origin, config: FinetuneConfig, ranks: Ranks
+) -> TrainingData:
     """The data of the run, with what has to be read or decoded once before training: it may take hours."""
-    data = load_training_data(specs, options)
+    data = load_training_data(specs, options, origin.statistics)
     node, rank = divmod(ranks.rank, ranks.local_world_size)
     fill_sequential_caches(data, config.data.num_workers, NodeShare(rank, ranks.local_world_size, node, ranks.num_nodes))
     return data
 
 
-def _compare_with_base(data: TrainingData, specs: Sequence[DatasetSpec], base: Path) -> list[tuple[str, Finding]]:
-    """What in the data differs from what `base` was fine-tuned on, if it is a checkpoint that says so, with the data set's name."""
+def _compare_with_earlier(data: TrainingData, specs: Sequence[DatasetSpec], folder: Path) -> list[tuple[str, Finding]]:
+    """What in the data differs from what the model in `folder` was fine-tuned on, if it says so, with the data set's name."""
     found: list[tuple[str, Finding]] = []
     for view in training_views(data, specs):
-        training = read_training(base, view.platform.name, view.name)
+        training = read_training(folder, view.platform.name, view.name)
         found += [] if training is None else [(view.name, finding) for finding in check_against(view, *training)]
     return found
 
 
-def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks) -> ActionModel:
+def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks, continuation: Continuation | None) -> ActionModel:
     """The base with adapters (or fully trainable), then FiLM, and new float32 heads; what cannot matter, or shall not change, is frozen."""
     vla: torch.nn.Module = base.vla
+    if continuation is not None:
+        continuation.fill_towers(base.vla)
     quantize_model(base.vla, config.model.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
         vla = add_lora(base.vla, spec.lora)
         for parameter in vla.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if continuation is not None:
+            continuation.fill_adapters(vla)
     for part in config.model.frozen_parts:  # before FiLM, whose layers are new and must learn even where the towers do not
         module = base.vla.get_submodule(part).requires_grad_(False)
         if spec.lora is None and uses_bf16(config, ranks):
@@ -209,12 +235,19 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
         base.vla.add_film()
     base.vla.freeze_unused(uses_lm_head=spec.heads.action_head == "discrete")
     model = build_action_model(vla, base.vla.config, spec)
+    if continuation is not None:
+        continuation.fill_film(base.vla)
+        continuation.fill_heads(model)
+    return model
+
+
+def _prepare_blocks(model: ActionModel, config: FinetuneConfig, ranks: Ranks) -> None:
+    """Compiles the model's blocks, or has them computed again in the backward pass, where that is wanted."""
     if uses_compiler(config, ranks):
         torch._functorch.config.activation_memory_budget = _activation_memory_budget(config)
         compile_blocks(model.bare_vla)
     elif config.speed.gradient_checkpointing:
         model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.model.lora_dropout > 0})
-    return model
 
 
 def _activation_memory_budget(config: FinetuneConfig) -> float:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.models.action_model import ActionModel
+from prismatic.policy.checkpoint.files import is_film_layer
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, wait_for_all
 
@@ -161,4 +162,4 @@ def whole_model(model: ActionModel, skeleton: ActionModel | None, ranks: Ranks) 
 
 def _is_saved_in_bfloat16(name: str) -> bool:
     """Weights of the model itself; adapters are merged before rounding, FiLM and heads have dtypes of their own."""
-    return name.startswith("vla.") and not any(part in name for part in (".lora_", ".base_layer.", ".scale.", ".shift."))
+    return name.startswith("vla.") and ".lora_" not in name and ".base_layer." not in name and not is_film_layer(name)

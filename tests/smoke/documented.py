@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
         f"{_SHORT} --run_id_override my_run --merge_lora_during_training False --frame_cache_dir cache"
     ),
     r"python vla-scripts/finetune\.py --config_path vla-scripts/recipes/aloha\.yaml .*": Here(f"{_SHORT} --run_id_override another_run"),
+    r"python vla-scripts/finetune\.py --vla_path runs/my_run--10000_chkpt .*": Here(_SHORT),
     r"python scripts/plot_run\.py .*": Here(),
     r"python vla-scripts/merge_lora_weights_and_save\.py .*": Here(),
     r"python scripts/push_to_hub\.py .*": Here("--dry_run True"),  # tests/smoke/test_push_to_hub.py uploads to a server of its own

@@ -54,9 +54,14 @@ def save_component(module: torch.nn.Module, folder: Path, component: str, suffix
     prefix = "" if component == VISION_BACKBONE else _WRAPPER_PREFIX
     state = {}
     for key, value in module.state_dict().items():
-        is_film = component == VISION_BACKBONE and (".scale." in key or ".shift." in key)
+        is_film = component == VISION_BACKBONE and is_film_layer(key)
         state[prefix + key] = value.detach().to("cpu", torch.float32 if is_film else _COMPONENT_DTYPES[component])
     torch.save(state, folder / f"{component}--{suffix}")
+
+
+def is_film_layer(name: str) -> bool:
+    """Whether a weight of that name modulates a vision tower."""
+    return ".scale." in name or ".shift." in name
 
 
 def has_component(folder: Path, component: str) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prismatic.policy.checkpoint.files import check_keys
+from prismatic.policy.checkpoint.files import check_keys, is_film_layer
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.quantization import QuantizedLinear
 
@@ -178,7 +178,7 @@ def published_state(
     keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
     for key in keys:
         name = key.removeprefix(PEFT_PREFIX)
-        if ".lora_" in name or ".scale." in name or ".shift." in name:
+        if ".lora_" in name or is_film_layer(name):
             continue
         is_film = name.startswith(FILM_PREFIX)
         owner, _, leaf = name.rpartition(".")
@@ -189,9 +189,14 @@ def published_state(
             down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
             value = _merge(value.to(down.device), down, up, owner, merge_dtype)
         if is_film:
-            owner = owner.removeprefix("vision_backbone.").replace(".block.", ".")
+            owner = without_film(owner)
         merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
     return merged
+
+
+def without_film(name: str) -> str:
+    """The name of a tower's weight or adapter in the same model without FiLM; any other name as it is."""
+    return name.replace(FILM_PREFIX, "vision_backbone.").replace(".block.", ".") if FILM_PREFIX in name else name
 
 
 def _merge(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, source: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.datasets.splits import split_episodes
-from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
+from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, count_beyond, published_episodes
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
@@ -101,6 +101,7 @@ class RobotDataset:
     ) -> None:
         index = frames.index
         self.spec, self.index, self.stored, self.options = spec, index, frames, options
+        self.episodes = episodes
         self.chunk = spec.platform.num_actions_chunk
         self.action_bounds = Bounds.from_statistics(statistics["action"], spec.platform.normalization)
         self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
@@ -137,6 +138,14 @@ class RobotDataset:
         if num_beyond:
             chunk = np.concatenate((chunk, np.repeat(np.where(self.is_target, chunk[-1:], np.float32(0)), num_beyond, axis=0)))
         return normalize(chunk, self.action_bounds)
+
+    def beyond(self) -> dict[str, np.ndarray]:
+        """Quantity ("action", and "proprio" if the policy uses it) -> int64 [D]: steps whose values normalization cannot express."""
+        steps = self.index.steps_of(self.episodes)
+        found = {"action": count_beyond(self.index.actions, steps, self.action_bounds)}
+        if self.proprio_bounds is not None:
+            found["proprio"] = count_beyond(self.index.proprio, steps, self.proprio_bounds)
+        return found
 
     def proprio(self, sample: int) -> np.ndarray | None:
         """float32 [P], normalised, if the policy uses it."""
@@ -279,14 +288,16 @@ class TrainingData:
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
 
 
-def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) -> TrainingData:
-    """The samples of all `specs`, indexed where necessary.
+def load_training_data(
+    specs: Sequence[DatasetSpec], options: DatasetOptions, statistics: Mapping[str, DatasetStatistics] | None = None
+) -> TrainingData:
+    """The samples of all `specs`, indexed where necessary; `statistics` names data sets whose statistics are given, not computed.
 
     Raises:
-        ValueError: the data contradict entry or platform, are damaged, or leave nothing to train or validate on.
+        ValueError: the data contradict entry, platform or given statistics, are damaged, or leave nothing to train or validate on.
     """
     _keep_freed_memory()
-    train, val, statistics, demonstrated = [], [], {}, {}
+    train, val, known, demonstrated = [], [], dict(statistics or {}), {}
     opened = _open_frames(specs, options)
     indexes = {spec.name: frames.index for spec, frames in zip(specs, opened, strict=True)}
     excluded = excluded_episodes(options.exclude_episodes, indexes)
@@ -294,20 +305,43 @@ def load_training_data(specs: Sequence[DatasetSpec], options: DatasetOptions) ->
         index, left_out = frames.index, excluded[spec.name]
         train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
         covered = published_episodes(index, left_out) if options.statistics_over_all_splits else train_episodes
-        statistics[spec.name] = compute_statistics(index, covered, spec.normalization_mask(index.actions.shape[1]))
+        mask = spec.normalization_mask(index.actions.shape[1])
+        if spec.name in known:
+            _check_statistics(spec, known[spec.name], mask, options)
+        else:
+            known[spec.name] = compute_statistics(index, covered, mask)
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
-        train.append(_part(spec, frames, train_episodes, statistics[spec.name], options))
+        train.append(_part(spec, frames, train_episodes, known[spec.name], options))
         if options.val_fraction is not None:
-            val.append(_part(spec, frames, val_episodes, statistics[spec.name], options))
+            val.append(_part(spec, frames, val_episodes, known[spec.name], options))
     return TrainingData(
         train=VLADataset(train, options, augment=options.augment),
         val=VLADataset(val, options, augment=False) if val else None,
-        statistics=statistics,
+        statistics={spec.name: known[spec.name] for spec in specs},
         repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
         excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )
+
+
+def _check_statistics(spec: DatasetSpec, given: DatasetStatistics, mask: np.ndarray, options: DatasetOptions) -> None:
+    """Accepts given statistics that describe the same numbers."""
+    quantities = {"action": spec.platform.action_dim} | ({"proprio": spec.platform.proprio_dim} if options.use_proprio else {})
+    for quantity, width in quantities.items():
+        found = len(given.get(quantity, {}).get("mean", ()))
+        if found != width:
+            raise ValueError(
+                f"data set {spec.name!r} has {quantity} of {width} dimensions, the checkpoint's statistics of it {found}; pass "
+                "--fresh_heads True to begin with new heads and new statistics, or take the checkpoint of a policy for this robot"
+            )
+    given_mask = np.asarray(given["action"].get("mask", np.ones(len(mask))), bool)
+    odd = [name for name, one, other in zip(spec.platform.action_names, given_mask, mask, strict=True) if one != other]
+    if odd:
+        raise ValueError(
+            f"data set {spec.name!r}: its entry in {CONFIGS_FILE} and the checkpoint's statistics disagree whether {', '.join(odd)} is "
+            "normalised. Correct action_encoding there, or pass --new_statistics True"
+        )
 
 
 def _keep_freed_memory() -> None:

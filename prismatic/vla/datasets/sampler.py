@@ -110,6 +110,7 @@ class MixtureSampler(Sampler[SampleKey]):
             if list(state[name]) != now:
                 raise ValueError(
                     f"the checkpoint was trained on data sets with {name} {list(state[name])}, now they have {now}: the position in the "
-                    "data cannot be resumed. Restore the data, or start a new run from the checkpoint with --vla_path"
+                    "data cannot be resumed. Restore the data; or, if data were added, begin a new run that continues the policy: without "
+                    "--resume, with --vla_path CHECKPOINT (heads and statistics are taken over) and another --run_id_override"
                 )
         self.position, self.seed = int(state["position"]), int(state["seed"])

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.index import EpisodeIndex
+from prismatic.vla.normalization import Bounds
 
+_ROUNDING = 1e-6  # of float32 values that were computed again
 # {"action": {...}, "proprio": {...}, "num_transitions": M, "num_trajectories": E} of one data set.
 DatasetStatistics = dict[str, Any]
 
@@ -33,6 +35,18 @@ def compute_statistics(index: EpisodeIndex, episodes: np.ndarray, action_mask: n
         "num_transitions": len(steps),
         "num_trajectories": len(episodes),
     }
+
+
+def count_beyond(rows: np.ndarray, steps: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """int64 [D]: how many of `steps` of float32 [M, D] normalization cannot express: it clips what is beyond its bounds, and a dimension
+    that was constant when they were computed stays so."""
+    counts = np.zeros(bounds.dim, np.int64)
+    for column, (low, high) in enumerate(zip(bounds.low, bounds.high, strict=True)):
+        if not (bounds.mask[column] or bounds.constant[column]):
+            continue
+        values, margin = rows[steps, column], _ROUNDING * max(1.0, abs(low), abs(high))
+        counts[column] = np.count_nonzero((values < low - margin) | (values > high + margin))
+    return counts
 
 
 def published_episodes(index: EpisodeIndex, left_out: frozenset[int] = frozenset()) -> np.ndarray:
