@@ -136,7 +136,7 @@ def test_what_training_saw_lies_in_the_checkpoint_and_later_data_are_compared_wi
     folder = shutil.copytree(resumed, workplace / "exchanged")
     pictures = [np.full((4, 32, 32, 3), level, np.uint8) for level in (250, 5)]  # of nothing that these data show
     statistics = json.loads((folder / "dataset_statistics.json").read_text())
-    statistics[DATASET]["proprio"] |= {"min": [1000.0] * 8, "max": [1000.5] * 8}
+    statistics[DATASET]["proprio"] |= {"min": [1000.0] * 8, "q01": [1000.1] * 8, "q99": [1000.4] * 8, "max": [1000.5] * 8}
     (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
     Reference(dict(zip(("primary", "wrist"), pictures, strict=True))).save(folder)
     result = run_finetune(workplace, "again", "--vla_path", str(folder))
