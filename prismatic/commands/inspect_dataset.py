@@ -29,7 +29,7 @@ class InspectConfig:
     robot_platform: str | None = None  # overrides the entry's; a name of prismatic/vla/constants.py
     stride: str | None = None  # use every n-th recorded step, as in training; None: as the entry says
     suggest: str | None = None  # an unregistered folder, or True for that of --dataset_name: print an entry instead of the page
-    control_hz: float | None = None  # --suggest only: actions per second of the recording; None: as stored, else 25
+    control_hz: float | None = None  # --suggest only: actions per second of the robot; None: as recorded, else 25
 
     caches: bool = False  # list caches instead: the user's, those in --data_root_dir and those in --frame_cache_dir
     frame_cache_dir: Path | None = None  # --caches only: the folder that training was given
@@ -88,7 +88,7 @@ def _list_caches(config: InspectConfig) -> None:
 
 
 def _print_suggestion(config: InspectConfig) -> None:
-    from prismatic.vla.datasets.inspection.suggest import suggest_entry
+    from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 
     logging.disable(logging.INFO)
     if config.suggest == "True":
