@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.conversion.rlds_writer import RldsSpec
-from prismatic.vla.cameras import CAMERA_ORDER, STORED_KEYS, NamedBy, assign_cameras, slots_by_name
+from prismatic.vla.cameras import CAMERA_ORDER, assign_cameras, recorded_slot
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
 from prismatic.vla.datasets.rlds.oxe.configs import CHANNEL_ORDERS, ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.split_names import VAL_FRACTION
@@ -101,11 +101,9 @@ def guess_cameras(recorded: Iterable[str]) -> dict[str, str]:
         ValueError: a name is none of the usual ones.
     """
     recorded = tuple(recorded)
-    slots = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE) | {key: slot for slot, key in STORED_KEYS.items()}
     found: dict[str, str] = {}
     for name in recorded:
-        short = name.rpartition(".")[2]  # observation.images.cam_high
-        slot = slots.get(short)
+        slot = recorded_slot(name)
         if slot is None or slot in found:
             if len(recorded) == 1:
                 return {"primary": name}

@@ -41,6 +41,8 @@ from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
+from prismatic.vla.datasets.sources import describe_recordings
 from prismatic.vla.datasets.split_names import VAL_FRACTION
 from prismatic.vla.datasets.splits import VAL_SPLITS, choose_validation
 from prismatic.vla.datasets.texts import draw_text
@@ -100,6 +102,7 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
             written = spec.stage / "tfds"
             shutil.rmtree(written, ignore_errors=True)  # left by a process that was killed
             _download_and_prepare(spec, splits, written)
+            _recorded_names(source, entry).save(written / spec.dataset_name / spec.version)
             _publish(written / spec.dataset_name / spec.version, spec)
         except KeyboardInterrupt:
             logger.info("interrupted; the same command goes on from here (finished episodes are kept in %s)", spec.stage)
@@ -117,6 +120,11 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
     if spec.dataset_name not in OXE_DATASET_CONFIGS:
         logger.info("next, for its registry entry: python scripts/inspect_dataset.py --suggest %s", spec.target.parent)
     return spec.target
+
+
+def _recorded_names(source: EpisodeSource, entry: DatasetEntry) -> RecordedNames:
+    first = next(iter(source.episodes()))
+    return RecordedNames.of(first.trajectory, entry, STORED_KEYS, describe_recordings(source.folder).hz)
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:

@@ -116,9 +116,17 @@ def slots_by_name(*users: NamedBy) -> dict[str, str]:
     return own | {name: slot for slot, row in _TABLE.items() for name, known in row.others.items() if set(users) & set(known)}
 
 
+def recorded_slot(name: str) -> str | None:
+    """The slot of a camera that a recorder calls `name` ("observation.images.cam_high"), or that a conversion stored so; None: unknown."""
+    return _RECORDED.get(name.rpartition(".")[2])
+
+
 def stored_keys(slots: Iterable[str]) -> dict[str, str]:
     """Slot -> key in the observations of RLDS data sets."""
     return {slot: STORED_KEYS[slot] for slot in slots}
+
+
+_RECORDED = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE) | {key: slot for slot, key in STORED_KEYS.items()}
 
 
 def is_wrist(slot: str) -> bool:

@@ -212,3 +212,21 @@ def test_mcap_is_refused(tmp_path: Path) -> None:
     done = convert("aloha_hdf5_to_rlds.py", tmp_path)
     assert done.returncode == 2
     assert "run.mcap is an MCAP recording, which is not supported" in done.stderr
+
+
+@pytest.mark.rlds
+def test_one_entry_reads_recordings_and_what_becomes_of_them(tmp_path: Path) -> None:
+    cameras = ("observation.images.top", "observation.images.gripper_view")
+    write_v3(tmp_path / "recordings", [make_episode(7, seed, cameras=cameras) for seed in range(3)])
+    entry = DatasetEntry(image_obs_keys={"primary": "top", "wrist": "gripper_view"}, state_obs_keys=("observation.state",))
+    done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=gripper_view", "--val_fraction", "0")
+    assert done.returncode == 0, done.stderr
+    direct, converted = (index_of(folder, entry) for folder in (tmp_path / "recordings", target_of(tmp_path)))
+    np.testing.assert_array_equal(converted.actions, direct.actions)
+    np.testing.assert_array_equal(converted.proprio, direct.proprio)
+    assert [converted.instructions[i] for i in converted.instruction_ids] == [direct.instructions[i] for i in direct.instruction_ids]
+    for step in (0, 8):
+        for camera in (0, 1):
+            recorded, stored = (index.reader.read(index.images[step, camera]) for index in (direct, converted))
+            np.testing.assert_array_equal(stored, decode_image(encode_jpeg(recorded)))
+    assert json.loads((target_of(tmp_path) / "recorded_names.json").read_text())["fps"] == 10

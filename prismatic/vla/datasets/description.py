@@ -54,6 +54,8 @@ class Description:
     robot: str = ""  # the type that the recorder wrote down
     columns: tuple[Column, ...] = ()  # actions, states and other numbers
     cameras: tuple[RecordedCamera, ...] = ()
+    stride: int = 1  # steps of the recorder per step, where a conversion left some out
+    corrected_order: str = "rgb"  # colour order of the recordings, where a conversion made RGB of it
 
     def dimensions(self, keys: tuple[str | None, ...]) -> tuple[Dimension, ...]:
         """Those of `keys` joined (None is a column of zeros); none if a column is unknown or does not name its own."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prismatic.vla.cameras import STORED_KEYS, recorded_slot
 from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
@@ -111,7 +112,7 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         np.zeros((len(actions), 1), np.float32) if key is None else _rows(observation, key, "state_obs_keys", raw)
         for key in entry.state_obs_keys
     ]
-    images = [_as_references(_get(observation, key, "image_obs_keys", raw), key, raw) for key in entry.cameras.values()]
+    images = [_as_references(_camera(observation, slot, key, raw), key, raw) for slot, key in entry.cameras.items()]
     _check_lengths(raw, actions, {"state": columns, "image": images})
     kept = slice(None, None, entry.stride)
     proprio = np.concatenate(columns, axis=1) if columns else np.zeros((len(actions), 0), np.float32)
@@ -184,6 +185,18 @@ def _rows(group: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> np
             f"({int(bad.sum())} such values); repair the recording or leave the episode out"
         )
     return rows
+
+
+def _camera(observation: Mapping[str, Any], slot: str, key: str, raw: RawEpisode) -> Any:
+    """The camera at `key`; of a key under which a conversion stores that slot, also the only camera that a recorder calls so.
+
+    An entry that was written for a converted data set thus reads the recordings, too.
+    """
+    if key == STORED_KEYS[slot] and key not in observation:
+        cameras = {id(value): name for name, value in observation.items() if getattr(value, "dtype", None) == IMAGE_REF}
+        meant = [name for name in cameras.values() if recorded_slot(name) == slot or (len(cameras) == 1 and slot == "primary")]
+        key = meant[0] if len(meant) == 1 else key
+    return _get(observation, key, "image_obs_keys", raw)
 
 
 def _as_references(values: Any, key: str, raw: RawEpisode) -> np.ndarray:

@@ -14,6 +14,7 @@ from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.episodes import EpisodeSource
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, files_below
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
 from prismatic.vla.datasets.rlds.source import RldsSource
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -55,7 +56,7 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     """
     kind = source_kind(folder)
     if kind == "rlds":
-        return RldsSource(folder)
+        return RldsSource(folder, entry)
     if kind == "lerobot":
         from prismatic.vla.datasets.lerobot.source import LeRobotSource
 
@@ -71,7 +72,10 @@ def describe_recordings(folder: Path) -> Description:
     Raises:
         ValueError: none that a source reads, or their description is damaged.
     """
-    if source_kind(folder) != "lerobot":
+    kind = source_kind(folder)
+    if kind == "rlds" and (recorded := RecordedNames.load(folder)) is not None:
+        return Description(hz=recorded.fps, stride=recorded.stride, corrected_order=recorded.image_channel_order)
+    if kind != "lerobot":
         return Description()
     from prismatic.vla.datasets.lerobot.source import describe_lerobot
 

@@ -24,7 +24,9 @@ from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.features import step_features
 from prismatic.vla.datasets.rlds.instructions import find_instruction
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.record import Record
+from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, read_records
 from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.images import decode_image
@@ -49,8 +51,8 @@ class RldsSource:
 
     frame_layout = ""  # a reference is the place of an image file
 
-    def __init__(self, folder: Path) -> None:
-        """Reads the two JSON files.
+    def __init__(self, folder: Path, entry: DatasetEntry | None = None) -> None:
+        """Reads the JSON files; `entry` may name cameras and columns as the recordings did that were converted.
 
         Raises:
             ValueError: a file is absent or is not an RLDS data set in TFRecord format; the message names it.
@@ -63,7 +65,8 @@ class RldsSource:
         self.num_episodes = sum(shard.num_episodes for shard in self.shards)
         self._splits = self._name_splits()
         described = {name: vars(feature) for name, feature in sorted(self.features.items())}
-        self.layout = json.dumps([_READER_VERSION, described], default=str)
+        self._entry, self._recorded = entry, RecordedNames.load(folder)
+        self.layout = json.dumps([_READER_VERSION, described, str(self._recorded)], default=str)
 
     def _name_splits(self) -> dict[str, str]:
         """Name of a recorded split -> the one that its episodes belong to: without "train", the split of all episodes stands for it."""
@@ -122,6 +125,8 @@ class RldsSource:
             trajectory["language_instruction"] = text
         if texts:
             self.repairs.note(DRAWN, f"{name}: {len(texts)}")
+        if self._recorded is not None and self._entry is not None:
+            trajectory = self._recorded.restore(trajectory, self._entry)
         return RawEpisode(split, name, trajectory, texts)
 
 

@@ -32,13 +32,14 @@ from prismatic.vla.datasets.rlds.oxe.platforms import RecordedWidths, entry_line
 from prismatic.vla.datasets.rlds.oxe.rates import (
     AUTO,
     check_stride,
+    for_form,
     recorded_hz,
     tell_rates,
     with_automatic_stride,
     with_stride,
 )
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
-from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+from prismatic.vla.datasets.sources import describe_recordings, find_dataset_folder, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +168,12 @@ def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> 
             f"python scripts/inspect_dataset.py --suggest {data_root_dir / bare_name} prints an entry to paste"
         )
     check_entry_stands_once(registry_name)
-    entry = with_stride(find_entry(registry_name), wanted.stride)
+    entry = find_entry(registry_name)
     folder = find_dataset_folder(data_root_dir, name if version or entry.version is None else f"{bare_name}:{entry.version}")
     transform = NumpyTransform(find_transform(registry_name, entry.transform))
-    hz = recorded_hz(entry, folder)
+    said = describe_recordings(folder)
+    hz = recorded_hz(entry, said)
+    entry = with_stride(for_form(registry_name, entry, said), wanted.stride)
     platform_name = wanted.robot_platform or entry.robot_platform
     if platform_name is not None:
         platform = get_robot_platform(platform_name)

@@ -1,14 +1,13 @@
-"""How fast a data set was recorded, how fast its robot will be commanded, and which steps are therefore used."""
+"""How fast a data set was recorded, how fast its robot will be commanded, which steps are therefore used, what a conversion did already."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 from prismatic.vla.constants import RobotPlatform
+from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
-from prismatic.vla.datasets.sources import describe_recordings
 from prismatic.vla.datasets.striding import whole_factor
 
 logger = logging.getLogger(__name__)
@@ -27,14 +26,29 @@ def check_stride(stride: str) -> None:
         raise ValueError(f"--stride is {stride!r}; it is the number of recorded steps per step of the robot, such as 2, or auto")
 
 
+def recorded_hz(entry: DatasetEntry, said: Description) -> float | None:
+    """Steps per second of the files that say `said`, as the entry or they themselves say; None if neither does."""
+    return entry.fps / said.stride if entry.fps else said.hz
+
+
+def for_form(name: str, entry: DatasetEntry, said: Description) -> DatasetEntry:
+    """The entry, written for the recordings, for files that say `said`: what a conversion has done already is not done again.
+
+    Raises:
+        ValueError: the conversion took every n-th step, and the entry wants another n.
+    """
+    if entry.stride > 1 and entry.stride % said.stride:
+        raise ValueError(
+            f"data set {name!r} was converted with --stride {said.stride}, its entry in {CONFIGS_FILE} says stride={entry.stride}; convert "
+            "it again, or correct the entry"
+        )
+    order = "rgb" if entry.image_channel_order == said.corrected_order else entry.image_channel_order
+    return replace(entry, stride=max(1, entry.stride // said.stride), image_channel_order=order)
+
+
 def with_stride(entry: DatasetEntry, stride: str | None) -> DatasetEntry:
-    """The entry with the number that --stride gives; as it is for "auto", which needs a platform, and for None."""
-    return entry if stride in (None, AUTO) else replace(entry, stride=int(stride or 1))
-
-
-def recorded_hz(entry: DatasetEntry, folder: Path) -> float | None:
-    """Steps per second in the files of `folder`, as the entry or the recordings say; None if neither does."""
-    return entry.fps or describe_recordings(folder).hz
+    """The entry with the number that --stride gives; "auto" is decided later, None leaves it as it is."""
+    return entry if stride is None else replace(entry, stride=1 if stride == AUTO else int(stride))
 
 
 def with_automatic_stride(name: str, entry: DatasetEntry, platform: RobotPlatform, hz: float | None) -> DatasetEntry:
