@@ -1,26 +1,32 @@
 """Chunks of actions -> one safe command for every control step.
 
-A state machine without clock, thread or I/O: times [s] come in as arguments, so that everything can be tested step by step.
+A state machine (`states`) without clock, thread or I/O: times [s] come in as arguments, so that everything can be tested step by step.
 
     step      0  1  2  3  4  5  6  7  8  9 10
     chunk 1   a  a  a  a  a  a  .  .           asked at step 0; num_open_loop_steps = 7, prefetch_steps = 2: the next one is asked at step 5
     chunk 2                  x  b  b  b  b ..  arrived before step 6: x lies in the past and is dropped
 
 A step is a command that was executed; while the robot holds its position, its time stands still. A chunk is therefore continued where
-the robot is, however long it took to arrive. Letters: H chunk, A action dim.
+the robot is, however long it took to arrive. A robot that begins, or goes on after a person's sign, walks to the first target of its plan.
+Letters: H chunk, A action dim.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import numpy as np
 
-from prismatic.acting.limits import ActionLimits
+from prismatic.acting.limits import WALKING, ActionLimits, Motion
+from prismatic.acting.plans import Plan, make_plan
+from prismatic.acting.robot import Sensed
+from prismatic.acting.states import TRANSITIONS, Event, State
+
+_FUTURE_S = 0.1  # a measurement may be so much newer than the step that uses it
+_FOLLOWED = 0.25  # a robot that is held away from its plan is followed from this part of the gap on
+_MAX_REASONS = 32
+_FOLLOWING = (State.ACTING, State.HOLDING)  # the states in which the policy is asked and obeyed
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class ExecutionOptions:
         None  # m of ACT's temporal ensembling: all predictions for a step count with exp(-m i), the oldest is i = 0
     )
     num_blend_steps: int = 0  # steps over which the old chunk passes into the new one
-    max_observation_age_s: float = 0.5  # older observations stop the robot where it is
+    max_observation_age_s: float = 0.5  # older measurements stop the robot where it is
     stop_after_s: float = 5.0  # after holding its position for so long, the robot is stopped for good
 
     def __post_init__(self) -> None:
@@ -51,21 +57,13 @@ class ExecutionOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be more than 0")
 
 
-class Mode(str, Enum):
-    """What a command is for."""
-
-    ACT = "act"  # the policy's next action
-    HOLD = "hold"  # stay where the last command led
-    STOP = "stop"  # stay, and end the rollout
-
-
 @dataclass(frozen=True)
 class Command:
     """What to send to the robot at this step."""
 
-    mode: Mode
-    action: np.ndarray | None  # float64 [A]; None: send nothing, since no target is known yet
-    reason: str = ""  # of a hold or stop
+    state: State
+    action: np.ndarray  # float64 [A]
+    reason: str = ""  # why it does not act
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class ExecutionCounts:
     """What happened in one rollout."""
 
     executed: int = 0
+    approached: int = 0  # steps of walking to the first target of a plan
     held: Counter[str] = field(default_factory=Counter)  # reason -> control steps
     chunks: int = 0
     failed_requests: int = 0
@@ -89,109 +88,99 @@ class ExecutionCounts:
     dropped_actions: int = 0  # lay in the past when their chunk arrived
     refused_actions: int = 0
     outside: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [A], actions beyond the value limits
-    too_fast: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [A], actions beyond the change limits
+    too_fast: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [A], actions beyond speed or acceleration
     longest_hold_s: float = 0.0
-
-
-class _Plan(Protocol):
-    """The predictions that are known."""
-
-    def add(self, step: int, actions: np.ndarray, now_step: int) -> None:
-        """Takes in a chunk whose action 0 is meant for `step`; the robot is at `now_step`."""
-
-    def at(self, step: int) -> np.ndarray | None:
-        """The action [A] for `step`; None: no prediction reaches so far."""
-
-
-class _BlendedPlan:
-    """The newest chunk; its first steps are mixed with what the plan said before."""
-
-    def __init__(self, num_blend_steps: int) -> None:
-        self._num_blend_steps = num_blend_steps
-        self._start = 0
-        self._actions: np.ndarray | None = None  # [n, A], from step _start on
-
-    def add(self, step: int, actions: np.ndarray, now_step: int) -> None:
-        fresh = actions[now_step - step :].copy()
-        if self._actions is not None and self._num_blend_steps:
-            old = self._actions[now_step - self._start :][: min(self._num_blend_steps, len(fresh))]
-            weight = (np.arange(len(old))[:, None] + 1) / (self._num_blend_steps + 1)
-            fresh[: len(old)] = (1 - weight) * old + weight * fresh[: len(old)]
-        self._start, self._actions = now_step, fresh
-
-    def at(self, step: int) -> np.ndarray | None:
-        index = step - self._start
-        return self._actions[index] if self._actions is not None and index < len(self._actions) else None
-
-
-class _EnsembledPlan:
-    """All chunks that reach the present step, averaged. Source: Zhao et al. 2023 (arXiv:2304.13705), algorithm 2: w_i = exp(-m i)."""
-
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-        self._chunks: list[tuple[int, np.ndarray]] = []  # (step of action 0, [H, A]), oldest first
-
-    def add(self, step: int, actions: np.ndarray, now_step: int) -> None:
-        self._chunks = [(start, chunk) for start, chunk in self._chunks if start + len(chunk) > now_step]
-        self._chunks.append((step, actions))
-
-    def at(self, step: int) -> np.ndarray | None:
-        predictions = [chunk[step - start] for start, chunk in self._chunks if step - start < len(chunk)]
-        if not predictions:
-            return None
-        weights = np.exp(-self._decay * np.arange(len(predictions)))
-        return np.average(predictions, axis=0, weights=weights)
 
 
 class ChunkExecutor:
     """Decides at every control step what the robot is told, and when the next chunk is asked for."""
 
-    def __init__(self, options: ExecutionOptions, is_relative: Sequence[bool], limits: ActionLimits | None = None) -> None:
-        """`is_relative`, one per dimension: motions, which are neutral at 0; the others are targets, which are held by repeating them."""
-        self.options = options
-        self._is_relative = np.asarray(is_relative, bool)
-        self._limits = limits or ActionLimits.unlimited(len(self._is_relative))
-        if self._limits.low.shape != self._is_relative.shape:
-            raise ValueError(f"the limits have {len(self._limits.low)} dimensions, the robot's actions have {len(self._is_relative)}")
-        self._number = 0
-        self.reset(None)
-
-    def reset(self, position: np.ndarray | None) -> None:
-        """Starts a rollout from `position` [A], the targets at which the robot stands (None: unknown).
+    def __init__(self, options: ExecutionOptions, limits: ActionLimits, control_hz: float, names: tuple[str, ...] = ()) -> None:
+        """`names` [A] of the dimensions are for messages.
 
         Raises:
-            ValueError: the position has another width or is not finite.
+            ValueError: another number of names than of dimensions.
         """
-        if position is not None and (position.shape != self._is_relative.shape or not np.isfinite(position).all()):
-            raise ValueError(f"the robot's position must be {len(self._is_relative)} finite numbers, found {position}")
-        dim = len(self._is_relative)
-        self.counts = ExecutionCounts(outside=np.zeros(dim, np.int64), too_fast=np.zeros(dim, np.int64))
-        self._last = None if position is None else np.array(position, np.float64)
-        if self._last is None and self._is_relative.all():
-            self._last = np.zeros(dim)
+        self.options, self._limits, self._dt = options, limits, 1 / control_hz
+        self._dim, self._is_target = len(limits.kinds), limits.is_target
+        self._names = names or tuple(f"dimension {number}" for number in range(self._dim))
+        if len(self._names) != self._dim:
+            raise ValueError(f"the limits have {self._dim} dimensions, the robot's actions have {len(self._names)}")
+        self._number = 0
         self._step = 0
-        self._stopped = ""
+        self.state, self._reason = State.STOPPED, "no rollout has begun"
+        self._known_motion: Motion | None = None
         self._forget()
+        self.counts = self._no_counts()
+
+    @property
+    def _motion(self) -> Motion:
+        """The last command."""
+        if self._known_motion is None:
+            raise ValueError("no rollout has begun: reset(sensed, now) says where the robot stands")
+        return self._known_motion
+
+    @_motion.setter
+    def _motion(self, motion: Motion) -> None:
+        self._known_motion = motion
+
+    def _no_counts(self) -> ExecutionCounts:
+        return ExecutionCounts(outside=np.zeros(self._dim, np.int64), too_fast=np.zeros(self._dim, np.int64))
+
+    def reset(self, sensed: Sensed, now: float) -> None:
+        """Starts a rollout from where the robot stands.
+
+        Raises:
+            ValueError: that is not known: too old, of another width, or not finite.
+        """
+        if trouble := self.find_trouble(sensed, now):
+            raise ValueError(f"a rollout cannot begin: {trouble}")
+        self.counts = self._no_counts()
+        self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
+        self._step = 0
+        self._happen(Event.RESET)
+
+    def find_trouble(self, sensed: Sensed, now: float) -> str:
+        """Why nothing may move on this measurement; "" if it may."""
+        age = now - sensed.time
+        if not age <= self.options.max_observation_age_s:
+            return "stale observation"
+        if age < -_FUTURE_S:
+            return "observation from the future: its time must be that of time.monotonic()"
+        position = np.asarray(sensed.position)
+        if position.shape != (self._dim,):
+            return f"the robot's position must be {self._dim} numbers, found shape {list(position.shape)}"
+        is_bad = self._is_target & ~np.isfinite(position)
+        if is_bad.any():
+            return f"the position of {', '.join(name for name, bad in zip(self._names, is_bad, strict=True) if bad)} is not finite"
+        return ""
 
     def _forget(self) -> None:
-        """Drops every prediction, also the one that is on its way."""
-        decay = self.options.ensemble_decay
-        self._plan: _Plan = _BlendedPlan(self.options.num_blend_steps) if decay is None else _EnsembledPlan(decay)
+        """Drops every prediction, also the one that is on its way; what comes next is approached."""
+        self._plan: Plan = make_plan(self.options.num_blend_steps, self.options.ensemble_decay)
         self._end = self._step  # of the plan's turn
         self._pending: ChunkRequest | None = None
         self._retry_at = -np.inf
         self._held_since: float | None = None
+        self._is_approaching = True
+
+    def _happen(self, event: Event, reason: str = "") -> None:
+        before, self.state = self.state, TRANSITIONS[self.state, event]
+        if (self.state is not before and not {before, self.state} <= set(_FOLLOWING)) or event is Event.RESET:
+            self._forget()
+        if self.state is not before or self.state in (State.HOLDING, State.BLOCKED):
+            self._reason = reason or self._reason
 
     @property
     def step(self) -> int:
         """The number of commands executed."""
         return self._step
 
-    def wants_chunk(self, now: float, observed_at: float) -> bool:
+    def wants_chunk(self, now: float, sensed: Sensed) -> bool:
         """Whether a request should be sent now, with an observation of that time."""
-        is_fresh = now - observed_at <= self.options.max_observation_age_s
         is_due = self._end - self._step <= self.options.prefetch_steps
-        return is_due and is_fresh and self._pending is None and now >= self._retry_at and not self._stopped
+        is_free = self._pending is None and now >= self._retry_at and self.state in _FOLLOWING
+        return is_due and is_free and not self.find_trouble(sensed, now)
 
     def request(self) -> ChunkRequest:
         """Notes that a chunk is asked for, with an observation of this moment."""
@@ -199,6 +188,10 @@ class ChunkExecutor:
         left = self._end - self._step
         self._pending = ChunkRequest(self._number, self._step, self._step + left + self.options.num_open_loop_steps)
         return self._pending
+
+    def is_waiting_for(self, request: ChunkRequest) -> bool:
+        """Whether its answer would be used: not after a reset or a pause."""
+        return request == self._pending
 
     def receive(self, request: ChunkRequest, actions: np.ndarray, now: float) -> None:
         """Takes over the chunk [H, A] that answers `request`; one with NaN or infinity counts as a failure.
@@ -208,8 +201,8 @@ class ChunkExecutor:
         """
         if request != self._pending:
             return  # of a rollout that was reset or paused meanwhile
-        if actions.ndim != 2 or actions.shape[1] != len(self._is_relative):
-            raise ValueError(f"expected a chunk of actions [steps, {len(self._is_relative)}], found shape {list(actions.shape)}")
+        if actions.ndim != 2 or actions.shape[1] != self._dim:
+            raise ValueError(f"expected a chunk of actions [steps, {self._dim}], found shape {list(actions.shape)}")
         if len(actions) < self.options.num_open_loop_steps:
             raise ValueError(
                 f"num_open_loop_steps is {self.options.num_open_loop_steps}, but the policy predicts {len(actions)} actions a query"
@@ -231,42 +224,109 @@ class ChunkExecutor:
             self._retry_at = retry_at
             self.counts.failed_requests += 1
 
-    def next(self, now: float, observed_at: float) -> Command:
-        """The command of this control step; `observed_at` is the time of the robot's latest observation."""
-        if self._stopped:
-            return Command(Mode.STOP, self._neutral(), self._stopped)
-        if now - observed_at > self.options.max_observation_age_s:
-            return self._hold(now, "stale observation")
+    def pause(self, reason: str = "paused") -> None:
+        """A person is to look; what was predicted is forgotten."""
+        self._happen(Event.PAUSE, reason)
+
+    def go_on(self) -> None:
+        """A person has looked."""
+        self._happen(Event.CONTINUE, "waiting for the server")
+
+    def take_over(self) -> None:
+        """A person commands from now on, through `next`."""
+        self._happen(Event.TAKE_OVER, "a person commands")
+
+    def hand_back(self) -> None:
+        """The policy commands again, after a new observation."""
+        self._happen(Event.HAND_BACK, "waiting for the server")
+
+    def next(self, now: float, sensed: Sensed, person: np.ndarray | None = None, trouble: str = "") -> Command:
+        """The command of this control step.
+
+        `person` [A]: what a person commands, if one has taken over; `trouble`: what the caller has found wrong.
+        """
+        trouble = trouble or self.find_trouble(sensed, now)
+        if not trouble and (strayed := self._find_strayed(sensed)):
+            self._happen(Event.BLOCKED, f"{strayed}: is something in the way, or is the emergency stop pressed?")
+            return self._hold(now)
+        if self.state in _FOLLOWING:
+            return self._follow_plan(now, trouble)
+        if self.state is State.INTERVENTION and person is not None and not trouble and np.isfinite(person).all():
+            return self._obey(person)
+        return self._hold(now)
+
+    def _find_strayed(self, sensed: Sensed) -> str:
+        """Which dimensions are away from where they were told to be; the robot is told to be where it is from now on."""
+        gap = np.where(self._is_target, np.abs(self._motion.command - sensed.position), 0.0)
+        allowed = self._limits.max_gap * (1.0 if self.state in _FOLLOWING else _FOLLOWED)
+        if not (gap > allowed).any():
+            return ""
+        names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(gap > allowed)]
+        self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def _follow_plan(self, now: float, trouble: str) -> Command:
         action = self._plan.at(self._step) if self._step < self._end else None
-        if action is None:
-            return self._hold(now, "waiting for the server")
-        limited = self._limits.check(action, self._last, self._is_relative)
+        if trouble or action is None:
+            self._happen(Event.TROUBLE, trouble or "waiting for the server")
+            return self._hold(now)
+        if self._is_approaching and self._is_far(action):
+            return self._approach(action, now)
+        self._is_approaching = False
+        limited = self._limits.check(action, self._motion, self._dt)
         self.counts.outside += limited.outside
         self.counts.too_fast += limited.too_fast
         self._step += 1
-        if limited.action is None:
+        if limited.motion is None:
             self.counts.refused_actions += 1
-            return self._hold(now, "action beyond the limits")
+            self._happen(Event.TROUBLE, "action beyond the limits")
+            return self._hold(now)
         self.counts.executed += 1
-        self._last, self._held_since = limited.action, None
-        return Command(Mode.ACT, limited.action.copy())
+        return self._act(limited.motion)
 
-    def pause(self) -> Command:
-        """Holds without end; afterwards a new observation is asked about."""
-        self._forget()
-        return Command(Mode.HOLD, self._neutral(), "paused")
+    def _is_far(self, action: np.ndarray) -> bool:
+        """Whether a target is further away than a step at walking speed; a dimension that must not move cannot be approached."""
+        target = np.clip(action, self._limits.low, self._limits.high)
+        reach = WALKING * self._limits.max_speed * self._dt
+        return bool((self._is_target & (reach > 0) & (np.abs(target - self._motion.command) > reach)).any())
 
-    def _hold(self, now: float, reason: str) -> Command:
-        self.counts.held[reason] += 1
+    def _approach(self, action: np.ndarray, now: float) -> Command:
+        """A step towards the plan's action, whose turn comes when it is reached."""
+        limited = self._limits.check(np.where(self._is_target, action, 0.0), self._motion, self._dt, WALKING)
+        if limited.motion is None:
+            self.counts.refused_actions += 1
+            self._step += 1
+            self._happen(Event.TROUBLE, "action beyond the limits")
+            return self._hold(now)
+        self.counts.approached += 1
+        return self._act(limited.motion, "approaching the first target")
+
+    def _obey(self, person: np.ndarray) -> Command:
+        self._is_approaching = self._is_approaching and self._is_far(person)
+        speed = WALKING if self._is_approaching else 1.0
+        limited = self._limits.check(np.asarray(person, np.float64), self._motion, self._dt, speed)
+        if limited.motion is None:
+            return Command(self.state, self.neutral(), "a person's command beyond the limits")
+        self._motion = limited.motion
+        return Command(self.state, limited.motion.command.copy(), "a person commands")
+
+    def _act(self, motion: Motion, reason: str = "") -> Command:
+        self._happen(Event.ACTION)
+        self._motion, self._held_since, self._reason = motion, None, ""
+        return Command(self.state, motion.command.copy(), reason)
+
+    def _hold(self, now: float) -> Command:
+        reason = self._reason
+        self.counts.held[reason if reason in self.counts.held or len(self.counts.held) < _MAX_REASONS else "other"] += 1
         if self._held_since is None:
             self._held_since = now
         held_s = now - self._held_since
         self.counts.longest_hold_s = max(self.counts.longest_hold_s, held_s)
         if held_s >= self.options.stop_after_s:
-            self._stopped = f"{reason} for {held_s:.1f} s"
-            return Command(Mode.STOP, self._neutral(), self._stopped)
-        return Command(Mode.HOLD, self._neutral(), reason)
+            self._happen(Event.TOO_LONG, f"{reason} for {held_s:.1f} s")
+        self._motion = Motion(self.neutral(), np.zeros(self._dim))
+        return Command(self.state, self.neutral(), self._reason)
 
-    def _neutral(self) -> np.ndarray | None:
-        """Motions of 0 and the last targets."""
-        return None if self._last is None else np.where(self._is_relative, 0.0, self._last)
+    def neutral(self) -> np.ndarray:
+        """What holds the robot still: the last targets, motions and velocities of 0."""
+        return np.where(self._is_target, self._motion.command, 0.0)

@@ -1,4 +1,4 @@
-"""What a robot may be told: bounds on every dimension of an action, and on its change from one step to the next. Letters: A action dim."""
+"""What a robot may be told: bounds on where and how fast it goes, and on how far it may be from its target. Letters: A action dim."""
 
 from __future__ import annotations
 
@@ -7,55 +7,77 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prismatic.vla.constants import ActionKind
+
 LIMIT_MODES = ("clip", "refuse")
+WALKING = 0.25  # of the speed limit, at which a robot approaches the first target of a plan
 
 
 @dataclass(frozen=True)
 class ActionLimits:
     """Bounds of a robot, in the units of its actions; infinity where there is none."""
 
-    low: np.ndarray  # float64 [A]
+    kinds: tuple[ActionKind, ...]  # [A]
+    low: np.ndarray  # float64 [A], of targets, of motions within a step, of velocities
     high: np.ndarray  # float64 [A]
-    max_change: np.ndarray  # float64 [A], of a target between two steps; a motion is a change itself
+    max_speed: np.ndarray  # float64 [A], unit/s; of a motion its unit times the steps per second
+    max_acceleration: np.ndarray  # float64 [A], unit/s^2, of speeding up; slowing down is always allowed
+    max_gap: np.ndarray  # float64 [A], how far the robot may be from its target before it counts as blocked
     mode: str = "clip"  # clip: the nearest action within the bounds; refuse: none at all
 
     def __post_init__(self) -> None:
         if self.mode not in LIMIT_MODES:
             raise ValueError(f"the limit mode is {self.mode!r}, expected one of {', '.join(LIMIT_MODES)}")
-        shapes = [list(part.shape) for part in (self.low, self.high, self.max_change)]
-        if self.low.ndim != 1 or shapes.count(shapes[0]) != 3:
-            raise ValueError(f"limits need one number per dimension, found the shapes {shapes}")
-        if not (self.low <= self.high).all() or not (self.max_change > 0).all():
-            raise ValueError(f"limits need low <= high and max_change > 0, found {self.low}, {self.high} and {self.max_change}")
+        parts = (self.low, self.high, self.max_speed, self.max_acceleration, self.max_gap)
+        if any(part.shape != (len(self.kinds),) for part in parts):
+            raise ValueError(f"limits need {len(self.kinds)} numbers each, found the shapes {[list(part.shape) for part in parts]}")
+        if np.isnan(parts).any():
+            raise ValueError("limits must be numbers, found NaN")
+        if not (self.low <= self.high).all() or any((part < 0).any() for part in parts[2:]):
+            raise ValueError(f"limits need low <= high and the others not below 0, found {self.low}, {self.high} and {parts[2:]}")
+        moving = ~self.is_target
+        if (self.low[moving] > 0).any() or (self.high[moving] < 0).any():
+            raise ValueError("limits of motions and velocities must allow 0, by which a robot is held still")
 
-    @classmethod
-    def unlimited(cls, action_dim: int) -> ActionLimits:
-        """Bounds that change nothing."""
-        endless = np.full(action_dim, np.inf)
-        return cls(-endless, endless, endless)
+    @property
+    def is_target(self) -> np.ndarray:
+        """bool [A]."""
+        return np.array([kind is ActionKind.TARGET for kind in self.kinds], bool)
 
-    def check(self, action: np.ndarray, last: np.ndarray | None, is_relative: np.ndarray) -> LimitedAction:
-        """What may be done of `action`, finite [A], after `last`, the targets commanded before (None: unknown).
+    def check(self, action: np.ndarray, before: Motion, dt: float, speed: float = 1.0) -> LimitedAction:
+        """What may be done of `action`, finite [A], within a step of `dt` seconds after `before`; at that part of the allowed `speed`.
 
-        The change is bounded last, so a robot that stands outside its bounds returns to them at the speed that is allowed.
+        Speed is bounded last, so a robot that stands outside its bounds returns to them at the speed that is allowed.
         """
         bounded = np.clip(action, self.low, self.high)
-        before = np.where(is_relative, 0.0, bounded if last is None else last)
-        change = np.clip(bounded - before, -self.max_change, self.max_change)
-        too_fast = change != bounded - before
-        allowed = np.where(too_fast, before + change, bounded)
+        is_velocity = np.array([kind is ActionKind.VELOCITY for kind in self.kinds], bool)
+        base = np.where(self.is_target, before.command, 0.0)
+        wanted = np.where(is_velocity, bounded, (bounded - base) / dt)  # unit/s
+        faster, slower = np.maximum(before.rate, 0) + self.max_acceleration * dt, np.minimum(before.rate, 0) - self.max_acceleration * dt
+        top = speed * self.max_speed
+        rate = np.clip(np.clip(wanted, slower, faster), -top, top)
+        too_fast = rate != wanted
+        allowed = np.where(too_fast, np.where(is_velocity, rate, base + rate * dt), bounded)
         outside = bounded != action
-        refused = self.mode == "refuse" and bool((outside | too_fast).any())
-        return LimitedAction(None if refused else allowed, outside, too_fast)
+        is_refused = self.mode == "refuse" and bool((outside | (too_fast & (speed == 1.0))).any())
+        return LimitedAction(None if is_refused else Motion(allowed, rate), outside, too_fast)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A command, and how fast it makes the robot go."""
+
+    command: np.ndarray  # float64 [A]
+    rate: np.ndarray  # float64 [A], unit/s
 
 
 @dataclass(frozen=True)
 class LimitedAction:
     """An action within the limits, and which dimensions of the original were not."""
 
-    action: np.ndarray | None  # float64 [A]; None: refused
+    motion: Motion | None  # None: refused
     outside: np.ndarray  # bool [A], beyond low or high
-    too_fast: np.ndarray  # bool [A], beyond max_change
+    too_fast: np.ndarray  # bool [A], beyond speed or acceleration
 
 
 def per_dimension(names: Sequence[str], mask_counts: np.ndarray) -> dict[str, int]:

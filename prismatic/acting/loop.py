@@ -1,24 +1,37 @@
-"""One rollout in real time: a command at every tick of the clock, whatever the server, the cameras or the person at the keys do."""
+"""One rollout in real time: a command at every tick of the clock, whatever server, cameras, robot and the person at the keys do."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
 from prismatic.acting.actor import RemoteActor
-from prismatic.acting.execution import Command, Mode
+from prismatic.acting.execution import Command
 from prismatic.acting.keyboard import Keyboard
-from prismatic.acting.robot import Robot
+from prismatic.acting.robot import Robot, Sensed
+from prismatic.acting.states import State
+from prismatic.vla.types import Observation
 
-PAUSE_KEYS, CONTINUE, SUCCESS, FAILURE, QUIT = "p ", "c", "s", "f", "q"
-KEY_HELP = "keys: p or space pause, c continue, s success, f failure, q quit"
+PAUSE_KEYS, CONTINUE, TAKE_OVER, SUCCESS, FAILURE, QUIT = "p ", "c", "t", "s", "f", "q"
+KEY_HELP = "keys: p or space pause, c continue, t take over and hand back, s success, f failure, q quit"
 _LATE = 0.1  # of a period; a tick that starts later than this counts as late
+_IDLE_RECORD_S = 1.0  # while a person is waited for, a line and a frame so often
+
+logger = logging.getLogger(__name__)
+
+
+class Film(Protocol):
+    """A video that goes to disk as it is filmed."""
+
+    def add(self, picture: np.ndarray) -> None:
+        """Takes a picture uint8 [height, width, 3], even sides, and returns at once."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,9 @@ class RolloutPlan:
     instruction: str
     max_steps: int  # executed actions
     control_hz: float
-    video_hz: float  # frames per second of the video; 0: no video
     step_log: Path  # JSON lines, one per tick
+    film: Film | None = None
+    video_hz: float = 0.0  # pictures per second of the film
 
 
 @dataclass
@@ -42,8 +56,8 @@ class RolloutOutcome:
     num_steps: int
     seconds: float
     timing: dict[str, float]
-    frames: list[np.ndarray] = field(default_factory=list)
-    frames_per_second: float = 0.0
+    num_failed_commands: int = 0
+    num_failed_readings: int = 0
 
 
 class Ticker:
@@ -88,66 +102,159 @@ class RealTimeRollout:
 
     def __init__(self, robot: Robot, actor: RemoteActor, keyboard: Keyboard, plan: RolloutPlan) -> None:
         self._robot, self._actor, self._keyboard, self._plan = robot, actor, keyboard, plan
-        self._is_paused = False
         self._num_ticks = 0
-        self._frames: list[np.ndarray] = []
-        self._stride = max(1, round(plan.control_hz / plan.video_hz)) if plan.video_hz else 0
+        self._stride = max(1, round(plan.control_hz / plan.video_hz)) if plan.film and plan.video_hz else 0
+        self._trouble = ""  # of the robot: a reading that failed, or a command that it did not take
+        self._has_begun = False
+        self._seen: np.ndarray | None = None  # the primary camera's picture, as last observed
+        self._num_failed_commands = self._num_failed_readings = 0
+        self._recorded_at = -np.inf
 
     def run(self) -> RolloutOutcome:
-        """Until the task is solved, a key or the watchdog ends it, or the steps are used up."""
-        self._actor.reset(self._robot.position())
-        ticker, started, ending = Ticker(self._plan.control_hz), time.monotonic(), ""
-        with self._plan.step_log.open("w") as log:
-            while not ending:
-                now = ticker.begin()
-                ending = self._tick(now, now - started, log)
-                ticker.wait()
-        success = {"solved": True, "success": True, "failure": False, "quit": False}.get(ending)
+        """Until the task is solved, a key or the watchdog ends it, or the steps are used up; the robot is held in any case."""
+        ticker, started = Ticker(self._plan.control_hz), time.monotonic()
+        ending = self._begin(ticker)
+        try:
+            with self._plan.step_log.open("w") as log:
+                while not ending:
+                    ending = self._tick(ticker.begin() - started, log)
+                    ticker.wait()
+        finally:
+            self._hold()
         timing = ticker.statistics()
         if self._actor.latencies_s:
             latencies = 1e3 * np.asarray(self._actor.latencies_s)
             timing |= {"latency_ms_mean": float(latencies.mean()), "latency_ms_p99": float(np.percentile(latencies, 99))}
-        hz = self._plan.control_hz / self._stride if self._stride else 0.0
-        return RolloutOutcome(success, ending, self._actor.executor.step, time.monotonic() - started, timing, self._frames, hz)
+        return RolloutOutcome(
+            success={"solved": True, "success": True, "failure": False, "quit": False}.get(ending),
+            ending=ending,
+            num_steps=self._actor.executor.step,
+            seconds=time.monotonic() - started,
+            timing=timing,
+            num_failed_commands=self._num_failed_commands,
+            num_failed_readings=self._num_failed_readings,
+        )
 
-    def _tick(self, now: float, elapsed: float, log: Any) -> str:
+    def _begin(self, ticker: Ticker) -> str:
+        """Waits for a fresh measurement and starts from there; why it cannot, "" if it can."""
+        options = self._actor.executor.options
+        until = time.monotonic() + options.stop_after_s
+        while True:
+            sensed = self._sense()
+            trouble = self._trouble or self._actor.executor.find_trouble(sensed, time.monotonic())
+            if not trouble:
+                self._actor.reset(sensed, time.monotonic())
+                self._has_begun = True
+                return ""
+            if time.monotonic() > until:
+                return f"stopped: {trouble} for {options.stop_after_s:.1f} s before the start"
+            time.sleep(ticker.period)
+
+    def _tick(self, elapsed: float, log: TextIO) -> str:
         """One control step; how the rollout ends with it, "" if it goes on."""
         if ending := self._read_key():
             return ending
-        if self._is_paused:
-            command = self._actor.executor.pause()
-        else:
-            command = self._actor.tick(now, self._robot.sensed_at(), lambda: self._robot.observe(self._plan.instruction))
-        solved = command.action is not None and self._robot.step(command.action)
-        self._film()
-        log.write(json.dumps(self._line(elapsed, command)) + "\n")
-        if solved:
+        not_taken, sensed = self._trouble, self._sense()
+        person = self._teleoperate() if self._actor.executor.state is State.INTERVENTION else None
+        command = self._actor.tick(time.monotonic(), sensed, self._observe, person, self._trouble or not_taken)
+        self._send(command)
+        self._record(elapsed, command, sensed, log)
+        if self._is_solved():
             return "solved"
-        if command.mode is Mode.STOP:
+        if command.state is State.STOPPED:
             return f"stopped: {command.reason}"
         return "out of steps" if self._actor.executor.step >= self._plan.max_steps else ""
 
+    def _observe(self) -> Observation:
+        seen = self._robot.observe(self._plan.instruction)
+        self._seen = seen.images.get("primary")
+        return seen
+
+    def _sense(self) -> Sensed:
+        """Where the robot is; a reading that fails is trouble."""
+        self._trouble = ""
+        try:
+            return Sensed(np.asarray(self._robot.position(), np.float64), self._robot.sensed_at())
+        except Exception as error:  # drivers raise what they like, and a robot is moving
+            self._num_failed_readings += 1
+            self._trouble = f"no position: {type(error).__name__}: {error}"[:160]
+            return Sensed(np.zeros(0), -np.inf)
+
+    def _teleoperate(self) -> np.ndarray | None:
+        try:
+            return self._robot.teleoperate()
+        except Exception as error:
+            self._trouble = f"no command of a person: {type(error).__name__}: {error}"[:160]
+            return None
+
+    def _send(self, command: Command) -> None:
+        """Commands the robot; one that does not take a command is held at the next tick."""
+        self._trouble = ""
+        try:
+            self._robot.send(command.action)
+        except Exception as error:
+            self._num_failed_commands += 1
+            self._trouble = f"the robot did not take a command: {type(error).__name__}: {error}"[:160]
+            logger.warning("%s", self._trouble)
+
+    def _hold(self) -> None:
+        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are."""
+        try:
+            if self._has_begun:
+                self._robot.send(self._actor.executor.neutral())
+        except Exception as error:
+            logger.warning("the robot did not take the last command: %s: %s", type(error).__name__, error)
+        finally:
+            self._robot.stop()
+
+    def _is_solved(self) -> bool:
+        try:
+            return self._robot.is_solved()
+        except Exception as error:
+            logger.warning("whether the task is solved is not known: %s", error)
+            return False
+
     def _read_key(self) -> str:
-        key = self._keyboard.pressed()
+        key, executor = self._keyboard.pressed(), self._actor.executor
         if key and key in PAUSE_KEYS:
-            self._is_paused = True
+            executor.pause()
         elif key == CONTINUE:
-            self._is_paused = False
+            executor.go_on()
+        elif key == TAKE_OVER:
+            (executor.hand_back if executor.state is State.INTERVENTION else executor.take_over)()
         return {SUCCESS: "success", FAILURE: "failure", QUIT: "quit"}.get(key, "")
 
-    def _film(self) -> None:
+    def _record(self, elapsed: float, command: Command, sensed: Sensed, log: TextIO) -> None:
+        """A line and, if its turn has come, a picture; while a person is waited for, fewer of both."""
+        is_idle = command.state is State.WAITING
+        if is_idle and elapsed - self._recorded_at < _IDLE_RECORD_S:
+            return
+        self._recorded_at = elapsed if is_idle else -np.inf
         if self._stride and self._num_ticks % self._stride == 0:
-            self._frames.append(self._robot.picture())
+            self._film()
         self._num_ticks += 1
+        log.write(json.dumps(self._line(elapsed, command, sensed)) + "\n")
+        log.flush()
 
-    def _line(self, elapsed: float, command: Command) -> dict[str, Any]:
-        action = None if command.action is None else [round(float(value), 5) for value in command.action]
-        position = [round(float(value), 5) for value in self._robot.position()]
+    def _film(self) -> None:
+        try:
+            picture = self._robot.picture()
+            picture = self._seen if picture is None else picture
+            if picture is not None and self._plan.film is not None:
+                self._plan.film.add(picture)
+        except Exception as error:
+            logger.warning("no picture for the video: %s: %s", type(error).__name__, error)
+
+    def _line(self, elapsed: float, command: Command, sensed: Sensed) -> dict[str, Any]:
         return {
             "t": round(elapsed, 4),
             "step": self._actor.executor.step,
-            "mode": command.mode.value,
+            "state": command.state.value,
             "reason": command.reason,
-            "action": action,
-            "position": position,
+            "action": _rounded(command.action),
+            "position": _rounded(sensed.position),
         }
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 5) if np.isfinite(value) else None for value in values]

@@ -1,37 +1,92 @@
-"""What the real-time loop needs of a robot. Letters: A action dim."""
+"""What a robot must be able to do. Letters: A action dim, P proprio dim.
+
+class MyArm(Robot):
+    action_names = state_names = ("shoulder [rad]", "elbow [rad]", "gripper")
+    def connect(self): ...
+    def position(self): ...             # float64 [A], where the arm is, in the units of its actions
+    def observe(self, instruction): ... # Observation(images, instruction, state)
+    def send(self, action): ...         # float64 [A]; returns at once
+    def disconnect(self): ...           # without dropping the arm
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
 from prismatic.vla.types import Observation
 
 
-class Robot(Protocol):
-    """One robot, with one arm or several."""
+class RobotError(RuntimeError):
+    """The robot did not do what it was told, or does not say where it is; the loop holds and tries again."""
 
-    instruction: str  # what it is told to do unless a person says something else; "" if there is nothing
-    max_steps: int  # of a rollout, unless --max_steps says something else
 
-    def reset(self, rollout: int) -> None:
-        """Moves the arms to their start; `rollout` counts from 0."""
+@dataclass(frozen=True)
+class Sensed:
+    """Where a robot is, and when that was."""
 
+    position: np.ndarray  # float64 [A], in the units of the actions; what stands in dimensions that are no targets does not matter
+    time: float  # [s, time.monotonic] of the oldest of the latest messages from joints and cameras
+
+
+class Robot(ABC):
+    """One robot, with one arm or several; the loop calls nothing else.
+
+    Any method may raise: the loop then holds the robot, counts, and ends the rollout if it goes on for too long.
+    """
+
+    action_names: tuple[str, ...]  # [A], with units, as the policy's platform calls them
+    state_names: tuple[str, ...] = ()  # [P], likewise; () where the robot does not say
+    instruction: str = ""  # what it is told to do unless a person says something else
+    max_steps: int = 1500  # of a rollout, unless a person says something else
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Makes the robot ready to move, without moving it."""
+
+    @abstractmethod
     def position(self) -> np.ndarray:
-        """float64 [A], where the arms are."""
+        """float64 [A], where the robot is, in the units of its actions."""
 
-    def sensed_at(self) -> float:
-        """Time [s, time.monotonic] of the oldest of the latest messages from joints and cameras."""
-
+    @abstractmethod
     def observe(self, instruction: str) -> Observation:
         """What the robot sees and feels now."""
 
-    def step(self, action: np.ndarray) -> bool:
-        """Commands the targets [A] and returns at once; True once the task is known to be solved."""
+    @abstractmethod
+    def send(self, action: np.ndarray) -> None:
+        """Commands an action [A] and returns at once.
 
-    def picture(self) -> np.ndarray:
-        """uint8 [height, width, 3], even sides, for the video."""
+        Raises:
+            RobotError: the robot did not take it.
+        """
 
-    def close(self) -> None:
-        """Lets go of the robot, which keeps its position; harmless the second time."""
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Lets go of the robot, which keeps its position or is lowered, and never falls; harmless the second time."""
+
+    def reset(self, rollout: int) -> None:
+        """Moves the robot to where rollout number `rollout` (from 0) starts; nothing by default."""
+        return
+
+    def sensed_at(self) -> float:
+        """Time [s, time.monotonic] of the oldest of the latest messages; now, where `position` asks the robot anew."""
+        return time.monotonic()
+
+    def stop(self) -> None:
+        """Ends motion beyond the last command, which holds already; for robots that have such a thing."""
+        return
+
+    def is_solved(self) -> bool:
+        """True once the task is known to be solved, as simulators know it."""
+        return False
+
+    def picture(self) -> np.ndarray | None:
+        """uint8 [height, width, 3], even sides, for the video; None: the primary camera's picture is filmed."""
+        return None
+
+    def teleoperate(self) -> np.ndarray | None:
+        """float64 [A], what a person at a leader arm or another device commands; None: there is no such device."""
+        return None

@@ -57,7 +57,7 @@ def test_the_whole_script_in_simulation(aloha_server: Server, tmp_path: Path, ta
     assert folder.name.endswith("--test")
     rows = read_lines(folder / "rollouts.jsonl")
     assert [(row["ending"], row["num_steps"], row["success"]) for row in rows] == [("out of steps", 30, False)] * 2
-    assert 39 < rows[1]["timing"]["period_ms_p50"] < 60
+    assert rows[1]["timing"]["period_ms_p50"] > 39  # not faster than the demonstrations; how much slower is a matter of the machine
     assert rows[1]["timing"]["latency_ms_mean"] > 1
     assert rows[0]["chunks"] >= 2
     assert (rows[0]["dropped_actions"] > 0) == (task == "insertion")
@@ -67,11 +67,13 @@ def test_the_whole_script_in_simulation(aloha_server: Server, tmp_path: Path, ta
     assert (actions >= LOW - 1e-4).all()
     assert (actions <= HIGH + 1e-4).all()
     joints = np.delete(actions, [6, 13], axis=1)
-    assert np.abs(np.diff(joints, axis=0)).max() <= 0.2 + 1e-4
-    assert [line["step"] for line in steps if line["mode"] == "act"] == list(range(1, 31))
+    assert np.abs(np.diff(joints, axis=0)).max() <= 2.0 / 25 + 1e-4  # rad/s
+    assert [line["step"] for line in steps if line["state"] == "acting" and not line["reason"]] == list(range(1, 31))
     assert (folder / "rollout_002_failure.mp4").stat().st_size > 1000
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["num_rollouts"], summary["num_successes"]) == (2, 0)
+    assert summary["limits"] == ["ranges of all dimensions from platform ALOHA", "speeds of all dimensions from platform ALOHA"]
+    assert API_KEY not in (folder / "summary.json").read_text()
     assert read_lines(folder / "rollout_002.steps.jsonl")[0]["position"][1] == pytest.approx(-0.96, abs=0.01)
 
 
@@ -124,10 +126,10 @@ def test_keys_pause_continue_mark_and_quit(aloha_server: Server, tmp_path: Path)
     terminal.press("p")
     terminal.wait_for(lambda: steps(1)[-1]["reason"] == "paused")
     held = len(steps(1))
-    terminal.wait_for(lambda: len(steps(1)) > held + 25)
+    terminal.wait_for(lambda: len(steps(1)) > held + 2)  # one line a second
     assert {tuple(line["action"]) for line in steps(1)[held:]} == {tuple(steps(1)[-1]["action"])}
     terminal.press("c")
-    terminal.wait_for(lambda: steps(1)[-1]["mode"] == "act")
+    terminal.wait_for(lambda: steps(1)[-1]["state"] == "acting")
     terminal.press("s")
     terminal.wait_for(lambda: len(steps(2)) > 30)
     terminal.press("f")
@@ -147,7 +149,7 @@ def test_a_server_that_disappears_ends_the_rollout(aloha_server: Server, tmp_pat
     flags = ["--robot", "insertion", "--num_rollouts_planned", "1", "--stop_after_s", "0.6", "--video_hz", "0", "--max_steps", "100000"]
     process = subprocess.Popen(command(f"127.0.0.1:{proxy.port}", tmp_path, *flags), cwd=ROOT, stdin=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while not any(path.read_text().count('"act"') > 20 for path in tmp_path.glob("*/rollout_001.steps.jsonl")):
+    while not any(path.read_text().count('"acting"') > 20 for path in tmp_path.glob("*/rollout_001.steps.jsonl")):
         assert time.monotonic() < until
         time.sleep(0.1)
     proxy.do("refuse")
@@ -158,7 +160,7 @@ def test_a_server_that_disappears_ends_the_rollout(aloha_server: Server, tmp_pat
     assert row["success"] is False
     assert row["failed_requests"] >= 2
     last = read_lines(run_folder(tmp_path) / "rollout_001.steps.jsonl")[-10:]
-    assert {line["mode"] for line in last} == {"hold", "stop"}
+    assert {line["state"] for line in last} == {"holding", "stopped"}
     assert len({tuple(line["action"]) for line in last}) == 1  # the position is held to the end
 
 
@@ -175,12 +177,17 @@ from experiments.robot.aloha.environment import AlohaSimulator
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.limits import ActionLimits
+from prismatic.vla.constants import ActionKind
+from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
 
 simulator = AlohaSimulator(image_size=32)
 robot = SimulatedRobot(simulator, "transfer_cube", seed=1)
 
 class ExpertClient:
-    def infer(self, observation):
+    def take_warnings(self):
+        return []
+    def infer(self, observation, begins=False):
         assert observation.instruction == "hand over the cube"
         return np.array([expert.act() for _ in range(25)], np.float64)
     def close(self):
@@ -188,15 +195,23 @@ class ExpertClient:
 
 robot.reset(0)
 expert = simulator.make_expert(robot._environment)
-actor = RemoteActor(ExpertClient(), ChunkExecutor(ExecutionOptions(25), [False] * 14))
-plan = RolloutPlan(0, "hand over the cube", 200, control_hz=100, video_hz=50, step_log=Path({str(tmp_path)!r}) / "steps.jsonl")
+endless = np.full(14, np.inf)
+limits = ActionLimits((ActionKind.TARGET,) * 14, -endless, endless, endless, endless, endless)
+actor = RemoteActor(ExpertClient(), ChunkExecutor(ExecutionOptions(25), limits, 100))
+folder = Path({str(tmp_path)!r})
+film = BackgroundFilm(VideoWriter(folder / "film.mp4", 50))
+plan = RolloutPlan(0, "hand over the cube", 200, control_hz=100, step_log=folder / "steps.jsonl", film=film, video_hz=50)
 outcome = RealTimeRollout(robot, actor, Keyboard(), plan).run()
 assert (outcome.success, outcome.ending) == (True, "solved"), outcome
 assert 100 < outcome.num_steps < 140, outcome.num_steps
-assert len(outcome.frames) in (outcome.timing["ticks"] // 2, outcome.timing["ticks"] // 2 + 1)
-assert outcome.frames_per_second == 50
+video = film.close(folder / "solved.mp4")
+import av
+with av.open(str(video)) as container:
+    num_frames = sum(1 for _ in container.decode(video=0))
+assert num_frames + film.num_dropped in (outcome.timing["ticks"] // 2, outcome.timing["ticks"] // 2 + 1)
+assert sorted(path.name for path in folder.iterdir()) == ["solved.mp4", "steps.jsonl"]
 actor.close()
-robot.close()
+robot.disconnect()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

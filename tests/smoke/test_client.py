@@ -15,13 +15,17 @@ from policy_server import API_KEY, FaultyProxy, Server, write_checkpoint
 
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
-from prismatic.acting.execution import ChunkExecutor, Command, ExecutionOptions, Mode
+from prismatic.acting.execution import ChunkExecutor, Command, ExecutionOptions
+from prismatic.acting.limit_sources import choose_limits
+from prismatic.acting.robot import Sensed
+from prismatic.acting.states import State
 from prismatic.policy.policy import Policy
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import Observation
 from prismatic.wire.arrays import as_array, pack_openpi
 from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.policy_info import PolicyInfo
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
@@ -134,12 +138,17 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         PolicyClient(url)
 
 
+def make_executor(options: ExecutionOptions, info: PolicyInfo) -> ChunkExecutor:
+    """Without a bound on speed: where an untrained policy wants to go is reached at once."""
+    return ChunkExecutor(options, replace(choose_limits(info).limits, max_speed=np.full(14, np.inf)), HZ)
+
+
 class Arm:
     """A robot that stands where it is told to, at 25 Hz of real time."""
 
     def __init__(self, actor: RemoteActor) -> None:
         self.actor, self.position, self.commands = actor, np.zeros(14), []
-        actor.reset(self.position)
+        actor.reset(Sensed(self.position, time.monotonic()), time.monotonic())
 
     def run(self, seconds: float) -> list[Command]:
         """The commands of that time; every one of them comes at its moment, whatever the server does."""
@@ -147,11 +156,10 @@ class Arm:
         next_tick = time.monotonic()
         for _ in range(round(seconds * HZ)):
             now = time.monotonic()
-            command = self.actor.tick(now, now, observation)
+            command = self.actor.tick(now, Sensed(self.position, now), observation)
             assert time.monotonic() - now < 0.25, "the control loop waited for the network"  # less than any fault; busy machines stall
-            assert command.action is not None
             assert np.isfinite(command.action).all()
-            if command.mode is not Mode.ACT:
+            if command.state is not State.ACTING:
                 np.testing.assert_array_equal(command.action, self.position)
             self.position = command.action
             commands.append(command)
@@ -160,33 +168,35 @@ class Arm:
         return commands
 
 
-def modes(commands: list[Command]) -> list[Mode]:
-    return [command.mode for command in commands]
+def modes(commands: list[Command]) -> list[State]:
+    return [command.state for command in commands]
 
 
 def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_last(proxy: FaultyProxy) -> None:
     client = PolicyClient(f"ws://127.0.0.1:{proxy.port}", PATIENCE)
     options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, stop_after_s=2.0)
-    actor = RemoteActor(client, ChunkExecutor(options, [False] * client.connect().action_dim))
+    actor = RemoteActor(client, make_executor(options, client.connect()))
     arm = Arm(actor)
-    assert modes(arm.run(1.0)).count(Mode.ACT) > 15  # inference is hidden behind execution but for the first chunk
+    assert modes(arm.run(1.0)).count(State.ACTING) > 15  # inference is hidden behind execution but for the first chunk
 
     for fault in ("delay 0.3", "drop", "freeze", "refuse"):
         proxy.do(fault)
         during = modes(arm.run(0.7))
-        assert Mode.STOP not in during, fault
-        assert Mode.HOLD in during or fault == "drop", fault  # a dropped connection is back before the actions run out
+        assert State.STOPPED not in during, fault
+        assert State.HOLDING in during or fault == "drop", fault  # a dropped connection is back before the actions run out
         proxy.do("pass")
         after = modes(arm.run(1.0))
-        assert after.count(Mode.ACT) > 10, fault
-        assert Mode.STOP not in after, fault
+        assert after.count(State.ACTING) > 10, fault
+        assert State.STOPPED not in after, fault
 
     proxy.do("refuse")
     lasting = modes(arm.run(3.0))
-    assert lasting[-1] is Mode.STOP
-    assert 2.0 * HZ / 2 < lasting[: lasting.index(Mode.STOP)].count(Mode.HOLD) < 2.0 * HZ + 3  # ticks of a busy machine may be missed
+    assert lasting[-1] is State.STOPPED
+    assert (
+        2.0 * HZ / 2 < lasting[: lasting.index(State.STOPPED)].count(State.HOLDING) < 2.0 * HZ + 3
+    )  # ticks of a busy machine may be missed
     proxy.do("pass")
-    assert set(modes(arm.run(0.4))) == {Mode.STOP}
+    assert set(modes(arm.run(0.4))) == {State.STOPPED}
     assert actor.executor.counts.failed_requests >= 3
     assert max(actor.latencies_s) < 0.6
     actor.close()
@@ -195,7 +205,7 @@ def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_la
 def test_a_flapping_server_is_survived(proxy: FaultyProxy) -> None:
     client = PolicyClient(f"http://127.0.0.1:{proxy.port}", PATIENCE)
     options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, ensemble_decay=0.1, stop_after_s=3.0)
-    actor = RemoteActor(client, ChunkExecutor(options, [False] * client.connect().action_dim))
+    actor = RemoteActor(client, make_executor(options, client.connect()))
     flapping = threading.Event()
 
     def flap() -> None:
@@ -211,8 +221,8 @@ def test_a_flapping_server_is_survived(proxy: FaultyProxy) -> None:
     finally:
         flapping.set()
         thread.join()
-    assert Mode.STOP not in seen
-    assert seen.count(Mode.ACT) > len(seen) // 4
+    assert State.STOPPED not in seen
+    assert seen.count(State.ACTING) > len(seen) // 4
     assert actor.executor.counts.failed_requests >= 1
     assert actor.executor.counts.chunks >= 2
     actor.close()

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.acting.robot import Robot, RobotError
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.types import Observation
 
 CAMERA_TOPICS = {  # slot -> topic of a sensor_msgs/Image
@@ -28,15 +30,32 @@ _START_POSE = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0])  # [rad]
 _FINGER_CLOSED, _FINGER_OPEN = 0.01844, 0.05800  # [m], of left_finger
 _GRIPPER_CLOSED, _GRIPPER_OPEN = -0.6213, 1.4910  # [rad], of the gripper's motor
 _MOVE_SECONDS, _MOVE_HZ, _FIRST_MESSAGE_SECONDS = 2.0, 50.0, 10.0
+_MOVE_SPEED = 0.5  # of a reset [rad/s]
+_MOVE_GAP = 0.4  # that an arm may be behind during a reset [rad]
+_FRESH_S = 0.5  # age of a joint message on which an arm may move
+_GRIPPERS = [6, 13]
 
 
-class AlohaHardware:
+class AlohaHardware(Robot):
     """Both followers; their leaders are not used."""
 
-    instruction = ""
+    action_names, state_names = ROBOT_PLATFORMS["ALOHA"].action_names, ROBOT_PLATFORMS["ALOHA"].proprio_names
     max_steps = 1500  # 60 s
 
     def __init__(self, camera_topics: dict[str, str] | None = None) -> None:
+        self._topics = camera_topics or CAMERA_TOPICS
+        self._joints: dict[str, tuple[float, np.ndarray]] = {}  # arm -> time, positions [9]
+        self._images: dict[str, tuple[float, np.ndarray]] = {}  # slot -> time, RGB
+        self._arms: dict[str, Any] = {}
+        self._gripper_message: Any = None
+        self._bad_encodings: dict[str, str] = {}  # slot -> what is neither rgb8 nor bgr8
+
+    def connect(self) -> None:
+        """Switches the motors on and waits for the first message of every topic.
+
+        Raises:
+            ValueError: ALOHA's packages are missing, or a topic is silent.
+        """
         try:
             import rospy
             from interbotix_xs_modules.arm import InterbotixManipulatorXS
@@ -46,11 +65,8 @@ class AlohaHardware:
             raise ValueError(
                 f"--robot hardware needs ALOHA's ROS workspace ({error}); source it first, or try --robot transfer_cube in simulation"
             ) from error
-        self._gripper_message: Any = JointSingleCommand
-        self._joints: dict[str, tuple[float, np.ndarray]] = {}  # arm -> time, positions [9]
-        self._images: dict[str, tuple[float, np.ndarray]] = {}  # slot -> time, RGB
-        self._topics = camera_topics or CAMERA_TOPICS
-        self._arms: dict[str, Any] = {
+        self._gripper_message = JointSingleCommand
+        self._arms = {
             name: InterbotixManipulatorXS("vx300s", group_name="arm", gripper_name="gripper", robot_name=name, init_node=number == 0)
             for number, name in enumerate(_ARMS)
         }
@@ -69,15 +85,18 @@ class AlohaHardware:
         self._joints[name] = (time.monotonic(), np.asarray(message.position, np.float64))
 
     def _take_image(self, message: Any, slot: str) -> None:
+        if message.encoding not in ("rgb8", "bgr8"):
+            self._bad_encodings[slot] = message.encoding
+            return
         rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
         image = rows[:, : 3 * message.width].reshape(message.height, message.width, 3)
-        if message.encoding not in ("rgb8", "bgr8"):
-            raise ValueError(f"{self._topics[slot]} has the encoding {message.encoding}; set the camera's driver to rgb8 or bgr8")
         self._images[slot] = (time.monotonic(), image if message.encoding == "rgb8" else image[:, :, ::-1])
 
     def _wait_for_messages(self) -> None:
         until = time.monotonic() + _FIRST_MESSAGE_SECONDS
         while len(self._joints) < len(_ARMS) or len(self._images) < len(self._topics):
+            for slot, encoding in self._bad_encodings.items():
+                raise ValueError(f"{self._topics[slot]} has the encoding {encoding}; set the camera's driver to rgb8 or bgr8")
             if time.monotonic() > until:
                 silent = [f"/{name}/joint_states" for name in _ARMS if name not in self._joints]
                 silent += [topic for slot, topic in self._topics.items() if slot not in self._images]
@@ -85,12 +104,33 @@ class AlohaHardware:
             time.sleep(0.05)
 
     def reset(self, rollout: int) -> None:
-        start, goal = self.position(), np.concatenate([_START_POSE, [1.0]] * 2)
-        for part in np.linspace(0, 1, round(_MOVE_SECONDS * _MOVE_HZ)):
-            self.step((1 - part) * start + part * goal)
+        """Moves both arms to their start, the farther they are the longer, and checks that they went there.
+
+        Raises:
+            RobotError: joint messages are old, a command is not taken, or an arm does not follow.
+        """
+        start, goal = self._fresh_position(), np.concatenate([_START_POSE, [1.0]] * 2)
+        seconds = max(_MOVE_SECONDS, float(np.abs(goal - start).max()) / _MOVE_SPEED)
+        for part in np.linspace(0, 1, round(seconds * _MOVE_HZ)):
+            target = (1 - part) * start + part * goal
+            self.send(target)
             time.sleep(1 / _MOVE_HZ)
+            gap = np.delete(np.abs(target - self._fresh_position()), _GRIPPERS)
+            if gap.max() > _MOVE_GAP:
+                self.send(self.position())
+                raise RobotError(f"an arm is {gap.max():.2f} rad from where the reset moves it; clear its way, check its emergency stop")
+
+    def _fresh_position(self) -> np.ndarray:
+        age = time.monotonic() - min(received for received, _ in self._joints.values())
+        if age > _FRESH_S:
+            raise RobotError(f"the last joint message is {age:.1f} s old: nothing moves; check the arms' cables and ALOHA's launch file")
+        position = self.position()
+        if not np.isfinite(position).all():
+            raise RobotError("a joint reads no number: nothing moves; check the arms' cables")
+        return position
 
     def position(self) -> np.ndarray:
+        """float64 [14], by the last messages, however old they are: `sensed_at` says so."""
         arms = [self._joints[name][1] for name in _ARMS]
         return np.concatenate([np.append(arm[:6], (arm[_LEFT_FINGER] - _FINGER_CLOSED) / (_FINGER_OPEN - _FINGER_CLOSED)) for arm in arms])
 
@@ -101,15 +141,15 @@ class AlohaHardware:
         images = {slot: np.ascontiguousarray(image) for slot, (_, image) in self._images.items()}
         return Observation(images, instruction, self.position())
 
-    def step(self, action: np.ndarray) -> bool:
-        for arm, part in zip(self._arms.values(), np.split(action, 2), strict=True):
-            arm.arm.set_joint_positions(part[:6].tolist(), blocking=False)
+    def send(self, action: np.ndarray) -> None:
+        for (name, arm), part in zip(self._arms.items(), np.split(action, 2), strict=True):
+            if arm.arm.set_joint_positions(part[:6].tolist(), blocking=False) is False:
+                raise RobotError(f"{name} refuses the joint angles {np.round(part[:6], 3).tolist()}: beyond its own limits")
             motor = part[6] * (_GRIPPER_OPEN - _GRIPPER_CLOSED) + _GRIPPER_CLOSED
             arm.gripper.core.pub_single.publish(self._gripper_message(name="gripper", cmd=float(motor)))
-        return False
 
     def picture(self) -> np.ndarray:
         return np.ascontiguousarray(self._images["primary"][1][::2, ::2])  # 240 x 320
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         """The motors keep their torque, so the arms do not fall; ALOHA's own sleep script lays them down."""

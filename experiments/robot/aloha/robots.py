@@ -1,70 +1,110 @@
-"""The simulated ALOHA as a robot of the real-time loop, and one that takes relative targets. Action, position [14]: see environment.py."""
+"""The simulated ALOHA as a robot of the real-time loop, and one that takes changes of its joints' angles.
+
+Action, position [14]: see simulation.py.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.simulators.interfaces import EpisodeSpec
-from prismatic.acting.robot import Robot
+from prismatic.acting.robot import Robot, RobotError
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.types import Observation
 
-ACTION_DIM = 14
-# ViperX 300 S: waist, shoulder, elbow, forearm roll, wrist angle, wrist rotate [rad]; a leader's gripper goes a little beyond [0, 1].
-_JOINT_LOW = (-3.14158, -1.85005, -1.76278, -3.14158, -1.8675, -3.14158, -0.2)
-_JOINT_HIGH = (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 1.2)
-LOW, HIGH = np.array(_JOINT_LOW * 2), np.array(_JOINT_HIGH * 2)
+ALOHA = ROBOT_PLATFORMS["ALOHA"]
+ACTION_DIM = ALOHA.action_dim
+assert ALOHA.limits is not None
+LOW, HIGH = np.array(ALOHA.limits.low, np.float64), np.array(ALOHA.limits.high, np.float64)
+_MAX_LEAD = np.array([np.inf if "gripper" in name else 0.4 for name in ALOHA.action_names])  # of a target before its arm [rad]
+_SETTLED, _SETTLING_S, _LOOK_S = 0.002, 3.0, 0.1  # [rad] that an arm at rest moves within _LOOK_S; how long to wait for that
 
 
-class SimulatedRobot:
+class SimulatedRobot(Robot):
     """A task of gym-aloha that is stepped in real time."""
+
+    action_names, state_names = ALOHA.action_names, ALOHA.proprio_names
 
     def __init__(self, simulator: AlohaSimulator, task: str, seed: int) -> None:
         self._environment = simulator.make_environment(task)
-        self._seed = seed
+        self._seed, self._is_solved = seed, False
         self.instruction, self.max_steps = self._environment.instruction, self._environment.max_steps
+
+    def connect(self) -> None:
+        return
 
     def reset(self, rollout: int) -> None:
         self._environment.reset(EpisodeSpec(self._environment.task.name, rollout, self._seed))
         self._environment.render()  # opens the renderer, which takes longer than a control step
+        self._is_solved = False
 
     def position(self) -> np.ndarray:
         return self._environment.proprio().astype(np.float64)
-
-    def sensed_at(self) -> float:
-        return time.monotonic()
 
     def observe(self, instruction: str) -> Observation:
         seen = self._environment.observe()
         return Observation(seen.images, instruction, seen.proprio)
 
-    def step(self, action: np.ndarray) -> bool:
-        return self._environment.step(action)
+    def send(self, action: np.ndarray) -> None:
+        self._is_solved = self._environment.step(action) or self._is_solved
+
+    def is_solved(self) -> bool:
+        return self._is_solved
 
     def picture(self) -> np.ndarray:
         return self._environment.render()
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         self._environment.close()
 
 
-class RelativeTargets:
-    """A robot whose actions are changes of the joint angles: they add up, from where the arms stand at reset."""
+class RelativeTargets(Robot):
+    """A robot whose actions are, in some dimensions, changes of its targets: they add up, from where the arms stand when they begin.
 
-    def __init__(self, robot: Robot) -> None:
+    Sums stay within the limits and near the arm: while something is in its way, they do not run away from it.
+    """
+
+    def __init__(self, robot: Robot, kinds: Sequence[ActionKind]) -> None:
         self._robot = robot
-        self._target = np.zeros(ACTION_DIM)
+        self._adds = np.array([kind is ActionKind.MOTION for kind in kinds], bool)
+        self._target: np.ndarray | None = None  # None: to be read from the arms, once they are told to move
+        self.action_names, self.state_names = robot.action_names, robot.state_names
         self.instruction, self.max_steps = robot.instruction, robot.max_steps
 
-    def reset(self, rollout: int) -> None:
-        self._robot.reset(rollout)
-        self._target = self._robot.position()
+    def connect(self) -> None:
+        self._robot.connect()
 
-    def step(self, action: np.ndarray) -> bool:
-        self._target = np.clip(self._target + action, LOW, HIGH)
-        return self._robot.step(self._target)
+    def reset(self, rollout: int) -> None:
+        """Moves the robot to its start and waits until it is at rest.
+
+        Raises:
+            RobotError: it is not, after seconds.
+        """
+        self._robot.reset(rollout)
+        self._target = None
+        until, before = time.monotonic() + _SETTLING_S, self._robot.position()
+        while True:
+            time.sleep(_LOOK_S)
+            now = self._robot.position()
+            if np.abs(now - before).max() <= _SETTLED:
+                return
+            if time.monotonic() > until:
+                raise RobotError(f"the arms still move {_SETTLING_S:g} s after the reset; relative targets need them at rest")
+            before = now
+
+    def send(self, action: np.ndarray) -> None:
+        position = self._robot.position()
+        if self._target is None:
+            self._target = position.copy()
+        wanted = np.where(self._adds, self._target + action, action)
+        near = np.clip(wanted, position - _MAX_LEAD, position + _MAX_LEAD)
+        target = np.clip(np.where(self._adds, near, wanted), LOW, HIGH)
+        self._robot.send(target)
+        self._target = target
 
     def position(self) -> np.ndarray:
         return self._robot.position()
@@ -75,8 +115,14 @@ class RelativeTargets:
     def observe(self, instruction: str) -> Observation:
         return self._robot.observe(instruction)
 
-    def picture(self) -> np.ndarray:
+    def is_solved(self) -> bool:
+        return self._robot.is_solved()
+
+    def picture(self) -> np.ndarray | None:
         return self._robot.picture()
 
-    def close(self) -> None:
-        self._robot.close()
+    def stop(self) -> None:
+        self._robot.stop()
+
+    def disconnect(self) -> None:
+        self._robot.disconnect()

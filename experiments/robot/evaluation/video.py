@@ -2,26 +2,99 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+_MAX_QUEUED_FRAMES = 64
+
+
+class VideoWriter:
+    """Frames uint8 [H, W, 3], even H and W, as they come, into an H.264 file that exists under its name once it is complete."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        """Raises ValueError where PyAV is missing."""
+        try:
+            import av
+        except ModuleNotFoundError as error:
+            raise ValueError(f"a video of {path.name} needs the package av: pip install av, or film nothing (--video_hz 0)") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._av, self._path, self._temporary = av, path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._container = av.open(str(self._temporary), "w", format="mp4")
+        self._stream: Any = self._container.add_stream("h264", rate=Fraction(frames_per_second).limit_denominator(1000))
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
+        self._stream.codec_context.thread_count = 1
+        self._num_frames = 0
+
+    def write(self, frame: np.ndarray) -> None:
+        """The next frame."""
+        if not self._num_frames:
+            self._stream.height, self._stream.width = frame.shape[:2]
+        self._num_frames += 1
+        for packet in self._stream.encode(self._av.VideoFrame.from_ndarray(frame, format="rgb24")):
+            self._container.mux(packet)
+
+    def close(self, path: Path | None = None) -> Path | None:
+        """Completes the file, under another name if one is given; None, and no file, where there is no frame."""
+        if self._num_frames:
+            for packet in self._stream.encode():
+                self._container.mux(packet)
+        self._container.close()
+        if not self._num_frames:
+            self._temporary.unlink()
+            return None
+        return self._temporary.replace(path or self._path)
+
+
+class BackgroundFilm:
+    """A `VideoWriter` in a thread of its own: `add` never waits, and a frame for which there is no time is left out."""
+
+    def __init__(self, writer: VideoWriter) -> None:
+        self.num_dropped = 0
+        self._writer = writer
+        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(_MAX_QUEUED_FRAMES)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="film", daemon=True)
+        self._thread.start()
+
+    def add(self, picture: np.ndarray) -> None:
+        """Takes the next frame."""
+        try:
+            self._queue.put_nowait(np.array(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]))
+        except queue.Full:
+            self.num_dropped += 1
+
+    def close(self, path: Path) -> Path | None:
+        """Completes the video as `path`; None where there is none.
+
+        Raises:
+            Exception: what went wrong with writing it.
+        """
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._writer.close(path)
+
+    def _run(self) -> None:
+        while (frame := self._queue.get()) is not None:
+            try:
+                if self._error is None:
+                    self._writer.write(frame)
+            except Exception as error:  # raised again by `close`, where somebody can hear it
+                self._error = error
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], frames_per_second: float) -> None:
     """Writes `frames` (uint8 [H, W, 3], even H and W) as H.264, which browsers play."""
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=Fraction(frames_per_second).limit_denominator(1000))
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "20", "preset": "veryfast"}
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    writer = VideoWriter(path, frames_per_second)
+    for frame in frames:
+        writer.write(frame)
+    writer.close()

@@ -1,0 +1,204 @@
+"""Rollouts on a robot in real time, and what they leave behind: `SessionOptions` and a robot -> a folder of results.
+
+rollouts.jsonl              a line per rollout: success, why it ended, timing, what was held, clipped or failed, and why
+rollout_001.steps.jsonl     a line per control step
+rollout_001_success.mp4     the video, written as it is filmed
+summary.json                successes with their interval, settings, the policy, the limits and where they come from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.statistics import wilson_interval
+from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
+from prismatic.acting.actor import ChunkSource, RemoteActor
+from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.limit_sources import ChosenLimits
+from prismatic.acting.limits import per_dimension
+from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.robot import Robot, RobotError
+from prismatic.wire.policy_info import PolicyInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How many rollouts of what, and where their traces go."""
+
+    folder: Path  # made anew
+    num_rollouts: int
+    control_hz: float
+    instruction: str = ""  # "": the robot's own, or a person is asked
+    max_steps: int | None = None  # executed actions per rollout; None: the robot's own
+    video_hz: float = 0.0  # 0: no videos
+    is_attended: bool = True  # a person prepares each rollout and says whether it succeeded
+    settings: Mapping[str, Any] = field(default_factory=dict)  # for the summary
+    waits_for_person: bool = True  # before the first motion, where the policy sees something that training did not
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What drives the robot, and within which limits."""
+
+    source: ChunkSource
+    info: PolicyInfo
+    execution: ExecutionOptions
+    limits: ChosenLimits
+
+
+def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keyboard) -> Path:
+    """Connects the robot, plays the rollouts and lets go of it, whatever happens; the folder with the results.
+
+    Raises:
+        ValueError: the robot cannot be connected or brought to its start, or the policy does not fit what it sees.
+    """
+    for note in driver.limits.notes:
+        logger.info("%s", note)
+    executor = ChunkExecutor(driver.execution, driver.limits.limits, options.control_hz, driver.info.action_names)
+    actor = RemoteActor(driver.source, executor, options.waits_for_person and keyboard.is_terminal)
+    try:
+        try:
+            robot.connect()
+            with keyboard:
+                Session(options, robot, actor, driver, keyboard).run()
+        finally:
+            robot.disconnect()
+    finally:
+        actor.close()
+    return options.folder
+
+
+class Session:
+    """The rollouts of one run."""
+
+    def __init__(self, options: SessionOptions, robot: Robot, actor: RemoteActor, driver: Driver, keyboard: Keyboard) -> None:
+        self._options, self._robot, self._actor, self._driver, self._keyboard = options, robot, actor, driver, keyboard
+        options.folder.mkdir(parents=True)
+        self._label = options.instruction or robot.instruction
+        self._rows: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Plays the planned rollouts, or fewer when a person quits.
+
+        Raises:
+            ValueError: the robot cannot be brought to its start, and there is nobody to help it.
+        """
+        try:
+            for number in range(self._options.num_rollouts):
+                if not (self._reset(number) and self._prepare(number)):
+                    break
+                outcome, video = self._play(number)
+                if outcome.ending == "quit":
+                    break
+                self._record(number, outcome, video)
+        finally:
+            self._write_summary()
+
+    def _reset(self, number: int) -> bool:
+        """Brings the robot to its start; False: quit."""
+        while True:
+            try:
+                self._robot.reset(number)
+                return True
+            except RobotError as error:
+                if not self._keyboard.is_terminal:
+                    raise ValueError(f"the robot did not reach its start: {error}") from error
+                print(f"The robot did not reach its start: {error}\nPress c to try again, q to quit")
+                if self._keyboard.wait(CONTINUE + QUIT) == QUIT:
+                    return False
+
+    def _prepare(self, number: int) -> bool:
+        """Asks for the instruction and for a sign that the scene is ready; False: quit."""
+        if not self._options.is_attended:
+            return True
+        if not self._options.instruction:
+            while not (typed := self._keyboard.line(f"instruction [{self._label}]: ") or self._label):
+                pass
+            self._label = typed
+        print(f"rollout {number + 1}: {self._label!r}. Prepare the scene, then press c to begin, q to quit; {KEY_HELP}")
+        return self._keyboard.wait(CONTINUE + QUIT) == CONTINUE
+
+    def _play(self, number: int) -> tuple[RolloutOutcome, Path | None]:
+        options, film = self._options, None
+        name = f"rollout_{number + 1:03d}"
+        if options.video_hz:
+            film = BackgroundFilm(VideoWriter(options.folder / f"{name}.mp4", options.video_hz))
+        plan = RolloutPlan(
+            number=number,
+            instruction=self._label,
+            max_steps=options.max_steps or self._robot.max_steps,
+            control_hz=options.control_hz,
+            step_log=options.folder / f"{name}.steps.jsonl",
+            film=film,
+            video_hz=options.video_hz,
+        )
+        outcome, video = None, None
+        try:
+            outcome = RealTimeRollout(self._robot, self._actor, self._keyboard, plan).run()
+            if outcome.success is None:
+                outcome.success = self._ask_success() if options.is_attended else False
+        finally:
+            if film is not None:
+                ending = "interrupted" if outcome is None else "success" if outcome.success else "failure"
+                video = film.close(options.folder / f"{name}_{ending}.mp4")
+        return outcome, video
+
+    def _ask_success(self) -> bool:
+        print(f"Was it a success? {SUCCESS} or {FAILURE}")
+        return self._keyboard.wait(SUCCESS + FAILURE) == SUCCESS
+
+    def _record(self, number: int, outcome: RolloutOutcome, video: Path | None) -> None:
+        """One line in rollouts.jsonl and on the screen."""
+        counts, names = self._actor.executor.counts, self._driver.info.action_names
+        row: dict[str, Any] = {"rollout": number + 1, "instruction": self._label, **dataclasses.asdict(outcome)}
+        row |= {"beyond_value_limits": per_dimension(names, counts.outside), "beyond_rate_limits": per_dimension(names, counts.too_fast)}
+        plain = ("executed", "approached", "chunks", "failed_requests", "not_finite_chunks", "dropped_actions", "refused_actions")
+        row |= {"held_ticks": dict(counts.held), **{name: getattr(counts, name) for name in (*plain, "longest_hold_s")}}
+        row |= {"failed_observations": self._actor.num_failed_observations, "warnings": self._actor.warnings}
+        if video is not None:
+            row["video"] = video.name
+        self._rows.append(row)
+        with (self._options.folder / "rollouts.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        timing = outcome.timing
+        print(
+            f"rollout {number + 1}: {'success' if outcome.success else 'failure'} ({outcome.ending}), {outcome.num_steps} steps in "
+            f"{outcome.seconds:.1f} s, period {timing.get('period_ms_mean', 0):.1f} ms, p99 {timing.get('period_ms_p99', 0):.1f} ms, "
+            f"{timing['late_ticks']} of {timing['ticks']} ticks late, query {timing.get('latency_ms_mean', float('nan')):.0f} ms; "
+            f"so far {self._num_successes} of {len(self._rows)}"
+        )
+
+    @property
+    def _num_successes(self) -> int:
+        return sum(bool(row["success"]) for row in self._rows)
+
+    def _write_summary(self) -> None:
+        low, high = wilson_interval(self._num_successes, len(self._rows))
+        content = {
+            "num_rollouts": len(self._rows),
+            "num_successes": self._num_successes,
+            "interval_95": [low, high],
+            "settings": dict(self._options.settings),
+            "limits": list(self._driver.limits.notes),
+            "policy": self._driver.info.content(),
+            "command": sys.argv,
+        }
+        (self._options.folder / "summary.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+        interval = f"95 % interval {100 * low:.0f}-{100 * high:.0f} %"
+        print(f"{self._num_successes} of {len(self._rows)} rollouts succeeded ({interval}): {self._options.folder}")
+
+
+def session_folder(parent: Path, family: str, note: str | None) -> Path:
+    """EVAL-<family>-<time>[--<note>] in `parent`."""
+    return parent / f"EVAL-{family}-{time.strftime('%Y_%m_%d-%H_%M_%S')}{f'--{note}' if note else ''}"

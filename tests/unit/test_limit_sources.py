@@ -1,0 +1,90 @@
+"""Where limits come from: a file, the platform, the demonstrations; and what happens where none says anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prismatic.acting.limit_sources import choose_limits
+from prismatic.vla.constants import ActionKind
+from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.stated_limits import StatedLimits
+from prismatic.wire.policy_info import PolicyInfo
+
+NAMES = ("elbow [rad]", "gripper", "dx", "base.vel [m/s]")
+KINDS = (ActionKind.TARGET, ActionKind.TARGET, ActionKind.MOTION, ActionKind.VELOCITY)
+INFO = PolicyInfo(
+    platform="MINE",
+    cameras=("primary",),
+    num_actions_chunk=8,
+    action_names=NAMES,
+    action_kinds=KINDS,
+    proprio_names=NAMES,
+    control_hz=10.0,
+    needs_state=True,
+    center_crop=True,
+    unnorm_key="my_arm",
+    demonstrated=Demonstrated((-1.0, 0.0, 0.01, -0.2), (1.0, 1.0, 0.02, 0.3), (0.05, 1.0, 0.01, 0.1), (0.4, 0.9, None, None)),
+)
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_without_any_statement_the_demonstrations_count_widened_by_a_tenth_and_it_is_said() -> None:
+    chosen = choose_limits(INFO)
+    limits = chosen.limits
+    np.testing.assert_allclose(limits.low, [-1.2, -0.1, 0.0, -0.25])  # a motion and a velocity may always be 0
+    np.testing.assert_allclose(limits.high, [1.2, 1.1, 0.021, 0.35])
+    np.testing.assert_allclose(limits.max_speed, [0.5, 10.0, 0.21, 0.35])  # the largest step seen, ten times a second
+    np.testing.assert_allclose(limits.max_acceleration, [np.inf, np.inf, 1.0, 1.0])
+    np.testing.assert_allclose(limits.max_gap, [0.6, np.inf, np.inf, np.inf])  # 1.5 times the largest gap; a gripper holds an object
+    assert chosen.notes[0] == "ranges of all dimensions from the demonstrations of my_arm"
+
+
+def test_a_file_comes_before_the_platform_and_that_before_the_demonstrations(tmp_path: Path) -> None:
+    stated = replace(INFO, limits=StatedLimits((-2.0, None, None, None), (2.0, None, None, None), (1.0, 3.0, None, None)))
+    assert choose_limits(stated).limits.max_gap[0] == pytest.approx(0.6)
+    file = write(tmp_path / "limits.json", {"elbow [rad]": {"max_speed": 0.3, "max_gap": 0.1, "max_acceleration": 4}})
+    chosen = choose_limits(stated, file, "refuse")
+    np.testing.assert_allclose(chosen.limits.low, [-2.0, -0.1, 0.0, -0.25])
+    np.testing.assert_allclose(chosen.limits.max_speed, [0.3, 3.0, 0.21, 0.35])
+    assert (chosen.limits.max_gap[0], chosen.limits.max_acceleration[0], chosen.limits.mode) == (0.1, 4.0, "refuse")
+    assert chosen.notes == (
+        f"speeds of elbow [rad] from --limits {file}",
+        "ranges of elbow [rad] from platform MINE",
+        "speeds of gripper from platform MINE",
+        "ranges of gripper, dx, base.vel [m/s] from the demonstrations of my_arm",
+        "speeds of dx, base.vel [m/s] from the demonstrations of my_arm",
+    )
+
+
+def test_a_robot_without_any_limit_is_not_moved(tmp_path: Path) -> None:
+    silent = replace(INFO, demonstrated=replace(INFO.demonstrated, max_step=(None,) * 4))  # a published checkpoint
+    with pytest.raises(ValueError, match=r"no limits are known for elbow \[rad\], gripper: .* pass it as --limits"):
+        choose_limits(silent)
+    file = write(tmp_path / "limits.json", {name: {"max_speed": 0.3} for name in NAMES[:2]})
+    assert choose_limits(silent, file).limits.max_speed[0] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "expected {dimension: {low"),
+        ({"elbow": {"low": 1}}, r"no dimension 'elbow'; did you mean elbow \[rad\]"),
+        ({"gripper": {"speed": 1}}, "unknown 'speed'; did you mean max_speed"),
+        ({"gripper": {"low": "a"}}, "low of gripper is 'a'"),
+        ({"gripper": {"low": float("nan")}}, "low of gripper is nan"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_limits(INFO, write(tmp_path / "limits.json", content))
+    with pytest.raises(ValueError, match="cannot be read"):
+        choose_limits(INFO, tmp_path / "absent.json")

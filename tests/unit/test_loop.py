@@ -1,0 +1,255 @@
+"""The real-time loop with a simulated arm whose devices fail, and a person at the keys who is played by the test."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated_arm import NAMES, SimulatedArm
+
+from prismatic.acting.actor import RemoteActor
+from prismatic.acting.client import ServerUnavailableError
+from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.limits import ActionLimits
+from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.states import State
+from prismatic.vla.constants import ActionKind
+from prismatic.vla.types import Observation
+
+HZ = 50.0
+LIMITS = ActionLimits(
+    kinds=(ActionKind.TARGET,) * 6,
+    low=np.array([-110.0] * 5 + [0.0]),
+    high=np.array([110.0] * 5 + [100.0]),
+    max_speed=np.array([90.0] * 5 + [200.0]),
+    max_acceleration=np.full(6, np.inf),
+    max_gap=np.array([25.0] * 5 + [np.inf]),
+)
+
+
+class Policy:
+    """Moves every joint up and down by a few degrees around where the observation found it."""
+
+    def __init__(self, warnings: tuple[str, ...] = ()) -> None:
+        self.begun: list[bool] = []
+        self.is_lost = False
+        self.num_closed = 0
+        self._to_tell = list(warnings)
+        self._told: list[str] = []
+
+    def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
+        if self.is_lost:
+            raise ServerUnavailableError("the network is gone", 0.05)
+        self.begun.append(begins)
+        self._told, self._to_tell = self._to_tell, []
+        assert observation.proprio is not None
+        steps = np.sin(np.linspace(0, 1.5, 10))[:, None]
+        return observation.proprio + steps * np.array([8, 8, 8, 8, 8, 20])
+
+    def take_warnings(self) -> list[str]:
+        told, self._told = self._told, []
+        return told
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+class Keys:
+    """A keyboard whose keys the test presses."""
+
+    def __init__(self) -> None:
+        self.queue: list[str] = []
+
+    def pressed(self) -> str:
+        return self.queue.pop(0) if self.queue else ""
+
+
+class Rollout:
+    """One rollout that runs in a thread while the test looks on."""
+
+    def __init__(self, folder: Path, arm: SimulatedArm, policy: Policy | None = None, waits: bool = False, **changes: Any) -> None:
+        options = ExecutionOptions(**{"num_open_loop_steps": 8, "prefetch_steps": 4, "stop_after_s": 0.6, **changes})
+        self.policy, self.arm, self.keys, self.log = policy or Policy(), arm, Keys(), folder / "steps.jsonl"
+        self.actor = RemoteActor(self.policy, ChunkExecutor(options, LIMITS, HZ, NAMES), waits)
+        plan = RolloutPlan(0, arm.instruction, arm.max_steps, HZ, self.log)
+        self.rollout = RealTimeRollout(arm, self.actor, self.keys, plan)  # type: ignore[arg-type]
+        self.outcome: RolloutOutcome | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.outcome = self.rollout.run()
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = self.log.read_text().rpartition("\n")[0] if self.log.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, (self.lines()[-3:], self.outcome)
+            time.sleep(0.01)
+
+    def state(self) -> State:
+        return self.actor.executor.state
+
+    def finish(self, seconds: float = 20.0) -> RolloutOutcome:
+        self.thread.join(seconds)
+        self.actor.close()
+        assert self.outcome is not None, self.lines()[-3:]
+        commands = np.array(self.arm.commands)
+        if len(commands) > 1:  # whatever happened: never faster than allowed, but where a stopped arm was followed
+            steps = np.abs(np.diff(commands, axis=0))[:, :5]
+            found = [index + 1 for index, line in enumerate(steps) if line.max() > 90.0 / HZ + 1e-9]
+            assert self.arm.fault == "blocked" or not found, found
+        return self.outcome
+
+
+def test_a_rollout_runs_to_its_end_and_the_arm_is_held(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    outcome = Rollout(tmp_path, arm).finish()
+    assert (outcome.ending, outcome.num_steps, outcome.num_failed_commands, outcome.num_failed_readings) == ("out of steps", 60, 0, 0)
+    assert arm.calls == ["stop"]
+    np.testing.assert_array_equal(arm.commands[-1], arm.commands[-2])  # the last thing that it is told is to stay
+
+
+def test_only_the_first_observation_of_a_rollout_is_marked_as_such(tmp_path: Path) -> None:
+    rollout = Rollout(tmp_path, SimulatedArm())
+    rollout.finish()
+    assert rollout.policy.begun[0] is True
+    assert not any(rollout.policy.begun[1:])
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nan", "the position of shoulder_pan [deg], shoulder_lift [deg]"),
+        ("no camera", "no observation: TimeoutError: camera top: no frame for 200 ms"),
+        ("no bus", "no position: ConnectionError: no status packet"),
+        ("stale", "stale observation"),
+        ("refuses", "the robot did not take a command: RobotError: torque is off"),
+    ],
+)
+def test_a_device_that_fails_for_a_moment_holds_the_arm_and_for_good_ends_the_rollout(tmp_path: Path, fault: str, reason: str) -> None:
+    arm = SimulatedArm()
+    arm.max_steps = 10_000
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    arm.fault = fault
+    rollout.wait_for(lambda: reason in rollout.lines()[-1]["reason"])
+    arm.fault = ""
+    step = rollout.actor.executor.step
+    rollout.wait_for(lambda: rollout.actor.executor.step > step + 15)  # it goes on
+    arm.fault = fault
+    outcome = rollout.finish()
+    assert outcome.ending.startswith(f"stopped: {reason}"), outcome
+    held = [line["action"] for line in rollout.lines()[-10:]]
+    assert all(action == held[0] for action in held)
+    assert arm.calls == ["stop"]
+    assert sum(rollout.actor.executor.counts.held.values()) > 20
+
+
+def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    arm.max_steps = 10_000
+    rollout = Rollout(tmp_path, arm, stop_after_s=20.0)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    arm.fault = "blocked"
+    arm.at = arm.at - 30.0  # and pushed away
+    rollout.wait_for(lambda: rollout.state() is State.BLOCKED)
+    rollout.wait_for(lambda: rollout.lines()[-1]["state"] == "blocked")
+    np.testing.assert_allclose(rollout.lines()[-1]["action"], arm.at, atol=1e-4)
+    assert "2 more: is something in the way, or is the emergency stop pressed?" in rollout.lines()[-1]["reason"]
+    arm.fault = ""
+    rollout.keys.queue.append("c")
+    rollout.wait_for(lambda: rollout.state() is State.ACTING)
+    rollout.keys.queue.append("f")
+    arm.fault = "blocked"  # for the bound on steps above
+    assert rollout.finish().ending == "failure"
+
+
+def test_warnings_wait_for_a_person_before_the_first_motion(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    rollout = Rollout(tmp_path, arm, Policy(("The cameras are exchanged.",)), waits=True, stop_after_s=0.2)
+    rollout.wait_for(lambda: rollout.state() is State.WAITING)
+    time.sleep(0.5)  # longer than it may be held
+    assert rollout.state() is State.WAITING
+    assert {tuple(command) for command in arm.commands} == {(0.0,) * 6}, "it moved before anybody had read the warning"
+    assert rollout.lines()[-1]["reason"] == "The cameras are exchanged."
+    rollout.keys.queue.append("c")
+    assert rollout.finish().ending == "out of steps"
+    assert rollout.actor.warnings == ["The cameras are exchanged."]
+
+
+def test_without_anybody_to_ask_warnings_are_logged_and_kept(tmp_path: Path) -> None:
+    rollout = Rollout(tmp_path, SimulatedArm(), Policy(("The picture is upside down.",)))
+    assert rollout.finish().ending == "out of steps"
+    assert rollout.actor.warnings == ["The picture is upside down."]
+
+
+def test_a_pause_is_logged_once_a_second_and_kept_for_as_long_as_it_lasts(tmp_path: Path) -> None:
+    rollout = Rollout(tmp_path, SimulatedArm(), stop_after_s=0.2)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 5)
+    rollout.keys.queue.append("p")
+    rollout.wait_for(lambda: rollout.state() is State.WAITING)
+    time.sleep(0.1)
+    before = len(rollout.lines())
+    time.sleep(1.5)
+    assert 1 <= len(rollout.lines()) - before <= 2  # of 75 control steps
+    rollout.keys.queue.append("c")
+    assert rollout.finish().ending == "out of steps"
+
+
+def test_a_lost_network_holds_and_then_stops_the_arm(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 5)
+    rollout.policy.is_lost = True
+    outcome = rollout.finish()
+    assert outcome.ending.startswith("stopped: waiting for the server for 0.6 s")
+    assert rollout.actor.executor.counts.failed_requests >= 2
+
+
+def test_an_arm_whose_joints_are_not_known_is_not_moved_at_all(tmp_path: Path) -> None:
+    arm = SimulatedArm(30.0)
+    arm.fault = "stale"
+    outcome = Rollout(tmp_path, arm).finish()
+    assert outcome.ending == "stopped: stale observation for 0.6 s before the start"
+    assert arm.commands == []
+    assert outcome.num_steps == 0
+
+
+def test_a_person_takes_over_by_a_key_and_hands_back(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    arm.max_steps = 10_000
+    arm.teleoperate = lambda: np.full(6, 5.0)  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 5)
+    rollout.keys.queue.append("t")
+    rollout.wait_for(lambda: rollout.state() is State.INTERVENTION and np.allclose(arm.commands[-1], 5.0))
+    rollout.keys.queue.append("t")
+    rollout.wait_for(lambda: rollout.state() is State.ACTING)
+    rollout.keys.queue.append("s")
+    assert rollout.finish().success is True
+
+
+def test_an_exception_that_nobody_foresaw_leaves_the_arm_held(tmp_path: Path) -> None:
+    class Narrow(Policy):
+        def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
+            return np.zeros((10, 3))  # of another robot
+
+    arm = SimulatedArm(12.0)
+    policy = Narrow()
+    actor = RemoteActor(policy, ChunkExecutor(ExecutionOptions(8), LIMITS, HZ, NAMES))
+    plan = RolloutPlan(0, "go", 10, HZ, tmp_path / "steps.jsonl")
+    with pytest.raises(ValueError, match="expected a chunk of actions"):
+        RealTimeRollout(arm, actor, Keys(), plan).run()  # type: ignore[arg-type]
+    assert arm.calls == ["stop"]
+    np.testing.assert_array_equal(arm.commands[-1], np.full(6, 12.0))
+    actor.close()
