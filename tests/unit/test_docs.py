@@ -30,6 +30,7 @@ from documents import page_commands
 
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
+RECORDINGS = "docs/recordings.md"
 OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
@@ -159,7 +160,18 @@ def test_the_doctor_and_setup_name_the_same_extras() -> None:
     assert {name for cell in re.findall(r"^\| (`.*?`) \|", table, re.M) for name in re.findall(r"`(\w+)`", cell)} == set(EXTRAS)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT])
+def test_every_test_that_the_page_of_recordings_names_exists() -> None:
+    page = (ROOT / RECORDINGS).read_text()
+    defined = {path: set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)) for path in ROOT.glob("tests/*/test_*.py")}
+    for chapter in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        homes = re.findall(r"^(?:.* )?Tests: `(tests/[\w/]+\.py)`, where no other", chapter, re.MULTILINE)
+        for cell in re.findall(r"\| ([^|]*) \|$", chapter, re.MULTILINE):
+            for file, name in re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", cell):
+                assert name in defined[ROOT / (file or homes[0])], f"{file or homes[0]} has no {name}"
+    assert page.count("`test_") + page.count("::test_") > 40
+
+
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS])
 def test_links_and_pictures_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
         path = (ROOT / page).parent / target if target else ROOT / page
@@ -171,7 +183,7 @@ def test_links_and_pictures_exist(page: str) -> None:
             assert anchor in headings, f"{page} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, "CHANGELOG.md"])
 def test_english_pages_begin_with_a_chinese_summary(page: str) -> None:
     first = (ROOT / page).read_text().split("\n## ")[0]
     assert "**中文摘要" in first

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
 from prismatic.vla.datasets.dataset import RobotDataset, VLADataset
@@ -22,20 +20,23 @@ def make_reference(data: VLADataset) -> Reference:
     """
     count = max(_LEAST_PICTURES, _NUM_PICTURES // len(data.parts))
     samples = [(part, number) for part in data.parts for number in _spread_samples(part, count)]
-    frames = [images for part, number in samples if (images := _frames(part, number)) is not None]  # uint8 [N, S, S, 3] each
+    failures: list[str] = []
+    frames = [images for part, number in samples if (images := _frames(part, number, failures)) is not None]  # uint8 [N, S, S, 3] each
     if not frames:
-        raise FrameError(f"none of {len(samples)} samples all over the data can be decoded; look at it with scripts/inspect_dataset.py")
+        raise FrameError(f"none of {len(samples)} samples all over the data can be decoded; the first: {failures[0]}")
     cameras = data.options.cameras
     pictures = {camera: np.stack([small_picture(images[place]) for images in frames]) for place, camera in enumerate(cameras)}
     instructions = sorted({text for part in data.parts for text in _instructions(part)})
     return Reference(pictures, tuple(instructions) if len(instructions) <= MAX_INSTRUCTIONS else ())
 
 
-def _frames(part: RobotDataset, number: int) -> np.ndarray | None:
-    """uint8 [N, S, S, 3] of the sample, or of one of those after it; None if none can be decoded."""
+def _frames(part: RobotDataset, number: int, failures: list[str]) -> np.ndarray | None:
+    """uint8 [N, S, S, 3] of the sample, or of one of those after it; None if none can be decoded, `failures` then says why."""
     for sample in range(number, min(number + _NUM_TRIED, len(part))):
-        with contextlib.suppress(FrameError):
+        try:
             return part.frames(sample)
+        except FrameError as error:
+            failures.append(str(error))
     return None
 
 
