@@ -53,6 +53,9 @@ CASES = {
     "libero-b8": Case({**LIBERO, "batch_size": 8}, "24 samples/s, 40 GiB"),
     "libero-b24": Case({**LIBERO, "batch_size": 24, "activation_memory_budget": 1.0}, "28 samples/s"),
     "aloha-film-b4": Case({**ALOHA, "batch_size": 4}, "11.5 samples/s"),
+    "libero-b8-fp8": Case({**LIBERO, "batch_size": 8, "quantize_base": "fp8"}, "38 samples/s"),
+    "libero-b24-fp8": Case({**LIBERO, "batch_size": 24, "activation_memory_budget": 1.0, "quantize_base": "fp8"}, "41 samples/s"),
+    "aloha-film-b4-fp8": Case({**ALOHA, "batch_size": 4, "quantize_base": "fp8"}, "16 samples/s"),
     "libero-b1": Case({**LIBERO, "batch_size": 1, "gradient_checkpointing": True}, "20 GiB", cap_gib=22),
     "libero-b1-nf4": Case({**LIBERO, **SMALL}, "12 GiB", cap_gib=22),
     "aloha-film-b1-nf4": Case({**ALOHA, **SMALL, "optimizer": "adamw_8bit"}, "16 GiB", cap_gib=22),
@@ -127,7 +130,7 @@ def _measure_steps(trainer: Trainer, batches: Any, config: TrainStepConfig) -> d
     warmup = [_timed(lambda: _steps(trainer, batches, 1))[1] for _ in range(config.warmup_steps)]
     trainer.meter.restart()
     seconds = _timed(lambda: _steps(trainer, batches, config.num_steps))[1]
-    rates = trainer.meter.report(trainer.config.batch_size)[1]
+    rates = trainer.meter.report(trainer.config.optimization.batch_size)[1]
     return {
         "samples_per_second": round(rates["samples_per_second"], 2),
         "data_wait": round(rates["data_wait"], 4),

@@ -20,7 +20,7 @@ from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_confi
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.compilation import compile_blocks, has_compiler
-from prismatic.policy.inference.quantization import quantize_model
+from prismatic.policy.inference.quantization import quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.config import FinetuneConfig
@@ -219,7 +219,7 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
     vla: torch.nn.Module = base.vla
     if continuation is not None:
         continuation.fill_towers(base.vla)
-    quantize_model(base.vla, config.model.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
+    quantize_frozen_base(base.vla, config.model.quantize_base, ranks.device, next(base.vla.parameters()).dtype)
     if spec.lora is not None:
         vla = add_lora(base.vla, spec.lora)
         for parameter in vla.parameters():

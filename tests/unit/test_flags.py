@@ -24,7 +24,7 @@ FLAGS = {
     "use_lora": PUBLISHED,
     "lora_rank": PUBLISHED,
     "lora_dropout": PUBLISHED,
-    "quantize_base": "costs speed and a little accuracy, so that only the owner of a small card wants it",
+    "quantize_base": "trades accuracy for memory (nf4, int8) or speed (fp8), which its owner must weigh",
     "freeze_vision_backbone": "what a few demonstrations may change is a judgement of the user",
     "freeze_projector": "as freeze_vision_backbone",
     "freeze_language_model": "as freeze_vision_backbone",

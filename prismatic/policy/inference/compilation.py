@@ -20,6 +20,7 @@ from prismatic.models.film import FiLMedVisionBlock
 from prismatic.models.language import LlamaLayer
 from prismatic.models.vision import VisionBlock
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.inference.fp8 import frozen_product
 
 _MAX_VARIANTS = 64  # of one kind: towers, with and without a mask, batches of one, models in one process
 
@@ -32,6 +33,7 @@ def has_compiler() -> bool:
 def compile_blocks(vla: OpenVLAForActionPrediction) -> None:
     """Lets every Transformer block run compiled from its next call on; torch keeps the code on disk, for later processes."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
+    torch.compiler.allow_in_graph(frozen_product)
     compiled: dict[type[nn.Module], Any] = {}
     for block in [*vla.language_model.model.layers, *_vision_blocks(vla)]:
         kind = type(block)

@@ -16,7 +16,7 @@ action head stay in the policy's dtype: they are small, and actions are most sen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from prismatic.models.film import FiLMedVisionBlock
+from prismatic.models.language import LlamaLayer
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.inference.fp8 import Fp8Linear, check_fp8
+from prismatic.policy.inference.fp8 import Fp8FrozenLinear, Fp8Linear, check_fp8
 from prismatic.vla.constants import near_names
 
 
@@ -63,6 +64,42 @@ def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.dev
                     quantized = quantizer(child, device, compute_dtype)
                     quantized.in_features, quantized.out_features = child.in_features, child.out_features
                     setattr(module, name, quantized)
+
+
+def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
+    """The same for a base under adapters, through which gradients pass: "fp8" then holds two copies of each weight.
+
+    In fp8 the last layer stays as it is: it computes a few rows only.
+
+    Raises:
+        ValueError: as `quantize_model`; or a layer's sizes are no multiples of 16, which fp8 products need.
+    """
+    if kind != "fp8":
+        quantize_model(vla, kind, device, compute_dtype)
+        return
+    check_fp8(device)
+    for layer in vla.language_model.model.layers[:-1]:
+        assert isinstance(layer, LlamaLayer)
+        for owner, names in (
+            (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
+            (layer.self_attn, ("o_proj",)),
+            (layer.mlp, ("gate_proj", "up_proj")),
+            (layer.mlp, ("down_proj",)),
+        ):
+            _freeze_in_fp8(owner, names, device, compute_dtype)
+
+
+def _freeze_in_fp8(owner: nn.Module, names: Sequence[str], device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Puts float8 layers in the place of `names`, projections of one input, whose columns share scales so that they can be stacked."""
+    weights = [getattr(owner, name).weight.detach().to(device) for name in names]
+    for name, weight in zip(names, weights, strict=True):
+        if any(size % 16 for size in weight.shape):
+            raise ValueError(f"--quantize_base fp8: {name} is {list(weight.shape)}, fp8 products need multiples of 16; leave the flag out")
+    largest = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    for name, weight in zip(names, weights, strict=True):
+        quantized = QuantizedLinear(Fp8FrozenLinear(weight, largest), compute_dtype)
+        quantized.out_features, quantized.in_features = weight.shape
+        setattr(owner, name, quantized)
 
 
 def _film_blocks(vla: OpenVLAForActionPrediction) -> list[nn.Module]:

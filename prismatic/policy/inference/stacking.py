@@ -14,7 +14,7 @@ from torch import nn
 
 from prismatic.models.language import LlamaLayer, Stacked
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.inference.fp8 import Fp8Linear
+from prismatic.policy.inference.fp8 import Fp8FrozenLinear, Fp8Linear
 from prismatic.policy.inference.quantization import QuantizedLinear
 
 
@@ -50,7 +50,11 @@ def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
         from prismatic.policy.lora.adapted_linear import StackedAdaptedLinear
 
         bases: list[Any] = [projection.base_layer for projection in projections]
-        return StackedAdaptedLinear(projections, _share_rows(bases, nn.Linear(1, 1, bias=False)))  # type: ignore[arg-type]
+        if isinstance(bases[0], QuantizedLinear):
+            base: nn.Module = QuantizedLinear(Fp8FrozenLinear.stacked([part.layer for part in bases]), bases[0].compute_dtype)
+        else:
+            base = _share_rows(bases, nn.Linear(1, 1, bias=False))
+        return StackedAdaptedLinear(projections, base)  # type: ignore[arg-type]
     quantized = [part for part in projections if isinstance(part, QuantizedLinear)]
     inner = [part.layer for part in quantized if isinstance(part.layer, Fp8Linear) and part.layer.bias is None]
     if len(inner) < len(projections):

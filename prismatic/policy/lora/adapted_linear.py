@@ -16,6 +16,9 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.nn import functional as F
 
+from prismatic.policy.inference.fp8 import Fp8FrozenLinear
+from prismatic.policy.inference.quantization import QuantizedLinear
+
 
 class AdaptedLinear(Linear):
     """W x + B (scaling * A x), [..., D] -> [..., O]; W may be quantized."""
@@ -29,10 +32,11 @@ class AdaptedLinear(Linear):
 
     @property
     def is_stackable(self) -> bool:
-        """Whether `StackedAdaptedLinear` may compute it: no dropout, which each layer draws for itself, and a plain frozen weight."""
+        """Whether `StackedAdaptedLinear` may compute it: no dropout, which each layer draws for itself; a plain or fp8 frozen weight."""
         base, name = self.base_layer, self.active_adapters[0]
         is_plain = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
-        return is_plain and isinstance(self.lora_dropout[name], nn.Identity)
+        is_fp8 = isinstance(base, QuantizedLinear) and isinstance(base.layer, Fp8FrozenLinear)
+        return (is_plain or is_fp8) and isinstance(self.lora_dropout[name], nn.Identity)
 
 
 class StackedAdaptedLinear(nn.Module):

@@ -1,0 +1,101 @@
+"""The frozen base in float8: forward product and input gradient near those of the plain layer, single and stacked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from prismatic.models.configuration import TinySizes, tiny
+from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.inference.fp8 import Fp8FrozenLinear
+from prismatic.policy.inference.quantization import QuantizedLinear, quantize_frozen_base
+from prismatic.policy.inference.stacking import stack_projections
+from prismatic.policy.lora.adapters import add_lora
+
+ERROR = 0.04  # of a product whose factors both have 3 bits of mantissa: each is off by at most 1/16
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def frozen(weight: torch.Tensor) -> Fp8FrozenLinear:
+    return Fp8FrozenLinear(weight, weight.abs().amax(dim=0))
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (16, 32)])
+def test_product_and_gradient_are_near_the_plain_ones(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator) * torch.logspace(-2, 1, shape[1])  # columns of very different size
+    x = torch.randn(2, 5, shape[1], generator=generator)
+    seen, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output, reference = frozen(weight)(seen), nn.functional.linear(expected, weight)
+    assert relative(output, reference) < ERROR
+    gradient = torch.randn(output.shape, generator=generator) * torch.logspace(-6, 0, shape[0])
+    output.backward(gradient)
+    reference.backward(gradient)
+    assert seen.grad is not None
+    assert expected.grad is not None
+    assert relative(seen.grad, expected.grad) < ERROR
+
+
+def test_zeros_stay_zeros() -> None:
+    x = torch.zeros(3, 32, requires_grad=True)
+    output = frozen(torch.zeros(16, 32))(x)
+    output.sum().backward()
+    assert x.grad is not None
+    assert float(output.detach().abs().sum() + x.grad.abs().sum()) == 0
+
+
+def test_stacked_layers_are_the_single_ones_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(rows, 32, generator=generator) * size for rows, size in ((16, 1.0), (32, 3.0), (16, 0.1))]
+    largest = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    parts = [Fp8FrozenLinear(weight, largest) for weight in weights]
+    x = torch.randn(7, 32, generator=generator)
+    apart = [part(x) for part in parts]
+    whole = Fp8FrozenLinear.stacked(parts)
+    assert torch.equal(whole(x), torch.cat(apart, dim=1))
+    assert [torch.equal(part(x), before) for part, before in zip(parts, apart, strict=True)] == [True] * 3
+    seen = x.clone().requires_grad_()
+    whole(seen).square().sum().backward()
+    reference = x.clone().requires_grad_()
+    nn.functional.linear(reference, torch.cat(weights)).square().sum().backward()
+    assert seen.grad is not None
+    assert reference.grad is not None
+    assert relative(seen.grad, reference.grad) < 2 * ERROR
+
+
+def test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base() -> None:
+    sizes = TinySizes(llm_dim=64, llm_layers=2, llm_heads=2, llm_mlp_dim=96)
+    gradients = []
+    for kind in ("none", "fp8"):
+        torch.manual_seed(0)
+        vla = OpenVLAForActionPrediction(tiny(sizes, 512, 300))
+        quantize_frozen_base(vla, kind, torch.device("cpu"), torch.float32)
+        torch.manual_seed(1)
+        model = add_lora(vla, LoraSpec(4, 0.0))
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.manual_seed(len(name))
+                nn.init.normal_(parameter, std=0.02)
+        stack_projections(vla)
+        attention = vla.language_model.model.layers[0].self_attn
+        assert bool(attention.stacked.layer)
+        assert isinstance(attention.o_proj.base_layer, QuantizedLinear) == (kind == "fp8")
+        assert not isinstance(vla.language_model.model.layers[1].self_attn.o_proj.base_layer, QuantizedLinear)
+        states = vla.language_model(torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(2)))
+        states.square().sum().backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None and "language_model" in name}
+        gradients.append(torch.cat([found[name].flatten() for name in sorted(found)]))
+    plain, quantized = gradients
+    assert relative(quantized, plain) < 0.3
+    assert float(torch.cosine_similarity(plain, quantized, dim=0)) > 0.95
+
+
+def test_sizes_that_fp8_products_cannot_have_are_refused() -> None:
+    vla = OpenVLAForActionPrediction(tiny(TinySizes(llm_dim=40, llm_layers=2, llm_heads=2, llm_mlp_dim=64), 512, 300))
+    with pytest.raises(ValueError, match=r"--quantize_base fp8: q_proj is \[40, 40\]"):
+        quantize_frozen_base(vla, "fp8", torch.device("cpu"), torch.float32)
