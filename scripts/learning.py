@@ -291,7 +291,9 @@ def train(config: LearningConfig, variant: str, stages: Stages) -> None:
         return
     if not stages.run(f"train {variant}", train_command(config, variant), config.max_train_s):
         stages.run(f"finish {variant}", train_command(config, variant, _trained_steps(config, variant)))
-    file.write_text(json.dumps({"max_steps": config.max_steps}) + "\n")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"max_steps": config.max_steps}) + "\n")
+    temporary.replace(file)  # it is read back: whole or absent
 
 
 def _trained_steps(config: LearningConfig, variant: str) -> int:

@@ -20,6 +20,8 @@ from prismatic.cli import run_script
 from prismatic.models.sizes import TinySizes
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.stages import run_stage
+from prismatic.training.curves import METRICS_FILE
+from prismatic.training.rows import read_rows
 
 _DATASET, _RUN = "metaworld_base", "run"
 
@@ -97,7 +99,7 @@ def _card(config: PretrainConfig, commands: dict[str, list[str]], seconds: dict[
     weights = config.output_dir / "model.safetensors"
     with safe_open(weights, "pt") as file:
         num_parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(config.run_dir / METRICS_FILE)
     template = jinja2.Template((Path(__file__).parent / "base_card.md.j2").read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
     return template.render(
         config=config,

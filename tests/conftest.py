@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+_CACHE = pytest.StashKey[str]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", default=str(Path(__file__).parent / "golden" / "data"), help="folder of the recorded numbers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Caches of tests are not the user's."""
+    config.stash[_CACHE] = tempfile.mkdtemp(prefix="prismatic-test-cache-")
+    os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

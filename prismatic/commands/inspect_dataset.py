@@ -2,6 +2,7 @@
 
 python scripts/inspect_dataset.py --dataset_name X --data_root_dir D      an HTML page with pictures, histograms and warnings
 python scripts/inspect_dataset.py --suggest FOLDER                        a ready registry entry for an unregistered folder
+python scripts/inspect_dataset.py --caches [--remove]                     indexes and frame caches, and which of them nothing uses
 """
 
 from __future__ import annotations
@@ -28,9 +29,17 @@ class InspectConfig:
     robot_platform: str | None = None  # overrides the entry's; a name of prismatic/vla/constants.py
     stride: str | None = None  # use every n-th recorded step, as in training; None: as the entry says
     suggest: str | None = None  # an unregistered folder, or True for that of --dataset_name: print an entry instead of the page
-    control_hz: float | None = None  # --suggest only: actions per second of the recording; None: as stored, else 25
+    control_hz: float | None = None  # --suggest only: actions per second of the robot; None: as recorded, else 25
+
+    caches: bool = False  # list caches instead: the user's, those in --data_root_dir and those in --frame_cache_dir
+    frame_cache_dir: Path | None = None  # --caches only: the folder that training was given
+    remove: bool = False  # --caches only: delete those that nothing uses
 
     def __post_init__(self) -> None:
+        if (self.remove or self.frame_cache_dir is not None) and not self.caches:
+            raise ValueError("--remove and --frame_cache_dir belong to --caches; add it")
+        if self.caches:
+            return
         if self.suggest in (None, "False", "True") and not self.dataset_name:
             raise ValueError("--dataset_name is missing: name a data set to look at, or pass --suggest FOLDER for an unregistered one")
         if self.control_hz is not None and not self.control_hz > 0:
@@ -38,7 +47,10 @@ class InspectConfig:
 
 
 def main(config: InspectConfig) -> None:
-    """Writes the page and prints the warnings, or prints an entry."""
+    """Writes the page and prints the warnings, or prints an entry, or the caches."""
+    if config.caches:
+        _list_caches(config)
+        return
     if config.suggest not in (None, "False"):
         _print_suggestion(config)
         return
@@ -56,8 +68,27 @@ def main(config: InspectConfig) -> None:
     print(f"wrote {output} in {time.monotonic() - started:.1f} s")
 
 
+def _list_caches(config: InspectConfig) -> None:
+    """Prints every cache with its size; deletes those that nothing uses if asked to."""
+    from prismatic.vla.datasets.caches import find_caches
+
+    logging.disable(logging.INFO)
+    frame_cache_dir = None if config.frame_cache_dir is None else config.frame_cache_dir.expanduser()
+    items = [(item, item.num_bytes) for item in find_caches(config.data_root_dir.expanduser(), frame_cache_dir)]
+    for item, num_bytes in items:
+        print(f"{num_bytes / 1e6:12,.1f} MB  {item.what}: {item.verdict}\n{'':16}{item.path}")
+    unused = [(item, num_bytes) for item, num_bytes in items if not item.is_used]
+    size = f"{sum(num_bytes for _, num_bytes in unused) / 1e6:,.1f} MB"
+    if config.remove:
+        for item, _ in unused:
+            item.remove()
+        print(f"removed {len(unused)} of {len(items)} caches, {size}")
+    else:
+        print(f"nothing uses {len(unused)} of {len(items)} caches, {size}{'; --remove deletes them' if unused else ''}")
+
+
 def _print_suggestion(config: InspectConfig) -> None:
-    from prismatic.vla.datasets.inspection.suggest import suggest_entry
+    from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 
     logging.disable(logging.INFO)
     if config.suggest == "True":

@@ -26,7 +26,7 @@ def mark_best(config: FinetuneConfig, rows: Sequence[dict[str, Any]], saved_step
     is kept: once a worse one has replaced the best, "checkpoint" is null.
     """
     path = config.run_dir / BEST_FILE
-    validated = {row["step"]: row[BEST_METRIC] for row in rows if BEST_METRIC in row}
+    validated = {row["step"]: row[BEST_METRIC] for row in rows if _is_number(row.get(BEST_METRIC))}
     if config.saving.save_latest_checkpoint_only:
         candidates = {step: value for step, value in validated.items() if step == min(validated, key=validated.__getitem__)}
     else:
@@ -52,6 +52,11 @@ def cadence_note(config: FinetuneConfig) -> str | None:
         f"--val_freq is {val_freq}, --save_freq {save_freq}: only {which} can be marked as the best; make --val_freq a "
         "multiple of --save_freq to compare all that is validated"
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a validation found one: the error of a policy that returns NaN is neither the best nor to be compared."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

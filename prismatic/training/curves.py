@@ -5,13 +5,14 @@ With a single run also where the last validation found its errors: which action 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from prismatic.training.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,13 +67,6 @@ _PANELS = (
         "Success in closed loop", (_Line("eval/success_rate", "success", has_marks=True),), unit="share of episodes", starts_at_zero=True
     ),
 )
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a killed run left half-written is skipped."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def plot_runs(run_dirs: Sequence[Path], picture: Path) -> None:

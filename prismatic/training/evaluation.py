@@ -2,14 +2,16 @@
 
 The command gets a copy of the checkpoint made of hard links (no disk space, no waiting), so that neither pruning nor the next save takes
 it away, and leaves report.json in its output folder, <run>--eval/step_<N>/. One evaluation runs at a time. While it does, one more may
-wait; a newer checkpoint takes that place. An evaluation that fails is told, and never stops the training. It shares the GPU
-unless --eval_command says otherwise: "env CUDA_VISIBLE_DEVICES=1 python my_eval.py {checkpoint} {output_dir}".
+wait; a newer checkpoint takes that place. Whatever an evaluation does or fails to do is told, and never ends the training. It shares
+the GPU unless --eval_command says otherwise: "env CUDA_VISIBLE_DEVICES=1 python my_eval.py {checkpoint} {output_dir}".
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -18,11 +20,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER
 from prismatic.training.config import FinetuneConfig
@@ -43,6 +44,7 @@ _SUITES = {
 }
 _POLICY_RUN = "none"  # the run of the report in which the policy acts without any control
 _NUM_LAST_LINES = 3  # of the log of a failed evaluation
+_POLL_S = 0.5  # between looks whether the run is to stop waiting
 _PATIENCE_S = 10.0  # for an evaluation that is told to end
 # torchrun's description of the training run is not for the evaluation.
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -54,7 +56,7 @@ def eval_command(config: FinetuneConfig, platform: str) -> str | None:
     """The command of --eval_every, with its placeholders; None: no evaluation.
 
     Raises:
-        ValueError: the platform has none of its own and --eval_command is not given.
+        ValueError: the platform has none of its own and --eval_command is not given, or that cannot be read as words.
     """
     eval_every, dataset_name = config.evaluation.eval_every, config.data.dataset_name
     if not eval_every:
@@ -65,6 +67,10 @@ def eval_command(config: FinetuneConfig, platform: str) -> str | None:
             f"--eval_every is {eval_every}, but platform {platform} has no evaluation of its own ({', '.join(EVAL_COMMANDS)} do); "
             "pass --eval_command with {checkpoint} and {output_dir}, or leave --eval_every out"
         )
+    try:
+        shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"--eval_command is {command!r}, which is no line of a shell ({error})") from error
     if "{suite}" not in command:
         return command
     suite = _SUITES[platform].fullmatch(dataset_name)
@@ -81,7 +87,6 @@ class _Running:
     step: int
     folder: Path
     process: subprocess.Popen
-    log: IO[bytes]
 
 
 class BackgroundEvaluation:
@@ -98,10 +103,17 @@ class BackgroundEvaluation:
         """Evaluates `checkpoint` as soon as the evaluation that runs has ended."""
         folder = self._folder / f"step_{step}"
         shutil.rmtree(folder, ignore_errors=True)
-        link_checkpoint(checkpoint, folder / "checkpoint")
+        try:
+            link_checkpoint(checkpoint, folder / "checkpoint")
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning(
+                "evaluation of step %d is left out: its checkpoint cannot be linked or copied (%s); training goes on", step, error
+            )
+            return
         if self._waiting is not None:
             logger.warning("evaluation of step %d is left out: an earlier one still runs; raise --eval_every", self._waiting[0])
-            shutil.rmtree(self._waiting[1])
+            shutil.rmtree(self._waiting[1], ignore_errors=True)
         self._waiting = (step, folder)
         self._advance()
 
@@ -112,12 +124,16 @@ class BackgroundEvaluation:
         self._finished.clear()
         return done
 
-    def finish(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Waits for everything submitted; yields as `results` returns, each as soon as it ends."""
-        while self._running is not None or self._waiting is not None:
+    def finish(self, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, dict[str, float]]]:
+        """Waits for everything submitted, unless it is stopped; yields as `results` returns, each as soon as it ends."""
+        told = None
+        while (self._running is not None or self._waiting is not None) and not is_stopped():
             if self._running is not None:
-                logger.info("waiting for the evaluation of step %d", self._running.step)
-                self._running.process.wait()
+                if told != self._running.step:
+                    logger.info("waiting for the evaluation of step %d", self._running.step)
+                told = self._running.step
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._running.process.wait(_POLL_S)
             yield from self.results()
         yield from self.results()
 
@@ -131,38 +147,32 @@ class BackgroundEvaluation:
             self._running = self._start(step, folder)
 
     def _start(self, step: int, folder: Path) -> _Running | None:
-        words = shlex.split(self._command)
-        words = [word.replace("{checkpoint}", str(folder / "checkpoint")).replace("{output_dir}", str(folder)) for word in words]
+        words = [
+            word.replace("{checkpoint}", str(folder / "checkpoint")).replace("{output_dir}", str(folder))
+            for word in shlex.split(self._command)
+        ]
         command = [sys.executable if word == "python" else word for word in words]
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES and "TORCHELASTIC" not in name}
-        log = (folder / "log.txt").open("wb")
         try:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            with (folder / "log.txt").open("wb") as log:  # the process keeps it open for itself
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                )
         except OSError as error:
-            log.close()
-            shutil.rmtree(folder / "checkpoint")
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             logger.warning("evaluation of step %d cannot start (%s); training goes on. Check --eval_command: %s", step, error, command[0])
             return None
-        return _Running(step, folder, process, log)
+        return _Running(step, folder, process)
 
     def _collect(self, running: _Running) -> None:
-        running.log.close()
         shutil.rmtree(running.folder / "checkpoint", ignore_errors=True)
-        reports = list(running.folder.rglob("report.json"))
-        if running.process.returncode == 0 and len(reports) == 1:
-            self._finished.append((running.step, report_metrics(reports[0])))
-            return
-        lines = (running.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-_NUM_LAST_LINES:]
-        problem = f"exit status {running.process.returncode}" if running.process.returncode else f"it wrote {len(reports)} report.json"
-        logger.warning(
-            "evaluation of step %d failed (%s); training goes on. %s ends with:\n  %s",
-            running.step,
-            problem,
-            running.folder / "log.txt",
-            "\n  ".join(lines),
-        )
+        try:
+            self._finished.append((running.step, _read_result(running.folder, running.process.returncode)))
+        except ValueError as problem:
+            logger.warning(
+                "evaluation of step %d failed (%s); training goes on. %s ends with:\n  %s",
+                *(running.step, problem, running.folder / "log.txt", "\n  ".join(_last_lines(running.folder / "log.txt"))),
+            )
 
     def __enter__(self) -> BackgroundEvaluation:
         return self
@@ -171,7 +181,6 @@ class BackgroundEvaluation:
         """Ends the evaluation that still runs, if any: the training was interrupted."""
         if self._running is not None:
             _end(self._running.process)
-            self._running.log.close()
             shutil.rmtree(self._running.folder / "checkpoint", ignore_errors=True)
         if self._waiting is not None:
             shutil.rmtree(self._waiting[1], ignore_errors=True)
@@ -182,22 +191,55 @@ def _end(process: subprocess.Popen) -> None:
     for kind in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return
-        os.killpg(process.pid, kind)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, kind)
         try:
             process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             logger.warning("the evaluation does not end by itself and is killed")
 
 
+def _read_result(folder: Path, status: int) -> dict[str, float]:
+    """The metrics in what an evaluation left in `folder`.
+
+    Raises:
+        ValueError: it failed, or left no report that tells them.
+    """
+    if status:
+        raise ValueError(f"exit status {status}")
+    reports = list(folder.rglob("report.json"))
+    if len(reports) != 1:
+        raise ValueError(f"it wrote {len(reports)} report.json")
+    return report_metrics(reports[0])
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        return log.read_text(errors="replace").strip().splitlines()[-_NUM_LAST_LINES:]
+    except OSError as error:
+        return [f"(it cannot be read: {error})"]
+
+
 def report_metrics(path: Path) -> dict[str, float]:
-    """Success rates of the policy out of an evaluation's report.json: the mean over tasks, and each task."""
-    summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
-    tasks = {name: score for name, score in summary.items() if name != "mean"}
-    return {
-        "eval/success_rate": float(summary["mean"]["rate"]),
-        "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),
-        **{f"eval/success_rate/{name}": float(score["rate"]) for name, score in tasks.items()},
-    }
+    """Success rates of the policy out of an evaluation's report.json: the mean over tasks, and each task.
+
+    Raises:
+        ValueError: they are not in it.
+    """
+    try:
+        summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
+        tasks = {name: score for name, score in summary.items() if name != "mean"}
+        found = {
+            "eval/success_rate": float(summary["mean"]["rate"]),
+            "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),
+            **{f"eval/success_rate/{name}": float(score["rate"]) for name, score in tasks.items()},
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        wanted = '{"summary": {"none": {"mean": {"rate": 0.5}, TASK: {"rate": 0.5, "num_trials": 10}, ...}}}'
+        raise ValueError(f"{path} does not hold {wanted} ({type(error).__name__}: {error})") from error
+    if not all(math.isfinite(value) for value in found.values()):
+        raise ValueError(f"{path} holds rates that are no numbers")
+    return found
 
 
 def link_checkpoint(checkpoint: Path, copy: Path) -> None:

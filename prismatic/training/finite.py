@@ -73,15 +73,19 @@ class FiniteWatch:
         suspects = self._gather([self._suspect(record) for record in self._records if first - 1 <= record[0] <= first])
         bad = [suspect for suspect in suspects if suspect.step == first and not math.isfinite(suspect.loss)]
         path = self._run_dir / NON_FINITE_FILE
+        listed = f"All samples of this step and the one before are in {path}"
         if self._ranks.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
             content = {"step": first, "batches": [asdict(suspect) | {"loss": str(suspect.loss)} for suspect in suspects]}
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(content, indent=1) + "\n")
+            except OSError as error:
+                listed = f"Its samples cannot be listed in {path} ({error.strerror})"
         named = [f"{sample['dataset']}, {sample['split']} episode {sample['episode']}, step {sample['step']}" for sample in bad[0].samples]
         more = f" and {len(named) - _NUM_NAMED} more" if len(named) > _NUM_NAMED else ""
         return (
             f"the loss became {bad[0].loss} at step {first} on process {bad[0].rank}, with {'; '.join(named[:_NUM_NAMED])}{more}. "
-            f"All samples of this step and the one before are in {path}. Lower --learning_rate, add --lr_warmup_steps or --max_grad_norm, "
+            f"{listed}. Lower --learning_rate, add --lr_warmup_steps or --max_grad_norm, "
             "and look at those samples (scripts/inspect_dataset.py). The last checkpoint is untouched"
         )
 

@@ -7,14 +7,13 @@ steps need not rise.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import json
 import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
@@ -24,7 +23,8 @@ from tqdm import tqdm
 from prismatic.cli_sections import plain_values
 from prismatic.training.bad_samples import as_row
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs, read_rows
+from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs
+from prismatic.training.rows import append_row, drop_later_rows, read_rows
 from prismatic.vla.types import BadSample
 
 _PLATEAU_L1 = 0.01  # normalised; the published guidance (ALOHA.md): train until the L1 loss is below it
@@ -56,6 +56,7 @@ class RunLogger:
         self._started = time.monotonic()
         self._recent_l1: deque[float] = deque(maxlen=_NUM_LAST_ROWS)
         self._sinks: list[Sink] = []
+        self.failure: ValueError | None = None  # why the run cannot go on: it writes no metrics
         has_bar = is_main and sys.stderr.isatty()
         self._max_steps = config.optimization.max_steps
         self._bar = tqdm(total=self._max_steps, initial=first_step, desc=config.data.dataset_name, unit="step", disable=not has_bar)
@@ -74,8 +75,9 @@ class RunLogger:
         if not self._is_main:
             return
         self._write_row(step, values)
-        for sink in self._sinks:
-            sink.log(step, values)
+        for sink in list(self._sinks):
+            with self._without(sink):
+                sink.log(step, values)
         if "train/loss" in values:
             self._show_progress(step, values)
 
@@ -87,8 +89,10 @@ class RunLogger:
 
     def _write_row(self, step: int, values: Mapping[str, float | str]) -> None:
         row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
-        with self._path.open("a") as file:  # opened per row: the folder may be replaced by a checkpoint in between
-            file.write(json.dumps(row) + "\n")
+        try:
+            append_row(self._path, row)  # opened per row: the folder may be replaced by a checkpoint in between
+        except OSError as error:
+            self.failure = ValueError(f"{self._path} cannot be written ({error.strerror}); make room or repair the disk")
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything recorded so far, earlier parts of a resumed run included; on the main process."""
@@ -127,14 +131,25 @@ class RunLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Closes everything. What goes wrong here is told and changes nothing: neither the end of a run nor the error that ends it."""
         self._bar.close()
-        for sink in self._sinks:
-            sink.close(failed=kind is not None)
+        for sink in list(self._sinks):
+            with self._without(sink):
+                sink.close(failed=kind is not None)
         if self._is_main and (kind is None or issubclass(kind, ValueError)) and self._path.exists():
             try:
                 plot_runs([self._config.run_dir], self._config.run_dir / CURVES_FILE)
-            except OSError as problem:
+            except Exception as problem:
                 logger.warning("the curves cannot be drawn: %s", problem)
+
+    @contextlib.contextmanager
+    def _without(self, sink: Sink) -> Iterator[None]:
+        """Leaves `sink` out from now on if it fails."""
+        try:
+            yield
+        except Exception as problem:
+            self._sinks.remove(sink)
+            logger.warning("%s failed and gets nothing any more, %s goes on: %s", type(sink).__name__, METRICS_FILE, problem)
 
 
 def progress_text(values: dict[str, float]) -> str:
@@ -154,16 +169,6 @@ def memory_used(device: torch.device) -> dict[str, float]:
     import resource
 
     return {"train/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts in KiB
-
-
-def drop_later_rows(path: Path, first_step: int) -> None:
-    """Removes what a killed run logged beyond the checkpoint that this run resumes from."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= first_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    temporary.replace(path)
 
 
 def check_loggers(config: FinetuneConfig) -> None:

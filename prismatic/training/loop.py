@@ -30,10 +30,11 @@ from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
 from prismatic.training.interrupts import STOPPED, StopRequest
 from prismatic.training.loading import iterate
-from prismatic.training.logging import RunLogger, check_loggers, drop_later_rows, memory_used
+from prismatic.training.logging import RunLogger, check_loggers, memory_used
 from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from prismatic.training.rows import drop_later_rows
 from prismatic.training.run_folder import Checkpoint, TrainerState
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
@@ -79,6 +80,8 @@ class Trainer:
             self._resume(run.resumed)
         if self.ranks.is_main:
             drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
+        if self.validator is not None:
+            self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)
         on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
@@ -109,7 +112,7 @@ class Trainer:
                     if is_stopping:
                         return False
             if evaluation is not None:
-                _record(log, evaluation.finish())
+                _record(log, evaluation.finish(lambda: stop.is_set))
             if is_main and (warning := log.plateau_warning()):
                 logger.warning(warning)
         return True
@@ -272,8 +275,6 @@ class Trainer:
         state = checkpoint.state
         restore_checkpoint(checkpoint, self.trained, self.ranks)
         self.step, self.owes_validation = state.step, state.owes_validation
-        if self.validator is not None:
-            self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         logger.info("resumed %s at step %d", checkpoint.folder, self.step)
 
 

@@ -122,7 +122,11 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     if damage := find_damage(folder, part=f"{TRAINER_STATE_FOLDER}/"):
         logger.warning("%s cannot be resumed: %s", folder, damage)
         return None
-    return Checkpoint(folder, TrainerState(**json.loads(path.read_text())))
+    try:
+        return Checkpoint(folder, TrainerState(**json.loads(path.read_text())))
+    except (ValueError, TypeError) as error:
+        logger.warning("%s cannot be resumed: %s says something else than expected (%s)", folder, path.name, error)
+        return None
 
 
 def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int) -> None:
@@ -160,12 +164,20 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
-    """Removes all but the newest `keep_checkpoints` complete checkpoints and the best one; returns what went."""
+    """Removes all but the newest `keep_checkpoints` complete checkpoints and the best one; returns what went.
+
+    Nothing goes as long as it cannot be read which one is the best.
+    """
     if config.saving.keep_checkpoints is None:
         return []
     found = find_checkpoints(config)
     old = sorted(found)[: -config.saving.keep_checkpoints]
-    removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, _best_name(config))]
+    try:
+        best = _best_name(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s: %s); no checkpoint is removed", config.run_dir / BEST_FILE, type(error).__name__, error)
+        return []
+    removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, best)]
     for folder in removed:
         remove_folder(folder)
     return removed

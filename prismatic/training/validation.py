@@ -10,7 +10,6 @@ most twice the time). Images are seen as at evaluation: never augmented, the cen
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -24,9 +23,10 @@ from torch.utils.data import Subset
 
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.training.distributed import sum_over_ranks
+from prismatic.training.distributed import gather_objects, sum_over_ranks
 from prismatic.training.loading import data_loader, iterate
 from prismatic.training.objectives import action_errors, metric_names, training_objective
+from prismatic.training.rows import append_row, read_rows
 from prismatic.training.setup import Run
 from prismatic.vla.images import center_crop_batch
 from prismatic.vla.normalization import raw_units
@@ -69,8 +69,7 @@ class Validation:
             "l1": self.errors.round(6).tolist(),
             "l1_raw": self.raw_errors.round(6).tolist(),
         }
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(path, row)
 
 
 class Validator:
@@ -85,11 +84,10 @@ class Validator:
         self._part_ends = torch.tensor(run.data.val.part_starts[1:], device=run.ranks.device)
 
     def restore(self, path: Path) -> None:
-        """After resuming: as many batches as the run's earlier validations took. Every process must call it."""
-        known = 0
-        if self.run.ranks.is_main and path.exists() and (lines := path.read_text().splitlines()):
-            known = int(json.loads(lines[-1])["num_batches"])
-        self.num_batches = int(sum_over_ranks(torch.tensor(known, device=self.run.ranks.device), self.run.ranks)) or None
+        """After resuming: as many samples as the run's earlier validations took, unless time cut them short. Every process must call it."""
+        known = [row.get("num_samples", 0) for row in read_rows(path)] if self.run.ranks.is_main else []
+        num_samples = max(gather_objects(max(known, default=0), self.run.ranks))
+        self.num_batches = math.ceil(num_samples / (self.run.config.optimization.batch_size * self.run.ranks.world_size)) or None
 
     @torch.inference_mode()
     @torch.compiler.set_stance("force_eager")  # other shapes and modes than in training are not worth compiling

@@ -169,6 +169,31 @@ def test_a_time_limit_leaves_the_same_samples_every_time(workplace: Path, monkey
     np.testing.assert_array_equal(resumed().errors, first.errors)
 
 
+def test_a_validation_that_ran_out_of_time_does_not_shorten_later_ones(workplace: Path) -> None:
+    path = workplace / "cut_short.jsonl"
+    written = ({"step": 1, "num_samples": 8, "num_batches": 2}, {"step": 2, "num_samples": 4, "num_batches": 1})
+    path.write_text("".join(json.dumps(row) + "\n" for row in written) + '{"step": 3, "num_sam')
+    resumed = validation_trainer(workplace).validator
+    assert resumed is not None
+    resumed.restore(path)
+    assert resumed().num_samples == 8
+
+
+def test_a_run_goes_on_over_what_a_kill_left_of_its_rows(workplace: Path) -> None:
+    config = make_config(workplace, "torn", use_val_set=True, val_freq=1, save_freq=1)
+    finetune(config)
+    torn = {name: config.run_dir / name for name in ("metrics.jsonl", "validation.jsonl")}
+    for path in torn.values():
+        with path.open("a") as file:
+            file.write('{"step": 3, "num_batches": 5, "val/action_l1')
+    (config.run_dir / "best.json").write_text('{"checkpoint": "to')
+    finetune(make_config(workplace, "torn", use_val_set=True, val_freq=1, save_freq=1, max_steps=4, resume=True, keep_checkpoints=3))
+    for path in torn.values():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert sorted({row["step"] for row in lines}) == [1, 2, 3, 4]
+    assert json.loads((config.run_dir / "best.json").read_text())["checkpoint"].startswith("torn--")
+
+
 def test_processes_share_the_samples_out() -> None:
     shares = [own_samples(17, rank, 3) for rank in range(3)]
     assert sorted(number for share in shares for number in share) == list(range(17))

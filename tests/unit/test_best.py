@@ -12,7 +12,7 @@ import pytest
 from prismatic.policy.checkpoint.files import atomic_folder
 from prismatic.training.best import BEST_METRIC, cadence_note, mark_best
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.run_folder import BEST_FILE, TrainerState
+from prismatic.training.run_folder import BEST_FILE, TrainerState, find_checkpoints, prune_checkpoints
 
 ROWS = [{"step": 10, "train/loss": 0.1}, {"step": 10, BEST_METRIC: 0.5}, {"step": 20, BEST_METRIC: 0.2}, {"step": 30, BEST_METRIC: 0.3}]
 
@@ -74,3 +74,38 @@ def test_cadences_that_do_not_meet_are_told(val_freq: int, save_freq: int, told:
     note = cadence_note(FinetuneConfig.from_flags(use_val_set=True, val_freq=val_freq, save_freq=save_freq))
     assert note is None if told is None else note is not None and told in note
     assert cadence_note(FinetuneConfig.from_flags(val_freq=100, save_freq=150)) is None
+
+
+@pytest.mark.parametrize("latest_only", [True, False])
+def test_a_validation_that_found_no_number_is_never_the_best(tmp_path: Path, latest_only: bool) -> None:
+    config = make_config(tmp_path, save_latest_checkpoint_only=latest_only)
+    for step in (10, 20):
+        add_checkpoint(tmp_path, f"run--{step}_chkpt")
+    rows: list[dict[str, Any]] = [{"step": 10, BEST_METRIC: float("nan")}]
+    assert mark_best(config, rows, 10) is None
+    assert not (tmp_path / "run" / BEST_FILE).exists()
+    rows += [{"step": 20, BEST_METRIC: 0.4}, {"step": 30, BEST_METRIC: None}, {"step": 40, BEST_METRIC: float("-inf")}]
+    assert mark_best(config, rows, 20) == ("run" if latest_only else "run--20_chkpt")
+    assert best(tmp_path)["value"] == 0.4
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"step": 1}', '{"checkpoint": 3}'])
+def test_nothing_is_removed_while_the_best_cannot_be_read(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(tmp_path, keep_checkpoints=1)
+    for step in (10, 20):
+        add_checkpoint(tmp_path, f"run--{step}_chkpt")
+    (tmp_path / "run" / BEST_FILE).write_text(content)
+    assert prune_checkpoints(config) == []
+    assert "no checkpoint is removed" in caplog.text
+    (tmp_path / "run" / BEST_FILE).write_text('{"checkpoint": null}')
+    assert prune_checkpoints(config) == [tmp_path / "run--10_chkpt"]
+
+
+def test_a_checkpoint_whose_state_says_something_else_is_passed_over(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    add_checkpoint(tmp_path, "run--10_chkpt")
+    for name, content in (("run--20_chkpt", '{"step": 20, "of": "another version"}'), ("run--30_chkpt", "[1]")):
+        with atomic_folder(tmp_path / name) as folder:
+            (folder / "trainer_state").mkdir()
+            (folder / "trainer_state" / "state.json").write_text(content)
+    assert list(find_checkpoints(config)) == [10]

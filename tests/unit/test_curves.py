@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismatic.training.curves import METRICS_FILE, VALIDATION_FILE, plot_runs, read_rows, smoothed
+from prismatic.training.curves import METRICS_FILE, VALIDATION_FILE, plot_runs, smoothed
+from prismatic.training.rows import read_rows
 
 
 def write_run(folder: Path, num_rows: int, head: str = "l1") -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ assert (checkpoint / "model.safetensors").read_text() == "weights"
 assert not (checkpoint / "trainer_state").exists()
 (output_dir / "report.json").write_text(json.dumps(REPORT))
 """
+
+
+def report(text: str, then: str = "") -> str:
+    """A command that leaves `text` as its report."""
+    code = f"import pathlib, sys; out = pathlib.Path(sys.argv[1]); (out / 'report.json').write_text({text!r}); {then}"
+    return f"python -c {shlex.quote(code)} {{output_dir}} {{checkpoint}}"
 
 
 @pytest.fixture
@@ -70,6 +77,16 @@ def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Pa
     [
         ("python -c 'raise SystemExit(\"no GPU left\")' {checkpoint} {output_dir}", "failed (exit status 1).*no GPU left"),
         ("python -c pass {checkpoint} {output_dir}", "failed (it wrote 0 report.json)"),
+        (report('{"summary": {"none": {"push": {"rate": 0.5}, "mean": {"rate": 0.5}}}}'), "does not hold.*KeyError: 'num_trials'"),
+        (report('{"score": 0.5}'), "does not hold {\"summary\".*KeyError: 'summary'"),
+        (report('{"summary": {"none": [1, 2]}}'), "does not hold.*AttributeError"),
+        (report('{"summary": {"none": {"mean": {"rate": null}}}}'), "does not hold.*TypeError"),
+        (report('{"summary": {"none": {"mean": {"rate": NaN}}}}'), "holds rates that are no numbers"),
+        (report('{"summary": {"none": {"mean"'), "does not hold.*JSONDecodeError"),
+        (
+            report('{"summary": {"none": {"mean": {"rate": 1.0}}}}', then="import shutil; shutil.rmtree(out)"),
+            "wrote 0 report.json.*cannot be read",
+        ),
         ("/nowhere/evaluate {checkpoint} {output_dir}", "cannot start.*Check --eval_command: /nowhere/evaluate"),
     ],
 )
@@ -84,6 +101,23 @@ def test_a_failing_evaluation_is_told_and_stops_nothing(
     assert all(part in caplog.text for part in rest)
     assert "training goes on" in caplog.text
     assert not list((tmp_path / "runs").rglob("step_1/checkpoint"))
+
+
+def test_a_checkpoint_that_cannot_be_linked_stops_nothing(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "runs" / "run--eval").write_text("a file where the folder of the evaluations belongs")
+    with start(tmp_path, "true {checkpoint} {output_dir}") as evaluation:
+        evaluation.submit(1, checkpoint)
+        evaluation.submit(2, checkpoint.with_name("run--2_chkpt"))  # nor one that is not there
+        assert list(evaluation.finish()) == []
+    assert caplog.text.count("its checkpoint cannot be linked or copied") == 2
+
+
+def test_waiting_for_the_last_evaluation_can_be_stopped(tmp_path: Path, checkpoint: Path) -> None:
+    answers = iter([False, False, True])  # the script waits for a file that never comes
+    with start(tmp_path, script_command(tmp_path)) as evaluation:
+        evaluation.submit(1, checkpoint)
+        assert list(evaluation.finish(lambda: next(answers))) == []
+    assert not list((tmp_path / "runs").rglob("checkpoint"))
 
 
 def test_an_interrupted_training_ends_its_evaluation(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,6 +151,7 @@ def test_the_command_is_that_of_the_platform_unless_given() -> None:
         ("BRIDGE", {}, "platform BRIDGE has no evaluation of its own"),
         ("ALOHA", {"dataset_name": "fold_shirt"}, "not clear which simulated tasks fold_shirt is of"),
         ("LIBERO", {"dataset_name": "my_libero_like_set"}, "not clear which simulated tasks my_libero_like_set is of"),
+        ("LIBERO", {"eval_command": "python 'x {checkpoint} {output_dir}"}, "no line of a shell .No closing quotation"),
     ],
 )
 def test_a_platform_without_evaluation_is_refused(platform: str, flags: dict[str, Any], message: str) -> None:

@@ -50,7 +50,8 @@ def test_the_first_bad_step_and_the_one_before_are_listed(data_root: Path, tmp_p
         (3, "inf", [4, 6]),
     ]
     assert batches[1]["samples"][1] == {
-        **{"dataset": DATASET, "split": "train", "episode": 1, "step": 1, "instruction": "push the button", "sample": 6}
+        **{"dataset": DATASET, "split": "train", "episode": 1, "step": 1, "instruction": "push the button", "sample": 6},
+        "recording": f"{DATASET}-train.tfrecord-00000-of-00001, episode 1",
     }
 
 

@@ -18,9 +18,9 @@ from rlds_writer import encode_png, smooth_image
 from prismatic.vla.datasets.episodes import RawEpisode
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
-from prismatic.vla.datasets.inspection.suggest import suggest_entry
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 from prismatic.vla.images import decode_image, encode_jpeg
 
 LENGTH, SIZE = 5, (24, 32)
@@ -275,9 +275,9 @@ def test_what_a_suggestion_says_of_the_recordings(tmp_path: Path) -> None:
     write_act(tmp_path / "episode_0.hdf5", PICTURES[..., 0], attribute=None, base_action=np.ones((LENGTH, 2)))
     (tmp_path / "instructions.json").write_text(json.dumps(["drive", "go there"]))
     text = suggest_entry(tmp_path, "mobile").text()
-    assert "# /base_action is recorded beside the actions and is not used (1, first: " in text
+    assert "# 'base_action' is joined: commands of a mobile base." in text
     assert "# Grey images are spread over three channels (1, first: " in text
-    assert '# The texts of the first such episode: "drive", "go there".' in text
+    assert "# The texts of the first such episode: 'drive', 'go there'." in text
 
 
 def test_nested_linked_and_hidden_files(tmp_path: Path) -> None:

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
-from hdf5_files import write_aloha, write_libero
-from lerobot_writer import make_episode as make_lerobot_episode
-from lerobot_writer import write_v3
 from rlds_writer import encode_png, make_episode, write_dataset
 
 from prismatic.vla import constants
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
-from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
 from prismatic.vla.datasets.inspection.encodings import kind_by_values
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
-from prismatic.vla.datasets.inspection.suggest import suggest_entry
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.reference_frames import make_reference
-from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
-from prismatic.vla.datasets.sources import find_dataset_folder, open_source
 
 Episode = dict[str, Any]
 ENTRY = DatasetEntry(robot_platform="METAWORLD")
@@ -315,132 +306,3 @@ def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     assert "push the button" in text
     assert check_arrays(inspection.view) == []
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
-
-
-def _suggest(tmp_path: Path, episodes: list[Episode]) -> tuple[DatasetEntry, Any, str]:
-    """The evaluated entry and platform, and the text."""
-    suggestion = suggest_entry(write_dataset(tmp_path, "mine", {"train": episodes}), "mine")
-    entry = eval("{" + suggestion.entry_text() + "}", vars(configs))["mine"]
-    platform_text = suggestion.platform_text()
-    platform = eval("(" + platform_text + ")", vars(constants))[0] if platform_text else constants.get_robot_platform(entry.robot_platform)
-    eval("{" + suggestion.text().split("\n\n# No known platform")[0] + "\n}", vars(configs))  # with its comments
-    return entry, platform, suggestion.text()
-
-
-def _recorded(action_dim: int, state_dim: int, absolute: bool, cameras: tuple[str, ...] = ("image", "wrist_image")) -> list[Episode]:
-    episodes = []
-    for seed in range(2):
-        episode = make_episode(40, seed=seed, action_dim=action_dim, state_dim=state_dim, cameras=cameras, size=16)
-        state = np.cumsum(np.random.default_rng(seed).normal(size=(40, state_dim)), axis=0).astype(np.float32)
-        following = np.concatenate([state[1:], state[-1:]])[:, :action_dim]
-        episode["observation/state"] = state
-        if absolute:
-            episode["action"] = following
-        episodes.append(episode)
-    return episodes
-
-
-@pytest.mark.parametrize(
-    ("action_dim", "state_dim", "absolute", "encoding", "platform"),
-    [
-        (8, 8, True, "JOINT_POS", "SINGLE_JOINT"),
-        (7, 7, False, "EEF_POS", "SINGLE_EEF"),
-        (7, 8, False, "EEF_POS", "LIBERO"),
-        (14, 14, True, "JOINT_POS_BIMANUAL", "ALOHA"),
-        (16, 16, True, "JOINT_POS_BIMANUAL", "DUAL_JOINT"),
-        (14, 14, False, "DUAL_EEF_POS", "DUAL_EEF"),
-        (5, 5, True, "JOINT_POS", "MINE"),
-    ],
-)
-def test_suggested_entry_is_python_that_fits(
-    tmp_path: Path, action_dim: int, state_dim: int, absolute: bool, encoding: str, platform: str
-) -> None:
-    entry, found, text = _suggest(tmp_path, _recorded(action_dim, state_dim, absolute))
-    assert entry.action_encoding.name == encoding
-    assert found.name == platform == entry.robot_platform
-    assert (found.action_dim, found.proprio_dim) == (action_dim, state_dim)
-    assert "prismatic/vla/datasets/rlds/oxe/configs.py" in text
-    assert ("prismatic/vla/constants.py" in text) == (platform == "MINE")
-    if platform == "MINE":
-        assert found.num_actions_chunk == found.control_hz == 25
-
-
-def test_suggested_cameras(tmp_path: Path) -> None:
-    cameras = ("cam_right_wrist", "cam_left_wrist", "cam_low", "cam_high")
-    entry, _, _ = _suggest(tmp_path, _recorded(14, 14, True, cameras))
-    assert entry.cameras == {
-        "primary": "cam_high",
-        "left_wrist": "cam_left_wrist",
-        "right_wrist": "cam_right_wrist",
-        "secondary": "cam_low",
-    }
-
-
-def _write_lerobot(folder: Path) -> Path:
-    episodes = []
-    for seed in range(2):
-        names = tuple(f"observation.images.{name}" for name in ("cam_high", "cam_left_wrist", "cam_right_wrist"))
-        episode = make_lerobot_episode(20, seed, cameras=names, dim=14)
-        states = np.cumsum(episode.state, axis=0)
-        episodes.append(dataclasses.replace(episode, state=states, actions=np.concatenate([states[1:], states[-1:]])))
-    return write_v3(folder, episodes)
-
-
-def _write_act(folder: Path) -> Path:
-    for seed in range(2):
-        path = write_aloha(folder / f"episode_{seed}.hdf5", 20, seed, instruction="open the pot")
-        with h5py.File(path, "a") as file:
-            file["observations/qpos"][:] = states = np.cumsum(file["observations/qpos"], axis=0)
-            file["action"][:] = np.concatenate([states[1:], states[-1:]])
-    return folder
-
-
-def _write_libero(folder: Path) -> Path:
-    return write_libero(folder / "pick_up_the_bowl_demo.hdf5").parent
-
-
-_ALOHA_CAMERAS = {"primary": "cam_high", "left_wrist": "cam_left_wrist", "right_wrist": "cam_right_wrist"}
-
-
-@pytest.mark.parametrize(
-    ("write", "cameras", "encoding", "platform"),
-    [
-        (
-            _write_lerobot,
-            {slot: f"observation.images.{name}" for slot, name in _ALOHA_CAMERAS.items()},
-            "JOINT_POS_BIMANUAL",
-            "MINE",
-        ),  # 10 Hz
-        (_write_act, _ALOHA_CAMERAS, "JOINT_POS_BIMANUAL", "ALOHA"),
-        (_write_libero, {"primary": "agentview_rgb", "wrist": "eye_in_hand_rgb"}, "EEF_POS", "LIBERO"),
-    ],
-)
-def test_suggested_entry_for_other_sources_reads_the_folder(
-    tmp_path: Path, write: Callable[[Path], Path], cameras: dict[str, str], encoding: str, platform: str
-) -> None:
-    folder = write(tmp_path / "mine")
-    suggestion = suggest_entry(find_dataset_folder(tmp_path, "mine"), "mine")
-    entry = eval("{" + suggestion.entry_text() + "}", vars(configs))["mine"]
-    assert entry.cameras == cameras  # each once, whatever other names the source offers
-    assert (entry.action_encoding.name, entry.robot_platform, suggestion.platform_is_new) == (encoding, platform, platform == "MINE")
-    index = load_index(open_source(folder, entry), entry, identity_dataset_transform)
-    assert index.images.shape[1] == len(cameras)
-    assert (index.actions.shape[1], index.proprio.shape[1]) == (suggestion.action_dim, suggestion.proprio_dim)
-
-
-def test_another_rate_is_another_platform(tmp_path: Path) -> None:
-    cameras = {"head": "head", "hand_left": "hand_left", "hand_right": "hand_right"}
-    folder = write_dataset(tmp_path, "mine", {"train": _recorded(16, 16, True, tuple(cameras))})
-    known = {hz: suggest_entry(folder, "mine", hz) for hz in (None, 24.0, 30.0)}
-    assert [(known[hz].platform, known[hz].platform_is_new) for hz in known] == [("DUAL_JOINT", False)] * 2 + [("MINE", True)]
-    assert "control_hz=30,\n" in known[30.0].text()
-    assert "num_actions_chunk=30,\n" in known[30.0].text()
-    assert "say it with --control_hz" in known[None].text()
-    assert "say it with --control_hz" not in known[24.0].text()
-
-
-def test_suggestion_without_action_names_what_is_there(tmp_path: Path) -> None:
-    episode = make_episode(5)
-    episode["actions"] = episode.pop("action")
-    with pytest.raises(ValueError, match="did you mean actions"):
-        suggest_entry(write_dataset(tmp_path, "mine", {"train": [episode]}), "mine")

@@ -90,7 +90,10 @@ class Journal:
         self._results[_key(result)] = result
 
     def _from_row(self, row: dict[str, Any]) -> EpisodeResult:
-        result = EpisodeResult(**row)
+        try:
+            result = EpisodeResult(**row)
+        except TypeError as error:
+            raise JournalError(f"{self._path} holds an episode of another version ({error}); pass --restart True to begin anew") from error
         pictures, frames = (_load_strip(self._strip(name, result)) for name in ("pictures", "failure_frames"))
         return dataclasses.replace(result, pictures=pictures, failure_frames=frames)
 
@@ -111,6 +114,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise JournalError(f"{path}, line {number + 1} is no JSON ({error}); remove it, or pass --restart True") from error
+        if not isinstance(rows[-1], dict):
+            raise JournalError(f"{path}, line {number + 1} is no row of a journal; remove it, or pass --restart True")
     if not rows or "settings" not in rows[0]:
         raise JournalError(f"{path} does not begin with the settings of an evaluation; pass --restart True to begin anew")
     return rows[0]["settings"], rows[1:]

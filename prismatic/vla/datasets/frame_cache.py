@@ -17,6 +17,7 @@ they count as the system's file cache and not as memory of the process.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ from prismatic.vla.images import resize_lanczos3_into
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
+SUFFIX, NOTE_SUFFIX = ".frames", ".json"  # of a file, and of the note beside it
 _CHECKSUM_BYTES = 8
 _BLOCK = 4096  # records start at blocks of the file system
 _MARK = np.uint64(0x9E3779B97F4A7C15)  # tells a black frame from an absent record
@@ -197,6 +199,7 @@ def open_frame_caches(
             [FrameCache(len(index.actions), image_size, folder / cache_name(name, index, camera, image_size)) for camera in cameras]
             for name, index in indexes
         ]
+        _leave_notes(folder, indexes, cameras, image_size)
     _check_space(folder, [cache for caches in opened for cache in caches])
     return opened
 
@@ -204,7 +207,21 @@ def open_frame_caches(
 def cache_name(dataset: str, index: EpisodeIndex, camera: str, image_size: int) -> str:
     """The file of a camera; changes with everything that its pixels are made from, and with nothing else."""
     key = index.frame_keys[index.cameras.index(camera)]
-    return f"{dataset}-{key}-{camera}-{image_size}.v{FORMAT_VERSION}.frames"
+    return f"{dataset}-{key}-{camera}-{image_size}.v{FORMAT_VERSION}{SUFFIX}"
+
+
+def _leave_notes(folder: Path, indexes: Sequence[tuple[str, EpisodeIndex]], cameras: Sequence[str], image_size: int) -> None:
+    """Writes beside each file what it belongs to, for `caches`."""
+    for name, index in indexes:
+        for camera in cameras:
+            path = folder / f"{cache_name(name, index, camera, image_size)}{NOTE_SUFFIX}"
+            if path.exists() or not os.access(folder, os.W_OK):
+                continue
+            note = {**index.about, "dataset": name, "camera": camera, "image_size": image_size}
+            note["frame_key"] = index.frame_keys[index.cameras.index(camera)]
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(note) + "\n")
+            temporary.replace(path)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from prismatic.vla.datasets.channel_order import frames_as_rgb
 from prismatic.vla.datasets.episodes import EpisodeSource, FrameError, FrameReader, TrajectoryTransform
 from prismatic.vla.datasets.index_building import build_index
-from prismatic.vla.datasets.index_files import DTYPES, RowsInMemory, read_index, remove_left_behind, write_index
+from prismatic.vla.datasets.index_files import DTYPES, Rows, RowsInMemory, read_index, remove_left_behind, write_index
 from prismatic.vla.datasets.locks import locked
 from prismatic.vla.datasets.repairs import Repair, repairs_from_json
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
@@ -60,6 +60,7 @@ class EpisodeIndex:
     episode_starts: np.ndarray  # int64 [E + 1]
     repairs: tuple[Repair, ...] = ()  # what the source left out or mended
     refused: Mapping[int, str] = field(default_factory=dict)  # episodes that cannot be used and have no steps, and why
+    about: Mapping[str, Any] = field(default_factory=dict)  # for people who find its caches: dataset, folder, stride, made
 
     @property
     def num_episodes(self) -> int:
@@ -149,49 +150,44 @@ def load_index(
     Raises:
         ValueError: an episode does not fit the entry or its predecessors, or cannot be read; the message names it.
     """
-    key = index_key(source, entry, transform)
-    index = _cached_index(key, source, entry, transform, cache_dir, _About(dataset, is_lenient))
-    if index is None:
+    key, about = index_key(source, entry, transform), {"dataset": dataset, "folder": str(source.folder.resolve()), "stride": entry.stride}
+
+    def build(arrays: Mapping[str, Rows]) -> dict[str, Any]:
+        made = {"about": {**about, "made": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}}
+        return build_index(source, entry, transform, arrays, is_lenient) | made
+
+    found = _cached(key, source.folder, cache_dir, build)
+    if found is None:
         arrays = {name: RowsInMemory(name) for name in DTYPES}
-        description = build_index(source, entry, transform, arrays, is_lenient)
-        index = _to_index({name: rows.joined() for name, rows in arrays.items()}, description, key, source)
+        description = build(arrays)
+        found = {name: rows.joined() for name, rows in arrays.items()}, description
+    index = _to_index(*found, key, source)
     if not is_lenient:
         index.check_refused()
     return replace(index, reader=frames_as_rgb(index.reader, entry.image_channel_order))
 
 
-@dataclass(frozen=True)
-class _About:
-    dataset: str
-    is_lenient: bool
-
-
-def _cached_index(
-    key: str, source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform, cache_dir: Path | None, about: _About
-) -> EpisodeIndex | None:
-    """The index out of a cache, built there if need be; None where nothing can be written."""
-
-    def build(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        made = {"dataset": about.dataset, "folder": str(source.folder.resolve()), "made": f"{datetime.datetime.now():%Y-%m-%d %H:%M}"}
-        return build_index(source, entry, transform, arrays, about.is_lenient) | {"about": made}
-
-    parents = _cache_parents(source.folder, cache_dir)
+def _cached(
+    key: str, folder: Path, cache_dir: Path | None, build: Callable[[Mapping[str, Rows]], dict[str, Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """(arrays, description) out of a cache, built there if need be; None where nothing can be written."""
+    parents = _cache_parents(folder, cache_dir)
     for parent in parents:
         if (found := read_index(parent / key)) is not None:
-            return _to_index(*found, key, source)
+            return found
     for parent in parents:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent / "lock", _say_waiting):
-                for folder, owner in remove_left_behind(parent):
-                    logger.info("removed %s, left behind by %s, which is gone", folder, owner)
+                for left, owner in remove_left_behind(parent):
+                    logger.info("removed %s, left behind by %s, which is gone", left, owner)
                 if read_index(parent / key) is None:  # nobody built it while this process waited
                     write_index(parent / key, build)
             if (found := read_index(parent / key)) is not None:
-                return _to_index(*found, key, source)
+                return found
         except OSError as error:  # read-only, full
             logger.info("no index cache in %s: %s", parent, error)
-    logger.warning("the index of %s cannot be cached in %s; every process builds its own", source.folder, " or ".join(map(str, parents)))
+    logger.warning("the index of %s cannot be cached in %s; every process builds its own", folder, " or ".join(map(str, parents)))
     return None
 
 
@@ -235,5 +231,6 @@ def _to_index(arrays: dict[str, np.ndarray], description: dict[str, Any], key: s
         instructions=tuple(description["instructions"]),
         repairs=repairs_from_json(description["repairs"]),
         refused={int(number): reason for number, reason in description["refused"].items()},
+        about=description["about"],
         **arrays,
     )

@@ -124,10 +124,20 @@ def _put(temporary: Path, folder: Path) -> None:
         shutil.rmtree(folder / "cut_off", ignore_errors=True)
 
 
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """What description.json says; None if there is none that can be read."""
+    try:
+        return json.loads((folder / _DESCRIPTION).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def read_index(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """(arrays, description), None if there is none, or not a whole one."""
+    description = read_description(folder)
+    if description is None:
+        return None
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
         shapes = {name: tuple(description["shapes"][name]) for name in DTYPES}
         arrays = {name: _map(folder / f"{name}.bin", DTYPES[name], shape) for name, shape in shapes.items()}
     except (OSError, ValueError, KeyError):

@@ -187,6 +187,15 @@ def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> 
     return DatasetSpec(registry_name, entry, folder, platform, transform, weight)
 
 
+def make_spec(name: str, entry: DatasetEntry, folder: Path, platform: RobotPlatform) -> DatasetSpec:
+    """The spec of a data set whose entry and platform need not be in the registry.
+
+    Raises:
+        ValueError: entry and platform contradict each other, or there is no such transform.
+    """
+    return DatasetSpec(name, entry, folder, _with_kinds(platform, entry, name), NumpyTransform(find_transform(name, entry.transform)))
+
+
 def _follow(name: str, entry: DatasetEntry, read_widths: Callable[[], RecordedWidths]) -> RobotPlatform:
     """The only platform that fits `entry`, which names none.
 

@@ -1,0 +1,265 @@
+"""The first episodes of a folder -> which stored columns are the actions, the state and the cameras, and their values joined.
+
+Letters: M steps of all peeked episodes, A action dim, P proprio dim.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.cameras import assign_cameras, looks_from_wrist
+from prismatic.vla.constants import ActionKind, near_names
+from prismatic.vla.datasets.description import Description, Dimension
+from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
+from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
+from prismatic.vla.diagnosis import listed
+
+MIN_WIDTH_OF_TWO_ARMS = 10  # two arms of four joints and a gripper
+_WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint_states", "agent_pos")
+_STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp|qpos")
+_NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current|load|object|cube|goal|target|_sin$|_cos$|frame")
+_NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last")
+_BASE = re.compile(r"base|wheel|chassis|odom")
+_CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff")
+_VELOCITY = re.compile(r"vel|twist|speed")
+_ROLES = (  # in the order in which columns are joined
+    ("position", re.compile(r"(eef?|ee|tcp|end_eff\w*|cartesian|hand).*(pos|trans|xyz)|world_vector|translation|^pos|xyz")),
+    ("rotation", re.compile(r"rot|euler|quat|orient|rpy|axis_angle")),
+    ("joints", re.compile(r"joint|qpos|arm|motor|hand|waist|torso|neck|head|leg|finger")),
+    ("gripper", re.compile(r"gripper|claw|jaw")),
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What an entry will join, of the peeked episodes."""
+
+    action_keys: tuple[str, ...]
+    state_keys: tuple[str, ...]
+    actions: np.ndarray  # float32 [M, A]
+    states: np.ndarray  # float32 [M, P]
+    has_next: np.ndarray  # bool [M - 1]: row i + 1 is the next step of the same episode
+    action_dims: tuple[Dimension, ...]  # A of them; without a name where nobody says one
+    state_dims: tuple[Dimension, ...]  # P of them
+    measured: tuple[int | None, ...]  # per action dimension the state that measures it, if one does
+    num_velocities: int | None  # joints whose speed is recorded beside the state; None: no such column
+    median_length: int  # steps of an episode
+
+    @property
+    def num_episodes(self) -> int:
+        return int((~self.has_next).sum()) + 1
+
+
+def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Description, notes: list[str]) -> Recorded:
+    """The columns that look like actions and state; `notes` take what was left.
+
+    Raises:
+        ValueError: nothing looks like an action.
+    """
+    first = trajectories[0]
+    observation = first.get("observation", {})
+    action_keys = _choose_actions(folder, first, notes)
+    width = sum(_width(find_value(first, key)) for key in action_keys)
+    state_keys = _choose_state(observation, action_keys, width, notes)
+    actions = [_join(trajectory, action_keys) for trajectory in trajectories]
+    states = [_join(trajectory["observation"], state_keys, len(rows)) for trajectory, rows in zip(trajectories, actions, strict=True)]
+    starts = np.concatenate([np.arange(len(rows)) > 0 for rows in actions])
+    action_dims = _dimensions(first, action_keys, said)
+    state_dims = _dimensions(observation, state_keys, said)
+    velocities = [_width(values) for key, values in observation.items() if key in ("qvel", "joint_velocities") and _is_numbers(values)]
+    return Recorded(
+        action_keys=action_keys,
+        state_keys=state_keys,
+        actions=np.nan_to_num(np.concatenate(actions)),
+        states=np.nan_to_num(np.concatenate(states)),
+        has_next=starts[1:],
+        action_dims=action_dims,
+        state_dims=state_dims,
+        measured=_measured(action_dims, state_dims),
+        num_velocities=velocities[0] if velocities else None,
+        median_length=int(np.median([len(rows) for rows in actions])),
+    )
+
+
+def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Description, two_arms: bool, notes: list[str]) -> dict[str, str]:
+    """{slot: stored key}; depth pictures and cameras that lack files are left out.
+
+    Raises:
+        ValueError: there is no camera.
+    """
+    incomplete = [camera.key for camera in said.cameras if camera.num_present < camera.num_files and not camera.is_depth]
+    keys = [camera.key for camera in said.cameras if not camera.is_depth and camera.key not in incomplete and camera.key in observation]
+    if not said.cameras:
+        stored: dict[int, str] = {}  # one name a camera: some sources offer short names beside the stored one, for the same array
+        for path in leaf_paths(observation):
+            values = find_value(observation, path)
+            if getattr(values, "dtype", None) == IMAGE_REF and "depth" not in path.lower():
+                stored.setdefault(id(values), path)
+        keys = list(stored.values())
+    if not keys and incomplete:
+        files = [f"{camera.key} ({camera.num_present} of {camera.num_files} files)" for camera in said.cameras if camera.key in incomplete]
+        raise ValueError(f"{folder}: no camera has all its videos here: {', '.join(files)}; download them")
+    if not keys:
+        raise ValueError(f"{folder}: no encoded images below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
+    cameras, left_over = assign_cameras(keys, two_arms)
+    if looks_from_wrist(cameras["primary"]):
+        notes.append(f"Every camera is on a wrist; {cameras['primary']!r} is taken as the primary one.")
+    if left_over:
+        notes.append(f"Cameras that find no place: {', '.join(left_over)}.")
+    if incomplete:
+        notes.append(f"Cameras whose files are not all there are left out: {', '.join(incomplete)}.")
+    return cameras
+
+
+def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> tuple[str, ...]:
+    commands = _columns({key: value for key, value in trajectory.items() if "action" in key.lower()})
+    commands = {path: width for path, width in commands.items() if not _NO_COMMAND.search(path.lower())}
+    if not commands:
+        raise ValueError(f"{folder}: no key 'action' that holds numbers; {near_names('action', trajectory)}")
+    if "action" in commands:
+        chosen = ["action"]
+    else:
+        chosen = _by_role(commands)
+        notes.append(f"The actions are joined of {', '.join(chosen)}.")
+    for path in commands:
+        if path in chosen or not _BASE.search(path.lower()) or _is_part(path, chosen):
+            continue
+        if np.any(find_value(trajectory, path)):
+            chosen.append(path)
+            notes.append(f"{path!r} is joined: commands of a mobile base. If the base shall stand still, take it out of action_keys.")
+        else:
+            notes.append(f"{path!r} is always 0 and left out.")
+    left = [path for path in commands if path not in chosen and not _is_part(path, chosen) and path != "actions"]
+    if left:
+        notes.append(f"Other columns of commands, for action_keys: {listed(left)}.")
+    return tuple(chosen)
+
+
+def _choose_state(observation: Mapping[str, Any], action_keys: Sequence[str], action_dim: int, notes: list[str]) -> tuple[str, ...]:
+    widths = _columns(observation)
+    whole = next((key for key in _WHOLE_STATE if key in widths), None)
+    if whole is not None:
+        return (whole,)
+    grouped = next((key for key in _WHOLE_STATE if isinstance(observation.get(key), Mapping)), None)
+    if grouped is not None:
+        inside = [path for path in widths if path.startswith(f"{grouped}/") and not _NO_STATE.search(path.lower())]
+        return tuple(_in_order(inside))
+    # "state.joints" beside "action.joints": the state has what is commanded.
+    twins = [re.sub(r"^actions?([./])", r"state\1", key) for key in action_keys]
+    twins = [key for key in twins if key in widths]
+    parts = {key: width for key, width in widths.items() if _STATE_PARTS.search(key.lower()) and not _NO_STATE.search(key.lower())}
+    grippers = [key for key in _shortest_names(parts) if _role(key) == "gripper"]
+    if twins:
+        has_gripper = any(_role(key) == "gripper" for key in twins)
+        return tuple(twins if has_gripper else [*twins, *grippers])
+    arm = [key for key in parts if _role(key) != "gripper"]
+    joints, poses = ([key for key in arm if (_role(key) == "joints") == is_joint] for is_joint in (True, False))
+    options = [[*group, *grippers] for group in (joints, poses) if group]
+    chosen = next((keys for keys in options if sum(parts[key] for key in keys) == action_dim), options[0] if options else list(parts))
+    if not chosen:
+        notes.append(f"No state was found among: {', '.join(sorted(widths)) or 'no numbers'}. Train without --use_proprio.")
+    elif len(parts) > len(chosen):
+        notes.append(f"Other keys that could be state: {', '.join(key for key in parts if key not in chosen)}.")
+    return tuple(_in_order(chosen))
+
+
+def _by_role(commands: Mapping[str, int]) -> list[str]:
+    """Columns that make up one action: joint targets, else poses, else changes of these; each with the grippers."""
+    names = _shortest_names(commands)
+    grippers = [key for key in names if _role(key) == "gripper" and not _CHANGE.search(key) and not _VELOCITY.search(key)]
+    narrowest = min((commands[key] for key in grippers), default=0)
+    grippers = [key for key in grippers if commands[key] == narrowest]
+    for pattern in (False, True):
+        arm = [key for key in names if bool(_CHANGE.search(key)) == pattern and not _VELOCITY.search(key) and not _BASE.search(key.lower())]
+        joints = [key for key in arm if _role(key) == "joints"]
+        positions = [key for key in arm if _role(key) == "position"]
+        rotations = [key for key in arm if _role(key) == "rotation"][: max(1, len(positions))]
+        for group in (joints, [*positions, *rotations] if positions else []):
+            if group:
+                return _in_order([*group, *grippers])
+    return _in_order(names)
+
+
+def _shortest_names(keys: Iterable[str]) -> list[str]:
+    """Without those that are another one with an ending, such as the same pose in a further frame."""
+    names = list(keys)
+    return [key for key in names if not any(key != other and key.startswith(f"{other}_") for other in names)]
+
+
+def _in_order(keys: Sequence[str]) -> list[str]:
+    """Left before right; of each arm positions, rotations, joints, grippers."""
+    roles = [name for name, _ in _ROLES]
+    return sorted(keys, key=lambda key: (side_of(key) == "right", roles.index(_role(key)) if _role(key) in roles else len(roles)))
+
+
+def side_of(name: str) -> str:
+    """ "left", "right" or "": the arm that a name speaks of."""
+    match = re.search(r"(?:^|[._/ ])(left|right|l|r)(?:[._/ ]|$)", name.lower())
+    return "" if match is None else {"l": "left", "r": "right"}.get(match[1], match[1])
+
+
+def _role(key: str) -> str:
+    name = re.sub(r"^(actions?|state|observation)[./]", "", key.lower())
+    if _ROLES[-1][1].search(name):
+        return "gripper"
+    return next((role for role, pattern in _ROLES if pattern.search(name)), "")
+
+
+def _is_part(path: str, chosen: Sequence[str]) -> bool:
+    """Whether a chosen column holds it already: "action.left_arm" of "action"."""
+    return any(path.startswith((f"{key}.", f"{key}/")) for key in chosen)
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, int]:
+    """Path -> width of all columns of numbers, within groups, too."""
+    return {path: _width(found) for path in leaf_paths(values) if _is_numbers(found := find_value(values, path))}
+
+
+def _is_numbers(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and values.ndim in (1, 2)
+
+
+def _width(values: np.ndarray) -> int:
+    return 1 if values.ndim == 1 else int(values.shape[1])
+
+
+def _join(group: Mapping[str, Any], keys: Sequence[str], length: int = 0) -> np.ndarray:
+    columns = [np.asarray(find_value(group, key), np.float32) for key in keys]
+    if not columns:
+        return np.zeros((length, 0), np.float32)
+    return np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+
+
+def _dimensions(group: Mapping[str, Any], keys: Sequence[str], said: Description) -> tuple[Dimension, ...]:
+    """As the recordings name them; else without a name, and with the kind that the column's own name says."""
+    found: list[Dimension] = []
+    for key in keys:
+        named = said.dimensions((key,))
+        width = _width(np.asarray(find_value(group, key)))
+        if len(named) == width:
+            found += named
+            continue
+        kind = ActionKind.VELOCITY if _VELOCITY.search(key) or _BASE.search(key.lower()) else None
+        kind = ActionKind.MOTION if kind is None and _CHANGE.search(key) else kind
+        found += [Dimension(_base_name(key, number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width)]
+    return tuple(found)
+
+
+def _base_name(key: str, number: int, width: int) -> str:
+    """Mobile ALOHA's base has a linear and an angular velocity."""
+    names = {2: ("linear", "angular"), 3: ("x", "y", "theta")}.get(width, tuple(str(place) for place in range(1, width + 1)))
+    return f"base_{names[number]}_velocity"
+
+
+def _measured(action_dims: Sequence[Dimension], state_dims: Sequence[Dimension]) -> tuple[int | None, ...]:
+    """By name where both are named, else by place."""
+    places = {dimension.name: place for place, dimension in enumerate(state_dims) if dimension.name}
+    if any(dimension.name in places for dimension in action_dims):
+        return tuple(places.get(dimension.name) for dimension in action_dims)
+    return tuple(place if place < len(state_dims) else None for place in range(len(action_dims)))
