@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from client_environments import client_python
 from policy_server import ROOT, Server, write_checkpoint
 
 from prismatic.policy.policy import Policy
@@ -230,16 +230,7 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def client_envs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Client name -> the Python of an environment that holds it."""
-    if os.environ.get("PRISMATIC_CLIENT_ENVS"):
-        folder = Path(os.environ["PRISMATIC_CLIENT_ENVS"])
-    elif os.environ.get("PRISMATIC_CLIENT_TESTS") == "1":
-        folder = tmp_path_factory.mktemp("envs")
-        for name, packages in PACKAGES.items():
-            subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
-            subprocess.run([str(folder / name / "bin/python"), "-m", "pip", "install", "--quiet", *packages], check=True)
-    else:
-        pytest.skip("set PRISMATIC_CLIENT_TESTS=1 to build the clients' environments, or PRISMATIC_CLIENT_ENVS to a folder that has them")
-    return {name: folder / name / "bin/python" for name in PACKAGES}
+    return {name: client_python(name, packages, tmp_path_factory) for name, packages in PACKAGES.items()}
 
 
 def run_client(python: Path, script: str, *arguments: object) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _VELOCITY = re.compile(r"(^|[._])(vel|velocity|velocities|v[xyz]|vtheta|omega|w[
 _MOTION = re.compile(r"(^|[._])(delta|rel|relative|d(x|y|z|roll|pitch|yaw))($|[._])")
 _EFFORT = re.compile(r"(^|[._])(load|current|torque|torques|effort|efforts|tau|force|forces)($|[._])")
 _TARGET = re.compile(r"(^|[._])(pos|position|positions|joint|joints|qpos|q|angle|angles|pose|quaternion|rotation|width)($|[._])")
-_LARGEST_RADIANS, _LARGEST_PERCENT = 6.5, 100.5  # a little more than a turn; than 100
+_LARGEST_PERCENT, _LARGEST_OPENING = 100.5, 6.5  # a little more than 100; than what a gripper's opening is in radians or metres
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _MOTOR = re.compile(r"motor_?\d+")  # says nothing
 _NUMBERS = re.compile(r"u?int\d+|float\d+|bool")
@@ -129,33 +129,28 @@ def _column(column: str, width: int, names: tuple[str, ...], units: tuple[str, .
 
 
 def _units(names: Mapping[str, tuple[str, ...]], extremes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """Column -> one unit per name. Actions and states of LeRobot's joints have the same, so that either may show which it is."""
-    joints = [
-        float(np.abs(extremes[column][:, place]).max())
-        for column, members in names.items()
-        if column in extremes and extremes[column].shape[1] == len(members)
-        for place, name in enumerate(members)
-        if name.lower().endswith(".pos") and "gripper" not in name.lower()
-    ]
-    largest = max(joints, default=0.0)
-    return {
-        column: tuple(_unit(name, largest, extremes.get(column), place, len(members)) for place, name in enumerate(members))
-        for column, members in names.items()
-    }
+    """Column -> one unit per name. Actions and states of one joint have the same, so that either may show which it is."""
+    ranges: dict[str, tuple[float, float]] = {}  # name -> smallest and largest value
+    for column, members in names.items():
+        pairs = extremes.get(column, np.zeros((2, 0)))
+        for name, (low, high) in zip(members, pairs.T, strict=False) if pairs.shape[1] == len(members) else ():
+            known = ranges.get(name, (low, high))
+            ranges[name] = min(low, known[0]), max(high, known[1])
+    joints = [max(-low, high) for name, (low, high) in ranges.items() if name.lower().endswith(".pos") and "gripper" not in name.lower()]
+    is_degrees = max(joints, default=0.0) > _LARGEST_PERCENT
+    return {column: tuple(_unit(name, is_degrees, ranges.get(name)) for name in members) for column, members in names.items()}
 
 
-def _unit(name: str, largest_joint: float, extremes: np.ndarray | None, place: int, width: int) -> str:
+def _unit(name: str, is_degrees: bool, extent: tuple[float, float] | None) -> str:
     stated, lowered = _STATED_UNIT.search(name), name.lower()
     if stated:
         return stated.group(1)
-    if lowered in _BASE_UNITS or not lowered.endswith(".pos") or largest_joint <= _LARGEST_RADIANS:
+    if lowered in _BASE_UNITS or not lowered.endswith(".pos"):
         return _BASE_UNITS.get(lowered, "")
     if "gripper" not in lowered:
-        return "deg" if largest_joint > _LARGEST_PERCENT else ""
-    if extremes is None or extremes.shape[1] != width:
-        return ""
-    low, high = extremes[:, place]
-    return "0-100" if low >= -1 and high <= _LARGEST_PERCENT else ""
+        return "deg" if is_degrees else ""
+    is_opening = extent is not None and extent[0] >= -1 and _LARGEST_OPENING < extent[1] <= _LARGEST_PERCENT
+    return "0-100" if is_opening else ""
 
 
 def _extremes(folder: Path) -> dict[str, np.ndarray]:
