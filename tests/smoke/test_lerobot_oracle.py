@@ -52,14 +52,13 @@ class LeRobot:
             "PATH": os.environ["PATH"],
         }
 
-    def run(self, *arguments: object) -> None:
-        command = [str(self.python), str(SESSION), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=300, check=False)
+    def write_and_read(self, folder: Path, fps: float, codec: str) -> dict[str, np.ndarray]:
+        """The columns and frames of all steps of a new set, as LeRobotDataset gives them."""
+        out = self.folder / "read.npz"
+        command = [str(self.python), str(SESSION), str(folder), str(out), "1", str(fps), codec]
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=600, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-
-    def read(self, folder: Path) -> dict[str, np.ndarray]:
-        self.run("read", folder, self.folder / "read.npz", 1)
-        with np.load(self.folder / "read.npz") as content:
+        with np.load(out) as content:
             return dict(content)
 
 
@@ -74,8 +73,7 @@ def lerobot(tmp_path_factory: pytest.TempPathFactory) -> LeRobot:
 @pytest.mark.parametrize(("codec", "fps"), [("h264", 30), ("hevc", 15), ("libsvtav1", 7), ("h264", 29.97), ("libsvtav1", 30)])
 def test_frame_for_frame_as_lerobot_reads_it(lerobot: LeRobot, tmp_path: Path, codec: str, fps: float) -> None:
     folder = tmp_path / "set"
-    lerobot.run("write", folder, fps, codec)
-    expected = lerobot.read(folder)
+    expected = lerobot.write_and_read(folder, fps, codec)
     source = LeRobotSource(folder, ENTRY)
     episodes = [episode.trajectory for episode in source.episodes()]
     reader = source.frame_reader()

@@ -40,7 +40,10 @@ WRITERS = {"v2.1": write_v2, "v3.0": write_v3}
 def read(folder: Path, entry: DatasetEntry = ENTRY) -> tuple[list[RawEpisode], list[str]]:
     """All episodes, and what was mended."""
     source = LeRobotSource(folder, entry)
-    return list(source.episodes()), [str(repair) for repair in source.repairs]
+    episodes = list(source.episodes())
+    if problems := [raw.problem for raw in episodes if raw.problem]:
+        raise ValueError(problems[0])
+    return episodes, [str(repair) for repair in source.repairs]
 
 
 def frames_of(folder: Path, number: int, camera: str = TOP) -> list[int]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ class RawEpisode:
     name: str  # says where the episode is, for messages
     trajectory: Trajectory
     texts: tuple[str, ...] = ()  # where the recording has several instructions that say the same: all of them, one is in the trajectory
+    problem: str = ""  # why the source cannot deliver it; the trajectory is empty then
 
 
 class FrameError(ValueError):
@@ -97,12 +98,28 @@ class Episode:
     instructions: list[str]  # one per step, a step without takes the episode's first; all "" if the episode has none
 
 
+def readable(episodes: Iterable[RawEpisode]) -> list[RawEpisode]:
+    """Those that their source can deliver.
+
+    Raises:
+        ValueError: it cannot deliver any; the message is about the first.
+    """
+    found = list(episodes)
+    sound = [raw for raw in found if not raw.problem]
+    if found and not sound:
+        raise ValueError(found[0].problem)
+    return sound
+
+
 def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTransform) -> Episode:
     """The episode after the entry's transform, with the entry's cameras and state, checked; every n-th step, as the entry's stride says.
 
     Raises:
-        ValueError: a key is absent, lengths differ, a value is not a finite number; the message names the episode and the remedy.
+        ValueError: a key is absent, lengths differ, a value is not a finite number, or the source cannot deliver the episode; the message
+            names the episode and the remedy.
     """
+    if raw.problem:
+        raise ValueError(raw.problem)
     trajectory = _transformed(raw, transform)
     observation = trajectory.get("observation", {})
     joined = [_rows(trajectory, key, "action_keys", raw) for key in entry.action_keys]

@@ -14,7 +14,6 @@ import datetime
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from prismatic.vla.datasets.repairs import Repair, repairs_from_json
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.sources import source_kind
 from prismatic.vla.datasets.transform_key import transform_key
+from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -201,11 +201,6 @@ def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryT
     said = {item.name: getattr(entry, item.name) for item in fields(entry) if item.name not in _NOT_IN_KEY}
     described = json.dumps([FORMAT_VERSION, files, source.layout, list(entry.cameras.items()), repr(said), transform_key(transform)])
     return hashlib.sha256(described.encode()).hexdigest()[:24]
-
-
-def user_cache() -> Path:
-    """Where caches of this user lie that have no better place."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prismatic"
 
 
 def _cache_parents(folder: Path, cache_dir: Path | None) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Writes a set with the unmodified lerobot 0.4.4, or reads one with its LeRobotDataset.
+"""Reads a set with LeRobotDataset of the unmodified lerobot 0.4.4, where asked one that its code writes first.
 
-Arguments: write FOLDER FPS CODEC | read FOLDER OUT STEP (every n-th pixel).
+Arguments: FOLDER OUT STEP (every n-th pixel is kept) [FPS CODEC].
 
 torchvision's operators have no build for torch without CUDA, and LeRobot does not call them: two of their names are enough to import it.
 """
@@ -71,7 +71,6 @@ def read(folder: Path, out: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4])
-    else:
-        read(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    if len(sys.argv) > 4:
+        write(Path(sys.argv[1]), float(sys.argv[4]), sys.argv[5])
+    read(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

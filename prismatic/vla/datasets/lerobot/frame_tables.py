@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.lerobot.files import file_problem, unreadable
+from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +240,5 @@ def _known(stored: _Stored, name: str) -> tuple[tuple[int, int], FrameTable]:
 
 
 def _store_path(folder: Path) -> Path:
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:24]
-    return user_cache / "prismatic" / "frame_tables" / f"{digest}.v{_FORMAT_VERSION}.npz"
+    return user_cache() / "frame_tables" / f"{digest}.v{_FORMAT_VERSION}.npz"

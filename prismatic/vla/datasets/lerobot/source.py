@@ -60,16 +60,15 @@ class LeRobotSource:
         self.frame_layout = json.dumps(self._images)
 
     def episodes(self) -> Iterator[RawEpisode]:
-        """All episodes, split by split.
-
-        Raises:
-            ValueError: a file is damaged, or steps and frames contradict each other; the message names it, with both numbers.
-        """
+        """All episodes, split by split; those whose file is damaged, or whose steps and frames contradict each other, with that problem."""
         files = DataFiles(_data_files(self._layout), self._image_columns(), self.repairs)
         for place in self._places:
             name = f"{place.data or self.folder}, episode {place.number}"
-            table, rows = files.find(place, name)
-            yield RawEpisode(place.split, name, self._trajectory(name, place, table, rows))
+            try:
+                table, rows = files.find(place, name)
+                yield RawEpisode(place.split, name, self._trajectory(name, place, table, rows))
+            except ValueError as error:
+                yield RawEpisode(place.split, name, {}, problem=str(error))
         self._tables.save()
 
     def frame_reader(self) -> LeRobotFrameReader:

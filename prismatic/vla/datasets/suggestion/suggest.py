@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform, get_robot_platform
-from prismatic.vla.datasets.episodes import RawEpisode, standardize
+from prismatic.vla.datasets.episodes import RawEpisode, readable, standardize
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
@@ -116,7 +116,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
 def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str]]:
     """The first episodes, and what the source left out or mended in them."""
     source = open_source(folder, entry)
-    episodes = list(itertools.islice(source.episodes(), _NUM_PEEKED_EPISODES))
+    episodes = readable(itertools.islice(source.episodes(), _NUM_PEEKED_EPISODES))
     return episodes, [f"{str(repair)[:1].upper()}{str(repair)[1:]}." for repair in source.repairs]
 
 
