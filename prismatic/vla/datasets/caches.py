@@ -17,12 +17,13 @@ from typing import Any
 
 from prismatic.vla.datasets.frame_cache import NOTE_SUFFIX
 from prismatic.vla.datasets.frame_cache import SUFFIX as FRAMES
-from prismatic.vla.datasets.index import CACHE_FOLDER, index_key, user_cache
+from prismatic.vla.datasets.index import CACHE_FOLDER, index_key
 from prismatic.vla.datasets.index_files import read_description, unfinished
 from prismatic.vla.datasets.rlds.oxe.configs import find_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
 from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.user_cache import user_cache
 
 _KEY = re.compile(r"[0-9a-f]{24}")
 _Verdicts = dict[tuple[str, str], dict[str, str]]  # data set and its folder -> key of frames -> verdict on an index that may be used
