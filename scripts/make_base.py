@@ -65,7 +65,7 @@ def _compose(config: MakeBaseConfig) -> None:
     if config.sizes_from is None and config.preset != "openvla-7b":
         raise ValueError("--weights and --tokenizer need the sizes that go with them: pass --sizes_from or --preset openvla-7b")
     source = config.tokenizer or config.sizes_from
-    tokenizer = build_tokenizer(sizes.token_ids) if source is None else resolve_folder(source)
+    tokenizer = build_tokenizer(sizes.token_ids) if source is None else resolve_folder(source, with_weights=False)
     weights = random_weights(sizes, config.seed, torch.device(config.device)) if config.weights is None else _read(config.weights, sizes)
     write_base(config.output_dir, sizes, weights, tokenizer)
 

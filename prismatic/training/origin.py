@@ -19,6 +19,7 @@ from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.policy.checkpoint.loading import (
     WEIGHT_FILES,
     LoadOptions,
+    list_files,
     load_config,
     load_spec,
     load_statistics,
@@ -62,7 +63,7 @@ def find_origin(
     """
     if resumed is not None:
         return _resumed(str(resumed.state.flags["vla_path"]), resumed.folder)
-    folder = resolve_folder(config.model.vla_path)
+    folder = resolve_folder(config.model.vla_path, with_weights=False)
     if not (folder / POLICY_FILE).is_file() and not has_component(folder, ACTION_HEAD):
         return Origin(config.model.vla_path, folder)
     known = load_statistics(folder)
@@ -102,7 +103,7 @@ def _resumed(base_path: str, folder: Path) -> Origin:
     spec = PolicySpec.load(folder)
     record = spec.provenance.get("continued", {})
     continuation = Continuation(folder, keeps_adapters=spec.lora is not None) if record else None
-    return Origin(base_path, resolve_folder(base_path), continuation, load_statistics(folder), record=record)
+    return Origin(base_path, resolve_folder(base_path, with_weights=False), continuation, load_statistics(folder), record=record)
 
 
 def _as_policy_flags(config: FinetuneConfig, platform: RobotPlatform) -> PolicyFlags:
@@ -126,7 +127,7 @@ def _base_path(config: FinetuneConfig, folder: Path, spec: PolicySpec) -> str:
     Raises:
         ValueError: the adapters cannot go on as they are.
     """
-    if any((folder / name).is_file() for name in WEIGHT_FILES):
+    if list_files(config.model.vla_path) & set(WEIGHT_FILES):
         return config.model.vla_path
     base = spec.base_model or named_base(folder)
     if not (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file() or not base or spec.lora is None:
@@ -141,7 +142,7 @@ def _base_path(config: FinetuneConfig, folder: Path, spec: PolicySpec) -> str:
             f"to go on with them, or merge them first and take any: {merging}"
         )
     try:
-        resolve_folder(base)
+        resolve_folder(base, with_weights=False)
     except ValueError as error:
         raise ValueError(
             f"{folder} holds adapters of the base model {base}: {error}. Or merge them first: {merging} --base_checkpoint BASE"

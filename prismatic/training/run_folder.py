@@ -35,7 +35,7 @@ BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best 
 _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
     "num_images_in_input", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
-    "freeze_language_model", "seed", "fresh_heads", "new_statistics",
+    "freeze_language_model", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics", "published_crop",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -103,6 +103,9 @@ class DataConfig:
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments
     frame_cache_dir: Path | None = None  # keep resized frames here, 152 KB each at 224 px; later epochs and runs only read them
     num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
+    published_tail: bool = False  # as published: leave out the last steps of an episode, which less than a chunk of actions follows
+    published_statistics: bool = False  # as published: normalize by all splits, validation and episodes without instruction included
+    published_crop: bool = False  # as published: the random crop moves along the diagonal only
     shuffle_buffer_size: int = 100_000  # accepted for old commands; unused, the whole data set is always shuffled
 
     def __post_init__(self) -> None:

@@ -61,6 +61,7 @@ class Run:
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
+    base_folder: Path  # where that lies on this node
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
     resumed: Checkpoint | None  # where the run goes on; None: it begins
     skeleton: ActionModel | None  # of a sharded model: the whole one, without memory
@@ -113,7 +114,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     names = [spec.name for spec in specs]
     origin = on_main(lambda: find_origin(config, specs[0].platform, cameras, names, resumed), ranks)
     image_size = on_all(lambda: load_config(origin.base_path).image_size, ranks)
-    on_main(lambda: check_disk(config, resolve_folder(origin.base_path)), ranks)
+    on_main(lambda: check_disk(config, resolve_folder(origin.base_path, with_weights=False)), ranks)
     data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
     sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
     if resumed is not None:
@@ -133,7 +134,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         demonstrated=data.demonstrated,
         provenance=_provenance(config, ranks) | _left_out(data) | ({"continued": record} if record else {}),
     )
-    parts, skeleton = _load_model(config, spec, origin, data, ranks)
+    base_folder = _download(origin.base_path, ranks)
+    parts, skeleton = _load_model(config, spec, base_folder, origin.continuation, data, ranks)
     return Run(
         config=config,
         ranks=ranks,
@@ -143,6 +145,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         collator=Collator(parts.processor.tokenizer, parts.config.token_ids),
         autocast=uses_bf16(config, ranks),
         base_path=origin.base_path,
+        base_folder=base_folder,
         eval_command=command,
         resumed=resumed,
         skeleton=skeleton,
@@ -155,6 +158,9 @@ def _dataset_options(config: FinetuneConfig, cameras: tuple[str, ...], image_siz
         image_size=image_size,
         use_proprio=config.model.use_proprio,
         augment=config.data.image_aug,
+        published_tail=config.data.published_tail,
+        published_crop=config.data.published_crop,
+        published_statistics=config.data.published_statistics,
         seed=config.optimization.seed,
         val_fraction=config.evaluation.val_fraction if config.evaluation.use_val_set else None,
         default_instruction=config.data.default_instruction,
@@ -165,16 +171,15 @@ def _dataset_options(config: FinetuneConfig, cameras: tuple[str, ...], image_siz
 
 
 def _load_model(
-    config: FinetuneConfig, spec: PolicySpec, origin: Origin, data: TrainingData, ranks: Ranks
+    config: FinetuneConfig, spec: PolicySpec, base_folder: Path, continuation: Continuation | None, data: TrainingData, ranks: Ranks
 ) -> tuple[PolicyParts, ActionModel | None]:
     """The policy in training, on its device, and its skeleton if it is sharded."""
     torch.manual_seed(config.optimization.seed)  # adapters and heads start the same on every process
     use_bf16 = uses_bf16(config, ranks)
     dtype = torch.bfloat16 if use_bf16 and config.model.use_lora else torch.float32
     has_weights = ranks.is_main or config.model.quantize_base != "none"
-    base = on_all(lambda: load_base(origin.base_path, dtype, with_weights=has_weights), ranks)
-    continuation = origin.continuation if ranks.is_main else None
-    model = on_all(lambda: _build_model(base, spec, config, ranks, continuation), ranks)
+    base = on_all(lambda: load_base(base_folder, dtype, with_weights=has_weights), ranks)
+    model = on_all(lambda: _build_model(base, spec, config, ranks, continuation if ranks.is_main else None), ranks)
     _prepare_blocks(model, config, ranks)
     reference = make_reference(data.train) if ranks.is_main else None
     parts = PolicyParts(model, base.vla.config, base.processor, spec, data.statistics, reference)
@@ -185,6 +190,13 @@ def _load_model(
         stack_projections(parts.model.bare_vla)
     torch.manual_seed(config.optimization.seed + ranks.rank)  # dropout differs between processes
     return parts, skeleton
+
+
+def _download(name_or_path: str, ranks: Ranks) -> Path:
+    """The whole folder of the base model on this node; of a model on the Hub one process of each node downloads it for the others."""
+    is_first = ranks.rank % ranks.local_world_size == 0
+    on_all(lambda: resolve_folder(name_or_path) if is_first else None, ranks)
+    return on_all(lambda: resolve_folder(name_or_path, is_here=True), ranks)
 
 
 def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetSpec, ...], tuple[str, ...], str | None]:

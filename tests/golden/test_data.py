@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
     def dataset(self, split: str) -> RobotDataset:
         episodes = self.index.episodes_of(split)
-        options = DatasetOptions(cameras=tuple(self.expected["camera_order"]), image_size=FRAME_SIZE, use_proprio=True, tail="published")
+        options = DatasetOptions(cameras=tuple(self.expected["camera_order"]), image_size=FRAME_SIZE, use_proprio=True, published_tail=True)
         frames = CachedFrames(self.index, options.cameras, options.image_size, ())
         return RobotDataset(self.spec, frames, episodes[self.index.is_labelled()[episodes]], self.statistics, options)
 

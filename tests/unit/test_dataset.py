@@ -72,7 +72,7 @@ def test_absolute_joint_actions_repeat_the_last_target(tmp_path: Path) -> None:
 
 
 def test_the_published_tail_leaves_out_the_last_steps_and_short_episodes(tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, tail="published")
+    options = dataclasses.replace(OPTIONS, published_tail=True)
     data = _load(tmp_path, [make_episode(12), make_episode(5, seed=1), make_episode(8, seed=2)], options).train
     assert len(data) == 5 + 0 + 1
     assert data[5].sample_id == 5
@@ -82,9 +82,7 @@ def test_the_published_tail_leaves_out_the_last_steps_and_short_episodes(tmp_pat
 
 def test_only_short_episodes_with_the_published_tail_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no episode is as long as the chunk of 8"):
-        _load(tmp_path, [make_episode(5)], dataclasses.replace(OPTIONS, tail="published"))
-    with pytest.raises(ValueError, match="tail is 'repeated'"):
-        dataclasses.replace(OPTIONS, tail="repeated")
+        _load(tmp_path, [make_episode(5)], dataclasses.replace(OPTIONS, published_tail=True))
 
 
 def test_an_episode_of_one_step_is_a_sample(tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ def test_episodes_without_instruction_are_dropped_and_counted(tmp_path: Path, ca
 
 
 def test_published_statistics_cover_every_split_and_episode(tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, statistics_over_all_splits=True)
+    options = dataclasses.replace(OPTIONS, published_statistics=True)
     episodes = [make_episode(4), make_episode(5, seed=1, instruction="")]
     data = _load(tmp_path, episodes, options, val=[make_episode(3, seed=2)])
     assert data.statistics["metaworld_demo"]["num_transitions"] == 12

@@ -117,7 +117,7 @@ def test_excluded_episodes_are_in_no_split_and_no_statistic(tmp_path: Path) -> N
             "train 7 (metaworld_demo-train.tfrecord-00000-of-00001, episode 7)",
         )
     }
-    everything = _load(tmp_path, spec, "train 4", statistics_over_all_splits=True)
+    everything = _load(tmp_path, spec, "train 4", published_statistics=True)
     assert max(everything.statistics["metaworld_demo"]["action"]["max"]) < 10
     with pytest.raises(ValueError, match="no episode left; shorten --exclude_episodes"):
         _load(tmp_path, spec, "metaworld_demo-train.tfrecord-00000-of-00001")

@@ -41,6 +41,9 @@ FLAGS = {
     "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",
     "frame_cache_dir": "takes disk space, which only the user may spend",
     "num_workers": "processor cores are shared with others, who are not seen from inside",
+    "published_tail": "to compare with numbers of the published system, which loses the end of each episode",
+    "published_statistics": "as published_tail: its statistics look at the validation set",
+    "published_crop": "as published_tail: its crop draws one offset for both axes",
     "shuffle_buffer_size": PUBLISHED,
     # optimization
     "batch_size": PUBLISHED,

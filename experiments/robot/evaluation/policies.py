@@ -33,7 +33,7 @@ def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Seq
     from prismatic.policy.checkpoint.files import STATISTICS_FILE
     from prismatic.policy.checkpoint.loading import resolve_folder
 
-    statistics = resolve_folder(checkpoint) / STATISTICS_FILE
+    statistics = resolve_folder(checkpoint, with_weights=False) / STATISTICS_FILE
     if wanted or not statistics.is_file():
         return wanted
     keys = json.loads(statistics.read_text())

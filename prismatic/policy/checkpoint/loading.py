@@ -45,6 +45,7 @@ from prismatic.vla.reference import Reference
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf"]  # of a model folder: weights of the model, in any format
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class LoadOptions:
     base_model: str | None = None  # folder or Hub id, where the checkpoint's own note of it is not valid here
 
 
-def resolve_folder(name_or_path: str | Path) -> Path:
-    """A local folder as it is; a Hub id as the folder that it was downloaded to.
+def resolve_folder(name_or_path: str | Path, with_weights: bool = True, is_here: bool = False) -> Path:
+    """A local folder as it is; a Hub id as the folder that it was downloaded to, on request without the model's weights.
+
+    `is_here`: it was downloaded before, and nothing is asked of the network.
 
     Raises:
         ValueError: neither.
@@ -86,12 +89,41 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "~")):
-        raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
+    with _explained_download(name_or_path):
+        left_out = None if with_weights else _HEAVY_FILES
+        return Path(snapshot_download(str(name_or_path), ignore_patterns=left_out, local_files_only=is_here))
+
+
+def list_files(name_or_path: str | Path) -> frozenset[str]:
+    """The files of a local folder or a Hub id, with `/` between folders; what is not downloaded yet among them.
+
+    Raises:
+        ValueError: neither.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import constants, list_repo_files
+
+        if not constants.HF_HUB_OFFLINE:
+            with _explained_download(name_or_path):
+                return frozenset(list_repo_files(str(name_or_path)))
+        folder = resolve_folder(name_or_path)
+    return frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _explained_download(name_or_path: str | Path) -> Iterator[None]:
+    """Errors of the Hub's client, in words.
+
+    Raises:
+        ValueError: the name is no Hub id, or cannot be reached.
+    """
+    if Path(name_or_path).is_absolute() or str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "~")):
+        raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (owner/name)")
     try:
-        return Path(snapshot_download(str(name_or_path)))
+        yield
     except Exception as error:  # the client raises many kinds, all of which mean the same here
         raise ValueError(
             f"{name_or_path} is not a folder here, and could not be downloaded from the Hub ({type(error).__name__}). "
@@ -105,7 +137,7 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     Raises:
         ValueError: no such model, or no config.json in it.
     """
-    folder = resolve_folder(name_or_path)
+    folder = resolve_folder(name_or_path, with_weights=False)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
     return OpenVLAConfig.from_pretrained(folder)

@@ -7,7 +7,7 @@ Letters: M steps, H chunk, A action dim, P proprio dim, N cameras that the polic
     load_training_data   specs -> training and validation VLADataset and their statistics
 
 By default every step of an episode is a sample: beyond its end, targets are repeated, motions and velocities are 0. The published
-system leaves out the last H - 1 steps instead (tail="published").
+system leaves out the last H - 1 steps instead (`published_tail`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
 from prismatic.vla.types import BadSample, Sample
 
-TAILS = ("repeat", "published")
 _MOST_BAD_IN_A_ROW = 100  # samples; more, and the disk is at fault
 _NUM_EPISODES_MEASURED = 32  # of each data set, for the size of their images
 # Names and numbers of glibc's malloc.h; sizes in bytes.
@@ -61,9 +60,9 @@ class DatasetOptions:
     augment: bool = False  # random crop and colour on the training samples
     seed: int = 7  # keys the augmentation, together with sample and pass
     val_fraction: float | None = None  # share of episodes split off where there is no val split; None: no validation set
-    tail: str = "repeat"  # one of TAILS
-    equal_crop_offsets: bool = False  # as published: the random crop's x and y offsets are equal
-    statistics_over_all_splits: bool = False  # as published, episodes without instruction included
+    published_tail: bool = False  # leave out the steps of an episode that fewer than H actions follow, rather than repeat or still its end
+    published_crop: bool = False  # the random crop's x and y offsets are equal
+    published_statistics: bool = False  # over all splits, episodes without instruction included
     device_augmentation: bool = False  # leave augmentation, and resize where no frame cache keeps its result, to `images.prepare_on_device`
     default_instruction: str | None = None  # for episodes that have none; None: such episodes are left out
     frame_cache_dir: Path | None = None  # keep every frame there once it is decoded and resized
@@ -72,8 +71,6 @@ class DatasetOptions:
     exclude_episodes: Path | None = None  # a file that lists episodes to leave out (`exclusions`)
 
     def __post_init__(self) -> None:
-        if self.tail not in TAILS:
-            raise ValueError(f"tail is {self.tail!r}; choose one of {', '.join(TAILS)}")
         if self.default_instruction is not None and not self.default_instruction.strip():
             raise ValueError("--default_instruction is empty; give the text of the task, or leave the flag out")
 
@@ -107,7 +104,7 @@ class RobotDataset:
         self.proprio_bounds = Bounds.from_statistics(statistics["proprio"], spec.platform.normalization) if options.use_proprio else None
         self.is_target = np.array([kind is ActionKind.TARGET for kind in spec.platform.action_kinds])  # bool [A]
         lengths = index.lengths[episodes]
-        samples = lengths if options.tail == "repeat" else np.maximum(lengths - self.chunk + 1, 0)
+        samples = np.maximum(lengths - self.chunk + 1, 0) if options.published_tail else lengths
         self.episodes = episodes  # int64, numbers of the index
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
         self.first_steps = index.episode_starts[episodes]
@@ -201,7 +198,7 @@ class VLADataset(Dataset[Sample]):
         draw = None
         if self.augment:
             rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
-            draw = draw_augmentation(rng, self.options.equal_crop_offsets)
+            draw = draw_augmentation(rng, self.options.published_crop)
             if not self.options.device_augmentation:
                 images = augment_cpu(images, draw, out=images)
         return Sample(
@@ -304,7 +301,7 @@ def load_training_data(
     for spec, frames in zip(specs, opened, strict=True):
         index, left_out = frames.index, excluded[spec.name]
         train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
-        covered = published_episodes(index, left_out) if options.statistics_over_all_splits else train_episodes
+        covered = published_episodes(index, left_out) if options.published_statistics else train_episodes
         mask = spec.normalization_mask(index.actions.shape[1])
         if spec.name in known:
             _check_statistics(spec, known[spec.name], mask, options)
@@ -384,7 +381,7 @@ def _part(
     part = RobotDataset(spec, frames, episodes, statistics, options)
     if len(part) == 0:
         raise ValueError(
-            f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and tail='published' needs that; "
-            "use tail='repeat' or a platform with a shorter chunk"
+            f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and --published_tail needs that; "
+            "leave it out, or take a platform with a shorter chunk"
         )
     return part
