@@ -100,6 +100,8 @@ def _is_metadata(path: str) -> bool:
 
 
 def _feature(values: Any) -> bytes:
+    if isinstance(values, np.ndarray) and values.dtype == object:  # a tensor of texts
+        values = values.ravel().tolist()
     if isinstance(values, str | tuple):
         values = [values] if isinstance(values, str) else list(values)
     if isinstance(values, list):  # encoded images or texts
@@ -142,4 +144,5 @@ def _describe_leaf(values: Any) -> dict[str, Any]:
     if isinstance(values, list):
         return {"image": {"dtype": "uint8"}} if isinstance(values[0], bytes) else {"text": {}}
     array = np.asarray(values)
-    return {"tensor": {"dtype": str(array.dtype), "shape": {"dimensions": [str(n) for n in array.shape[1:]]}, "encoding": "none"}}
+    dtype = "string" if array.dtype == object else str(array.dtype)
+    return {"tensor": {"dtype": dtype, "shape": {"dimensions": [str(n) for n in array.shape[1:]]}, "encoding": "none"}}

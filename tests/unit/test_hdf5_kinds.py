@@ -214,8 +214,8 @@ def test_an_instruction_in_a_table_above_the_file(tmp_path: Path, content: Any, 
 
 def test_of_several_texts_one_is_drawn_for_each_episode_always_the_same(tmp_path: Path) -> None:
     texts = ["pick it up", "lift it", "take it"]
-    for number in range(12):
-        write_act(tmp_path / f"episode_{number}.hdf5", attribute=None)
+    for number in range(12):  # the files of some recorders all have the same name
+        write_act(tmp_path / f"episode_{number}" / "trajectory.HDF5", attribute=None)
     (tmp_path / "instructions.json").write_text(json.dumps({"instructions": texts}))
     first, second = read(tmp_path), read(tmp_path)
     drawn = [episode.trajectory["language_instruction"] for episode in first]
@@ -400,6 +400,7 @@ def test_demonstrations_without_steps_are_skipped_and_counted(tmp_path: Path) ->
         ({"train": [0, 2], "valid": [1]}, {"train": [0, 2], "val": [1]}),
         ({"valid": [0]}, {"train": [1, 2], "val": [0]}),
         ({"train": [1]}, {"train": [1]}),
+        ({"train": [0], "validation": [1], "test": [2]}, {"train": [0], "val": [1], "test": [2]}),
         ({"20_percent": [0]}, {"train": [0, 1, 2]}),
     ],
 )
@@ -440,8 +441,9 @@ def test_demonstrations_with_encoded_images_and_cameras_in_groups(tmp_path: Path
 def test_files_without_pictures_say_so_in_one_line(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "demo.hdf5", "w") as file:
         file["data/demo_0/actions"], file["data/demo_0/obs/joint_pos"] = np.zeros((3, 7)), np.zeros((3, 9))
-        file["data/demo_0/obs/datagen_info/pose"] = np.zeros((3, 4))
-    with pytest.raises(ValueError, match=r"no images in /data/demo_0/obs; found \['datagen_info', 'joint_pos'\]. Record or render"):
+        file["data/demo_0/obs/datagen_info/pose"], file["data/demo_0/obs/table_cam"] = np.zeros((3, 4)), np.zeros((3, 9, 9, 3), np.float32)
+    found = r"found datagen_info, joint_pos, table_cam \(float32 \[3, 9, 9, 3\]\)"
+    with pytest.raises(ValueError, match=rf"no images in /data/demo_0/obs; {found}. Record or render .* \(uint8\)"):
         Hdf5Source(tmp_path)
     with h5py.File(tmp_path / "demo.hdf5", "w") as file:
         file["action"], file["observations/qpos"] = np.zeros((3, 7)), np.zeros((3, 9))

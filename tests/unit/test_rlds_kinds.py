@@ -50,6 +50,8 @@ def said(index: EpisodeIndex) -> str:
         {"language_instruction": [""] * 4, "episode_metadata__language_instruction": WORDS},
         {"episode_metadata__language_instruction": WORDS},
         {"episode_metadata__lang": (WORDS,)},
+        {"episode_metadata__file_path": "/data/1.hdf5", "episode_metadata__language_embedding_model": "USE", "instruction": [WORDS] * 4},
+        {"language_instruction": np.array([[WORDS, ""]] * 4, dtype=object)},
         {"language_instruction": [WORDS] * 4, "observation__instruction": ["not this"] * 4},
     ],
 )

@@ -92,7 +92,7 @@ def source_kind(folder: Path) -> str:
         return "rlds"
     if (folder / _LEROBOT_FILE).is_file():
         return "lerobot"
-    if any(path.suffix in SUFFIXES and not path.name.startswith(".") for path in files_below(folder)):
+    if any(path.suffix.lower() in SUFFIXES and not path.name.startswith(".") for path in files_below(folder)):
         return "hdf5"
     raise ValueError(
         f"{folder} holds no recordings: expected a version folder such as 1.0.0 with {_RLDS_FILE} (RLDS, written by tensorflow-datasets), "

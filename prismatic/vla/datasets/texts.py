@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import PurePath
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,26 +11,34 @@ import numpy as np
 # Names of instructions, the most certain first.
 TEXT_NAMES = (
     "language_instruction",
+    "language_instructions",
     "natural_language_instruction",
     "instruction",
     "instructions",
     "task_instruction",
     "task_description",
+    "lang_instruction",
     "language",
     "language_raw",
+    "language_text",
     "lang",
     "prompt",
 )
 
 
+def instruction_names(names: Collection[str]) -> list[str]:
+    """Those of `names` that an instruction has, the most certain first."""
+    return [name for name in TEXT_NAMES if name in names]
+
+
 def draw_text(texts: Sequence[str], episode: str) -> str:
-    """One of `texts`, always the same one for the same `episode` (its name; folders do not count); "" if there is none.
+    """One of `texts`, always the same one for the same `episode` (its name within the data set); "" if there is none.
 
     Over many episodes every text has its turn, so that a policy hears all of them.
     """
     if not texts:
         return ""
-    digest = hashlib.sha256(PurePath(episode).name.encode()).digest()
+    digest = hashlib.sha256(episode.encode()).digest()
     return texts[int.from_bytes(digest[:8], "big") % len(texts)]
 
 

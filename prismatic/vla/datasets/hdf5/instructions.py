@@ -1,6 +1,6 @@
 """What a robot was told, wherever an HDF5 recording says it; the first place that says something counts.
 
-    in the file      attributes, then data sets called as `texts.TEXT_NAMES`: a text, several texts to choose from, or one text per step
+    in the file      attributes, then data sets called as `texts` knows: a text, several texts to choose from, or one text per step
     beside it        instructions.json, instruction.txt; in the file's folder, else in one above it
     LIBERO           attribute problem_info of /data, else the file's name
 
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.texts import TEXT_NAMES, as_text, distinct_texts
+from prismatic.vla.datasets.hdf5.columns import is_group
+from prismatic.vla.datasets.texts import TEXT_NAMES, as_text, distinct_texts, instruction_names
 
 INSTRUCTIONS_FILE, INSTRUCTION_FILE = "instructions.json", "instruction.txt"
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
@@ -30,14 +31,12 @@ Instruction = tuple[str, ...] | np.ndarray
 def stored_instruction(groups: list[Any], num_steps: int) -> Instruction:
     """What the attributes, then the data sets of `groups` say, in this order; () if nothing."""
     for group in groups:
-        for name in TEXT_NAMES:
-            if texts := _texts_of(group.attrs.get(name)):
+        for name in instruction_names(group.attrs):
+            if texts := _texts_of(group.attrs[name]):
                 return texts
     for group in groups:
-        for name in TEXT_NAMES:
-            stored = group.get(name)
-            if not hasattr(stored, "dtype") or stored.dtype.kind not in "OSU":
-                continue
+        for name in instruction_names([name for name, item in group.items() if not is_group(item) and item.dtype.kind in "OSU"]):
+            stored = group[name]
             if stored.shape == (num_steps,) and num_steps > 1:
                 steps = np.array([as_text(value) for value in stored[()]], dtype=object)
                 if len(distinct_texts(steps)) > 1:
@@ -53,7 +52,8 @@ def metadata_instruction(group: Any, name: str) -> Instruction:
         content = json.loads(as_text(group.attrs[name])) if name in group.attrs else {}
     except json.JSONDecodeError:
         return ()
-    return next((texts for key in TEXT_NAMES if (texts := _texts_of(content.get(key)))), ()) if isinstance(content, dict) else ()
+    names = instruction_names(content) if isinstance(content, dict) else []
+    return next((texts for key in names if (texts := _texts_of(content[key]))), ())
 
 
 def problem_instruction(data: Any) -> Instruction:

@@ -37,7 +37,7 @@ def find_files(folder: Path, repairs: Repairs | None = None) -> list[Path]:
     repairs = repairs if repairs is not None else Repairs()
     found: dict[str, Path] = {}
     for path in files_below(folder):
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             continue
         if path.name.startswith("."):
             repairs.note("hidden files are left out", str(path))

@@ -32,9 +32,8 @@ from prismatic.vla.datasets.hdf5.instructions import (
     stored_instruction,
 )
 from prismatic.vla.datasets.hdf5.layout import demo_root
+from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.datasets.texts import as_text
-
-_MASKS = {"train": "train", "valid": "val", "val": "val", "validation": "val"}  # other masks (20_percent, ...) are choices of the user
 
 
 def demos(file: Any) -> dict[str, Any]:
@@ -52,18 +51,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def is_empty(demo: Any) -> bool:
     """Whether a demonstration has no steps, or nothing in it."""
-    return not demo.keys() or ("actions" in demo and hasattr(demo["actions"], "shape") and not len(demo["actions"]))
+    if "actions" in demo and not is_group(demo["actions"]):
+        return not len(demo["actions"])
+    return not any(stored.ndim and len(stored) for _, stored in data_sets(demo))
+
+
+def contents(demo: Any) -> list[str]:
+    """What obs of a demonstration holds, for messages: names, with type and shape of what might have been pictures."""
+    stored = demo.get("obs", {})
+    wide = {name: f"{name} ({item.dtype} {list(item.shape)})" for name, item in stored.items() if not is_group(item) and item.ndim > 2}
+    return [wide.get(name, name) for name in sorted(stored)]
 
 
 def masked_splits(file: Any) -> dict[str, str] | None:
     """Name of a demonstration -> split, as /mask says; without "train" all that are not in another; None: no such mask."""
     masks: dict[str, str] = {}
-    found = [name for name in _MASKS if hasattr(file.get(f"mask/{name}"), "shape")]
-    for name in sorted(found, key=lambda name: _MASKS[name] == "train"):  # one that lies in both is trained on
-        masks |= {as_text(value): _MASKS[name] for value in file[f"mask/{name}"][()].ravel()}
-    if found and "train" not in found:
+    splits = {name: split for name in file.get("mask", {}) if (split := usual_split(name)) is not None}
+    for name in sorted(splits, key=lambda name: splits[name] == "train"):  # one that lies in two is trained on
+        masks |= {as_text(value): splits[name] for value in file[f"mask/{name}"][()].ravel()}
+    if splits and "train" not in splits.values():
         masks = {**dict.fromkeys(demos(file), "train"), **masks}
-    return masks if found else None
+    return masks if splits else None  # other masks (20_percent, ...) are choices of their owner
 
 
 def is_upside_down(file: Any) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -124,8 +125,8 @@ class Hdf5Source:
                     images = robomimic.demo_images(demo)
                     if not images:
                         raise ValueError(
-                            f"no images in {demo.name}/obs; found {sorted(demo.get('obs', {}))}. Record or render the demonstrations with "
-                            "cameras: a policy needs pictures"
+                            f"no images in {demo.name}/obs; found {', '.join(robomimic.contents(demo))}. "
+                            "Record or render the demonstrations with cameras (uint8): a policy needs pictures"
                         )
                     return {name: name for name in images}
         raise ValueError(f"{self.folder} holds no demonstration with steps; record some, or copy the data set again")
@@ -181,7 +182,7 @@ class Hdf5Source:
         if isinstance(instruction, np.ndarray):
             return RawEpisode(place.split, name, {**trajectory, "language_instruction": instruction})
         if instruction:
-            trajectory["language_instruction"] = draw_text(instruction, name)
+            trajectory["language_instruction"] = draw_text(instruction, name.removeprefix(f"{self.folder}{os.sep}"))
         if len(instruction) > 1:
             self.repairs.note(DRAWN, f"{name}: {len(instruction)}")
         return RawEpisode(place.split, name, trajectory, instruction if len(instruction) > 1 else ())

@@ -23,10 +23,9 @@ import numpy as np
 from prismatic.vla.datasets.episodes import IMAGE_REF
 from prismatic.vla.datasets.rlds.features import STEPS, StepFeature
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example
-from prismatic.vla.datasets.texts import TEXT_NAMES
+from prismatic.vla.datasets.texts import as_text, instruction_names
 from prismatic.vla.images import image_format
 
-_METADATA = "episode_metadata"
 _FLAT, _LENGTHS = "ragged_flat_values", "ragged_row_lengths_0"
 
 
@@ -73,10 +72,10 @@ class Record:
             elif name in self.stored:
                 yield path, self._decode(self.stored[name], feature)
 
-    def metadata_texts(self) -> dict[str, list[str]]:
-        """Name of an instruction (`TEXT_NAMES`) -> its text, or list of texts, beside the steps."""
-        found = {name: self.stored.get(f"{_METADATA}/{name}") for name in TEXT_NAMES}
-        return {name: self._texts(values).tolist() for name, values in found.items() if values is not None and values.ndim == 2}
+    def instructions_beside_steps(self) -> list[list[str]]:
+        """The text, or list of texts, of what describes the whole episode, mostly "episode_metadata/language_instruction"."""
+        named = {name.rpartition("/")[2]: values for name, values in self.stored.items() if not name.startswith(f"{STEPS}/")}
+        return [[as_text(text) for text in self._texts(named[name])] for name in instruction_names(named) if named[name].ndim == 2]
 
     def _decode(self, values: Feature, feature: StepFeature) -> np.ndarray:
         is_ranges = values.ndim == 2

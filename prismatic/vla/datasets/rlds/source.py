@@ -114,20 +114,20 @@ class RldsSource:
             for path, decoded in record.decode(self.features):
                 if decoded.dtype == IMAGE_REF:
                     decoded["file"], decoded["offset"] = place[0], decoded["offset"] + place[1]
-                elif decoded.dtype == object and decoded.ndim == 1:
+                elif decoded.dtype == object:
                     words[path] = decoded
                 if self.features[path].kind != "texts":
                     _insert(trajectory, path, decoded)
-            text, texts = find_instruction(words, record.metadata_texts(), name)
+            told = find_instruction(words, record.instructions_beside_steps(), name.removeprefix(f"{self.folder}{os.sep}"))
         except ValueError as error:
             raise CorruptRecordError(f"{name}: {error}") from error
-        if len(text):
-            trajectory["language_instruction"] = text
-        if texts:
-            self.repairs.note(DRAWN, f"{name}: {len(texts)}")
+        if len(told.drawn):
+            trajectory["language_instruction"] = told.drawn
+        if told.choice:
+            self.repairs.note(DRAWN, f"{name}: {len(told.choice)}")
         if self._recorded is not None and self._entry is not None:
             trajectory = self._recorded.restore(trajectory, self._entry)
-        return RawEpisode(split, name, trajectory, texts)
+        return RawEpisode(split, name, trajectory, told.choice)
 
 
 class EncodedFrameReader:
