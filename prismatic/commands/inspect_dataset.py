@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.vla.constants import file_part
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sources import find_dataset_folder
 
@@ -60,7 +61,7 @@ def main(config: InspectConfig) -> None:
     assert config.dataset_name is not None
     specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform, stride=config.stride)
     inspections = [inspect_dataset(spec) for spec in specs]
-    output = config.output or Path("runs/inspection") / f"{config.dataset_name.replace(':', '_')}.html"
+    output = config.output or Path("runs/inspection") / f"{file_part(config.dataset_name).replace(':', '_')}.html"
     write_page(inspections, config.dataset_name, shlex.join(["python", *sys.argv]), output, started)
     for inspection in inspections:
         for finding in inspection.findings:

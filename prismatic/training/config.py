@@ -21,6 +21,7 @@ from prismatic.training.sections import (
     SavingConfig,
     SpeedConfig,
 )
+from prismatic.vla.constants import file_part
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FinetuneConfig:
         base = self.model.vla_path.rstrip("/").split("/")[-1]
         if self.saving.resume and (continued := re.fullmatch(r"(.+)--\d+_chkpt", base)):
             return continued[1]  # the familiar way to resume names a checkpoint of the run
-        parts = f"{base}+{self.data.dataset_name}+b{self.optimization.samples_per_step}+lr-{self.optimization.learning_rate}"
+        parts = f"{base}+{file_part(self.data.dataset_name)}+b{self.optimization.samples_per_step}+lr-{self.optimization.learning_rate}"
         if self.model.use_lora:
             parts += f"+lora-r{self.model.lora_rank}+dropout-{self.model.lora_dropout}"
         if self.data.image_aug:

@@ -67,6 +67,11 @@ def near_names(name: str, names: Iterable[str]) -> str:
     return f"known: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
 
 
+def file_part(name: str) -> str:
+    """The name of a data set as part of a file name: me/so101_pick is me_so101_pick."""
+    return name.replace("/", "_")
+
+
 def as_action_kinds(kinds: Iterable[ActionKind | str]) -> tuple[ActionKind, ...]:
     """The kinds, also of their names in any case.
 

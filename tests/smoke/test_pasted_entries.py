@@ -15,6 +15,8 @@ from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
+from lerobot_writer import make_episode as lerobot_episode
+from lerobot_writer import write_v3
 from rlds_writer import make_episode, write_dataset
 
 CONFIGS = "prismatic/vla/datasets/rlds/oxe/configs.py"
@@ -51,7 +53,15 @@ FORMS = {
         '        "state_encoding": StateEncoding.NONE,\n        "action_encoding": ActionEncoding.DUAL_EEF_POS,\n',
         "DUAL_EEF", 14, 14, ("image", "left_wrist_image", "right_wrist_image"),
     ),
+    # A LeRobot folder, in this project's own form; trained on by the name of its repository.
+    "so101_pick": (
+        '        "image_obs_keys": {"primary": "observation.images.top", "wrist": "observation.images.wrist"},\n'
+        '        "state_obs_keys": ["observation.state"],\n'
+        '        "state_encoding": StateEncoding.JOINT,\n        "action_encoding": ActionEncoding.JOINT_POS,\n        "fps": 25,\n',
+        "SINGLE_JOINT", 8, 8, ("observation.images.top", "observation.images.wrist"),
+    ),
 }  # fmt: skip
+LEROBOT = "so101_pick"
 
 
 def pasted(*names: str) -> str:
@@ -73,7 +83,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pasted")
     sizes = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
     write_tiny_base(folder / "base", sizes, seed=0)
+    write_v3(folder / "data" / "me" / LEROBOT, [lerobot_episode(8, seed, cameras=FORMS[LEROBOT][4], dim=8) for seed in range(2)])
     for name, (_, _, action_dim, state_dim, cameras) in FORMS.items():
+        if name == LEROBOT:
+            continue
         episodes = [make_episode(8, seed=seed, action_dim=action_dim, state_dim=state_dim, cameras=cameras, size=32) for seed in range(2)]
         write_dataset(folder / "data", name, {"train": episodes})
     return folder
@@ -91,7 +104,8 @@ def finetune(workplace: Path, checkout: Path, *names: str, data: str = "data") -
     """Two steps for each of `names`, with every camera of the entry, in one process: most of the time goes into importing."""
     flags = [
         [
-            *("--vla_path", str(workplace / "base"), "--data_root_dir", str(workplace / data), "--dataset_name", name),
+            *("--vla_path", str(workplace / "base"), "--data_root_dir", str(workplace / data), "--dataset_name"),
+            f"me/{name}" if name == LEROBOT else name,
             *("--run_root_dir", str(checkout / "runs"), "--run_id_override", name, "--use_proprio", "True", "--image_aug", "False"),
             *("--num_images_in_input", str(len(FORMS[name][4])), "--batch_size", "2", "--max_steps", "2", "--save_freq", "2"),
             *("--num_workers", "0", "--lora_rank", "4"),

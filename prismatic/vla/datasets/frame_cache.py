@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.constants import file_part
 from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.images import resize_lanczos3_into
@@ -207,7 +208,7 @@ def open_frame_caches(
 def cache_name(dataset: str, index: EpisodeIndex, camera: str, image_size: int) -> str:
     """The file of a camera; changes with everything that its pixels are made from, and with nothing else."""
     key = index.frame_keys[index.cameras.index(camera)]
-    return f"{dataset}-{key}-{camera}-{image_size}.v{FORMAT_VERSION}{SUFFIX}"
+    return f"{file_part(dataset)}-{key}-{camera}-{image_size}.v{FORMAT_VERSION}{SUFFIX}"
 
 
 def _leave_notes(folder: Path, indexes: Sequence[tuple[str, EpisodeIndex]], cameras: Sequence[str], image_size: int) -> None:

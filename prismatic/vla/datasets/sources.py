@@ -24,7 +24,7 @@ _RLDS_FILE, _LEROBOT_FILE = "dataset_info.json", "meta/info.json"
 def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     """The folder of data set `name`; of its newest version, or of `name:version`, where there are version folders.
 
-    TFDS lower-cases names, so both spellings are tried.
+    TFDS lower-cases names, so both spellings are tried. me/so101_pick, as LeRobot names data sets, lies in me/so101_pick or so101_pick.
 
     Raises:
         ValueError: no such folder or version, or nothing in it that a source reads; the message lists what is there.
@@ -33,10 +33,14 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     data_root_dir = Path(data_root_dir).expanduser()
     if not data_root_dir.is_dir():
         raise ValueError(f"--data_root_dir {data_root_dir} is not a folder; it must hold one folder per data set")
-    folder = next((data_root_dir / spelling for spelling in (name, name.lower()) if (data_root_dir / spelling).is_dir()), None)
+    short = name.rpartition("/")[2]
+    spellings = (name, name.lower(), short, short.lower())
+    folder = next((data_root_dir / spelling for spelling in spellings if (data_root_dir / spelling).is_dir()), None)
     if folder is None:
-        present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir())
-        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}; --data_root_dir holds: {_some(present)}")
+        present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+        nested = sorted(str(path.relative_to(data_root_dir)) for path in data_root_dir.glob(f"*/{short}") if path.is_dir())
+        near = f"; did you mean {' or '.join(nested)}?" if nested else f"; --data_root_dir holds: {_some(present)}"
+        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}{near}")
     versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()}
     if version:
         if version not in versions:

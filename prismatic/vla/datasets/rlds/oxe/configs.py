@@ -191,10 +191,13 @@ def find_entry(name: str) -> DatasetEntry:
 
 
 def registered_name(name: str) -> str | None:
-    """How the table spells `name`, which may be in any case; None: it has no such entry."""
-    if name in OXE_DATASET_CONFIGS:
-        return name
-    return next((known for known in OXE_DATASET_CONFIGS if known.lower() == name.lower()), None)
+    """How the table spells `name`, which may be in any case; None: it has no such entry.
+
+    Of me/so101_pick, as LeRobot names data sets, also so101_pick is the entry, unless there is one for the whole name.
+    """
+    wanted = [name, name.lower()] + ([short, short.lower()] if (short := name.rpartition("/")[2]) != name else [])
+    spellings = {known.lower(): known for known in reversed(OXE_DATASET_CONFIGS)} | {known: known for known in OXE_DATASET_CONFIGS}
+    return next((spellings[spelling] for spelling in wanted if spelling in spellings), None)
 
 
 def is_pasted(name: str) -> bool:
