@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hdf5_files import write_aloha
 from lerobot_writer import make_episode as make_lerobot_episode
@@ -112,13 +113,13 @@ def test_under_device_augmentation_workers_read_resized_frames(tmp_path: Path, m
 def test_training_and_validation_share_a_file_and_another_size_or_content_has_its_own(tmp_path: Path) -> None:
     spec, folder = _rlds(tmp_path / "data"), tmp_path / "frames"
     _load(spec, frame_cache_dir=folder, val_fraction=0.5)
-    assert len(list(folder.iterdir())) == 2  # one a camera
+    assert len(list(folder.glob("*.frames"))) == 2  # one a camera
     _load(spec, frame_cache_dir=folder, image_size=16)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.glob("*.frames"))) == 4
     shutil.rmtree(tmp_path / "data")
     write_dataset(tmp_path / "data", "metaworld_demo", {"train": [make_episode(9, seed=5)]})
     changed = _load(spec, frame_cache_dir=folder).train
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.glob("*.frames"))) == 6
     np.testing.assert_array_equal(changed[3].images, _load(spec).train[3].images)
 
 
@@ -284,6 +285,52 @@ def test_videos_are_filled_in_order_before_training_each_rank_its_share(tmp_path
     _refuse_to_decode(data.train, monkeypatch)
     _assert_same(data.train, expected)
     assert fill_sequential_caches(_load(spec, frame_cache_dir=folder), 2) == 0
+
+
+@pytest.mark.parametrize("rows_per_group", [5, 1000])
+def test_images_in_parquet_are_filled_row_group_by_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int) -> None:
+    folder = write_v3(tmp_path / "door", [make_lerobot_episode(10, seed) for seed in range(6)], as_images=True)
+    for path in (folder / "data").rglob("*.parquet"):
+        pq.write_table(pq.read_table(path), path, row_group_size=rows_per_group)
+    entry = DatasetEntry(image_obs_keys={"primary": "top", "wrist": "observation.images.wrist"}, robot_platform="METAWORLD")
+    spec = DatasetSpec("door", entry, folder, ROBOT_PLATFORMS["METAWORLD"], identity_dataset_transform)
+    expected = [_load(spec).train[number].images for number in range(60)]
+    groups: list[int] = []
+    read = pq.ParquetFile.read_row_group
+
+    def noting_read(self: Any, group: int, *arguments: Any, **named: Any) -> Any:
+        groups.append(group)
+        return read(self, group, *arguments, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noting_read)
+    monkeypatch.setattr("prismatic.vla.datasets.lerobot.frames._ROW_GROUP_BYTES", 1)  # only the last one is kept
+    data = _load(spec, frame_cache_dir=tmp_path / "frames", val_fraction=0.3)
+    assert fill_sequential_caches(data, 0) == 60 * 2
+    assert len(groups) == 2 * -(-60 // rows_per_group)  # each once a camera
+    _refuse_to_decode(data.train, monkeypatch)
+    assert data.val is not None
+    shown = {step: sample.images for part in (data.train, data.val) for step, sample in zip(_steps(part), part, strict=True)}
+    for step, images in enumerate(expected):
+        np.testing.assert_array_equal(shown[step], images)
+
+
+def _steps(data: VLADataset) -> list[int]:
+    return [data.parts[0].locate(sample)[0] for sample in range(len(data))]
+
+
+def test_a_small_set_of_videos_is_filled_in_memory_in_order_by_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _lerobot(tmp_path / "data")
+    expected = [_load(spec).train[number].images for number in range(21)]
+    for rank in range(2):
+        data = _load(spec, frame_cache_bytes=2**24)
+        assert fill_sequential_caches(data, 2, NodeShare(rank, 2)) == 21 * 2
+    _refuse_to_decode(data.train, monkeypatch)
+    _assert_same(data.train, expected)
+
+
+def test_videos_without_a_place_for_their_frames_are_told(tmp_path: Path, caplog: Any) -> None:
+    assert fill_sequential_caches(_load(_lerobot(tmp_path)), 0) == 0
+    assert "data set door: its frames are slow to read in random order; --frame_cache_dir keeps them (0.0 GB)" in caplog.text
 
 
 def test_every_node_fills_a_folder_of_its_own_and_nodes_share_out_a_common_one(tmp_path: Path) -> None:

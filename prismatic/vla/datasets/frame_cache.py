@@ -157,20 +157,20 @@ class CachedFrames:
                 self._fill(step, camera, frame)
         return frames
 
-    def lacks_any(self, steps: range, camera: int) -> bool:
+    def lacks_any(self, steps: Sequence[int] | np.ndarray, camera: int) -> bool:
         """Whether the cache of `camera` could keep one of `steps` that it does not have."""
-        return self.caches[camera].is_writable and not all(self.caches[camera].is_begun(step) for step in steps)
+        return self.caches[camera].is_writable and not all(self.caches[camera].is_begun(int(step)) for step in steps)
 
     def _fill(self, step: int, camera: int, frame: np.ndarray) -> None:
         resize_lanczos3_into(frame, self.index.frame(step, self.columns[camera]))
         if self.caches:
             self.caches[camera].write(step, frame)
 
-    def keep(self, steps: range, camera: int) -> tuple[int, list[str]]:
+    def keep(self, steps: Sequence[int] | np.ndarray, camera: int) -> tuple[int, list[str]]:
         """Decodes, in order, those of `steps` that the cache of `camera` lacks; (how many are kept, why others cannot be)."""
         frame = np.empty((self.image_size, self.image_size, 3), np.uint8)
         num_kept, damaged = 0, []
-        for step in steps:
+        for step in map(int, steps):
             if self.caches[camera].is_writable and not self.caches[camera].is_begun(step):
                 try:
                     self._fill(step, camera, frame)

@@ -1,31 +1,40 @@
-"""Fills the frame caches of video sources on disk in one pass before training.
+"""Fills the frame caches of sources that are cheap in order alone, in one pass before training.
 
-A frame of a video costs the decoding of every frame since the last key frame: up to a hundred times more in the random order of training
-than one after the other. Sources that store every image by itself cost the same in any order; their caches fill during the first epoch.
+A frame of a video costs the decoding of every frame since the last key frame, an image in a parquet file the reading of its row group: up
+to a hundred times more in the random order of training than one after the other. Sources that store every image by itself cost the same
+in any order; their caches fill during the first epoch.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from prismatic.vla.datasets.dataset import TrainingData
-from prismatic.vla.datasets.frame_cache import CachedFrames
+from prismatic.vla.datasets.frame_cache import CachedFrames, record_bytes
+
+_MOST_STEPS = 2000  # of a task
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One camera of one episode."""
+    """One camera of a few episodes that lie behind each other in one file."""
 
     frames: CachedFrames
-    steps: range
+    steps: np.ndarray  # int64
     camera: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all processes of a node use one cache, on disk; else each has its own, in memory."""
+        return self.frames.caches[self.camera].path is not None
 
 
 class _Filling(Dataset[tuple[int, list[str]]]):
@@ -63,7 +72,9 @@ def fill_sequential_caches(data: TrainingData, num_workers: int, share: NodeShar
 
     Frames that cannot be decoded are left out, with a warning.
     """
-    own = share.of(_tasks(data))  # dealt out before looking, because the other ranks fill theirs meanwhile
+    every = _tasks(data)
+    own = share.of([task for task in every if task.is_shared])  # dealt out before looking, because the other ranks fill theirs meanwhile
+    own += [task for task in every if not task.is_shared]
     tasks = [task for task in own if task.frames.lacks_any(task.steps, task.camera)]
     num_frames = sum(len(task.steps) for task in tasks)
     total, damaged = 0, []
@@ -79,13 +90,30 @@ def fill_sequential_caches(data: TrainingData, num_workers: int, share: NodeShar
 
 
 def _tasks(data: TrainingData) -> list[_Task]:
-    """All episodes that are trained or validated on and have a cache on disk, of sources whose frames are cheaper in order."""
-    parts = [*data.train.parts, *(data.val.parts if data.val is not None else [])]
-    return [
-        _Task(part.stored, range(int(first), int(last) + 1), camera)
-        for part in parts
-        if part.index.reader.is_sequential
-        for first, last in zip(part.first_steps, part.last_steps, strict=True)
-        for camera, cache in enumerate(part.stored.caches)
-        if cache.path is not None
-    ]
+    """All that is trained or validated on and is kept, of sources whose frames are cheaper in order."""
+    tasks: list[_Task] = []
+    for number, part in enumerate(data.train.parts):
+        if not part.index.reader.is_sequential:
+            continue
+        if not part.stored.caches:
+            size = len(part.index.actions) * len(part.stored.columns) * record_bytes(part.stored.image_size) / 1e9
+            logger.warning(
+                "data set %s: its frames are slow to read in random order; --frame_cache_dir keeps them (%.1f GB)", part.spec.name, size
+            )
+        held_back = data.val.parts[number].episodes if data.val is not None else part.episodes[:0]
+        episodes = np.sort(np.concatenate([part.episodes, held_back]))
+        tasks += [
+            _Task(part.stored, part.index.steps_of(run), camera)
+            for camera in range(len(part.stored.caches))
+            for run in _runs(part.stored, episodes, camera)
+        ]
+    return tasks
+
+
+def _runs(frames: CachedFrames, episodes: np.ndarray, camera: int) -> Iterator[np.ndarray]:
+    """`episodes` in pieces: of one file, and not so long that processes could not share them out."""
+    index = frames.index
+    files = index.images["file"][index.episode_starts[episodes], frames.columns[camera]]
+    pieces = np.cumsum(index.lengths[episodes]) // _MOST_STEPS
+    ends = np.flatnonzero((np.diff(files) != 0) | (np.diff(pieces) != 0)) + 1
+    yield from np.split(episodes, ends)

@@ -36,8 +36,8 @@ def draw_text(texts: Sequence[str], episode: str) -> str:
 
     Over many episodes every text has its turn, so that a policy hears all of them.
     """
-    if not texts:
-        return ""
+    if len(texts) < 2:
+        return texts[0] if texts else ""
     digest = hashlib.sha256(episode.encode()).digest()
     return texts[int.from_bytes(digest[:8], "big") % len(texts)]
 

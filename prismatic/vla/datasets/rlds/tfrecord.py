@@ -89,7 +89,7 @@ def parse_example(payload: np.ndarray) -> dict[str, Feature]:
     Raises:
         CorruptRecordError: the bytes are not such a message.
     """
-    buffer = payload.tobytes()
+    buffer = np.ascontiguousarray(payload).data  # not copied: an episode may have hundreds of megabytes
     features: dict[str, Feature] = {}
     try:
         for field, start, end in _length_delimited_fields(buffer, 0, len(buffer)):
@@ -103,17 +103,17 @@ def parse_example(payload: np.ndarray) -> dict[str, Feature]:
     return features
 
 
-def _parse_map_entry(buffer: bytes, start: int, end: int) -> tuple[str, Feature]:
+def _parse_map_entry(buffer: memoryview, start: int, end: int) -> tuple[str, Feature]:
     name, values = "", np.zeros(0, np.float32)
     for field, value_start, value_end in _length_delimited_fields(buffer, start, end):
         if field == 1:
-            name = buffer[value_start:value_end].decode()
+            name = str(buffer[value_start:value_end], "utf-8")
         elif field == 2:
             values = _parse_feature(buffer, value_start, value_end)
     return name, values
 
 
-def _parse_feature(buffer: bytes, start: int, end: int) -> Feature:
+def _parse_feature(buffer: memoryview, start: int, end: int) -> Feature:
     for kind, list_start, list_end in _length_delimited_fields(buffer, start, end):
         if kind == _BYTES_LIST:
             ranges = [(first, last - first) for _, first, last in _length_delimited_fields(buffer, list_start, list_end)]
@@ -125,7 +125,7 @@ def _parse_feature(buffer: bytes, start: int, end: int) -> Feature:
     return np.zeros(0, np.float32)  # a feature without values
 
 
-def _parse_numbers(buffer: bytes, start: int, end: int, wire_type: int) -> Feature:
+def _parse_numbers(buffer: memoryview, start: int, end: int, wire_type: int) -> Feature:
     """float32 or int64 [n] of a FloatList or Int64List, whose field 1 is packed or, from some writers, repeated."""
     parts: list[Feature] = []
     position = start
@@ -150,7 +150,7 @@ def _parse_numbers(buffer: bytes, start: int, end: int, wire_type: int) -> Featu
     return np.concatenate(parts) if parts else np.zeros(0, np.float32 if wire_type == _FIXED32 else np.int64)
 
 
-def _unpack_varints(chunk: bytes) -> np.ndarray:
+def _unpack_varints(chunk: memoryview) -> np.ndarray:
     """int64 [n] of n base-128 numbers, two's complement, lowest seven bits first."""
     octets = np.frombuffer(chunk, np.uint8)
     is_last = octets < 0x80
@@ -165,7 +165,7 @@ def _unpack_varints(chunk: bytes) -> np.ndarray:
     return np.add.reduceat(septets, starts).view(np.int64)
 
 
-def _length_delimited_fields(buffer: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _length_delimited_fields(buffer: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(field number, start, end) of every length-delimited field of the message buffer[start:end]; others are passed over."""
     position = start
     while position < end:
@@ -190,7 +190,7 @@ def _within(position: int, end: int) -> int:
     return position
 
 
-def _read_varint(buffer: bytes, position: int) -> tuple[int, int]:
+def _read_varint(buffer: memoryview, position: int) -> tuple[int, int]:
     """(number, position after it)."""
     number, shift = 0, 0
     while True:
