@@ -282,6 +282,12 @@ def test_kind_by_values() -> None:
     has_next = np.ones(199, bool)
     assert kind_by_values(np.append(state[1:], state[-1]), state, has_next) is ActionKind.TARGET
     assert kind_by_values(0.02 * np.diff(state, append=state[-1]), state, has_next) is ActionKind.MOTION
+    # In a controller's units, ten times the metres of the state, which lags behind.
+    command = np.convolve(np.random.default_rng(2).normal(size=200), np.ones(6) / 3, "same").clip(-1, 1)
+    lagging = np.cumsum(np.convolve(0.1 * command, (0.1, 0.3, 0.4, 0.2), "full")[:200])
+    assert kind_by_values(command, np.concatenate([[0], lagging[:-1]]), has_next) is ActionKind.MOTION
+    degrees = np.append(state[1:], state[-1]) * 180 / np.pi
+    assert kind_by_values(degrees, state, has_next) is ActionKind.TARGET
     unrelated = np.random.default_rng(1).normal(size=200)
     assert kind_by_values(9 * unrelated, state, has_next) is None
     assert kind_by_values(0.01 * unrelated, state, has_next) is None  # small alone says nothing: a finger that is commanded to stay near 0

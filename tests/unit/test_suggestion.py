@@ -409,5 +409,19 @@ def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
         suggest_entry(write_dataset(tmp_path, "mine", {"train": [episode]}), "mine")
 
 
+def test_episodes_of_different_robots_are_one_line(tmp_path: Path) -> None:
+    write_act(tmp_path, lambda seed: targets(5 + seed)(seed))
+    with pytest.raises(ValueError, match="actions have 6 dimensions in one episode, 8 in another"):
+        suggest_entry(tmp_path / "mine", "mine")
+    write_act(tmp_path / "lacking", targets(5), **{"observations__pose": lambda seed: walk(seed, 3)})
+    for seed in range(3):
+        with h5py.File(tmp_path / f"lacking/mine/episode_{seed}.hdf5", "a") as file:
+            del file["observations/qpos"]
+            if seed:
+                del file["observations/pose"]
+    with pytest.raises(ValueError, match="an episode lacks a column of pose, which the first one has"):
+        suggest_entry(tmp_path / "lacking/mine", "mine")
+
+
 def test_kinds_are_those_of_the_wire() -> None:
     assert {kind.value[0] for kind in ActionKind} == {"t", "m", "v"}  # what `Pasted.kinds` relies on

@@ -60,7 +60,7 @@ def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Descrip
     """The columns that look like actions and state; `notes` take what was left.
 
     Raises:
-        ValueError: nothing looks like an action.
+        ValueError: nothing looks like an action, or episodes differ in their dimensions.
     """
     first = trajectories[0]
     observation = first.get("observation", {})
@@ -68,7 +68,15 @@ def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Descrip
     width = sum(_width(find_value(first, key)) for key in action_keys)
     state_keys = _choose_state(observation, action_keys, width, notes)
     actions = [_join(trajectory, action_keys) for trajectory in trajectories]
-    states = [_join(trajectory["observation"], state_keys, len(rows)) for trajectory, rows in zip(trajectories, actions, strict=True)]
+    states = [
+        _join(trajectory.get("observation", {}), state_keys, len(rows)) for trajectory, rows in zip(trajectories, actions, strict=True)
+    ]
+    for what, arrays in (("actions", actions), ("states", states)):
+        widths = sorted({array.shape[1] for array in arrays})
+        if len(widths) > 1:
+            raise ValueError(
+                f"{folder}: {what} have {widths[0]} dimensions in one episode, {widths[-1]} in another; a data set has one robot"
+            )
     starts = np.concatenate([np.arange(len(rows)) > 0 for rows in actions])
     action_dims = _dimensions(first, action_keys, said)
     state_dims = _dimensions(observation, state_keys, said)
@@ -230,7 +238,10 @@ def _width(values: np.ndarray) -> int:
 
 
 def _join(group: Mapping[str, Any], keys: Sequence[str], length: int = 0) -> np.ndarray:
-    columns = [np.asarray(find_value(group, key), np.float32) for key in keys]
+    try:
+        columns = [np.asarray(find_value(group, key), np.float32) for key in keys]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an episode lacks a column of {', '.join(keys)}, which the first one has; leave it out") from error
     if not columns:
         return np.zeros((length, 0), np.float32)
     return np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
