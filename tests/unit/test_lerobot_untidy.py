@@ -454,6 +454,16 @@ def test_columns_of_actions_and_states_are_joined(tmp_path: Path) -> None:
     np.testing.assert_array_equal(episode.proprio, EPISODES[0].state)
 
 
+def test_a_column_called_actions(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    for path in (folder / "data").rglob("*.parquet"):
+        change_column(path, "actions", pq.read_table(path)["action"].combine_chunks())
+        change_column(path, "action", None)
+    np.testing.assert_array_equal(read(folder)[0][2].trajectory["action"], EPISODES[2].actions)
+    change_column(folder / "data/chunk-000/episode_000001.parquet", "actions", pa.array([None] * 9, pa.list_(pa.float32())))
+    refuses(folder, r"episode 1: 'actions' has no value \(null\) at step 0 \(9 such steps\)")
+
+
 def test_parts_that_modality_json_names(tmp_path: Path) -> None:
     folder = write_v2(tmp_path / "door", EPISODES)
     content = {
