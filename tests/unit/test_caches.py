@@ -113,6 +113,11 @@ def test_unfinished_indexes_go_when_their_process_is_gone(user_cache: Path, tmp_
     yesterday = time.time() - 25 * 3600
     for path in (folder, folder / "owner.json"):
         os.utime(path, (yesterday, yesterday))
+    tables = user_cache / "frame_tables"
+    tables.mkdir()
+    for name in (".building-new.npz", ".building-old.npz", "0123.v1.npz"):
+        (tables / name).touch()
+    os.utime(tables / ".building-old.npz", (yesterday, yesterday))
     found = {item.path.name: (item.what, item.verdict, item.is_used) for item in find_caches(tmp_path, None)}
     host = Owner.this_process().host
     assert found == {
@@ -120,6 +125,9 @@ def test_unfinished_indexes_go_when_their_process_is_gone(user_cache: Path, tmp_
         ".building-alive": (f"unfinished index of process {os.getpid()} on {host}", "being built", True),
         ".building-far": ("unfinished index of process 1 on another-host", "being built", True),
         ".building-old": ("unfinished index of process 2 on another-host", "no sign of life for a day", False),
+        ".building-new.npz": ("frame tables of LeRobot videos", "being written", True),
+        ".building-old.npz": ("frame tables of LeRobot videos", "no sign of life for a day", False),
+        "0123.v1.npz": ("frame tables of LeRobot videos", "small, kept", True),
     }
 
 

@@ -267,6 +267,14 @@ def test_cameras_of_different_sizes_are_resized_by_the_worker(tmp_path: Path) ->
     assert data[0].draw is not None  # the device still augments
 
 
+def test_episodes_of_different_image_sizes_are_resized_by_the_worker(tmp_path: Path) -> None:
+    episodes = [make_episode(3, seed=number, size=size) for number, size in enumerate((40, 40, 32))]
+    options = dataclasses.replace(OPTIONS, augment=True, device_augmentation=True, frame_cache_bytes=0)
+    data = _load(tmp_path, episodes, options).train
+    assert {data[sample].images.shape for sample in range(9)} == {(2, 24, 24, 3)}
+    np.testing.assert_array_equal(data[7].images[0], resize_lanczos3(decode_image(episodes[2]["observation/image"][1]), 24))
+
+
 def test_frames_that_change_size_within_a_set_are_named(tmp_path: Path) -> None:
     episode = make_episode(3, size=40)
     episode["observation/image"][2] = make_episode(1, size=32)["observation/image"][0]

@@ -6,12 +6,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from hdf5_files import write_aloha
 from lerobot_writer import make_episode as make_lerobot_episode
 from lerobot_writer import write_v3
 from rlds_writer import make_episode, write_dataset
 
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
@@ -143,3 +146,16 @@ def test_lerobot_episodes_have_their_own_numbers(tmp_path: Path) -> None:
     entry = DatasetEntry(image_obs_keys={"primary": "top"}, robot_platform="METAWORLD")
     index = load_index(open_source(folder, entry), entry, identity_dataset_transform, tmp_path / "cache")
     assert _found(tmp_path, json.dumps(["episode 1"]), {"door": index}, "bad.json") == {"door": [1]}
+
+
+def test_a_recording_without_one_of_the_cameras_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    for number in range(3):
+        write_aloha(tmp_path / "fold" / f"episode_{number}.hdf5", 4, number, instruction="fold")
+    with h5py.File(tmp_path / "fold" / "episode_1.hdf5", "a") as file:
+        del file["observations/images/cam_left_wrist"]
+    entry = DatasetEntry(image_obs_keys={"primary": "cam_high", "left_wrist": "cam_left_wrist"}, robot_platform="ALOHA", action_encoding=3)
+    spec = DatasetSpec("fold", entry, tmp_path / "fold", ROBOT_PLATFORMS["ALOHA"], identity_dataset_transform)
+    options = {"cameras": ("primary", "left_wrist"), "use_proprio": False}
+    with pytest.raises(ValueError, match=r"episode_1.hdf5: no key 'cam_left_wrist'.*1 of 3 episodes cannot be used.*one a line: train 1\)"):
+        load_training_data([spec], dataclasses.replace(OPTIONS, **options))
+    assert len(_load(tmp_path, spec, "episode_1.hdf5", **options).train) == 2 * 4

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from failing_reads import failing_reads
+from hdf5_files import write_aloha
 from lerobot_writer import make_episode as make_lerobot_episode
 from lerobot_writer import write_v3
 from rlds_writer import Episode, make_episode, write_dataset
@@ -367,6 +368,26 @@ def test_what_the_disk_refuses_is_said_of_the_data_not_of_the_cache(tmp_path: Pa
     done = subprocess.run(words, env=failing_reads(tmp_path, shard.name), capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{shard} cannot be read: Input/output error; check the disk")
     assert "cache" not in done.stderr
+
+
+_LOAD_HDF5 = (
+    _LOAD.replace("RldsSource(", "Hdf5Source(")
+    .replace("rlds.source import Rlds", "hdf5.source import Hdf5")
+    .replace("DatasetEntry()", 'DatasetEntry(image_obs_keys={"primary": "cam_high"}, state_obs_keys=("qpos",))')
+)
+
+
+def test_a_disk_that_fails_once_leaves_no_episode_refused_for_ever(tmp_path: Path) -> None:
+    folder = tmp_path / "fold"
+    for number in range(3):
+        write_aloha(folder / f"episode_{number}.hdf5", 3, number)
+    words = [sys.executable, "-c", _LOAD_HDF5 + 'else:\n    print("sound")\n', str(folder)]
+    failing = failing_reads(tmp_path, "episode_1.hdf5")
+    done = subprocess.run(words, env=failing, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{folder / 'episode_1.hdf5'}"), done.stderr
+    assert "Input/output error" in done.stdout
+    done = subprocess.run(words, env={**failing, "FAILING_READS": "nothing"}, capture_output=True, text=True, check=True)
+    assert done.stdout == "sound\n"
 
 
 def test_the_index_of_a_lerobot_folder_lies_elsewhere_and_an_old_one_is_left_alone(

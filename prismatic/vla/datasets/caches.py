@@ -18,7 +18,7 @@ from typing import Any
 from prismatic.vla.datasets.frame_cache import NOTE_SUFFIX
 from prismatic.vla.datasets.frame_cache import SUFFIX as FRAMES
 from prismatic.vla.datasets.index import CACHE_FOLDER, index_key
-from prismatic.vla.datasets.index_files import read_description, unfinished
+from prismatic.vla.datasets.index_files import UNFINISHED, read_description, unfinished
 from prismatic.vla.datasets.rlds.oxe.configs import find_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
@@ -73,7 +73,12 @@ def find_caches(data_root_dir: Path, frame_cache_dir: Path | None) -> list[Cache
     if frame_cache_dir is not None:
         found += [_frames(path, of_indexes) for path in sorted(frame_cache_dir.glob(f"*{FRAMES}"))]
     tables = user_cache() / "frame_tables"
-    return found + [CacheItem(path, "frame tables of LeRobot videos", "small, kept", True) for path in sorted(tables.glob("*.npz"))]
+    for path in sorted(tables.glob("*.npz")):
+        is_part = path.name.startswith(UNFINISHED)
+        is_lifeless = is_part and time.time() - path.stat().st_mtime > _LIFELESS_S
+        verdict = "small, kept" if not is_part else "no sign of life for a day" if is_lifeless else "being written"
+        found.append(CacheItem(path, "frame tables of LeRobot videos", verdict, not is_lifeless))
+    return found
 
 
 def _indexes(parent: Path, of_indexes: _Verdicts) -> Iterator[CacheItem]:

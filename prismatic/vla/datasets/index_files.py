@@ -39,7 +39,7 @@ DTYPES = {
     "episode_starts": np.dtype("<i8"),
 }
 _DESCRIPTION, _OWNER = "description.json", "owner.json"
-_UNFINISHED = ".building-"
+UNFINISHED = ".building-"
 
 
 class Rows(Protocol):
@@ -93,7 +93,7 @@ def write_index(folder: Path, build: Callable[[Mapping[str, Rows]], dict[str, An
     Raises:
         OSError: it cannot be written.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{socket.gethostname()}-{os.getpid()}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}-", dir=folder.parent))
     try:
         with (temporary / _OWNER).open("wb") as file:
             Owner.this_process().write(file.fileno())
@@ -163,7 +163,7 @@ def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 
 def unfinished(parent: Path) -> Iterator[tuple[Path, Owner | None]]:
     """What processes are building in `parent`, or were when they were killed, and which processes those are."""
-    for folder in sorted(parent.glob(f"{_UNFINISHED}*")):
+    for folder in sorted(parent.glob(f"{UNFINISHED}*")):
         yield folder, Owner.read(folder / _OWNER)
 
 
