@@ -455,6 +455,37 @@ def test_files_without_pictures_say_so_in_one_line(tmp_path: Path) -> None:
         Hdf5Source(tmp_path)
 
 
+def test_a_broken_file_is_refused_by_itself(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    for number in range(1, 5):
+        write_act(tmp_path / f"episode_{number}.hdf5")
+    (tmp_path / "episode_0.hdf5").write_bytes(pointer)
+    (tmp_path / "episode_2.hdf5").write_bytes((tmp_path / "episode_2.hdf5").read_bytes()[:3000])
+    (tmp_path / "episode_3.hdf5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: is a Git LFS pointer.*\(3 of 5 episodes cannot be used.*--exclude_episodes"):
+        index_of(tmp_path)
+    source = Hdf5Source(tmp_path, entry())
+    index = load_index(source, entry(), identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, 0, 0, LENGTH]
+    assert "episode_2.hdf5: cannot be read as HDF5" in index.refused[2]
+    assert "episode_3.hdf5: is empty" in index.refused[3]
+
+
+def test_a_broken_demonstration_is_refused_by_itself(tmp_path: Path) -> None:
+    write_demos(tmp_path / "a.hdf5", ["demo_0", "demo_1"], language_instruction="go")
+    write_demos(tmp_path / "b.hdf5", ["demo_0"], language_instruction="go")
+    write_act(tmp_path / "c.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        del file["data/demo_0/actions"]
+    (tmp_path / "b.hdf5").write_bytes(b"cut off")
+    described = entry(**DEMO)
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, 0, 0]
+    assert "a.hdf5: /data/demo_0/actions is missing" in index.refused[0]
+    assert "b.hdf5: cannot be read as HDF5" in index.refused[2]
+    assert "c.hdf5: its layout differs from that of" in index.refused[3]
+
+
 def test_libero_files_keep_their_own_rules(tmp_path: Path) -> None:
     path = write_libero(tmp_path / "x_demo.hdf5", (3, 3))
     with h5py.File(path, "a") as file:

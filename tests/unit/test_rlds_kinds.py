@@ -173,3 +173,14 @@ def test_episodes_without_steps_are_skipped_and_counted(tmp_path: Path) -> None:
 )
 def test_of_numbered_cameras_the_first_is_the_primary_one(names: tuple[str, ...], primary: str) -> None:
     assert assign_cameras(names, two_arms=False)[0]["primary"] == primary
+
+
+def test_pointers_are_named_as_such(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    folder = write_dataset(tmp_path, "set", {"train": [episode(language_instruction=[WORDS] * 4)]})
+    next(folder.glob("*tfrecord*")).write_bytes(pointer)
+    with pytest.raises(ValueError, match=r"train.tfrecord-00000-of-00001 is a Git LFS pointer of 64 bytes.*run git lfs pull"):
+        index_of(folder)
+    (folder / "dataset_info.json").write_bytes(pointer)
+    with pytest.raises(ValueError, match=r"dataset_info.json is a Git LFS pointer"):
+        index_of(folder)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prismatic.vla.datasets.episodes import Trajectory
 from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group
 from prismatic.vla.datasets.hdf5.images import holds_depth, holds_images
@@ -53,7 +55,7 @@ def read_act_episode(file: Any, path: Path, root: Path) -> ActEpisode:
         trajectory.setdefault("action", trajectory["actions"])
     _take_only_columns(trajectory, ("action",))
     _take_only_columns(observation, ("qpos",))
-    if "qpos" in observation:
+    if isinstance(observation.get("qpos"), np.ndarray):
         observation.setdefault("state", observation["qpos"])
     return ActEpisode({**trajectory, "observation": observation}, images, act_instruction(file, path, root))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.hdf5.images import read_frame
-from prismatic.vla.datasets.hdf5.layout import is_robomimic
+from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_h5
 from prismatic.vla.datasets.hdf5.robomimic import demos, is_upside_down
 
 DEMO_SHIFT = 32  # an offset is the number of the demonstration << 32 | row
@@ -59,18 +59,13 @@ class Hdf5FrameReader:
             raise ValueError(f"{self._files[number]}, /{place.lstrip('/')}, row {row}: {error}") from error
 
     def _file(self, number: int) -> _OpenFile:
-        import h5py
-
         if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
             self._open, self._process = OrderedDict(), os.getpid()
         found = self._open.pop(number, None)
         if found is None:
             if len(self._open) >= _MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1].content.close()
-            try:
-                found = _OpenFile.of(h5py.File(self._files[number], "r"))
-            except OSError as error:
-                raise ValueError(f"{self._files[number]}: cannot be read as HDF5 ({error}); copy it again") from error
+            found = _OpenFile.of(open_h5(self._files[number]))
         self._open[number] = found  # most recently used last
         return found
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prismatic.vla.datasets.broken_files import file_problem
 from prismatic.vla.datasets.hdf5.columns import is_group
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.split_names import usual_split
@@ -92,6 +93,21 @@ def _names_split(path: Path, folder: Path) -> str | None:
     return next((split for split in reversed(parts) if split is not None), None)
 
 
+def open_h5(path: Path) -> Any:
+    """The h5py.File, for reading; the caller closes it.
+
+    Raises:
+        ValueError: not an HDF5 file, or damaged; the message names it.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        problem = file_problem(path) or f"cannot be read as HDF5 ({error}); copy it again, or record the episode anew"
+        raise ValueError(f"{path}: {problem}") from error
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
     """The open h5py.File.
@@ -99,15 +115,15 @@ def open_file(path: Path) -> Iterator[Any]:
     Raises:
         ValueError: not an HDF5 file, damaged, or used in a wrong way inside; the message names the file.
     """
-    import h5py
+    with open_h5(path) as file, named_errors(path):
+        yield file
 
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """What goes wrong with the open file `path` is a ValueError that names it."""
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as HDF5 ({error}); copy it again, or record the episode anew") from error
-    try:
-        with file:
-            yield file
+        yield
     except OSError as error:
         if error.errno is not None:  # about another file, or the machine: the disk is full
             raise

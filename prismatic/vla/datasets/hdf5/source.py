@@ -30,7 +30,7 @@ from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
-from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, open_file, split_folders
+from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, named_errors, open_file, split_folders
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.texts import draw_text
@@ -53,6 +53,10 @@ class _Place:
     def order(self) -> tuple[bool, str]:
         return self.split != "train", self.split
 
+    def name(self, path: Path) -> str:
+        """How messages call it."""
+        return str(path) if self.demo is None else f"{path}, {self.demo}"
+
 
 class Hdf5Source:
     """The episodes of one folder."""
@@ -67,7 +71,8 @@ class Hdf5Source:
         paths = find_files(folder, self.repairs)
         splits = split_folders(paths, folder)
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
-        with open_file(self.files[0]) as file:
+        self._example = self._first_sound_file()
+        with open_file(self._example) as file:
             self.robomimic = is_robomimic(file)
         self._camera_paths = self._look_at_demos() if self.robomimic else self._look_at_act()
         self.cameras = tuple(self._camera_paths)
@@ -88,28 +93,51 @@ class Hdf5Source:
         return other
 
     def episodes(self) -> Iterator[RawEpisode]:
-        """All episodes, split by split, in the order of the files.
-
-        Raises:
-            ValueError: a damaged file or one of another layout; the message names it.
-        """
+        """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout, with that problem."""
         for number, places in groupby(self._places, key=lambda place: place.file):
-            path = self.files[number]
-            with open_file(path) as file:
-                self._check_layout(file)
-                for place in places:
-                    if place.demo is not None:
-                        yield self._demo_episode(file, path, place, place.demo)
-                    elif (episode := self._act_episode(file, path, place)) is not None:
-                        yield episode
+            path, waiting = self.files[number], list(places)
+            try:
+                with open_file(path) as file:
+                    self._check_layout(file)
+                    while waiting:
+                        episode = self._read_or_refuse(file, path, waiting.pop(0))
+                        if episode is not None:
+                            yield episode
+            except ValueError as error:  # the whole file
+                yield from (RawEpisode(place.split, place.name(path), {}, problem=str(error)) for place in waiting)
+
+    def _read_or_refuse(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
+        """None: an episode without steps."""
+        try:
+            with named_errors(path):
+                return self._act_episode(file, path, place) if place.demo is None else self._demo_episode(file, path, place, place.demo)
+        except ValueError as error:
+            return RawEpisode(place.split, place.name(path), {}, problem=str(error))
 
     def frame_reader(self) -> Hdf5FrameReader:
         """What reads the rows of the image data sets."""
         return Hdf5FrameReader(self.files, tuple(self._camera_paths.values()))
 
+    def _first_sound_file(self) -> Path:
+        """That which the others are compared with.
+
+        Raises:
+            ValueError: none can be read; the message is about the first.
+        """
+        problem: ValueError | None = None
+        for path in self.files:
+            try:
+                with open_file(path) as file:
+                    is_robomimic(file)
+                return path
+            except ValueError as error:
+                problem = problem or error
+        assert problem is not None, "there is at least one file"
+        raise problem
+
     def _look_at_act(self) -> dict[str, str]:
         """Camera -> its path in the first file."""
-        with open_file(self.files[0]) as file:
+        with open_file(self._example) as file:
             images = act_images(file)
             if not images:
                 raise ValueError(f"no images: /observations/{IMAGES} is missing or empty; found {sorted(file)}. Record with cameras")
@@ -117,7 +145,7 @@ class Hdf5Source:
 
     def _look_at_demos(self) -> dict[str, str]:
         """Camera -> its path in obs of the first demonstration that is not empty."""
-        for path in self.files:
+        for path in self.files[self.files.index(self._example) :]:
             with open_file(path) as file:
                 for demo in robomimic.demos(file).values():
                     if robomimic.is_empty(demo):
@@ -135,22 +163,28 @@ class Hdf5Source:
         """The demonstrations of all files, split by split; those that are empty or masked out are noted."""
         places = []
         for number, path in enumerate(self.files):
-            with open_file(path) as file:
-                self._check_layout(file)
-                masks = robomimic.masked_splits(file)
-                for demo_number, (name, demo) in enumerate(robomimic.demos(file).items()):
-                    split = splits[path] if masks is None or splits[path] != "train" else masks.get(name)
-                    if robomimic.is_empty(demo):
-                        self.repairs.note(NO_STEPS, f"{path}, {name}")
-                    elif split is None:
-                        self.repairs.note("demonstrations that /mask names neither in train nor in valid are left out", f"{path}, {name}")
-                    else:
-                        places.append(_Place(split, number, name, demo_number))
+            try:
+                with open_file(path) as file:
+                    self._check_layout(file)
+                    places += list(self._demos_of(file, path, number, splits[path]))
+            except ValueError:  # told when it is read
+                places.append(_Place(splits[path], number))
         return sorted(places, key=lambda place: place.order)
+
+    def _demos_of(self, file: Any, path: Path, number: int, split_of_file: str) -> Iterator[_Place]:
+        masks = robomimic.masked_splits(file)
+        for demo_number, (name, demo) in enumerate(robomimic.demos(file).items()):
+            split = split_of_file if masks is None or split_of_file != "train" else masks.get(name)
+            if robomimic.is_empty(demo):
+                self.repairs.note(NO_STEPS, f"{path}, {name}")
+            elif split is None:
+                self.repairs.note("demonstrations that /mask names neither in train nor in valid are left out", f"{path}, {name}")
+            else:
+                yield _Place(split, number, name, demo_number)
 
     def _check_layout(self, file: Any) -> None:
         if is_robomimic(file) != self.robomimic:
-            raise ValueError(f"its layout differs from that of {self.files[0]}; a folder holds one kind of recording")
+            raise ValueError(f"its layout differs from that of {self._example}; a folder holds one kind of recording")
 
     def _act_episode(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
         episode = read_act_episode(file, path, self.folder)
@@ -159,11 +193,11 @@ class Hdf5Source:
             return None
         self._note_depths(act_depths(file), str(path))
         self._note_unused_actions(episode.trajectory, str(path))
-        return self._episode(place, str(path), episode.trajectory, episode.images, episode.instruction)
+        return self._episode(place, place.name(path), episode.trajectory, episode.images, episode.instruction)
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
         demo = robomimic.demos(file)[name]
-        where = f"{path}, {name}"
+        where = place.name(path)
         wanted = {key for key in self._entry.state_obs_keys if key is not None}
         trajectory = robomimic.read_demo(demo, self.cameras, wanted)
         for group in robomimic.nested_groups(demo, wanted):

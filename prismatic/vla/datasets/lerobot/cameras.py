@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prismatic.vla.datasets.lerobot.files import file_problem
+from prismatic.vla.datasets.broken_files import file_problem
 from prismatic.vla.datasets.lerobot.layout import EpisodePlace, LeRobotLayout, is_depth
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_LARGEST_POINTER = 1024  # bytes; Git LFS writes about 130
+from prismatic.vla.datasets.broken_files import file_problem, unreadable
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -21,31 +21,6 @@ def visible_files(folder: Path, suffix: str) -> list[Path]:
     """The files at any depth whose name ends so, without hidden ones, in the order of their names."""
     found = (path for path in folder.rglob(f"*{suffix}") if path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def file_problem(path: Path) -> str | None:
-    """Why `path` cannot hold data, with what to do about it; None if its size and first bytes look sound."""
-    try:
-        size = path.stat().st_size
-    except OSError:
-        return "is absent: download it"
-    if size == 0:
-        return "is empty: download it again"
-    if size <= _LARGEST_POINTER and is_pointer(path):
-        return f"is a Git LFS pointer of {size} bytes in place of the file: run git lfs pull, or download the data set with hf download"
-    return None
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether Git LFS left a pointer where the file should be."""
-    with path.open("rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
-
-
-def unreadable(path: Path, kind: str, error: Exception) -> ValueError:
-    """The error for a file that is there but cannot be read as `kind`."""
-    problem = file_problem(path) or f"cannot be read as {kind} ({str(error).splitlines()[0]}): it is damaged or cut off, download it again"
-    return ValueError(f"{path} {problem}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

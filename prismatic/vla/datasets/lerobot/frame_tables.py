@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.lerobot.files import file_problem, unreadable
+from prismatic.vla.datasets.broken_files import file_problem, unreadable
 from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from prismatic.vla.datasets.broken_files import file_problem
 from prismatic.vla.datasets.description import Description, RecordedCamera
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.lerobot.alignment import MisalignedError, align
 from prismatic.vla.datasets.lerobot.cameras import Cameras, short_names
 from prismatic.vla.datasets.lerobot.columns import describe_columns
-from prismatic.vla.datasets.lerobot.files import file_problem, visible_files
+from prismatic.vla.datasets.lerobot.files import visible_files
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables
 from prismatic.vla.datasets.lerobot.frames import LeRobotFrameReader
 from prismatic.vla.datasets.lerobot.instructions import find_instructions

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.lerobot.files import file_problem, open_parquet, read_parquet
+from prismatic.vla.datasets.broken_files import file_problem
+from prismatic.vla.datasets.lerobot.files import open_parquet, read_parquet
 from prismatic.vla.datasets.lerobot.layout import EpisodePlace
 from prismatic.vla.datasets.repairs import Repairs
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.datasets.broken_files import file_problem
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.features import step_features
@@ -175,7 +176,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy the data set again") from error
+        problem = file_problem(path) or f"is not valid JSON ({error}); copy the data set again"
+        raise ValueError(f"{path} {problem}") from error
 
 
 def _find_shards(folder: Path, info: Mapping[str, Any]) -> tuple[Shard, ...]:

@@ -19,6 +19,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from prismatic.vla.datasets.broken_files import file_problem
+
 _HEADER = struct.Struct("<QI")  # length, its masked crc
 _FOOTER = struct.Struct("<I")  # masked crc of the payload
 
@@ -80,6 +82,8 @@ def _read_at(file: int, path: Path, position: int, length: int) -> np.ndarray:
 
 
 def _corrupt(path: Path, offset: int, what: str) -> CorruptRecordError:
+    if offset == 0 and (problem := file_problem(path)) is not None:
+        return CorruptRecordError(f"{path} {problem}")
     return CorruptRecordError(f"{path}, record at byte {offset}: {what}; copy or download the file again")
 
 
