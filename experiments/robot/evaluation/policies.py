@@ -47,7 +47,7 @@ def check_policy(checkpoint: str | Path, spec: PolicySpec, robot: str, cameras: 
         ValueError: it drives another one, or looks through cameras that the simulator lacks.
     """
     own, needed = spec.platform, get_robot_platform(robot)
-    is_alike = own.action_dim == needed.action_dim and own.relative_actions == needed.relative_actions
+    is_alike = own.action_kinds == needed.action_kinds
     if not is_alike or (spec.heads.use_proprio and own.proprio_dim != needed.proprio_dim):
         raise ValueError(
             f"{checkpoint} drives {own.name} ({own.action_dim} action, {own.proprio_dim} proprio dimensions: "
