@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LIBERO_STAMP := $(VENV)/.installed-libero
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo libero-smoke aloha-smoke test lint clean
+.PHONY: help install system-packages demo libero-smoke aloha-smoke test test-world lint clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh | system-packages
 	@touch $@
 
 system-packages:
-	@bash scripts/system_packages.sh $(if $(filter demo test libero-smoke aloha-smoke,$(MAKECMDGOALS)),--install)
+	@bash scripts/system_packages.sh $(if $(filter demo test test-world libero-smoke aloha-smoke,$(MAKECMDGOALS)),--install)
 
 demo: install ## Record, convert, fine-tune and evaluate in a simulator, end to end (CPU is enough)
 	$(PY) scripts/demo.py
@@ -36,6 +36,10 @@ $(LIBERO_STAMP): $(STAMP)
 
 test: install ## Run every test that this machine can run
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+test-world: $(LIBERO_STAMP) ## Tests against other people's packages: LIBERO's simulator, published clients, LeRobot (installs them)
+	PRISMATIC_CLIENT_TESTS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "clients or sim" tests/smoke/test_deploy.py \
+	    tests/smoke/test_lerobot_oracle.py tests/smoke/test_libero.py tests/smoke/test_libero_regeneration.py
 
 lint: install ## Ruff and mypy
 	$(PY) -m ruff check .

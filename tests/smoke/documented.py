@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
         instead="python scripts/demo.py --num_demonstrations 4 --max_steps 4 --num_trials_per_task 1 --num_control_trials_per_task 1"
     ),
     r"(TORCH_INDEX_URL=\S+ )?make install": _INSTALLS,
-    r"make (test|lint)|python -m pytest -x \S+": _THIS,
+    r"make (test|test-world|lint)|python -m pytest -x \S+": _THIS,
     r"python scripts/doctor\.py.*": Here(statuses=(0, 1)),  # 1: this machine has a problem
     r"python vla-scripts/deploy\.py .*": Here("--port 0", serves=True),
     r"python scripts/convert/aloha_hdf5_to_rlds\.py --input_dir (recordings|preprocessed/fold_shirt|runs/aloha_sim\S+) .*": Here(),
