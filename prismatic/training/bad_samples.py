@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prismatic.training.distributed import Ranks, gather_objects
+from prismatic.training.distributed import Ranks, gather_objects, raise_together
 from prismatic.vla.types import BadSample
 
 _WHERE, _EPISODE, _REASON = "data/bad_sample", "data/episode", "data/reason"
@@ -57,7 +57,7 @@ class BadSampleWatch:
         return list(new.values())
 
     def check(self) -> None:
-        """Returns if no more are known than the run takes.
+        """Returns if no more are known than the run takes. Every process must call it.
 
         Raises:
             TooManyBadSamplesError: there are; the message says how to go on.
@@ -68,7 +68,8 @@ class BadSampleWatch:
         for episode in self._known.values():
             counts[episode] = counts.get(episode, 0) + 1
         worst = sorted(counts, key=lambda episode: -counts[episode])[:_MOST_EPISODES]
-        raise TooManyBadSamplesError(
+        error = TooManyBadSamplesError(
             f"{len(self._known)} samples cannot be decoded, more than --max_bad_samples {self._num_allowed}; metrics.jsonl names each with "
             f"the reason. Repair the files, or leave their episodes out: the lines for --exclude_episodes begin with {'; '.join(worst)}"
         )
+        raise_together(error, self._ranks)

@@ -172,11 +172,23 @@ def _fill_all(targets: Mapping[str, torch.Tensor], path: Path, ranks: Ranks) -> 
         fill_all(targets, file.get_tensor, ranks)
 
 
+def random_state(ranks: Ranks) -> torch.Tensor:
+    """This process's random state, uint8 [bytes]: of the processor, then of its GPU."""
+    own = torch.get_rng_state()
+    return torch.cat([own, torch.cuda.get_rng_state(ranks.device)]) if ranks.device.type == "cuda" else own
+
+
+def set_random_state(state: torch.Tensor, ranks: Ranks) -> None:
+    """Goes on from what `random_state` returned."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size].clone())
+    if ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:].clone(), ranks.device)
+
+
 def gather_random_states(ranks: Ranks) -> torch.Tensor:
     """Random state of every process, uint8 [world_size, bytes]; every process must call it."""
-    own = torch.get_rng_state()
-    if ranks.device.type == "cuda":
-        own = torch.cat([own, torch.cuda.get_rng_state(ranks.device)])
+    own = random_state(ranks)
     if ranks.world_size == 1:
         return own[None]
     gathered = [torch.empty_like(own) for _ in range(ranks.world_size)]
@@ -185,9 +197,7 @@ def gather_random_states(ranks: Ranks) -> torch.Tensor:
 
 
 def _restore_random_state(states: torch.Tensor, saved: TrainerState, ranks: Ranks) -> None:
-    size = len(torch.get_rng_state())
-    own_size = size + (len(torch.cuda.get_rng_state(ranks.device)) if ranks.device.type == "cuda" else 0)
-    if states.shape != (ranks.world_size, own_size):
+    if states.shape != (ranks.world_size, len(random_state(ranks))):
         logger.info(
             "resumed on %d processes, saved by %d: every step takes the samples that it would have taken, but sums round differently, and "
             "dropout and the noise of a diffusion head are drawn anew",
@@ -197,7 +207,4 @@ def _restore_random_state(states: torch.Tensor, saved: TrainerState, ranks: Rank
         seeds = np.random.SeedSequence([int(saved.flags["seed"]), saved.step, ranks.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         return
-    own = states[ranks.rank]
-    torch.set_rng_state(own[:size].clone())
-    if ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(own[size:].clone(), ranks.device)
+    set_random_state(states[ranks.rank], ranks)

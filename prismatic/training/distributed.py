@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -191,11 +191,16 @@ def raise_together(error: Exception | None, ranks: Ranks) -> None:
 
 def any_rank(flag: bool, ranks: Ranks) -> bool:
     """Whether `flag` is True on any process; all must ask."""
+    return any_ranks((flag,), ranks)[0]
+
+
+def any_ranks(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
+    """Of each of `flags` whether it is True on any process, in one message; all must ask."""
     if ranks.world_size == 1:
-        return flag
-    value = torch.tensor([int(flag)])
-    dist.all_reduce(value, dist.ReduceOp.MAX, group=ranks.control)
-    return bool(value)
+        return list(flags)
+    values = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=ranks.control)
+    return [bool(value) for value in values]
 
 
 def gather_objects(own: T, ranks: Ranks) -> list[T]:

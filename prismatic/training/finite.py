@@ -51,6 +51,10 @@ class FiniteWatch:
         """Notes a micro-batch of optimizer step `step` (the number of steps done, this one included)."""
         self._records.append((step, loss.detach().clone(), sample_ids))  # cloned: a captured step writes its loss to one place
 
+    def forget(self, after: int) -> None:
+        """Drops the micro-batches of steps after step `after`: they changed nothing."""
+        self._records = [record for record in self._records if record[0] <= after]
+
     def check(self) -> None:
         """Returns if all losses since the last look are finite. Every process must call it.
 

@@ -101,7 +101,8 @@ class RunLogger:
     def message(self, text: str) -> None:
         """A line above the progress bar."""
         if self._is_main:
-            self._bar.write(text)
+            with contextlib.suppress(OSError):  # a terminal or pipe that has gone ends no run
+                self._bar.write(text)
 
     def _show_progress(self, step: int, values: dict[str, float]) -> None:
         if "train/action_l1_loss" in values:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Iterable, Iterator
+import traceback
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +23,21 @@ from prismatic.policy.checkpoint.files import check_free_space
 from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, uses_cuda_graphs
-from prismatic.training.checkpoint import Trained, checkpoint_bytes, restore_checkpoint, save_checkpoint
+from prismatic.training.checkpoint import (
+    Trained,
+    checkpoint_bytes,
+    random_state,
+    restore_checkpoint,
+    save_checkpoint,
+    set_random_state,
+)
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import VALIDATION_FILE
-from prismatic.training.distributed import any_rank, gather_objects, mean_over_ranks, on_main, process_group
+from prismatic.training.distributed import EndedTogether, any_ranks, gather_objects, mean_over_ranks, on_main, process_group, raise_together
 from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
 from prismatic.training.interrupts import STOPPED, StopRequest
-from prismatic.training.loading import iterate
+from prismatic.training.loading import SteadyBatches, iterate
 from prismatic.training.logging import RunLogger, check_loggers, memory_used
 from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
@@ -54,8 +62,11 @@ def finetune(config: FinetuneConfig) -> None:
         SystemExit: with status `STOPPED`, after SIGTERM or SIGINT and a checkpoint.
     """
     check_loggers(config)
-    with process_group() as ranks, only_writer(config.run_dir, ranks) as lock:
-        is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
+    try:
+        with process_group() as ranks, only_writer(config.run_dir, ranks) as lock:
+            is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
+    except OSError as error:  # a disk that is full or gone, which says so itself
+        raise ValueError(str(error)) from error
     if not is_complete:
         raise SystemExit(STOPPED)
 
@@ -71,6 +82,10 @@ class Trainer:
         self.optimizer = build_optimizer(parameters.values(), recipe.learning_rate, recipe.weight_decay, recipe.optimizer)
         self.trained = Trained(parameters, self.optimizer)
         self.step, self.owes_validation = 0, False
+        self.stop, self.is_stopping = StopRequest(self.ranks.is_main), False  # this process has been asked to stop; all stop
+        self.is_sound = True  # weights, optimizer and `step` belong together
+        self.saved_step = 0  # the newest that was saved, or could not be
+        self._begun: tuple[int, torch.Tensor] | None = None  # data position and random state where an unfinished step began
         self.meter = StepMeter(self.ranks.device)
         self.finite = FiniteWatch(run.data.train, self.config.run_dir, self.ranks)
         allowed = bad_samples_allowed(self.config.data.max_bad_samples, run.train_sampler.num_samples_per_epoch)
@@ -90,32 +105,67 @@ class Trainer:
             self.forward = replicate(self.model, self.ranks)
 
     def train(self) -> bool:
-        """Optimizer steps until `max_steps`, with all that happens in between; False if a signal ended it before, with a checkpoint."""
-        config, is_main = self.config, self.ranks.is_main
-        with RunLogger(config, self.step, is_main) as log, self._evaluation() as evaluation, StopRequest(is_main) as stop:
-            self._announce(log)
-            self.bad_samples.restore(on_main(log.rows, self.ranks))
-            if self.owes_validation:
-                self._validate(log)
-            self.model.train()
-            self._start_meter()
-            with contextlib.closing(self.batches()) as batches:
-                while self.step < config.optimization.max_steps:
-                    self.meter.add(self.optimizer_step(batches))
-                    self.step += 1
-                    log.step()
-                    if self._is_due(config.logging.wandb_log_freq):
-                        self._name_bad_samples(log)
-                        log.metrics(self.step, self._train_metrics())
-                    is_stopping = any_rank(stop.is_set, self.ranks) and self.step < config.optimization.max_steps
-                    self._between_steps(log, evaluation, is_stopping)
-                    if is_stopping:
-                        return False
-            if evaluation is not None:
-                _record(log, evaluation.finish(lambda: stop.is_set))
-            if is_main and (warning := log.plateau_warning()):
-                logger.warning(warning)
+        """Optimizer steps until `max_steps`, with all that happens in between; False if a signal ended it before, with a checkpoint.
+
+        Whatever else ends it, the last whole step is saved first if its state is sound.
+        """
+        with RunLogger(self.config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation, self.stop:
+            try:
+                return self._take_steps(log, evaluation)
+            except Exception as error:
+                self._save_after(error, log)
+                raise
+
+    def _take_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> bool:
+        config = self.config
+        self._announce(log)
+        self.bad_samples.restore(on_main(log.rows, self.ranks))
+        if self.owes_validation:
+            self._validate(log)
+        self.model.train()
+        self._start_meter()
+        with contextlib.closing(self.batches()) as batches:
+            while self.step < config.optimization.max_steps:
+                self.meter.add(self.optimizer_step(batches))
+                self._count_step()
+                log.step()
+                if self._is_due(config.logging.wandb_log_freq):
+                    self._name_bad_samples(log)
+                    log.metrics(self.step, self._train_metrics())
+                self.is_stopping &= self.step < config.optimization.max_steps
+                self._between_steps(log, evaluation)
+                if self.is_stopping:
+                    return False
+                batches.failure = batches.failure or log.failure  # told at the next look
+        raise_together(log.failure, self.ranks)
+        if evaluation is not None:
+            _record(log, evaluation.finish(lambda: self.stop.is_set))
+        if self.ranks.is_main and (warning := log.plateau_warning()):
+            logger.warning(warning)
         return True
+
+    def _count_step(self) -> None:
+        self.step, self.is_sound, self._begun = self.step + 1, True, None
+
+    def _save_after(self, error: Exception, log: RunLogger) -> None:
+        """Saves the last whole step after an error in which all processes leave together, if that is sound and not saved yet."""
+        is_shared = self.ranks.world_size == 1 or isinstance(error, EndedTogether)
+        if not is_shared or not self.is_sound or self.step <= self.saved_step:
+            return
+        for cause in (error, getattr(error, "own", None)):
+            traceback.clear_frames(cause.__traceback__ if cause is not None else None)  # what an unfinished pass holds on the device
+        try:
+            if self._begun is not None:
+                position, random = self._begun
+                self.run.train_sampler.position = position
+                set_random_state(random, self.ranks)
+                self.finite.forget(after=self.step)
+            self._check_finite()
+            folder = self.save(merge=False)
+        except Exception as problem:
+            log.message(f"the last step before this error could not be saved: {problem}")
+        else:
+            log.message(f"saved {folder} after an error; once its cause is gone the same command with --resume True goes on from there")
 
     def _start_meter(self) -> None:
         """Goes on with what was metered before the run was interrupted, if the same processes did it."""
@@ -131,26 +181,27 @@ class Trainer:
             log.message(note)
         if self.step >= self.config.optimization.max_steps:
             log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {self.config.optimization.max_steps}")
-        if self.config.evaluation.use_val_set and self.ranks.is_main:
-            mark_best(self.config, log.rows(), self.step)  # a resumed run may have gone further before
+        if self.config.evaluation.use_val_set:
+            on_main(lambda: mark_best(self.config, log.rows(), self.step), self.ranks)  # a resumed run may have gone further before
 
-    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None, is_stopping: bool) -> None:
+    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> None:
         """What is due after this step: validation, saving, an evaluation of what was saved. A run that stops saves, and validates later."""
         config = self.config
         self.owes_validation = self.validator is not None and self._is_due(config.evaluation.val_freq)
-        if self.owes_validation and not is_stopping:
+        if self.owes_validation and not self.is_stopping:
             self._validate(log)
         is_evaluated = config.evaluation.eval_every > 0 and self._is_due(config.evaluation.eval_every)
         is_due = self._is_due(config.saving.save_freq) or is_evaluated
-        if is_due or is_stopping:
-            self.finite.check()
+        if is_due or self.is_stopping:
+            self._check_finite()
+            self._name_bad_samples(log)
             with self.meter.paused():
                 folder = self.save(merge=config.saving.merge_lora_during_training and is_due)
-                best = mark_best(config, log.rows(), self.step) if self.validator is not None and self.ranks.is_main else None
+                best = on_main(lambda: mark_best(config, log.rows(), self.step), self.ranks) if self.validator is not None else None
                 if evaluation is not None and is_evaluated:
                     evaluation.submit(self.step, folder)
             log.message(f"saved {folder}{', the best so far' if best == folder.name else ''}")
-            if is_stopping:
+            if self.is_stopping:
                 log.message(f"stopped after step {self.step}; the same command with --resume True goes on from {folder}")
         if evaluation is not None:
             _record(log, evaluation.results())
@@ -169,8 +220,11 @@ class Trainer:
         command = self.run.eval_command
         return BackgroundEvaluation(self.config, command) if command and self.ranks.is_main else contextlib.nullcontext()
 
-    def batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> SteadyBatches[Batch]:
         """Training batches on the device, for ever, from where the sampler stands; close it to end the processes that load them."""
+        return SteadyBatches(self._load(), self.ranks)
+
+    def _load(self) -> Generator[Batch, None, None]:
         with contextlib.closing(iterate(self.run.train_loader())) as loaded:
             while True:
                 with self.meter.waiting():
@@ -186,32 +240,50 @@ class Trainer:
         batch = batch.to(self.ranks.device)
         return prepare_on_device(batch, self.run.parts.spec.image.size) if self.config.data.device_augmentation else batch
 
-    def optimizer_step(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
-        """One update of the weights; its mean metrics, still on the device."""
-        recipe = self.config.optimization
-        factor = learning_rate_factor(self.step, recipe.lr_warmup_steps, recipe.num_steps_before_decay)
-        set_learning_rate(self.optimizer, recipe.learning_rate * factor)
+    def optimizer_step(self, batches: SteadyBatches[Batch]) -> dict[str, torch.Tensor]:
+        """One update of the weights; its mean metrics, still on the device.
+
+        Raises:
+            EndedTogether: a process cannot go on (on a single process its error comes as it is); nothing has changed.
+        """
+        recipe, sampler = self.config.optimization, self.run.train_sampler
+        self._begun = (sampler.position, random_state(self.ranks))
         metrics: dict[str, torch.Tensor] = {}
         for micro_step in range(recipe.grad_accumulation_steps):
             batch = next(batches)
             with self._gradient_exchange(is_last=micro_step == recipe.grad_accumulation_steps - 1):
                 found = self.accumulate(batch) if self.captured is None else self.captured(batch)
             self.finite.add(self.step + 1, found["loss"], batch.sample_ids)
-            self.run.train_sampler.advance(recipe.batch_size * self.ranks.world_size)
+            sampler.advance(recipe.batch_size * self.ranks.world_size)
             for name, value in found.items():
                 metrics[name] = metrics.get(name, 0) + value / recipe.grad_accumulation_steps
+        self._agree(batches.failure)
+        self._update_weights()
+        if isinstance(self.model.action_head, DiffusionActionHead) and self.step % self.config.evaluation.diffusion_sample_freq == 0:
+            metrics.update(self._denoising_errors(batch))
+        return metrics
+
+    def _agree(self, failure: Exception | None) -> None:
+        """Looks whether any process has been asked to stop or cannot go on; all do, before weights change."""
+        self.is_stopping, has_failed = any_ranks((self.stop.is_set, failure is not None), self.ranks)
+        if has_failed:
+            raise_together(failure, self.ranks)
+
+    def _update_weights(self) -> None:
+        """One step of the optimizer along the gradients, which are then gone. Until the step is counted, the state is not sound."""
+        recipe = self.config.optimization
+        factor = learning_rate_factor(self.step, recipe.lr_warmup_steps, recipe.num_steps_before_decay)
+        set_learning_rate(self.optimizer, recipe.learning_rate * factor)
         if self.captured is not None:
             self.captured.gradients.average(self.ranks.world_size)
         if recipe.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.trained.parameters.values(), recipe.max_grad_norm)
+        self.is_sound = False
         self.optimizer.step()
         if self.captured is None:
             self.optimizer.zero_grad(set_to_none=True)
         else:
             self.captured.gradients.zero()
-        if isinstance(self.model.action_head, DiffusionActionHead) and self.step % self.config.evaluation.diffusion_sample_freq == 0:
-            metrics.update(self._denoising_errors(batch))
-        return metrics
 
     def accumulate(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Adds one micro-batch's share to the gradients; its metrics."""
@@ -240,8 +312,14 @@ class Trainer:
             return self.forward.no_sync()
         return contextlib.nullcontext()
 
-    def _train_metrics(self) -> dict[str, float]:
+    def _check_finite(self) -> None:
+        """Returns if the losses since the last look were numbers; if not, the weights are not sound, either."""
+        self.is_sound = False
         self.finite.check()
+        self.is_sound = True
+
+    def _train_metrics(self) -> dict[str, float]:
+        self._check_finite()
         means, rates = self.meter.report(self.config.optimization.samples_per_step * self.ranks.world_size)
         means = mean_over_ranks(means, self.ranks)
         means |= whole_chunk_error(means, self.model.action_head.num_actions_chunk)
@@ -254,17 +332,17 @@ class Trainer:
 
     def _validate(self, log: RunLogger) -> None:
         assert self.validator is not None
-        self.finite.check()
+        self._check_finite()
         with self.meter.paused():
             found, names = self.validator(), self.run.parts.spec.platform.action_names
             self._name_bad_samples(log)
-            if self.ranks.is_main:
-                found.write(self.config.run_dir / VALIDATION_FILE, self.step, names)
+            on_main(lambda: found.write(self.config.run_dir / VALIDATION_FILE, self.step, names), self.ranks)
             log.metrics(self.step, found.metrics(names))
         self.owes_validation = False
 
     def save(self, merge: bool) -> Path:
         """The folder of this step's checkpoint, written now; every process must call it. `merge` also writes the whole model."""
+        self.saved_step = self.step
         flags = {**plain_values(self.config), "vla_path": self.run.base_path}
         meters = gather_objects(self.meter.state(), self.ranks)
         position = self.run.train_sampler.state_dict()
@@ -274,7 +352,7 @@ class Trainer:
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         restore_checkpoint(checkpoint, self.trained, self.ranks)
-        self.step, self.owes_validation = state.step, state.owes_validation
+        self.step, self.owes_validation, self.saved_step = state.step, state.owes_validation, state.step
         logger.info("resumed %s at step %d", checkpoint.folder, self.step)
 
 

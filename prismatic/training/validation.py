@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from torch.utils.data import Subset
 
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.training.distributed import gather_objects, sum_over_ranks
-from prismatic.training.loading import data_loader, iterate
+from prismatic.training.distributed import gather_objects, raise_together, sum_over_ranks
+from prismatic.training.loading import SteadyBatches, data_loader, iterate
 from prismatic.training.objectives import action_errors, metric_names, training_objective
 from prismatic.training.rows import append_row, read_rows
 from prismatic.training.setup import Run
@@ -101,17 +101,19 @@ class Validator:
         shape = (model.action_head.num_actions_chunk, model.action_head.action_dim)
         totals = torch.zeros(1 + len(names) + 2 * math.prod(shape), dtype=torch.float64, device=device)
         num_done = 0
-        for batch, is_counted in self._batches():
+        batches = SteadyBatches(self._batches(), self.run.ranks)
+        for batch, is_counted in batches:
             totals += self._sums(batch, names, generator) * is_counted
             num_done += 1
-            if self.num_batches is None and self._is_late(deadline):
+            is_late = self._is_late(deadline, batches.failure)
+            if self.num_batches is None and is_late:
                 logger.info(
                     "validation takes %d batches in --val_time_limit %d s; later ones take the same",
                     num_done,
                     config.evaluation.val_time_limit,
                 )
                 break
-            if num_done == self.num_batches or self._is_late(deadline):
+            if num_done == self.num_batches or is_late:
                 break
         if self.num_batches is not None and num_done < self.num_batches:
             logger.warning("validation ran out of time after %d of %d batches; this value is of fewer samples", num_done, self.num_batches)
@@ -121,7 +123,7 @@ class Validator:
         errors, raw_errors = (totals[1 + len(names) :] / count).view(2, *shape).cpu().numpy()
         return Validation(int(count), num_done, {name: mean / count for name, mean in zip(names, means, strict=True)}, errors, raw_errors)
 
-    def _batches(self) -> Iterator[tuple[Batch, bool]]:
+    def _batches(self) -> Generator[tuple[Batch, bool], None, None]:
         """(batch, whether it counts): this process's share; every process gets the same number of batches, as collectives need it."""
         config, ranks, data = self.run.config, self.run.ranks, self.run.data.val
         assert data is not None
@@ -152,10 +154,15 @@ class Validator:
         means = torch.stack([torch.ones_like(errors[0, 0, 0]), *(metrics[name].double() for name in names)])
         return torch.cat([means * len(errors), errors.sum(0).flatten(), (errors * units[:, None]).sum(0).flatten()])
 
-    def _is_late(self, deadline: float) -> bool:
-        """Whether any process is; all of them get the same answer."""
-        late = torch.tensor(float(time.monotonic() > deadline), device=self.run.ranks.device)
-        return bool(sum_over_ranks(late, self.run.ranks))
+    def _is_late(self, deadline: float, failure: Exception | None) -> bool:
+        """Whether any process is; all of them get the same answer, or leave together if one could not load its batch."""
+        ranks = self.run.ranks
+        is_late, has_failed = sum_over_ranks(
+            torch.tensor([float(time.monotonic() > deadline), float(failure is not None)], device=ranks.device), ranks
+        ).tolist()
+        if has_failed:
+            raise_together(failure, ranks)
+        return bool(is_late)
 
 
 def own_samples(num_samples: int, rank: int, world_size: int) -> list[int]:

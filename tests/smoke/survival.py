@@ -17,6 +17,7 @@ from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 
 DATASET = "libero_spatial_no_noops"
+FINETUNE = f"import runpy\nsys.argv[0] = {str(SCRIPT)!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 # Differ between runs that are the same: how they were started, and clocks.
 _OWN_FILES = ("policy.json", "manifest.json", "trainer_state/state.json", "metrics.jsonl", "curves.png", "lora_adapter/adapter_config.json")
 _CLOCKS = ("seconds", "train/samples_per_second", "train/step_seconds", "train/data_wait", "train/host_gib")
@@ -38,6 +39,13 @@ def flags(workplace: Path, runs: str, *more: str) -> list[str]:
         *("--batch_size", "2", "--save_freq", "2", "--max_steps", "10000", "--wandb_log_freq", "1", "--num_workers", "0"),
         *("--lora_rank", "2", *more),
     ]
+
+
+def write_script(folder: Path, name: str, *parts: str) -> Path:
+    """A script for `start_processes` that knows its `rank`; the part FINETUNE runs the real one."""
+    path = folder / f"{name}.py"
+    path.write_text("".join(("import os, sys, time\nrank = int(os.environ['RANK'])\n", *parts)))
+    return path
 
 
 def start_processes(launcher: Launcher, arguments: Sequence[str], folders: Sequence[Path], script: Path = SCRIPT) -> list[Started]:

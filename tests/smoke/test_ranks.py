@@ -8,12 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from finetune_launcher import SCRIPT, Launcher, wait_until
-from survival import flags, free_port, make_workplace, rows, start_processes, wait_for
+from finetune_launcher import Launcher, wait_until
+from survival import FINETUNE, flags, free_port, make_workplace, rows, start_processes, wait_for, write_script
 
-# What every process of a test does first; its name is the file's, its rank in the environment.
-RANK = "import os, sys, time\nrank = int(os.environ['RANK'])\n"
-FINETUNE = f"import runpy\nsys.argv[0] = {str(SCRIPT)!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 # Four GPUs in two sockets, without a link between the sockets, that exchange a gradient as they decided.
 DECIDE = """
 import json, pathlib, torch
@@ -43,12 +40,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launcher(workplace: Path) -> Iterator[Launcher]:
     with Launcher(workplace) as started:
         yield started
-
-
-def write_script(folder: Path, name: str, *parts: str) -> Path:
-    path = folder / f"{name}.py"
-    path.write_text("".join((RANK, *parts)))
-    return path
 
 
 def decide(launcher: Launcher, folder: Path, linked: str, places: list[Mapping[str, str]]) -> list[list[float]]:
