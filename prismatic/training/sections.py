@@ -39,9 +39,7 @@ class ModelConfig:
     use_lora: bool = True  # False trains every weight
     lora_rank: int = 32  # of each adapter; alpha is min(rank, 16)
     lora_dropout: float = 0.0  # share of an adapter's inputs that is dropped
-    quantize_base: str = (
-        "none"  # with LoRA only: the frozen language model in fp8 (faster on Hopper, Ada), nf4 (4 bits) or int8 (less memory)
-    )
+    quantize_base: str = "none"  # with LoRA: the frozen language model in fp8 (faster, Hopper or Ada), nf4 or int8 (less memory)
 
     # Freezing
     freeze_vision_backbone: bool = False  # the vision towers and their adapters stay as they are; FiLM's new layers are trained
