@@ -35,7 +35,12 @@ class Finding:
     @property
     def kind(self) -> str:
         """What was found without its figures, the same for every case of it."""
-        return self.found.partition(":")[0]
+        return self.found.partition(": ")[0]
+
+    @property
+    def figures(self) -> str:
+        """What stands behind it; "" if nothing does."""
+        return self.found.partition(": ")[2]
 
     def __str__(self) -> str:
         return f"{self.found}. {self.remedy}".rstrip()

@@ -19,12 +19,14 @@ from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
 from prismatic.vla.datasets.inspection.encodings import kind_by_values
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
-from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
+from prismatic.vla.datasets.inspection.page import Inspection, inspect_dataset, write_page
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.reference_frames import make_reference
+from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.diagnosis import Finding, Status
 
 Episode = dict[str, Any]
 ENTRY = DatasetEntry(robot_platform="METAWORLD")
@@ -312,3 +314,18 @@ def test_the_page_holds_everything_itself(tmp_path: Path) -> None:
     assert "push the button" in text
     assert check_arrays(inspection.view) == []
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_the_page_shows_what_was_mended_apart_from_what_looks_wrong(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(3)]})
+    sound = inspect_dataset(spec_of(folder))
+    repair = Repair("clocks that run backwards are set right", 3, "episode 1: step 7")
+    view = DatasetView.of(sound.view.spec, replace(sound.view.index, repairs=(repair,)))
+    wrong = Finding("state", Status.PROBLEM, "The state is absent: 3 episodes", "Record it.")
+    write_page([Inspection(view, [*check_arrays(view), wrong], sound.strips)], "toy", "python x", tmp_path / "page.html", time.monotonic())
+    text = (tmp_path / "page.html").read_text()
+    assert "1 thing to look at" in text
+    assert '<div class="card finding problem"><b>The state is absent:</b> 3 episodes.<br>' in text
+    assert "<b>Clocks that run backwards are set right</b>" in text.partition("Mended while reading")[2]
+    assert "3 cases" in text
+    assert text.count("episode 1: step 7") == 1

@@ -23,6 +23,8 @@ from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.diagnosis import MAX_LISTED, Finding, Status, counted, listed
 
+REPAIRS = "repairs"  # subject of what the reader left out or mended
+
 
 def quick_checks(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[tuple[str, Finding]]:
     """What looks wrong in the data of a run, each with the data set's name; well under a second for 300 episodes."""
@@ -42,7 +44,7 @@ def check_repairs(view: DatasetView) -> list[Finding]:
     """What the reader left out or mended."""
     return [
         Finding(
-            "repairs",
+            REPAIRS,
             Status.WARNING,
             f"{repair.what[:1].upper()}{repair.what[1:]}: {repair.count}, first {repair.first}",
             "Check that this is meant so.",

@@ -12,7 +12,7 @@ import numpy as np
 
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
-from prismatic.vla.datasets.inspection.checks import check_arrays, instruction_counts
+from prismatic.vla.datasets.inspection.checks import REPAIRS, check_arrays, instruction_counts
 from prismatic.vla.datasets.inspection.colours import check_channel_order
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
@@ -82,7 +82,8 @@ def _describe(inspection: Inspection) -> dict[str, Any]:
     index, hz = view.index, view.platform.control_hz
     return {
         "view": view,
-        "findings": inspection.findings,
+        "findings": [finding for finding in inspection.findings if finding.subject != REPAIRS],
+        "repairs": index.repairs,
         "encoding": view.spec.entry.action_encoding.name,
         "tiles": [
             (

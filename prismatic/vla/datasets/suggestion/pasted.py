@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from enum import Enum
 
-from prismatic.vla.constants import RobotPlatform
+from prismatic.vla.constants import ActionKind, RobotPlatform
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, kinds_text
 
 
 def entry_text(name: str, entry: DatasetEntry) -> str:
     """One item of OXE_DATASET_CONFIGS."""
-    default, lines = DatasetEntry(), []
-    if dict(entry.image_obs_keys) != dict(default.image_obs_keys):
-        keys = ", ".join(f"{_quoted(slot)}: {_quoted(key)}" for slot, key in entry.image_obs_keys.items())
-        lines.append(f"image_obs_keys={{{keys}}}")
-    for field in ("state_obs_keys", "action_keys"):
-        if getattr(entry, field) != getattr(default, field):
-            lines.append(f"{field}={_tuple_text(getattr(entry, field))}")
-    for field in ("state_encoding", "action_encoding"):
-        if (value := getattr(entry, field)) != getattr(default, field):
-            lines.append(f"{field}={type(value).__name__}.{value.name}")
-    if entry.action_kinds:
-        lines.append(f"action_kinds={kinds_text(entry.action_kinds)}")
-    for field in ("robot_platform", "fps", "stride", "version", "transform"):
-        if (value := getattr(entry, field)) != getattr(default, field):
-            lines.append(f"{field}={_quoted(value) if isinstance(value, str) else f'{value:g}'}")
-    body = "".join(f"        {line},\n" for line in lines)
+    default = DatasetEntry()
+    changed = {item.name: getattr(entry, item.name) for item in fields(entry) if getattr(entry, item.name) != getattr(default, item.name)}
+    body = "".join(f"        {field}={_value_text(value)},\n" for field, value in changed.items())
     return f"    {_quoted(name)}: DatasetEntry(\n{body}    ),"
 
 
@@ -47,6 +35,18 @@ def platform_text(platform: RobotPlatform) -> str:
         fields["action_kinds"] = kinds_text(platform.action_kinds)
     body = "".join(f"            {key}={value},\n" for key, value in fields.items())
     return f"        RobotPlatform(\n{body}        ),"
+
+
+def _value_text(value: object) -> str:
+    """Any value of an entry's field."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(key)}: {_value_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        kinds = [item for item in value if isinstance(item, ActionKind)]
+        return kinds_text(kinds) if kinds else _tuple_text(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    return _quoted(value) if value is None or isinstance(value, str) else f"{value:g}"
 
 
 def _quoted(text: str | None) -> str:
