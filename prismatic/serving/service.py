@@ -14,6 +14,7 @@ import numpy as np
 from prismatic.policy.policy import Policy
 from prismatic.policy.watching import ObservationWatch
 from prismatic.serving.batching import Batcher, BatchingOptions
+from prismatic.serving.describing import describe_policy
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.serving.sessions import Sessions
@@ -48,22 +49,7 @@ class ServedPolicy:
 
     def describe(self, action_units: str = ROBOT_UNITS) -> PolicyInfo:
         """What the robot's computer must know."""
-        spec = self.policy.spec
-        return PolicyInfo(
-            platform=spec.platform.name,
-            cameras=spec.cameras,
-            num_actions_chunk=spec.platform.num_actions_chunk,
-            action_names=spec.platform.action_names,
-            action_kinds=spec.platform.action_kinds,
-            proprio_names=spec.platform.proprio_names,
-            control_hz=spec.platform.control_hz,
-            needs_state=spec.heads.use_proprio,
-            center_crop=spec.image.center_crop,
-            unnorm_key=self.policy.unnorm_key,
-            demonstrated=self.policy.demonstrated,
-            limits=spec.platform.limits,
-            action_units=action_units,
-        )
+        return describe_policy(self.policy, action_units)
 
     def info(self, action_units: str = ROBOT_UNITS) -> dict[str, Any]:
         """What a client may want to know before it asks, in plain values: `describe`, and what is for people."""

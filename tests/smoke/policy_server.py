@@ -21,7 +21,8 @@ from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
-from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform
+from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import ImageRecipe
 
 API_KEY = "secret"
@@ -31,14 +32,19 @@ CAMERAS = {"LIBERO": ONE_ARM, "ALOHA": TWO_ARMS}
 
 
 def write_checkpoint(folder: Path, platform_name: str) -> Path:
-    """A policy with random weights; its actions are within [-1, 1]."""
-    platform = ROBOT_PLATFORMS[platform_name]
+    """A policy of a known platform, with random weights; its actions are within [-1, 1]."""
+    return write_policy(folder, ROBOT_PLATFORMS[platform_name], CAMERAS[platform_name])
+
+
+def write_policy(folder: Path, platform: RobotPlatform, cameras: tuple[str, ...], demonstrated: Demonstrated | None = None) -> Path:
+    """A policy with random weights, whose demonstrations did what `demonstrated` says."""
     write_tiny_base(folder / "base", SIZES, seed=0)
     base = load_base(folder / "base", torch.float32)
     torch.manual_seed(0)
     image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
     heads = HeadSpec(use_proprio=True)
-    spec = PolicySpec(platform=platform, cameras=CAMERAS[platform_name], image=image, unnorm_key="arm", heads=heads)
+    seen = {} if demonstrated is None else {"arm": demonstrated}
+    spec = PolicySpec(platform=platform, cameras=cameras, image=image, unnorm_key="arm", heads=heads, demonstrated=seen)
 
     def bounds(dim: int) -> dict[str, list[float]]:
         return {"min": [-1.0] * dim, "max": [1.0] * dim, "q01": [-1.0] * dim, "q99": [1.0] * dim}

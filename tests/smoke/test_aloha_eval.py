@@ -182,7 +182,7 @@ from prismatic.vla.constants import ActionKind
 from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
 
 simulator = AlohaSimulator(image_size=32)
-robot = SimulatedRobot(simulator, "transfer_cube", seed=1)
+robot = SimulatedRobot("transfer_cube", seed=1, image_size=32)
 
 class ExpertClient:
     def take_warnings(self):

@@ -29,8 +29,8 @@ class SimulatedRobot(Robot):
 
     action_names, state_names = ALOHA.action_names, ALOHA.proprio_names
 
-    def __init__(self, simulator: AlohaSimulator, task: str, seed: int) -> None:
-        self._environment = simulator.make_environment(task)
+    def __init__(self, task: str = "transfer_cube", seed: int = 7, image_size: int = 256, fast_rendering: bool = True) -> None:
+        self._environment = AlohaSimulator(image_size, fast_rendering).make_environment(task)
         self._seed, self._is_solved = seed, False
         self.instruction, self.max_steps = self._environment.instruction, self._environment.max_steps
 

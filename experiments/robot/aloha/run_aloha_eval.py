@@ -16,65 +16,44 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.robot.aloha.environment import CAMERAS, AlohaSimulator
+from experiments.robot.aloha.environment import CAMERAS
 from experiments.robot.aloha.robots import ACTION_DIM, RelativeTargets, SimulatedRobot
 from experiments.robot.aloha.tasks import ALOHA_TASKS, CONTROL_HZ
+from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive, session_folder
-from prismatic.acting.client import ConnectionOptions, PolicyClient, PolicyInfo, ServerUnavailableError
-from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.limit_sources import ChosenLimits, choose_limits
 from prismatic.acting.robot import Robot
 from prismatic.cli import run_script
 from prismatic.vla.constants import ActionKind
-from prismatic.wire.api_key import read_api_key
+from prismatic.wire.policy_info import PolicyInfo
 
 HARDWARE = "hardware"
 
 
 @dataclass
-class AlohaEvalConfig:
+class AlohaEvalConfig(DrivingFlags):
     """Flags of the evaluation."""
 
     # As in the published script
     model_family: str = "openvla"  # part of the run's name
     center_crop: bool | None = None  # the checkpoint knows it; a value that contradicts it is refused
-    num_open_loop_steps: int = 25  # actions executed per query
+    num_open_loop_steps: int | None = 25  # actions executed per query
     use_vla_server: bool = True  # there is no other way
     vla_server_url: str = ""  # host, ws://host:port, or http://host:port for POST /act
-    num_rollouts_planned: int = 50  # after which the run ends
-    max_steps: int | None = None  # executed actions per rollout; 1500 on the robot, what the task allows in simulation
     use_relative_actions: bool = False  # the policy's actions are changes of the joint angles, though their names do not say so (delta_...)
-    run_id_note: str | None = None  # added to the name of the run
     local_log_dir: Path = Path("runs/aloha_eval")  # receives a folder per run
-    seed: int = 7  # of the simulated starts
 
     # Robot and task
     robot: str = HARDWARE  # hardware, or a task of gym-aloha: transfer_cube, insertion
-    task_label: str = ""  # the instruction; "": asked for before each rollout, in simulation the task's own
     control_hz: float = 25  # as the demonstrations
+    seed: int = 7  # of the simulated starts
     image_size: int = 256  # simulation: pixels of the rendered images, as in the demonstrations
     fast_rendering: bool = True  # simulation: no anti-aliasing, shadows or reflections, as in the demonstrations
-    video_hz: float = 12.5  # frames per second of the videos; 0: none
 
-    # Between chunks
-    prefetch_steps: int = 0  # ask for the next chunk so many steps before the actions run out, so that the robot need not wait
-    num_blend_steps: int = 0  # pass from one chunk to the next over so many steps
-    ensemble_decay: float | None = None  # ACT's temporal ensembling, for instance 0.01; ask often then: --num_open_loop_steps 5
-
-    # Safety
+    # Speed
     max_joint_speed: float | None = None  # rad/s; 2, or what the platform or --limits says
     max_joint_change: float | None = None  # the same in rad per step
-    limits: Path | None = None  # JSON file with ranges, speeds and accelerations (prismatic/acting/limit_sources.py)
-    limit_mode: str = "clip"  # clip or refuse what goes beyond the limits
-    max_observation_age_s: float = 0.5  # with older messages from cameras or joints the robot holds its position
-    stop_after_s: float = 5.0  # a rollout ends after holding for so long
-    ignore_warnings: bool = False  # act although the policy sees something else than in training, without a person's c
-
-    # Server
-    reply_timeout_s: float = 2.0  # a request unanswered for so long is given up and repeated
-    connect_wait_s: float = 60.0  # how long to wait for the server at the start
-    api_key_file: Path | None = None  # file with the server's key; else the environment variable PRISMATIC_API_KEY, if set
 
     def __post_init__(self) -> None:
         if not self.use_vla_server:
@@ -83,7 +62,7 @@ class AlohaEvalConfig:
             raise ValueError("--vla_server_url is missing; pass the address of the machine that runs vla-scripts/deploy.py")
         if self.robot != HARDWARE and self.robot not in ALOHA_TASKS:
             raise ValueError(f"--robot is {self.robot!r}, expected {HARDWARE} or a simulated task: {', '.join(ALOHA_TASKS)}")
-        for name in ("num_rollouts_planned", "max_steps", "control_hz", "max_joint_speed", "max_joint_change"):
+        for name in ("control_hz", "max_joint_speed", "max_joint_change"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}, must be more than 0")
@@ -91,20 +70,7 @@ class AlohaEvalConfig:
             raise ValueError(f"--control_hz is {self.control_hz:g}; the simulation executes {CONTROL_HZ:g} actions per second")
         if self.max_joint_speed is not None and self.max_joint_change is not None:
             raise ValueError("--max_joint_speed and --max_joint_change are the same limit in rad/s and in rad per step; pass one of them")
-        if self.video_hz < 0:
-            raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
-        self.execution  # noqa: B018  (checks the flags that make it up)
-
-    @property
-    def execution(self) -> ExecutionOptions:
-        return ExecutionOptions(
-            num_open_loop_steps=self.num_open_loop_steps,
-            prefetch_steps=self.prefetch_steps,
-            ensemble_decay=self.ensemble_decay,
-            num_blend_steps=self.num_blend_steps,
-            max_observation_age_s=self.max_observation_age_s,
-            stop_after_s=self.stop_after_s,
-        )
+        super().__post_init__()
 
 
 def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
@@ -122,8 +88,7 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
         raise ValueError(f"the server's policy wants the cameras {', '.join(info.cameras)}; ALOHA has {', '.join(CAMERAS)}")
     if config.center_crop not in (None, info.center_crop):
         raise ValueError(f"--center_crop {config.center_crop} contradicts the checkpoint ({info.center_crop}); leave the flag out")
-    if config.num_open_loop_steps > info.num_actions_chunk:
-        raise ValueError(f"--num_open_loop_steps is {config.num_open_loop_steps}, but the policy predicts {info.num_actions_chunk} actions")
+    config.execution(info.num_actions_chunk)
     if config.control_hz != info.control_hz:
         raise ValueError(f"--control_hz is {config.control_hz:g}, but the policy was trained on {info.control_hz:g} Hz")
 
@@ -158,7 +123,7 @@ def make_robot(config: AlohaEvalConfig, info: PolicyInfo) -> Robot:
 
         robot = AlohaHardware()
     else:
-        robot = SimulatedRobot(AlohaSimulator(config.image_size, config.fast_rendering), config.robot, config.seed)
+        robot = SimulatedRobot(config.robot, config.seed, config.image_size, config.fast_rendering)
     return RelativeTargets(robot, info.action_kinds) if ActionKind.MOTION in info.action_kinds else robot
 
 
@@ -171,12 +136,7 @@ def evaluate(config: AlohaEvalConfig) -> Path:
     keyboard = Keyboard()
     if config.robot == HARDWARE and not keyboard.is_terminal:
         raise ValueError("--robot hardware needs a terminal: a person at the keys must be able to pause and stop the robot")
-    options = ConnectionOptions(reply_timeout_s=config.reply_timeout_s, api_key=read_api_key(config.api_key_file))
-    client = PolicyClient(config.vla_server_url, options)
-    try:
-        info = client.connect(wait_s=config.connect_wait_s)
-    except ServerUnavailableError as error:
-        raise ValueError(f"--vla_server_url {config.vla_server_url}: no server within {config.connect_wait_s:g} s ({error})") from error
+    client, info = connect_to_server(config, config.vla_server_url, "vla_server_url")
     check_policy(config, info)
     info = with_kinds(config, info)
     session = SessionOptions(
@@ -187,10 +147,10 @@ def evaluate(config: AlohaEvalConfig) -> Path:
         max_steps=config.max_steps,
         video_hz=config.video_hz,
         is_attended=config.robot == HARDWARE,
-        settings={item.name: getattr(config, item.name) for item in dataclasses.fields(config)},
+        settings=config.settings,
         waits_for_person=not config.ignore_warnings,
     )
-    driver = Driver(client, info, config.execution, make_limits(config, info))
+    driver = Driver(client, info, config.execution(info.num_actions_chunk), make_limits(config, info))
     return drive(make_robot(config, info), driver, session, keyboard)
 
 

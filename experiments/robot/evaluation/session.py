@@ -27,6 +27,7 @@ from prismatic.acting.limit_sources import ChosenLimits
 from prismatic.acting.limits import per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.acting.robot import Robot, RobotError
+from prismatic.acting.start_check import check_observation, check_start
 from prismatic.wire.policy_info import PolicyInfo
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Session:
         options.folder.mkdir(parents=True)
         self._label = options.instruction or robot.instruction
         self._rows: list[dict[str, Any]] = []
+        self._known: set[str] = set()  # dimensions whose first state a person has been told of
 
     def run(self) -> None:
         """Plays the planned rollouts, or fewer when a person quits.
@@ -96,7 +98,7 @@ class Session:
         """
         try:
             for number in range(self._options.num_rollouts):
-                if not (self._reset(number) and self._prepare(number)):
+                if not (self._reset(number) and self._prepare(number) and self._looks_right()):
                     break
                 outcome, video = self._play(number)
                 if outcome.ending == "quit":
@@ -122,11 +124,32 @@ class Session:
         """Asks for the instruction and for a sign that the scene is ready; False: quit."""
         if not self._options.is_attended:
             return True
-        if not self._options.instruction:
+        if not self._options.instruction and not self._robot.instruction:
             while not (typed := self._keyboard.line(f"instruction [{self._label}]: ") or self._label):
                 pass
             self._label = typed
         print(f"rollout {number + 1}: {self._label!r}. Prepare the scene, then press c to begin, q to quit; {KEY_HELP}")
+        return self._keyboard.wait(CONTINUE + QUIT) == CONTINUE
+
+    def _looks_right(self) -> bool:
+        """Shows what is not as in the demonstrations, before anything moves; False: quit.
+
+        Raises:
+            ValueError: the observation lacks what the policy needs.
+        """
+        try:
+            observation = self._robot.observe(self._label)
+        except Exception as error:  # the loop holds the robot for it, and says so
+            logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
+            return True
+        check_observation(observation, self._driver.info)
+        warnings = [told for told in check_start(observation.proprio, self._driver.info) if told.partition(" ")[0] not in self._known]
+        self._known |= {told.partition(" ")[0] for told in warnings}
+        for told in warnings:
+            logger.warning("%s", told)
+        if not warnings or not (self._options.waits_for_person and self._keyboard.is_terminal):
+            return True
+        print("Nothing has moved. Press c to go on all the same, q to quit")
         return self._keyboard.wait(CONTINUE + QUIT) == CONTINUE
 
     def _play(self, number: int) -> tuple[RolloutOutcome, Path | None]:

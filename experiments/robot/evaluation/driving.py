@@ -1,0 +1,132 @@
+"""What every script that drives a robot in real time shares: its flags, and the way to a policy, on a server or in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prismatic.acting.client import ConnectionOptions, PolicyClient, ServerUnavailableError
+from prismatic.acting.execution import ExecutionOptions
+from prismatic.wire.api_key import read_api_key
+from prismatic.wire.policy_info import PolicyInfo
+
+if TYPE_CHECKING:
+    from prismatic.policy.policy import Policy
+    from prismatic.vla.types import Observation
+
+
+@dataclass
+class DrivingFlags:
+    """Flags of rollouts on a robot."""
+
+    # Rollouts
+    num_rollouts_planned: int = 50  # after which the run ends
+    max_steps: int | None = None  # executed actions per rollout; what the robot says by default
+    task_label: str = ""  # the instruction; "": the robot's own, or asked for before each rollout
+    run_id_note: str | None = None  # added to the name of the run
+    video_hz: float = 12.5  # frames per second of the videos; 0: none
+
+    # Between chunks
+    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
+    prefetch_steps: int = 0  # ask for the next chunk so many steps before the actions run out, so that the robot need not wait
+    num_blend_steps: int = 0  # pass from one chunk to the next over so many steps
+    ensemble_decay: float | None = None  # ACT's temporal ensembling, for instance 0.01; ask often then: --num_open_loop_steps 5
+
+    # Safety
+    limits: Path | None = None  # JSON file with ranges, speeds and accelerations (prismatic/acting/limit_sources.py)
+    limit_mode: str = "clip"  # clip or refuse what goes beyond the limits
+    max_observation_age_s: float = 0.5  # with older messages from cameras or joints the robot holds its position
+    stop_after_s: float = 5.0  # a rollout ends after holding for so long
+    ignore_warnings: bool = False  # act although the policy sees something else than in training, without a person's c
+
+    # Server
+    reply_timeout_s: float = 2.0  # a request unanswered for so long is given up and repeated
+    connect_wait_s: float = 60.0  # how long to wait for the server at the start
+    api_key_file: Path | None = None  # file with the server's key; else the environment variable PRISMATIC_API_KEY, if set
+
+    def __post_init__(self) -> None:
+        for name in ("num_rollouts_planned", "max_steps", "num_open_loop_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}, must be more than 0")
+        if self.video_hz < 0:
+            raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
+        self.execution(self.num_open_loop_steps or self.prefetch_steps + 1)  # checks the flags that make it up
+
+    def execution(self, num_actions_chunk: int) -> ExecutionOptions:
+        """How chunks of so many actions become commands.
+
+        Raises:
+            ValueError: the flags ask for more actions than the policy predicts, or contradict each other.
+        """
+        wanted = self.num_open_loop_steps or num_actions_chunk
+        if wanted > num_actions_chunk:
+            raise ValueError(f"--num_open_loop_steps is {wanted}, but the policy predicts {num_actions_chunk} actions")
+        return ExecutionOptions(
+            num_open_loop_steps=wanted,
+            prefetch_steps=self.prefetch_steps,
+            ensemble_decay=self.ensemble_decay,
+            num_blend_steps=self.num_blend_steps,
+            max_observation_age_s=self.max_observation_age_s,
+            stop_after_s=self.stop_after_s,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All flags, for the summary; none of them is a secret."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def connect_to_server(flags: DrivingFlags, url: str, flag: str) -> tuple[PolicyClient, PolicyInfo]:
+    """A client of the server at `url`, which --`flag` named, and what that server says of its policy.
+
+    Raises:
+        ValueError: no server in time, or one that does not accept this client.
+    """
+    options = ConnectionOptions(reply_timeout_s=flags.reply_timeout_s, api_key=read_api_key(flags.api_key_file))
+    client = PolicyClient(url, options)
+    try:
+        return client, client.connect(wait_s=flags.connect_wait_s)
+    except ServerUnavailableError as error:
+        raise ValueError(f"--{flag} {url}: no server within {flags.connect_wait_s:g} s ({error})") from error
+
+
+class LocalPolicy:
+    """A policy in this process as a source of chunks."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
+        """The next actions, finite float64 [H, A].
+
+        Raises:
+            ValueError: the observation does not fit the policy.
+        """
+        if begins:
+            self._policy.watch.begin()
+        return self._policy.predict([observation])[0].actions
+
+    def take_warnings(self) -> list[str]:
+        """What training saw differently, since the last call."""
+        return self._policy.watch.take()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def load_local(checkpoint: str, device: str | None, unnorm_key: str | None) -> tuple[LocalPolicy, PolicyInfo]:
+    """The policy of a checkpoint, warmed up, and what it says of itself.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or several data sets need a choice.
+    """
+    from prismatic.policy.policy import Policy
+    from prismatic.serving.describing import describe_policy
+
+    policy = Policy.from_pretrained(checkpoint, device, unnorm_key=unnorm_key)
+    policy.warm_up()
+    return LocalPolicy(policy), describe_policy(policy)

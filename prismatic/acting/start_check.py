@@ -1,0 +1,116 @@
+"""A robot against the policy that is to drive it, before anything moves: names, units, cameras, and where the demonstrations began.
+
+Letters: A action dim, P proprio dim.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from prismatic.acting.robot import Robot
+from prismatic.vla.constants import near_names
+from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import PolicyInfo
+
+_UNIT = re.compile(r"(.*) \[(.*)\]")
+_BEYOND = 0.5  # of the width of the first states, at either end; or ...
+_BEYOND_RANGE = 0.1  # ... of the range of the actions of the same name: less is how people place a robot
+# What a state may have been multiplied with, and what that looks like.
+_FACTORS = {
+    180 / np.pi: "degrees where training had radians",
+    np.pi / 180: "radians where training had degrees",
+    100.0: "0..100 where training had 0..1",
+    0.01: "0..1 where training had 0..100",
+    -1.0: "the opposite sign",
+}
+
+
+def check_names(robot: Robot, info: PolicyInfo) -> None:
+    """Accepts a robot whose dimensions are those of the policy, in its order and its units.
+
+    Raises:
+        ValueError: they are not; names what differs.
+    """
+    for what, own, wanted in (("action", robot.action_names, info.action_names), ("state", robot.state_names, info.proprio_names)):
+        if what == "state" and not (own and info.needs_state):
+            continue
+        if tuple(own) == tuple(wanted):
+            continue
+        if sorted(own) == sorted(wanted):
+            raise ValueError(f"the robot's {what}_names are in another order than the policy's; it needs {', '.join(wanted)}")
+        units = [_describe_unit(one, other) for one, other in zip(own, wanted, strict=False) if _name(one) == _name(other) and one != other]
+        if len(own) == len(wanted) and units:
+            raise ValueError(
+                f"the robot's {what}s have other units than the policy's: {', '.join(units)}; convert them in the robot's class"
+            )
+        odd = [name for name in own if name not in wanted]
+        raise ValueError(
+            f"the robot has {len(own)} {what} dimensions ({', '.join(own)}), the policy was made for {len(wanted)} ({', '.join(wanted)})"
+            + (f"; {odd[0]}: {near_names(odd[0], wanted)}" if odd else "")
+        )
+
+
+def check_observation(observation: Observation, info: PolicyInfo) -> None:
+    """Accepts an observation that has what the policy needs.
+
+    Raises:
+        ValueError: a camera or the state is missing, or the state has another width.
+    """
+    missing = [slot for slot in info.cameras if slot not in observation.images]
+    if missing:
+        called = [
+            f"{slot} (called {info.demonstrated.cameras[slot]!r} in the data)" for slot in missing if slot in info.demonstrated.cameras
+        ]
+        found = ", ".join(observation.images) or "none"
+        raise ValueError(
+            f"the robot lacks the camera {', '.join(called or missing)}; the policy needs {', '.join(info.cameras)}, found {found}"
+        )
+    num_needed = len(info.proprio_names)
+    if info.needs_state and (observation.proprio is None or len(observation.proprio) != num_needed):
+        found = "none" if observation.proprio is None else f"{len(observation.proprio)} numbers"
+        raise ValueError(f"the policy needs a state of {num_needed} numbers ({', '.join(info.proprio_names)}), the robot gives {found}")
+
+
+def check_start(state: np.ndarray | None, info: PolicyInfo) -> list[str]:
+    """A sentence for each dimension of the first state [P] that is not where the demonstrations began, with what may explain it."""
+    seen = info.demonstrated
+    if state is None or len(seen.start_low) != len(state) or len(state) != len(info.proprio_names):
+        return []
+    low, high = np.asarray(seen.start_low), np.asarray(seen.start_high)
+    ranges = np.array([_action_range(name, info) for name in info.proprio_names])
+    beyond = np.maximum(_BEYOND * (high - low), _BEYOND_RANGE * ranges)
+    low, high = low - beyond, high + beyond
+    return [
+        f"{info.proprio_names[dim]} is {state[dim]:.4g} before the start; the demonstrations began between {seen.start_low[dim]:.4g} and "
+        f"{seen.start_high[dim]:.4g}. {_explain(state[dim], low[dim], high[dim])}"
+        for dim in np.flatnonzero((state < low) | (state > high))
+    ]
+
+
+def _explain(value: float, low: float, high: float) -> str:
+    fitting = [text for factor, text in _FACTORS.items() if low <= value / factor <= high]
+    return (
+        f"It looks like {fitting[0]}."
+        if fitting
+        else "Check its unit, sign and zero; or bring the robot to where the demonstrations began."
+    )
+
+
+def _action_range(name: str, info: PolicyInfo) -> float:
+    """Of the action that has the state's name; 0 where there is none."""
+    if name not in info.action_names:
+        return 0.0
+    dim = info.action_names.index(name)
+    return float(info.demonstrated.action_high[dim] - info.demonstrated.action_low[dim])
+
+
+def _name(dimension: str) -> str:
+    found = _UNIT.fullmatch(dimension)
+    return found[1] if found else dimension
+
+
+def _describe_unit(own: str, wanted: str) -> str:
+    units = [found[2] if (found := _UNIT.fullmatch(name)) else "no unit" for name in (own, wanted)]
+    return f"{_name(own)} in {units[0]}, trained in {units[1]}"

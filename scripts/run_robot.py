@@ -1,0 +1,118 @@
+"""Drives any robot in real time with a policy: keys, limits, watchdog, videos, a log of every step, a summary.
+
+python scripts/run_robot.py --robot my_robots:DeskArm --server ws://192.168.1.20:8777 --task_label "put the cube into the box"
+python scripts/run_robot.py --robot my_robots:DeskArm --pretrained_checkpoint runs/desk_arm
+
+A robot is a class that inherits from prismatic.acting.robot.Robot (docs/own_robot.md has one of 25 lines). With --server this computer
+needs no torch. Before anything moves, names and units are compared with the policy's, and the first state with those of the demonstrations.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server, load_local
+from experiments.robot.evaluation.session import Driver, SessionOptions, drive, session_folder
+from prismatic.acting.actor import ChunkSource
+from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.limit_sources import choose_limits
+from prismatic.acting.robot import Robot
+from prismatic.acting.start_check import check_names
+from prismatic.cli import run_script
+from prismatic.vla.constants import near_names
+
+
+@dataclass
+class RobotConfig(DrivingFlags):
+    """Flags of a run."""
+
+    # Robot and policy
+    robot: str = ""  # module:Class of a robot; modules are looked for in the working folder, too
+    robot_args: dict[str, Any] = field(default_factory=dict)  # arguments of the class, as JSON: '{"port": "/dev/ttyACM0"}'
+    server: str = ""  # ws://host:port or http://host:port of vla-scripts/deploy.py, with ?adapter=NAME where it serves several
+    pretrained_checkpoint: str = ""  # instead: folder or Hub id of a policy that runs in this process
+    unnorm_key: str | None = None  # of the checkpoint in this process: data set whose statistics count
+    device: str | None = None  # of the checkpoint in this process: cuda, cpu; a GPU if there is one
+    unattended: bool = False  # nobody prepares rollouts, reads warnings and says how they went; for simulated robots
+    local_log_dir: Path = Path("runs/robot")  # receives a folder per run
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.robot:
+            raise ValueError("--robot is missing; pass module:Class of a robot, see docs/own_robot.md")
+        if bool(self.server) == bool(self.pretrained_checkpoint):
+            found = "both given" if self.server else "missing"
+            raise ValueError(
+                f"--server and --pretrained_checkpoint are {found}; pass the address of deploy.py, or a checkpoint to run here"
+            )
+
+
+def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
+    """The robot of the class `module:Class`, made with `arguments`.
+
+    Raises:
+        ValueError: there is no such class, it is no robot, or does not take these arguments.
+    """
+    module_name, colon, class_name = name.partition(":")
+    if not (module_name and colon and class_name):
+        raise ValueError(f"--robot is {name!r}, expected module:Class, for instance my_robots:DeskArm")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--robot {name}: the module cannot be imported ({error})") from error
+    kind = getattr(module, class_name, None)
+    classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Robot) and value is not Robot]
+    if not (isinstance(kind, type) and issubclass(kind, Robot)):
+        known = near_names(class_name, classes) if classes else "it has none"
+        raise ValueError(f"--robot {name}: the module has no such class that inherits from prismatic.acting.robot.Robot; {known}")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"--robot_args {dict(arguments)}: {error}") from error
+
+
+def run(config: RobotConfig) -> Path:
+    """Plays the rollouts; returns the folder with their results.
+
+    Raises:
+        ValueError: no policy, or one that cannot drive this robot.
+    """
+    keyboard = Keyboard()
+    if not config.unattended and not keyboard.is_terminal:
+        raise ValueError("a person at a terminal must be able to pause and stop the robot; for a simulated one pass --unattended True")
+    robot = make_robot(config.robot, config.robot_args)
+    source: ChunkSource
+    if config.server:
+        source, info = connect_to_server(config, config.server, "server")
+    else:
+        source, info = load_local(config.pretrained_checkpoint, config.device, config.unnorm_key)
+    check_names(robot, info)
+    driver = Driver(source, info, config.execution(info.num_actions_chunk), choose_limits(info, config.limits, config.limit_mode))
+    options = SessionOptions(
+        folder=session_folder(config.local_log_dir, type(robot).__name__, config.run_id_note),
+        num_rollouts=config.num_rollouts_planned,
+        control_hz=info.control_hz,
+        instruction=config.task_label,
+        max_steps=config.max_steps,
+        video_hz=config.video_hz,
+        is_attended=not config.unattended,
+        settings=config.settings,
+        waits_for_person=not config.ignore_warnings,
+    )
+    return drive(robot, driver, options, keyboard)
+
+
+def main(config: RobotConfig) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as Ctrl-C does: robot held, terminal restored
+    run(config)
+
+
+if __name__ == "__main__":
+    run_script(main, RobotConfig)
