@@ -88,6 +88,7 @@ class PolicyClient:
         if self.info is not None and info != self.info:
             raise RequestRefusedError(f"the server now has another policy: {info}, before: {self.info}; restart the client")
         self.info = info
+        self._transport.sends_jpeg = self.options.jpeg_images and info.jpeg_round_trip
         return info
 
     def _ask(self, observation: Observation, begins: bool) -> np.ndarray:

@@ -22,6 +22,7 @@ from prismatic.wire import keys
 from prismatic.wire.api_key import read_api_key
 from prismatic.wire.arrays import as_array, json_array, pack_openpi, read_json
 from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.pictures import as_json, as_message
 from prismatic.wire.policy_info import PolicyInfo
 
 DEFAULT_PORT = 8777
@@ -51,6 +52,7 @@ class ConnectionOptions:
     reply_timeout_s: float = 2.0  # from the request to the whole answer
     first_backoff_s: float = 0.1  # before the second attempt; doubled after each further failure
     max_backoff_s: float = 2.0
+    jpeg_images: bool = False  # pictures travel as JPEG, a seventh of their size, where the policy sees them through JPEG anyway
     api_key: str | None = field(default=None, repr=False)  # None: the environment variable PRISMATIC_API_KEY
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class ConnectionOptions:
 
 class Transport(Protocol):
     """One way to reach a server. Every method may raise OSError and the errors of this module."""
+
+    sends_jpeg: bool
 
     @property
     def is_open(self) -> bool: ...
@@ -104,7 +108,7 @@ class _Websocket:
 
     def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
         self._url = f"ws://{f'[{host}]' if ':' in host else host}:{port}{keys.POLICY_PATH}{query}"
-        self._options = options
+        self._options, self.sends_jpeg = options, False
         self._stack = ExitStack()  # websockets means its connections to be context managers
         self._connection: Any = None
 
@@ -135,7 +139,8 @@ class _Websocket:
             return _parse_info(read_msgpack(self._receive()))
 
     def ask(self, observation: Observation, begins: bool) -> tuple[np.ndarray, list[str]]:
-        content: dict[str, Any] = {keys.IMAGES: dict(observation.images), keys.PROMPT: observation.instruction}
+        images = {camera: as_message(image, self.sends_jpeg) for camera, image in observation.images.items()}
+        content: dict[str, Any] = {keys.IMAGES: images, keys.PROMPT: observation.instruction}
         if observation.proprio is not None:
             content[keys.STATE] = np.asarray(observation.proprio, np.float64)
         if begins:
@@ -169,7 +174,7 @@ class _Rest:
     """`POST /act` over one HTTP connection that is kept open."""
 
     def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
-        self._query, self._session = query, secrets.token_hex(8)
+        self._query, self._session, self.sends_jpeg = query, secrets.token_hex(8), False
         self._connection = http.client.HTTPConnection(host, port, timeout=options.connect_timeout_s)
         self._options = options
 
@@ -186,7 +191,7 @@ class _Rest:
 
     def ask(self, observation: Observation, begins: bool) -> tuple[np.ndarray, list[str]]:
         images = observation.images.items()
-        content: dict[str, Any] = {SENT_KEYS.get(camera, camera): json_array(image) for camera, image in images}
+        content: dict[str, Any] = {SENT_KEYS.get(camera, camera): as_json(image, self.sends_jpeg) for camera, image in images}
         if observation.proprio is not None:
             content[keys.STATE] = json_array(np.asarray(observation.proprio, np.float64))
         marks = {keys.SESSION_HEADER: self._session, **({keys.BEGINS_HEADER: "1"} if begins else {})}

@@ -25,6 +25,7 @@ from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.images import round_trip
 from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.reference import ObservationCheck
@@ -156,11 +157,13 @@ class Policy:
             return []
         if not is_watched:
             self.watch.look(observations)
+        is_round_tripped = self.spec.image.jpeg_round_trip and any(item.is_round_tripped for item in observations)
         inputs = EngineInputs(
-            frames=[image for item in observations for image in select_cameras(item.images, self.spec.cameras)],
+            frames=[image for item in observations for image in self._frames(item, is_round_tripped)],
             prompts=[self._tokenize(item.instruction) for item in observations],
             proprio=self._proprio(observations),
             noise=self._noise(len(observations), seeds),
+            is_round_tripped=is_round_tripped,
         )
         return [ActionChunk(unnormalize(chunk, self.action_bounds)) for chunk in self._engine(inputs)]
 
@@ -181,6 +184,11 @@ class Policy:
             lengths = [lengths[0] + more for more in range(_USUAL_INSTRUCTION_TOKENS)]
         self._engine.warm_up(batch_sizes or self._engine.batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
         return time.perf_counter() - started
+
+    def _frames(self, observation: Observation, is_round_tripped: bool) -> list[np.ndarray]:
+        """The observation's images in the policy's order; where others of the batch were JPEG files already, its own become so, too."""
+        frames = select_cameras(observation.images, self.spec.cameras)
+        return [round_trip(frame) for frame in frames] if is_round_tripped and not observation.is_round_tripped else frames
 
     def _noise(self, count: int, seeds: Sequence[int] | None) -> np.ndarray | None:
         """Where denoising starts, float32 [B, H, A]; None for a policy that does not denoise."""

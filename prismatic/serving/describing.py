@@ -19,6 +19,7 @@ def describe_policy(policy: Policy, action_units: str = ROBOT_UNITS) -> PolicyIn
         control_hz=spec.platform.control_hz,
         needs_state=spec.heads.use_proprio,
         center_crop=spec.image.center_crop,
+        jpeg_round_trip=spec.image.jpeg_round_trip,
         unnorm_key=policy.unnorm_key,
         demonstrated=policy.demonstrated,
         limits=spec.platform.limits,

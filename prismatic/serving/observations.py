@@ -11,9 +11,11 @@ import numpy as np
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.vla.cameras import is_wrist
 from prismatic.vla.constants import near_names
+from prismatic.vla.images import decode_image, round_trip
 from prismatic.vla.types import Observation
 from prismatic.wire.arrays import MAX_SIDE, as_array, describe
 from prismatic.wire.errors import RequestError
+from prismatic.wire.pictures import jpeg_file
 
 MAX_INSTRUCTION_CHARACTERS = 1024
 _MAX_IGNORED_NAMES = 32
@@ -57,11 +59,8 @@ class ObservationReader:
             RequestError: something is missing or is not what the policy needs.
         """
         found = self._select(images)
-        observation = Observation(
-            images={camera: read_image(value, name) for camera, (name, value) in found.items()},
-            instruction=_read_instruction(instruction),
-            proprio=self._read_state(state),
-        )
+        pictures, is_round_tripped = read_pictures(found)
+        observation = Observation(pictures, _read_instruction(instruction), self._read_state(state), is_round_tripped)
         return PolicyRequest(observation, self._read_unnorm_key(unnorm_key), self.adapter)
 
     def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
@@ -112,6 +111,38 @@ class ObservationReader:
         if not isinstance(key, str) or key not in self.unnorm_keys:
             raise RequestError(f"unnorm_key {str(key)[:80]!r} is not in the checkpoint; {near_names(str(key)[:80], self.unnorm_keys)}")
         return key
+
+
+def read_pictures(found: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, np.ndarray], bool]:
+    """Camera -> uint8 RGB [height, width, 3] of camera -> the client's name and picture; and whether they were JPEG files.
+
+    Where only some were, the others are put through the same round trip, which they would have before them.
+
+    Raises:
+        RequestError: a picture is none.
+    """
+    files = {camera: jpeg_file(value, name) for camera, (name, value) in found.items()}
+    has_jpeg = any(file is not None for file in files.values())
+    pictures = {}
+    for camera, (name, value) in found.items():
+        file = files[camera]
+        picture = read_image(value, name) if file is None else _decode_jpeg(file, name)
+        pictures[camera] = round_trip(picture) if has_jpeg and file is None else picture
+    return pictures, has_jpeg
+
+
+def _decode_jpeg(file: bytes, name: str) -> np.ndarray:
+    import simplejpeg
+
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(file)
+        if max(height, width) > MAX_SIDE:
+            raise RequestError(f"image {name!r}: {width} x {height} pixels; send at most {MAX_SIDE} a side")
+        return decode_image(file)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"image {name!r}: damaged JPEG file ({error})") from error
 
 
 def read_image(value: Any, name: str) -> np.ndarray:

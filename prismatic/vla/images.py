@@ -26,6 +26,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from prismatic.vla.jpeg_files import encode_jpeg
 from prismatic.vla.types import check_image
 
 if TYPE_CHECKING:
@@ -85,12 +86,9 @@ def decode_image(encoded: bytes) -> np.ndarray:
         raise ValueError(f"damaged {kind} image of {len(encoded)} bytes: {error}") from error
 
 
-def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """The JPEG file of a uint8 RGB image [H, W, 3]; the same bytes as TensorFlow's `encode_jpeg`."""
-    check_image("to encode", image)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0", dpi=(300, 300))
-    return buffer.getvalue()
+def round_trip(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: `image` as a JPEG file would give it back."""
+    return decode_image(encode_jpeg(image))
 
 
 def resize_lanczos3(image: np.ndarray, size: int) -> np.ndarray:
@@ -165,7 +163,7 @@ def prepare_image(image: np.ndarray, recipe: ImageRecipe) -> np.ndarray:
     """
     check_image("to prepare", image)
     if recipe.jpeg_round_trip:
-        image = decode_image(encode_jpeg(image))
+        image = round_trip(image)
     image = resize_lanczos3(image, recipe.size)
     return center_crop(image) if recipe.center_crop else image
 

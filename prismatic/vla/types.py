@@ -25,6 +25,7 @@ class Observation:
     images: Mapping[str, np.ndarray]  # camera name ("primary", "wrist", ...) -> uint8 RGB [height, width, 3], any size
     instruction: str
     proprio: np.ndarray | None = None  # [P], raw units
+    is_round_tripped: bool = False  # the images went through the JPEG round trip of the image path already, on their way here
 
     def __post_init__(self) -> None:
         for name, image in self.images.items():

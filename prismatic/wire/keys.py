@@ -12,6 +12,9 @@ WARNINGS = "warnings"  # new ones, about what the policy is shown
 TIMING = "server_timing"
 BEGINS = "begins"  # True: the first observation of a rollout
 
+# A picture as a JPEG file instead of an array: {JPEG: True, DATA: bytes, in JSON base64}
+JPEG, DATA = "__jpeg__", "data"
+
 # POST /act
 INSTRUCTION = "instruction"
 ERROR = "error"  # of an answer that is not 200

@@ -30,6 +30,7 @@ class PolicyInfo:
     control_hz: float
     needs_state: bool
     center_crop: bool
+    jpeg_round_trip: bool  # its pictures go through JPEG in any case, so that they may travel as JPEG
     unnorm_key: str  # the data set
     demonstrated: Demonstrated  # what that data set's robot did
     limits: StatedLimits | None = None  # of its platform
@@ -61,6 +62,7 @@ class PolicyInfo:
                 control_hz=float(content["control_hz"]),
                 needs_state=bool(content["needs_state"]),
                 center_crop=bool(content["center_crop"]),
+                jpeg_round_trip=bool(content["jpeg_round_trip"]),
                 unnorm_key=str(content["unnorm_key"]),
                 demonstrated=Demonstrated.parse(content["demonstrated"]),
                 limits=StatedLimits.parse(content["limits"]),

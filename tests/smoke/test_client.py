@@ -61,6 +61,15 @@ def test_both_transports_bring_what_the_policy_predicts(aloha_server: Server, al
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])
+def test_pictures_that_travel_as_jpeg_give_the_same_actions_to_the_bit(aloha_server: Server, scheme: str) -> None:
+    raw, small = (PolicyClient(f"{scheme}://127.0.0.1:{aloha_server.port}", replace(PATIENCE, jpeg_images=jpeg)) for jpeg in (False, True))
+    seen = observation(side=120)
+    np.testing.assert_array_equal(infer_at_last(small, seen), infer_at_last(raw, seen))
+    for client in (raw, small):
+        client.close()
+
+
+@pytest.mark.parametrize("scheme", ["ws", "http"])
 def test_what_looks_unlike_training_is_told_to_each_robots_computer_with_its_first_actions(aloha_server: Server, scheme: str) -> None:
     degrees = replace(observation(), proprio=np.full(14, 40.0))
     other = PolicyClient(f"{scheme}://127.0.0.1:{aloha_server.port}", PATIENCE)  # a second robot, which sends what it should

@@ -33,6 +33,7 @@ INFO = PolicyInfo(
     control_hz=25.0,
     needs_state=True,
     center_crop=True,
+    jpeg_round_trip=True,
     unnorm_key="arm",
     demonstrated=SEEN,
     limits=ALOHA.limits,

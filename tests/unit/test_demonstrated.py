@@ -81,6 +81,7 @@ def test_the_robots_computer_reads_what_the_server_wrote() -> None:
         control_hz=25.0,
         needs_state=True,
         center_crop=False,
+        jpeg_round_trip=True,
         unnorm_key="arm",
         demonstrated=SEEN,
         limits=StatedLimits((None, -1.0), (None, 1.0), (0.5, None)),

@@ -27,6 +27,7 @@ INFO = PolicyInfo(
     control_hz=10.0,
     needs_state=True,
     center_crop=True,
+    jpeg_round_trip=True,
     unnorm_key="my_arm",
     demonstrated=Demonstrated((-1.0, 0.0, 0.01, -0.2), (1.0, 1.0, 0.02, 0.3), (0.05, 1.0, 0.01, 0.1), (0.4, 0.9, None, None)),
 )

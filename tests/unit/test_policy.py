@@ -21,7 +21,7 @@ from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.images import ImageRecipe
+from prismatic.vla.images import ImageRecipe, round_trip
 from prismatic.vla.reference import Reference, small_picture
 from prismatic.vla.types import Observation
 
@@ -73,6 +73,17 @@ def test_saving_and_loading_is_a_round_trip(parts: PolicyParts, folder: Path) ->
     assert loaded.spec == parts.spec
     expected, found = (policy.predict([observation()])[0].actions for policy in (Policy(parts), loaded))
     np.testing.assert_allclose(found, expected, atol=0.02)  # weights are stored in bfloat16
+
+
+def test_pictures_that_were_jpeg_files_on_their_way_give_the_same_actions_to_the_bit(folder: Path) -> None:
+    policy, seen = Policy.from_pretrained(folder, device="cpu"), observation()
+    tripped = {name: round_trip(image) for name, image in seen.images.items()}
+    travelled = replace(seen, images=tripped, is_round_tripped=True)
+    expected = policy.predict([seen])[0].actions
+    np.testing.assert_array_equal(policy.predict([travelled])[0].actions, expected)
+    one, other = policy.predict([seen, travelled])  # of two robots, one of which sends raw pictures
+    np.testing.assert_array_equal(one.actions, other.actions)
+    assert (policy.predict([replace(seen, images=tripped)])[0].actions != expected).any(), "a second round trip changes pixels"
 
 
 def test_what_training_saw_comes_along_and_warns_before_the_first_action(

@@ -25,11 +25,15 @@ from hypothesis import strategies as st
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.serving.observations import ObservationReader
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
+from prismatic.vla.cameras import SENT_KEYS
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.images import ImageRecipe
+from prismatic.vla.images import ImageRecipe, round_trip
+from prismatic.vla.jpeg_files import encode_jpeg
+from prismatic.vla.types import Observation
 from prismatic.wire.arrays import as_array, json_array, pack_openpi, pack_vla_eval, read_json
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import MAX_VALUES, read_msgpack
+from prismatic.wire.pictures import as_json, as_message
 
 RECIPE = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
 SPEC = PolicySpec(
@@ -234,3 +238,44 @@ if __name__ == "__main__":
     figures = campaign(int(sys.argv[1]))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(figures, f"{time.perf_counter() - started:.1f} s, peak memory {before >> 10} -> {after >> 10} MiB")
+
+
+PICTURE = np.random.default_rng(5).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+
+
+def read_jpeg(protocol: str, as_jpeg: tuple[bool, bool]) -> Observation:
+    rows = list(zip(("primary", "wrist"), as_jpeg, strict=True))
+    if protocol == "act":
+        images: dict[str, Any] = {SENT_KEYS[name]: as_json(PICTURE, jpeg) for name, jpeg in rows}
+        return openvla_rest.decode_act(
+            json.dumps({**images, "state": json_array(STATE), "instruction": "go"}).encode(), reader()
+        ).request.observation
+    images = {name: as_message(PICTURE, jpeg) for name, jpeg in rows}
+    return openpi.decode_observation(pack_openpi({"images": images, "state": STATE, "prompt": "go"}), reader()).observation
+
+
+@pytest.mark.parametrize("protocol", ["act", "openpi"])
+@pytest.mark.parametrize("as_jpeg", [(True, True), (True, False)])
+def test_jpeg_files_are_what_the_image_path_makes_of_pictures(protocol: str, as_jpeg: tuple[bool, bool]) -> None:
+    seen = read_jpeg(protocol, as_jpeg)
+    assert seen.is_round_tripped
+    for image in seen.images.values():
+        np.testing.assert_array_equal(image, round_trip(PICTURE))
+    raw = read_jpeg(protocol, (False, False))
+    assert not raw.is_round_tripped
+    np.testing.assert_array_equal(raw.images["wrist"], PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"__jpeg__": True, "data": b"\x89PNG"}, "is not a JPEG file"),
+        ({"__jpeg__": True, "data": 3}, "is not a JPEG file"),
+        ({"__jpeg__": True, "data": "&"}, "not valid base64"),
+        ({"__jpeg__": True, "data": encode_jpeg(PICTURE)[:200]}, "damaged JPEG file"),
+    ],
+)
+def test_a_jpeg_file_that_is_none_is_refused(value: dict[str, Any], message: str) -> None:
+    frame = pack_openpi({"images": {"primary": value, "wrist": PICTURE}, "state": STATE, "prompt": "go"})
+    with pytest.raises(RequestError, match=message):
+        openpi.decode_observation(frame, reader())

@@ -44,6 +44,7 @@ class DrivingFlags:
 
     # Server
     reply_timeout_s: float = 2.0  # a request unanswered for so long is given up and repeated
+    jpeg_images: bool = False  # pictures travel as JPEG: for slow networks; the policy sees the same pixels
     connect_wait_s: float = 60.0  # how long to wait for the server at the start
     api_key_file: Path | None = None  # file with the server's key; else the environment variable PRISMATIC_API_KEY, if set
 
@@ -86,7 +87,9 @@ def connect_to_server(flags: DrivingFlags, url: str, flag: str) -> tuple[PolicyC
     Raises:
         ValueError: no server in time, or one that does not accept this client.
     """
-    options = ConnectionOptions(reply_timeout_s=flags.reply_timeout_s, api_key=read_api_key(flags.api_key_file))
+    options = ConnectionOptions(
+        reply_timeout_s=flags.reply_timeout_s, jpeg_images=flags.jpeg_images, api_key=read_api_key(flags.api_key_file)
+    )
     client = PolicyClient(url, options)
     try:
         return client, client.connect(wait_s=flags.connect_wait_s)

@@ -11,7 +11,7 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.processor import normalize_pixels
 from prismatic.policy.checkpoint.parts import PolicyParts
-from prismatic.vla.images import prepare_frames, prepare_image
+from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
 
 ENGINES = ("auto", "eager", "graph", "compiled")
 
@@ -33,6 +33,11 @@ class EngineInputs:
     prompts: Sequence[Sequence[int]]  # B rows of token ids that end in the empty token
     proprio: np.ndarray | None  # float32 [B, P], normalised
     noise: np.ndarray | None  # float32 [B, H, A]; where a diffusion policy starts
+    is_round_tripped: bool = False  # the frames have been JPEG files already: the recipe's round trip is behind them
+
+    def recipe(self, of_policy: ImageRecipe) -> ImageRecipe:
+        """What is left to be done to the frames."""
+        return replace(of_policy, jpeg_round_trip=False) if self.is_round_tripped else of_policy
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -67,7 +72,7 @@ class EagerEngine:
     @torch.inference_mode()
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         parts, device = self._parts, self._device
-        images = self._images(inputs.frames).unflatten(0, (len(inputs), -1))  # [B, N, S, S, 3]
+        images = self._images(inputs).unflatten(0, (len(inputs), -1))  # [B, N, S, S, 3]
         ids, mask = _pad_prompts(inputs.prompts, parts.config.token_ids.pad)
         proprio, noise = (None if rows is None else torch.from_numpy(rows).to(device) for rows in (inputs.proprio, inputs.noise))
         model_inputs = make_inputs(parts, images, ids.to(device), None if mask is None else mask.to(device), proprio)
@@ -79,9 +84,9 @@ class EagerEngine:
         for count in batch_sizes:
             self(idle_inputs(self._parts, count, frame_sizes, prompt_lengths[0]))
 
-    def _images(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    def _images(self, inputs: EngineInputs) -> torch.Tensor:
         """uint8 [B*N, S, S, 3] on the device."""
-        recipe = self._parts.spec.image
+        frames, recipe = inputs.frames, inputs.recipe(self._parts.spec.image)
         if self._device.type == "cpu":
             return torch.from_numpy(np.stack([prepare_image(frame, recipe) for frame in frames]))
         prepared: list[torch.Tensor] = [torch.empty(0)] * len(frames)

@@ -31,7 +31,7 @@ from prismatic.policy.inference.fp8 import Fp8Linear
 from prismatic.policy.inference.quantization import QuantizedLinear
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.vla.constants import near_names
-from prismatic.vla.images import prepare_frames
+from prismatic.vla.images import ImageRecipe, prepare_frames
 
 _PROMPT_STEP = 8  # tokens; padding of prompts in a batch
 # Programs kept, so that clients with ever other images or prompts cannot fill the memory.
@@ -79,7 +79,7 @@ class GraphEngine:
                 return self._plain(inputs)
             last = inputs.frames[-len(self._parts.spec.cameras) :]
             frames = [*inputs.frames, *[*last] * (bucket.batch_size - len(inputs))]
-            self._image_program(bucket.batch_size, frames).run(frames)
+            self._image_program(bucket.batch_size, frames, inputs.recipe(self._parts.spec.image)).run(frames)
             return self._action_program(bucket).run(inputs)[: len(inputs)]
 
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
@@ -89,9 +89,9 @@ class GraphEngine:
             for bucket in sorted(filter(None, buckets), key=lambda bucket: bucket.prompt_length):
                 self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
 
-    def _image_program(self, batch_size: int, frames: Sequence[np.ndarray]) -> ImageProgram:
-        key = (batch_size, *(frame.shape for frame in frames))
-        return self._image_programs.recall(key, lambda: ImageProgram(self._parts, self._buffer(batch_size), frames, self._recorder))
+    def _image_program(self, batch_size: int, frames: Sequence[np.ndarray], recipe: ImageRecipe) -> ImageProgram:
+        key = (batch_size, recipe, *(frame.shape for frame in frames))
+        return self._image_programs.recall(key, lambda: ImageProgram(recipe, self._buffer(batch_size), frames, self._recorder))
 
     def _action_program(self, bucket: Bucket) -> ActionProgram:
         images = self._buffer(bucket.batch_size)
@@ -170,8 +170,8 @@ class Block:
 class ImageProgram:
     """Frames of certain sizes -> `images` uint8 [B, N, S, S, 3]."""
 
-    def __init__(self, parts: PolicyParts, images: torch.Tensor, frames: Sequence[np.ndarray], recorder: Recorder) -> None:
-        recipe, self._groups = parts.spec.image, group_by_size(frames)
+    def __init__(self, recipe: ImageRecipe, images: torch.Tensor, frames: Sequence[np.ndarray], recorder: Recorder) -> None:
+        self._groups = group_by_size(frames)
         self._block = Block(
             {str(i): ((len(group), *frames[group[0]].shape), torch.uint8) for i, group in enumerate(self._groups)}, images.device
         )
