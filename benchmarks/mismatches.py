@@ -1,4 +1,4 @@
-"""Deliberate mistakes between training and evaluation: what is told before the first action, and what the mistake costs.
+"""Deliberate mistakes between training and evaluation: what is reported before the first action, and what the mistake costs.
 
 python benchmarks/mismatches.py --pretrained_checkpoint runs/demo/train/demo --num_trials_per_task 7 --json mismatches.json
 
@@ -249,7 +249,7 @@ def _success(row: Row) -> str:
 
 def markdown(rows: list[Row]) -> str:
     """The table for a page."""
-    lines = ["| mistake | told before the first action | success | message |", "|---|---|---|---|"]
+    lines = ["| mistake | reported before the first action | success | message |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {row.mistake} | {row.told} | {_success(row)} | {row.message} |" for row in rows)])
 
 

@@ -28,7 +28,7 @@ class RobotError(RuntimeError):
 class Sensed:
     """Where a robot is, and when that was."""
 
-    position: np.ndarray  # float64 [A], in the units of the actions; what stands in dimensions that are no targets does not matter
+    position: np.ndarray  # float64 [A], in the units of the actions; dimensions that are not targets do not matter
     time: float  # [s, time.monotonic] of the oldest of the latest messages from joints and cameras
 
 

@@ -43,7 +43,7 @@ def append_action_slots(
 ) -> tuple[torch.Tensor, torch.Tensor | None, ActionSlots]:
     """Prompts [B, L] -> (input_ids [B, L+K+1], attention_mask or None, slots), laid out as in training.
 
-    `prompt_mask` is False on padding at the end of a row; None says that there is none. What stands in the slots never matters.
+    `prompt_mask` is False on padding at the end of a row; None says that there is none. The contents of the slots never matter.
     """
     batch_size, width = prompt_ids.shape
     if prompt_mask is None:

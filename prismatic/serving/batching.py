@@ -1,7 +1,7 @@
 """Requests of many clients -> calls of the policy with several observations, in one worker thread.
 
 A batch starts when the policy is free and as many requests wait as clients were lately at work at once, or after `window_s`. One
-client alone never waits. The queue is bounded: beyond `max_queue` requests in the house, further ones are refused at once.
+client alone never waits. The queue is bounded: beyond `max_queue` pending requests, further ones are refused at once.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Batcher:
 
     @property
     def admitted(self) -> int:
-        """Requests in the house."""
+        """Requests that are pending: admitted and not answered yet."""
         return self._admitted
 
     @contextmanager
     def admission(self) -> Iterator[None]:
-        """Holds one place in the house, from before a request's body is read until it is answered.
+        """Holds one place among the pending requests, from before a request's body is read until it is answered.
 
         Raises:
             BusyError: all places are taken, or the server is shutting down.
@@ -98,7 +98,7 @@ class Batcher:
         return waiting.answer
 
     def refuse_new(self) -> None:
-        """From now on nothing is admitted; what is in the house is finished."""
+        """From now on nothing is admitted; what is pending is finished."""
         with self._changed:
             self._closed = True
 

@@ -253,7 +253,7 @@ def _record(service: PolicyService, protocol: str, status: int, started: float) 
 
 
 class DrainingServer(uvicorn.Server):
-    """On SIGTERM or SIGINT: refuses new requests, answers those in the house, on websockets too, then closes."""
+    """On SIGTERM or SIGINT: refuses new requests, answers those that are pending, on websockets too, then closes."""
 
     def __init__(self, config: uvicorn.Config, service: PolicyService, drain_s: float) -> None:
         super().__init__(config)

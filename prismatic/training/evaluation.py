@@ -2,7 +2,7 @@
 
 The command gets a copy of the checkpoint made of hard links (no disk space, no waiting), so that neither pruning nor the next save takes
 it away, and leaves report.json in its output folder, <run>--eval/step_<N>/. One evaluation runs at a time. While it does, one more may
-wait; a newer checkpoint takes that place. Whatever an evaluation does or fails to do is told, and never ends the training. It shares
+wait; a newer checkpoint takes that place. Whatever an evaluation does or fails to do is reported, and never ends the training. It shares
 the GPU unless --eval_command says otherwise: "env CUDA_VISIBLE_DEVICES=1 python my_eval.py {checkpoint} {output_dir}".
 """
 
@@ -238,7 +238,7 @@ def report_metrics(path: Path) -> dict[str, float]:
         wanted = '{"summary": {"none": {"mean": {"rate": 0.5}, TASK: {"rate": 0.5, "num_trials": 10}, ...}}}'
         raise ValueError(f"{path} does not hold {wanted} ({type(error).__name__}: {error})") from error
     if not all(math.isfinite(value) for value in found.values()):
-        raise ValueError(f"{path} holds rates that are no numbers")
+        raise ValueError(f"{path} holds rates that are not numbers")
     return found
 
 

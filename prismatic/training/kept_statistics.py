@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def account_for_statistics(data: TrainingData, origin: Origin) -> dict[str, Any]:
-    """What stands in policy.json beside `origin.record`; told in the log. {} where a run begins with a base model.
+    """What policy.json records beside `origin.record`; reported in the log. {} where a run begins with a base model.
 
     Raises:
         ValueError: most values of an action dimension cannot be expressed in the statistics of the checkpoint.

@@ -132,7 +132,7 @@ class RunLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Closes everything. What goes wrong here is told and changes nothing: neither the end of a run nor the error that ends it."""
+        """Closes everything. What goes wrong here is reported and changes nothing: neither the end of a run nor the error that ends it."""
         self._bar.close()
         for sink in list(self._sinks):
             with self._without(sink):

@@ -136,7 +136,7 @@ class Trainer:
                 self._between_steps(log, evaluation)
                 if self.is_stopping:
                     return False
-                batches.failure = batches.failure or log.failure  # told at the next look
+                batches.failure = batches.failure or log.failure  # reported at the next look
         raise_together(log.failure, self.ranks)
         if evaluation is not None:
             _record(log, evaluation.finish(lambda: self.stop.is_set))

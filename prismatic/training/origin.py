@@ -2,7 +2,8 @@
 
 A checkpoint as --vla_path is continued: "200 demonstrations, later 50 more". Its heads speak in its normalization statistics, so these
 stay, too, and what the new data have beyond them is counted. A data set that it does not know, beside one that it knows, gets its own.
-All of this is told, and stands in policy.json under provenance.continued. Whoever wants otherwise says --fresh_heads or --new_statistics.
+All of this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for
+otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flags -> everything a run needs: checked data first, then the model, so that a mistake is told before anything expensive."""
+"""Flags -> everything a run needs: checked data first, then the model, so that a mistake is reported before anything expensive."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def stack_draws(draws: Sequence[AugmentationDraw]) -> AugmentationDraw:
 def augment_cpu(images: np.ndarray, draw: AugmentationDraw, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [N, S, S, 3]: the cameras of one sample, cropped and coloured; `augment_batch` on the CPU, several times faster.
 
-    Stands in `out`, if given, which may be `images`: less memory to go through, and so a twentieth of a sample's time.
+    The result is in `out`, if given, which may be `images`: less memory to go through, and so a twentieth of a sample's time.
     """
     from prismatic.vla import image_kernels
 

@@ -1,4 +1,4 @@
-"""Keys of observations and answers that both sides of a connection use; what cameras are called stands in `prismatic.vla.cameras`."""
+"""Keys of observations and answers that both sides of a connection use; what cameras are called is in `prismatic.vla.cameras`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,12 @@ ENTRIES = """
         image_obs_keys=_THREE_CAMERAS,
         robot_platform="ALOHA",
     ),
-    "fold_shirt": _aloha(),
+    "fold_shirt": DatasetEntry(
+        image_obs_keys={"primary": "image", "left_wrist": "left_wrist_image", "right_wrist": "right_wrist_image"},
+        state_encoding=StateEncoding.JOINT_BIMANUAL,
+        action_encoding=ActionEncoding.JOINT_POS_BIMANUAL,
+        robot_platform="ALOHA",
+    ),
 """
 _STEPS_OF_THE_PAGES = r"--(100?000)_chkpt"
 

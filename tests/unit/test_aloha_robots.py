@@ -269,7 +269,7 @@ def test_a_reset_moves_nothing_on_old_or_broken_joint_messages_and_stops_where_a
     assert not ros.joints
     for name in robot._joints:
         robot._joints[name] = (time.monotonic(), np.full(9, np.nan))
-    with pytest.raises(RobotError, match="reads no number"):
+    with pytest.raises(RobotError, match="reading is not a number"):
         robot.reset(0)
     assert not ros.joints
     for name in robot._joints:

@@ -53,7 +53,7 @@ def test_pairs_are_made_by_task_number_and_seed(tmp_path: Path, capsys: pytest.C
     main(CompareConfig(a, b, output=tmp_path / "page" / "comparison.html"))
     assert "p (McNemar)" in capsys.readouterr().out
     page = (tmp_path / "page" / "comparison.html").read_text()
-    assert "no difference can be told" in page
+    assert "no difference can be shown" in page
     assert "1 more have no partner" in page
     assert "http" not in page
 

@@ -81,7 +81,7 @@ def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Pa
         (report('{"score": 0.5}'), "does not hold {\"summary\".*KeyError: 'summary'"),
         (report('{"summary": {"none": [1, 2]}}'), "does not hold.*AttributeError"),
         (report('{"summary": {"none": {"mean": {"rate": null}}}}'), "does not hold.*TypeError"),
-        (report('{"summary": {"none": {"mean": {"rate": NaN}}}}'), "holds rates that are no numbers"),
+        (report('{"summary": {"none": {"mean": {"rate": NaN}}}}'), "holds rates that are not numbers"),
         (report('{"summary": {"none": {"mean"'), "does not hold.*JSONDecodeError"),
         (
             report('{"summary": {"none": {"mean": {"rate": 1.0}}}}', then="import shutil; shutil.rmtree(out)"),

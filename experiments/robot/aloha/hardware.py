@@ -126,7 +126,7 @@ class AlohaHardware(Robot):
             raise RobotError(f"the last joint message is {age:.1f} s old: nothing moves; check the arms' cables and ALOHA's launch file")
         position = self.position()
         if not np.isfinite(position).all():
-            raise RobotError("a joint reads no number: nothing moves; check the arms' cables")
+            raise RobotError("a joint's reading is not a number: nothing moves; check the arms' cables")
         return position
 
     def position(self) -> np.ndarray:

@@ -58,7 +58,7 @@ class WorkerFailure:
 
 
 @dataclass
-class _Film:
+class _EpisodeVideo:
     """Frames of the running episode."""
 
     request: EpisodeRequest
@@ -69,11 +69,11 @@ class _Film:
     def stride(self) -> int:
         return max(1, round(self.environment.control_hz / self.request.video_hz))
 
-    def shoot(self, step: int, force: bool = False) -> None:
+    def record_frame(self, step: int, force: bool = False) -> None:
         if self.request.video is not None and (force or step % self.stride == 0):
             self.frames.append(self.environment.render(VIDEO_SIZE))
 
-    def develop(self, success: bool) -> Path | None:
+    def write(self, success: bool) -> Path | None:
         if self.request.video is None or (success and self.request.video_of_failure_only):
             return None
         path = self.request.video.with_name(f"{self.request.video.stem}_{'success' if success else 'failure'}.mp4")
@@ -82,7 +82,7 @@ class _Film:
 
 
 def worker_main(connection: Connection, simulator: Simulator) -> None:
-    """Plays requested episodes until told to stop; what goes wrong is sent to the parent."""
+    """Plays requested episodes until None arrives; what goes wrong is sent to the parent."""
     slot = EnvironmentSlot()
     try:
         while (request := connection.recv()) is not None:
@@ -101,13 +101,13 @@ def play_episode(simulator: Simulator, environment: Environment, request: Episod
     started = time.perf_counter()
     environment.reset(request.spec)
     expert = simulator.make_expert(environment) if request.use_expert else None
-    film = _Film(request, environment)
+    video = _EpisodeVideo(request, environment)
     pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
     queue: deque[np.ndarray] = deque()
     seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
     success, num_steps = False, 0
     while not success and num_steps < environment.max_steps:
-        film.shoot(num_steps)
+        video.record_frame(num_steps)
         if expert is not None:
             queue.append(expert.act())
         elif not queue:
@@ -118,14 +118,14 @@ def play_episode(simulator: Simulator, environment: Environment, request: Episod
             queue.extend(connection.recv())
         success = environment.step(queue.popleft())
         num_steps += 1
-    film.shoot(num_steps, force=True)
+    video.record_frame(num_steps, force=True)
     if request.pictures:
         pictures.append(environment.render(PICTURE_SIZE))
     if request.failure_frames and not success:
         seen.append(environment.render(VIDEO_SIZE))
     wall_s = time.perf_counter() - started
     frames = () if success else spread_frames(seen)
-    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, film.develop(success), tuple(pictures), frames)
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, video.write(success), tuple(pictures), frames)
 
 
 def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-# Suites whose goals are one pick and one place; success of the experts by task stands in LIBERO.md.
+# Suites whose goals are one pick and one place; LIBERO.md lists the success of the experts by task.
 EXPERT_SUITES = ("libero_object", "libero_spatial")
 
 _OPEN, _CLOSE = -1.0, 1.0

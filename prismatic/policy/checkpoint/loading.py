@@ -366,7 +366,7 @@ def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:
 def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference | None, dict[str, Any]] | None:
     """What the training behind a checkpoint saw, and its statistics, of `data_set` or else of the only one.
 
-    None: nothing is told, or it was about another robot than `platform`. Raises:
+    None: nothing is said, or it was about another robot than `platform`. Raises:
         ValueError: a file is damaged.
     """
     path = folder / STATISTICS_FILE

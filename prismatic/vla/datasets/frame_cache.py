@@ -75,7 +75,7 @@ class FrameCache:
         return os.fstat(self._descriptor).st_blocks * 512
 
     def read_into(self, number: int, frame: np.ndarray) -> bool:
-        """Fills `frame` [S, S, 3] if the cache holds it; else False, and what stands in `frame` is to be overwritten."""
+        """Fills `frame` [S, S, 3] if the cache holds it; else False, and the contents of `frame` are to be overwritten."""
         checksum = np.zeros(1, np.uint64)
         num_read = os.preadv(self._descriptor, [checksum.data, frame.data], number * self._record_bytes)
         return num_read == _CHECKSUM_BYTES + frame.nbytes and checksum[0] == _checksum(frame)

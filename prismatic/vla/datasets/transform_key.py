@@ -192,7 +192,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _parsed(code: CodeType) -> ast.FunctionDef | None:
-    """The definition in its file; None for a lambda, and for code that stands in no file."""
+    """The definition in its file; None for a lambda, and for code that is in no file."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, SyntaxError):

@@ -167,7 +167,7 @@ class Hdf5Source:
                 with open_file(path) as file:
                     self._check_layout(file)
                     places += list(self._demos_of(file, path, number, splits[path]))
-            except ValueError:  # told when it is read
+            except ValueError:  # reported when it is read
                 places.append(_Place(splits[path], number))
         return sorted(places, key=lambda place: place.order)
 

@@ -88,7 +88,7 @@ def is_depth(feature: Mapping[str, Any]) -> bool:
 
 
 def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
-    """The layout of the data set in `folder`; what is mended in it is told to `repairs`.
+    """The layout of the data set in `folder`; what is mended in it is counted in `repairs`.
 
     Raises:
         ValueError: a file is absent or damaged, or the version is not read; the message names it.

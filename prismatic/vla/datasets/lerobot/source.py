@@ -9,7 +9,7 @@
     task_index and the like     "language_instruction": the text of the task
 
 Frames are videos or images in the parquet file, see `lerobot.frames`. Only the cameras that the entry names are looked up. What is untidy
-and certain in its meaning is mended and told to `repairs`; docs/recordings.md lists it.
+and certain in its meaning is mended and counted in `repairs`; docs/recordings.md lists it.
 """
 
 from __future__ import annotations

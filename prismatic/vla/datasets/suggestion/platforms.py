@@ -27,7 +27,7 @@ def recorder_of(kind: str, observation: Mapping[str, Any]) -> str:
     """ "ALOHA", "LIBERO" or "robosuite" for recordings in the layout of their recorders, else ""; `kind` as of `sources.source_kind`."""
     if kind != "hdf5":
         return ""
-    if any(key.startswith(_ROBOSUITE_PREFIX) for key in observation):  # whose controllers take motions unless they are told otherwise
+    if any(key.startswith(_ROBOSUITE_PREFIX) for key in observation):  # whose controllers take motions unless configured otherwise
         return "robosuite"
     if observation.keys() >= _LIBERO_COLUMNS:
         return "LIBERO"

@@ -303,7 +303,7 @@ SHIPPED_CONFIGS: dict[str, DatasetEntry | Mapping[str, Any]] = {
         action_encoding=ActionEncoding.DUAL_EEF_POS,
         robot_platform="DUAL_EEF",
     ),
-    # Open X-Embodiment and its kin. Where robot_platform is absent, --robot_platform must say which robot the policy drives.
+    # Open X-Embodiment and related sets. Where robot_platform is absent, --robot_platform must say which robot the policy drives.
     "fractal20220817_data": _oxe({"primary": "image"}, ("base_pose_tool_reached", "gripper_closed"), _QUAT),  # RT-1
     "kuka": _oxe({"primary": "image"}, ("clip_function_input/base_pose_tool_reached", "gripper_closed"), _QUAT),
     "bridge_oxe": _oxe({"primary": "image", "secondary": "image_1"}, _POSE_STATE, _EULER, robot_platform="BRIDGE"),
