@@ -15,6 +15,7 @@ from prismatic.cli import run_script
 from prismatic.conversion.options import RldsFlags
 from prismatic.conversion.rlds_writer import write_rlds
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.sources import describe_recordings
 
 
@@ -24,8 +25,8 @@ class ConvertConfig(RldsFlags):
 
 
 def main(config: ConvertConfig) -> None:
-    cameras = describe_recordings(config.input_dir).cameras
-    entry = config.entry(camera.key for camera in cameras if not camera.is_depth and camera.num_present == camera.num_files)
+    LeRobotSource(config.input_dir, DatasetEntry())  # tells what is absent before cameras are asked for
+    entry = config.entry(describe_recordings(config.input_dir).complete_cameras(config.input_dir))
     print(write_rlds(LeRobotSource(config.input_dir, entry), entry, config.spec()))
 
 

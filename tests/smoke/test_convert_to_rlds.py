@@ -16,12 +16,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conversion_process import REPOSITORY, command, convert, read_with_tfds
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
 from hdf5_files import camera_images, write_aloha, write_libero
-from lerobot_writer import decode_video, make_episode, write_v3
+from lerobot_writer import change_column, decode_video, make_episode, write_v3
 
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
@@ -138,6 +140,29 @@ def test_lerobot_videos(tmp_path: Path) -> None:
     frames = decode_video(folder / "videos/observation.images.wrist/chunk-000/file-000.mp4")
     step = int(np.flatnonzero((index.actions == episodes[2].actions[4]).all(axis=1))[0])
     np.testing.assert_array_equal(index.reader.read(index.images[step, 1]), decode_image(encode_jpeg(frames[2 * 6 + 4])))
+
+
+@pytest.mark.rlds
+def test_lerobot_columns_are_joined_and_absent_videos_are_told(tmp_path: Path) -> None:
+    episodes = [make_episode(6, seed) for seed in range(2)]
+    folder = write_v3(tmp_path / "recordings", episodes)
+    data = folder / "data/chunk-000/file-000.parquet"
+    for column, parts in (("action", ("action.arm", "action.gripper")), ("observation.state", ("state.arm", "state.gripper"))):
+        rows = np.array(pq.read_table(data)[column].to_pylist(), np.float32)
+        for name, values in zip(parts, (rows[:, :3], rows[:, 3:]), strict=True):
+            change_column(data, name, pa.array(values.tolist(), pa.list_(pa.float32())))
+        change_column(data, column, None)
+    columns = ("--action", "action.arm,action.gripper", "--state", "state.gripper,state.arm")
+    done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top", *columns)
+    assert done.returncode == 0, done.stderr
+    index = index_of(target_of(tmp_path), DatasetEntry(image_obs_keys={"primary": "image"}))
+    order = [int(np.flatnonzero((index.actions == row).all(axis=1))[0]) for row in episodes[1].actions]
+    np.testing.assert_array_equal(index.proprio[order], episodes[1].state[:, [3, 0, 1, 2]])
+    for path in (folder / "videos").rglob("*.mp4"):
+        path.unlink()
+    done = convert("lerobot_to_rlds.py", tmp_path, *columns, "--overwrite", "True")
+    assert done.returncode == 2
+    assert "no camera has all its videos here: top (0 of 1 files), wrist (0 of 1 files); download them" in done.stderr
 
 
 def _interrupt(words: list[str], sign: int, is_time: Callable[[], bool]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from prismatic.vla.constants import ActionKind
 
@@ -45,6 +46,11 @@ class RecordedCamera:
     num_present: int  # of them, those that are there and are no pointers
     is_depth: bool = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it shows colours in every episode."""
+        return not self.is_depth and self.num_present == self.num_files
+
 
 @dataclass(frozen=True)
 class Description:
@@ -56,6 +62,19 @@ class Description:
     cameras: tuple[RecordedCamera, ...] = ()
     stride: int = 1  # steps of the recorder per step, where a conversion left some out
     corrected_order: str = "rgb"  # colour order of the recordings, where a conversion made RGB of it
+
+    def complete_cameras(self, folder: Path) -> list[str]:
+        """The keys of the cameras that have all their files.
+
+        Raises:
+            ValueError: there are cameras, and none has; the message names `folder` and the cameras.
+        """
+        colour = [camera for camera in self.cameras if not camera.is_depth]
+        complete = [camera.key for camera in colour if camera.is_complete]
+        if colour and not complete:
+            files = ", ".join(f"{camera.key} ({camera.num_present} of {camera.num_files} files)" for camera in colour)
+            raise ValueError(f"{folder}: no camera has all its videos here: {files}; download them")
+        return complete
 
     def dimensions(self, keys: tuple[str | None, ...]) -> tuple[Dimension, ...]:
         """Those of `keys` joined (None is a column of zeros); none if a column is unknown or does not name its own."""

@@ -3,7 +3,7 @@
 Letters: F frames of a file, K key frames, R runs.
 
 The times of frames and key frames are mostly evenly spaced, so a sequence is kept as runs of equal steps: a few numbers for two hours of
-video, where arrays take 26 bytes a frame in every process. Demuxing a file again in every worker would read all its bytes, too. The tables
+video, where arrays take 24 bytes a frame in every process. Demuxing a file again in every worker would read all its bytes, too. The tables
 of a data set are one file in the user's cache folder, never in the data set's own, which `push_to_hub` would upload.
 """
 

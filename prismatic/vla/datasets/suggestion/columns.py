@@ -101,8 +101,7 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
     Raises:
         ValueError: there is no camera.
     """
-    incomplete = [camera.key for camera in said.cameras if camera.num_present < camera.num_files and not camera.is_depth]
-    keys = [camera.key for camera in said.cameras if not camera.is_depth and camera.key not in incomplete and camera.key in observation]
+    keys = [key for key in said.complete_cameras(folder) if key in observation]
     if not said.cameras:
         stored: dict[int, str] = {}  # one name a camera: some sources offer short names beside the stored one, for the same array
         for path in leaf_paths(observation):
@@ -110,9 +109,6 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
             if getattr(values, "dtype", None) == IMAGE_REF and "depth" not in path.lower():
                 stored.setdefault(id(values), path)
         keys = list(stored.values())
-    if not keys and incomplete:
-        files = [f"{camera.key} ({camera.num_present} of {camera.num_files} files)" for camera in said.cameras if camera.key in incomplete]
-        raise ValueError(f"{folder}: no camera has all its videos here: {', '.join(files)}; download them")
     if not keys:
         raise ValueError(f"{folder}: no encoded images below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
     cameras, left_over = assign_cameras(keys, two_arms)
@@ -120,7 +116,7 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
         notes.append(f"Every camera is on a wrist; {cameras['primary']!r} is taken as the primary one.")
     if left_over:
         notes.append(f"Cameras that find no place: {', '.join(left_over)}.")
-    if incomplete:
+    if incomplete := [camera.key for camera in said.cameras if not camera.is_depth and not camera.is_complete]:
         notes.append(f"Cameras whose files are not all there are left out: {', '.join(incomplete)}.")
     return cameras
 
