@@ -8,43 +8,29 @@ steps need not rise.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import ModuleType, TracebackType
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from prismatic.cli_sections import plain_values
 from prismatic.training.bad_samples import as_row
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs
 from prismatic.training.rows import append_row, drop_later_rows, read_rows
+from prismatic.training.sinks import Sink, open_sinks
 from prismatic.vla.types import BadSample
 
 _PLATEAU_L1 = 0.01  # normalised; the published guidance (ALOHA.md): train until the L1 loss is below it
 _NUM_LAST_ROWS = 10  # log lines whose mean tells where the loss has got to
 _LINE_INTERVAL_S = 30.0  # between progress lines where there is no terminal to draw a bar in
-_WANDB_ID_FILE = "wandb_run_id.txt"
-# Files of a run's folder that stay when a checkpoint takes the folder's place (--save_latest_checkpoint_only).
-LOG_FILES = (METRICS_FILE, CURVES_FILE, _WANDB_ID_FILE)
 
 logger = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """Receives what metrics.jsonl receives."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Takes one row."""
-
-    def close(self, failed: bool) -> None:
-        """Ends."""
 
 
 class RunLogger:
@@ -64,7 +50,7 @@ class RunLogger:
         if is_main:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             drop_later_rows(self._path, first_step)
-            self._sinks = [_SINKS[name](config, first_step) for name in config.logging.logger_names]
+            self._sinks = open_sinks(config, first_step)
 
     def step(self) -> None:
         """Moves the progress bar by one optimizer step."""
@@ -170,74 +156,3 @@ def memory_used(device: torch.device) -> dict[str, float]:
     import resource
 
     return {"train/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts in KiB
-
-
-def check_loggers(config: FinetuneConfig) -> None:
-    """Returns if what the run is to log to is installed.
-
-    Raises:
-        ValueError: it is not; the message says how to install it.
-    """
-    for name in config.logging.logger_names:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"--logger {name}: the package is not installed; pip install {name}, or leave it out of --logger "
-                f"{'and leave out --wandb_project ' if name == 'wandb' else ''}to log to {METRICS_FILE} alone"
-            )
-
-
-class WandbSink:
-    """Weights & Biases; a resumed run goes on in its page."""
-
-    def __init__(self, config: FinetuneConfig, first_step: int) -> None:
-        import wandb
-
-        id_file = config.run_dir / _WANDB_ID_FILE
-        known = id_file.read_text().strip() if config.saving.resume and id_file.exists() else None
-        self._run: Any = wandb.init(
-            entity=config.logging.wandb_entity,
-            project=config.logging.wandb_project,
-            name=f"ft+{config.run_id}",
-            id=known,
-            resume="allow" if known else None,
-            dir=str(config.run_dir.parent),
-            config=plain_values(config),
-        )
-        id_file.write_text(self._run.id + "\n")
-        self._run.define_metric("eval/*", step_metric="eval/step")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Rows of an evaluation come late; W&B wants rising steps, so they have an axis of their own."""
-        if any(name.startswith("eval/") for name in values):
-            self._run.log({**values, "eval/step": step}, commit=False)
-        else:
-            self._run.log(values, step=step)
-
-    def close(self, failed: bool) -> None:
-        """Uploads the rest."""
-        self._run.finish(exit_code=int(failed))
-
-
-class TensorboardSink:
-    """Event files in <run_root_dir>/tensorboard/<run>, so that one --logdir shows all runs."""
-
-    def __init__(self, config: FinetuneConfig, first_step: int) -> None:
-        # Marks tensorboard as the variant that runs without TensorFlow, which it would import wherever it is installed.
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = config.run_dir.parent / "tensorboard" / config.run_dir.name
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """One scalar per value."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self, failed: bool) -> None:
-        """Closes the file."""
-        self._writer.close()
-
-
-_SINKS: dict[str, type[WandbSink] | type[TensorboardSink]] = {"wandb": WandbSink, "tensorboard": TensorboardSink}

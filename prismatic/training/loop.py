@@ -38,7 +38,7 @@ from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
 from prismatic.training.interrupts import STOPPED, StopRequest
 from prismatic.training.loading import SteadyBatches, iterate
-from prismatic.training.logging import RunLogger, check_loggers, memory_used
+from prismatic.training.logging import RunLogger, memory_used
 from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
@@ -47,6 +47,7 @@ from prismatic.training.run_folder import Checkpoint, TrainerState
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
 from prismatic.training.sharding import replicate, set_gradient_exchange
+from prismatic.training.sinks import check_loggers
 from prismatic.training.validation import Validator
 from prismatic.vla.images import prepare_on_device
 from prismatic.vla.types import Batch
@@ -61,10 +62,11 @@ def finetune(config: FinetuneConfig) -> None:
         ValueError: something the user asked for does not fit; raised before the base model is loaded wherever that is possible.
         SystemExit: with status `STOPPED`, after SIGTERM or SIGINT and a checkpoint.
     """
-    check_loggers(config)
     try:
-        with process_group() as ranks, only_writer(config.run_dir, ranks) as lock:
-            is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
+        with process_group() as ranks:
+            on_main(lambda: check_loggers(config), ranks)
+            with only_writer(config.run_dir, ranks) as lock:
+                is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
     except OSError as error:  # a disk that is full or gone, which says so itself
         raise ValueError(str(error)) from error
     if not is_complete:

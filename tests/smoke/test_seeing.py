@@ -284,7 +284,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(workplace: Path) -> None:
 
 
 def test_a_logger_that_is_not_installed_is_told_before_anything_loads(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as for Python a module that is not installed
     with pytest.raises(ValueError, match=r"--logger wandb: the package is not installed; pip install wandb"):
         finetune(make_config(workplace, "missing", wandb_project="p", vla_path="/nowhere"))
 

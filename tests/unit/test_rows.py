@@ -54,7 +54,7 @@ class FailingSink:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunLogger:
-    monkeypatch.setattr("prismatic.training.logging._SINKS", {"tensorboard": FailingSink})
+    monkeypatch.setattr("prismatic.training.sinks._SINKS", {"tensorboard": FailingSink})
     return RunLogger(FinetuneConfig.from_flags(run_root_dir=tmp_path, run_id_override="run", logger="tensorboard"), 0, is_main=True)
 
 

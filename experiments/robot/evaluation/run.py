@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -20,6 +21,8 @@ from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult, Plan
 
 def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     """Plays what the journal lacks and writes the report, also when it is interrupted."""
+    if config.use_wandb:
+        _check_wandb()
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     started = time.perf_counter()
     options = _options(config)
@@ -96,11 +99,22 @@ def _by_run(runs: list[str], planned: list[PlannedEpisode], results: list[Episod
     return {run: members for run, members in found.items() if members}
 
 
+def _check_wandb() -> None:
+    """Returns if success rates can go to Weights & Biases, before any episode is played.
+
+    Raises:
+        ValueError: the package is missing, or it is not logged in.
+    """
+    from prismatic.training.sinks import check_wandb
+
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("--use_wandb is True, but the package wandb is not installed; pip install wandb, or leave the flag out")
+    check_wandb("--use_wandb True")
+
+
 def _log_to_wandb(report: Report, config: EvaluationFlags) -> None:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError("--use_wandb is True, but the package wandb is not installed; pip install wandb, or leave the flag out") from error
+    import wandb
+
     run = wandb.init(entity=config.wandb_entity, project=config.wandb_project, name=config.folder.name, dir=str(config.folder))
     values = {f"success_rate/{task}": report.score(report.main_name, task).rate for task in report.tasks}
     run.log(values | {"success_rate/total": report.score(report.main_name).rate, "num_episodes/total": len(report.main_run)})
