@@ -345,10 +345,10 @@ class Trainer:
     def save(self, merge: bool) -> Path:
         """The folder of this step's checkpoint, written now; every process must call it. `merge` also writes the whole model."""
         self.saved_step = self.step
-        flags = {**plain_values(self.config), "vla_path": self.run.base_path}
+        flags = {**plain_values(self.config), "vla_path": self.run.base_path, "started_from": self.run.started_from}
         meters = gather_objects(self.meter.state(), self.ranks)
         position = self.run.train_sampler.state_dict()
-        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation)
+        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation, self.run.base_files)
         return save_checkpoint(self.run, self.trained, state, merge)
 
     def _resume(self, checkpoint: Checkpoint) -> None:

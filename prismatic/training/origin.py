@@ -29,6 +29,7 @@ from prismatic.policy.checkpoint.loading import (
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.resumed_base import resumed_base
 from prismatic.training.run_folder import Checkpoint
 from prismatic.vla.constants import RobotPlatform
 from prismatic.vla.datasets.statistics import DatasetStatistics
@@ -63,7 +64,7 @@ def find_origin(
         ValueError: no such model, or a checkpoint whose heads or adapters are of another kind, width or rank than the run's.
     """
     if resumed is not None:
-        return _resumed(str(resumed.state.flags["vla_path"]), resumed.folder)
+        return _resumed(resumed_base(config, resumed), resumed.folder)
     folder = resolve_folder(config.model.vla_path, with_weights=False)
     if not (folder / POLICY_FILE).is_file() and not has_component(folder, ACTION_HEAD):
         return Origin(config.model.vla_path, folder)

@@ -51,6 +51,7 @@ class TrainerState:
     flags: Mapping[str, Any]  # `plain_values` of the FinetuneConfig
     meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
     owes_validation: bool = False  # a signal came before the validation that was due
+    base: Mapping[str, str] = field(default_factory=dict)  # `describe_base` of the model at flags["vla_path"]
 
     @property
     def global_batch_size(self) -> int:

@@ -6,7 +6,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from prismatic.training.evaluation import eval_command
 from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
 from prismatic.training.origin import Origin, find_origin
+from prismatic.training.resumed_base import describe_base
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -61,6 +62,8 @@ class Run:
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
+    base_files: Mapping[str, str]  # what that model is, whatever its path, on the main process
+    started_from: str  # --vla_path when the run began: a base model, or a checkpoint that it continued
     base_folder: Path  # where that lies on this node
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
     resumed: Checkpoint | None  # where the run goes on; None: it begins
@@ -146,6 +149,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         autocast=uses_bf16(config, ranks),
         base_path=origin.base_path,
         base_folder=base_folder,
+        base_files=describe_base(base_folder) if ranks.is_main else {},
+        started_from=config.model.vla_path if resumed is None else str(resumed.state.flags.get("started_from", origin.base_path)),
         eval_command=command,
         resumed=resumed,
         skeleton=skeleton,

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
+from prismatic.policy.checkpoint.files import read_ends
 
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
-_HASHED_ENDS = 1 << 16  # bytes at both ends of a large file that its fingerprint takes in
 
 
 class JournalError(ValueError):
@@ -125,12 +125,7 @@ def fingerprint(folder: Path) -> str:
     """Changes with the content of a checkpoint, not with where it lies; reads only the ends of large files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and "trainer_state" not in path.parts):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            ends = file.read(_HASHED_ENDS)
-            file.seek(max(size - _HASHED_ENDS, 0))
-            ends += file.read()
-        digest.update(f"{path.relative_to(folder)} {size}\n".encode() + ends)
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_ends(path))
     return digest.hexdigest()[:16]
 
 

@@ -33,6 +33,8 @@ VISION_BACKBONE = "vision_backbone"
 MANIFEST_FILE = "manifest.json"
 TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 
+_END = 1 << 16  # bytes
+
 # The published dtypes of the component files; the FiLM weights of a vision backbone are float32 like the projectors.
 _COMPONENT_DTYPES = {
     ACTION_HEAD: torch.bfloat16,
@@ -249,6 +251,14 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(temporary_folder(final), ignore_errors=True)
     folder.rename(temporary_folder(final))
     shutil.rmtree(temporary_folder(final))
+
+
+def read_ends(path: Path) -> bytes:
+    """The first and the last 64 KiB of a file: enough to tell large files apart without reading them."""
+    with path.open("rb") as file:
+        start = file.read(_END)
+        file.seek(max(path.stat().st_size - _END, 0))
+        return start + file.read()
 
 
 def read_manifest(folder: Path) -> dict[str, int] | None:

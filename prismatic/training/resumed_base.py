@@ -1,0 +1,106 @@
+"""Which base model a resumed run reads: the one that it was started from, wherever that lies by now.
+
+A scheduler may start a run again on another node, with the base copied to a scratch disk under a path of its own: a --vla_path that is
+given and differs is taken, if what lies there is the same model. Checkpoints therefore remember their base by its files: name, size and
+a digest of both ends, of config.json without what training does not depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from prismatic.policy.checkpoint.files import format_bytes, read_ends
+from prismatic.policy.checkpoint.loading import WEIGHT_FILES, named_base, resolve_folder
+from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.run_folder import Checkpoint
+from prismatic.training.sections import ModelConfig
+
+_CONFIG = "config.json"
+_NOT_OF_THE_MODEL = ("norm_stats", "transformers_version", "auto_map", "_name_or_path", "torch_dtype", "dtype")  # keys of config.json
+
+logger = logging.getLogger(__name__)
+
+
+def describe_base(folder: Path) -> dict[str, str]:
+    """File -> "<bytes> <digest>" of what makes the model in `folder`, as far as it is there."""
+    described = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        described[path.name] = f"{path.stat().st_size} {_digest(read_ends(path))}"
+    if (folder / _CONFIG).is_file():
+        content = json.loads((folder / _CONFIG).read_text())
+        kept = {key: value for key, value in content.items() if key not in _NOT_OF_THE_MODEL}
+        described[_CONFIG] = f"0 {_digest(json.dumps(kept, sort_keys=True).encode())}"
+    return described
+
+
+def resumed_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str:
+    """Path or Hub id of the base that the run of `checkpoint` goes on with: an explicit --vla_path if it is the same model.
+
+    Raises:
+        ValueError: it is another one (the message says what differs), or the base is gone and no other place was named.
+    """
+    recorded = str(checkpoint.state.flags["vla_path"])
+    given = _given_base(config, checkpoint)
+    place = recorded if given is None else given
+    try:
+        folder = resolve_folder(place, with_weights=False)
+    except ValueError as error:
+        if given is not None:
+            raise
+        raise ValueError(
+            f"resuming: {recorded}, which the run in {checkpoint.folder} was started from, is not there any more ({error}); "
+            "pass --vla_path with a copy of it"
+        ) from error
+    known = checkpoint.state.base or _describe_if_there(recorded)
+    if not known and place != recorded:
+        logger.warning("%s does not say what its base model was, and %s is gone: %s is taken unseen", checkpoint.folder, recorded, place)
+    if differences := _differences(known, describe_base(folder), is_whole=Path(place).expanduser().is_dir()):
+        raise ValueError(
+            f"resuming: {place} is not the model that the run in {checkpoint.folder} was started from ({recorded}): "
+            f"{'; '.join(differences)}. Pass --vla_path with a copy of that one{'' if given is None else ', or leave it out'}"
+        )
+    return place
+
+
+def _given_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str | None:
+    """The base that --vla_path names: itself, or that of the adapters in it; None if the flag says nothing new.
+
+    Nothing new is the flag as it was when the run began, a checkpoint of the run, by which one may resume, and the flag's default.
+    """
+    given, flags = config.model.vla_path, checkpoint.state.flags
+    if given in (flags["vla_path"], flags.get("started_from"), ModelConfig.vla_path):
+        return None
+    folder = Path(given).expanduser()
+    if folder.is_dir() and folder.resolve() == checkpoint.folder.resolve():
+        return None
+    if any((folder / name).is_file() for name in WEIGHT_FILES) or not folder.is_dir():
+        return given
+    return (PolicySpec.load(folder).base_model if (folder / POLICY_FILE).is_file() else None) or named_base(folder) or given
+
+
+def _describe_if_there(place: str) -> dict[str, str]:
+    folder = Path(place).expanduser()
+    return describe_base(folder) if folder.is_dir() else {}
+
+
+def _differences(known: Mapping[str, str], found: Mapping[str, str], is_whole: bool) -> list[str]:
+    """What of the files in `known` is otherwise in `found`; absent ones count only where all would be there."""
+    told = []
+    for name, description in known.items():
+        if name not in found:
+            told += [f"{name} is missing"] if is_whole else []
+        elif found[name] != description:
+            (size, _), (other_size, _) = (text.split() for text in (description, found[name]))
+            sizes = f" ({format_bytes(int(size))} then, {format_bytes(int(other_size))} now)" if size != other_size else ""
+            told.append(f"{name} differs{sizes}")
+    told += [f"{name} is new" for name in found if known and name not in known]
+    return told
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""A run that is started again elsewhere reads its base from where --vla_path says, if it is the same one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from finetune_launcher import Launcher
+from survival import contents, flags, make_workplace, rows, start_processes, wait_for
+
+LORA_ALONE = ("--merge_lora_during_training", "False")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def launcher(workplace: Path) -> Iterator[Launcher]:
+    with Launcher(workplace) as started:
+        yield started
+
+
+def begin(launcher: Launcher, workplace: Path, name: str, *more: str) -> Path:
+    """A run of two steps from a scratch copy of the base; that copy's folder."""
+    scratch = workplace / f"{name}_node1" / "base"
+    shutil.copytree(workplace / "base", scratch)
+    wait_for([launcher.start(flags(workplace, name, "--vla_path", str(scratch), "--max_steps", "2", *more))])
+    return scratch
+
+
+def go_on(workplace: Path, name: str, *more: str) -> list[str]:
+    return flags(workplace, name, "--max_steps", "4", "--auto_resume", "True", *more)
+
+
+def test_a_requeue_with_the_base_on_another_scratch_disk(launcher: Launcher, workplace: Path) -> None:
+    old = begin(launcher, workplace, "requeued", *LORA_ALONE)
+    new = workplace / "requeued_node2" / "base"
+    shutil.move(old, new)
+    (new / "README.md").write_text("not of the model")
+    wait_for([launcher.start(go_on(workplace, "requeued", "--vla_path", str(new), *LORA_ALONE))])
+    wait_for([launcher.start(flags(workplace, "whole", "--max_steps", "4", *LORA_ALONE))])
+    assert rows(workplace / "requeued" / "run") == rows(workplace / "whole" / "run")
+    ended = workplace / "requeued" / "run--4_chkpt"
+    assert contents(ended) == contents(workplace / "whole" / "run--4_chkpt")
+    assert json.loads((ended / "policy.json").read_text())["base_model"] == str(new)
+    assert json.loads((ended / "trainer_state" / "state.json").read_text())["flags"]["vla_path"] == str(new)
+
+
+def test_two_processes_take_the_new_place(launcher: Launcher, workplace: Path) -> None:
+    old = begin(launcher, workplace, "two", "--batch_size", "4")
+    new = workplace / "two_node2" / "base"
+    shutil.move(old, new)
+    wait_for(start_processes(launcher, go_on(workplace, "two", "--vla_path", str(new)), [workplace] * 2))
+    assert [row["step"] for row in rows(workplace / "two" / "run")] == [1, 2, 3, 4]
+
+
+def test_another_model_is_refused_and_what_differs_is_said(launcher: Launcher, workplace: Path) -> None:
+    old = begin(launcher, workplace, "other")
+    changed = workplace / "changed"
+    shutil.copytree(old, changed)
+    weights = changed / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"image_sizes": [56, 56]}))
+    run = launcher.start(go_on(workplace, "other", "--vla_path", str(changed)))
+    assert run.wait() == 2, run.text()
+    assert f"resuming: {changed} is not the model that the run in {workplace}/other/run--2_chkpt was started from ({old}): " in run.text()
+    assert (
+        "config.json differs; model.safetensors differs. " in run.text() or "model.safetensors differs; config.json differs. " in run.text()
+    )
+    assert "Traceback" not in run.text()
+    assert "Loading weights" not in run.text()
+    shutil.copy(changed / "model.safetensors", old / "model.safetensors")  # replaced in its own place, nothing said
+    run = launcher.start(go_on(workplace, "other", "--vla_path", str(old)))
+    assert run.wait() == 2, run.text()
+    assert "model.safetensors differs. Pass --vla_path with a copy of that one" in run.text()
+
+
+def test_a_base_that_is_gone_is_named_with_the_flag_to_give(launcher: Launcher, workplace: Path) -> None:
+    old = begin(launcher, workplace, "gone")
+    shutil.rmtree(old)
+    run = launcher.start(go_on(workplace, "gone", "--vla_path", str(old)))
+    assert run.wait() == 2, run.text()
+    assert f"resuming: {old}, which the run in {workplace}/gone/run--2_chkpt was started from, is not there any more" in run.text()
+    assert "pass --vla_path with a copy of it" in run.text()
+
+
+def test_a_checkpoint_of_the_run_as_vla_path_is_no_new_base(launcher: Launcher, workplace: Path) -> None:
+    begin(launcher, workplace, "named")
+    named = ("--vla_path", str(workplace / "named" / "run--2_chkpt"), "--resume", "True", "--max_steps", "4")
+    wait_for([launcher.start(flags(workplace, "named", *named))])
+    assert [row["step"] for row in rows(workplace / "named" / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_continued_adapters_goes_on_by_the_same_command(launcher: Launcher, workplace: Path) -> None:
+    """--vla_path names the checkpoint that was continued, the weights come from the base of its adapters."""
+    begin(launcher, workplace, "first", *LORA_ALONE)
+    continued = str(workplace / "first" / "run--2_chkpt")
+    for last in ("2", "4"):
+        more = ("--vla_path", continued, "--max_steps", last, "--auto_resume", "True", *LORA_ALONE)
+        wait_for([launcher.start(flags(workplace, "second", *more))])
+    assert [row["step"] for row in rows(workplace / "second" / "run")] == [1, 2, 3, 4]
