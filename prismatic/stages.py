@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
-# Commands of the chain that are no Python script lie beside the interpreter.
+# Commands of the chain that are not Python scripts are beside the interpreter.
 _BIN = Path(sys.executable).parent
 
 

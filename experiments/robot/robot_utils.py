@@ -1,4 +1,4 @@
-"""The familiar helpers of evaluation scripts that do not depend on the robot; those of grippers stand in `prismatic.vla.grippers`."""
+"""The familiar helpers of evaluation scripts that do not depend on the robot; those of grippers are in `prismatic.vla.grippers`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A state machine (`states`) without clock, thread or I/O: times [s] come in as ar
 
     step      0  1  2  3  4  5  6  7  8  9 10
     chunk 1   a  a  a  a  a  a  .  .           asked at step 0; num_open_loop_steps = 7, prefetch_steps = 2: the next one is asked at step 5
-    chunk 2                  x  b  b  b  b ..  arrived before step 6: x lies in the past and is dropped
+    chunk 2                  x  b  b  b  b ..  arrived before step 6: x is in the past and is dropped
 
 A step is a command that was executed; while the robot holds its position, its time stands still. A chunk is therefore continued where
 the robot is, however long it took to arrive. A robot that begins, or goes on after a person's sign, walks to the first target of its plan.

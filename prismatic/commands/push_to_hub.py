@@ -3,7 +3,7 @@
     python scripts/push_to_hub.py --checkpoint runs/my_run--10000_chkpt --repo_id me/my-policy --report runs/eval/report.json
     python scripts/push_to_hub.py --checkpoint runs/my_run--10000_chkpt --repo_id me/my-policy --dry_run     writes the card only
 
-A README.md that lies in the folder is uploaded as it is: write it with --dry_run, edit it, upload. The card quotes the command that
+A README.md that is in the folder is uploaded as it is: write it with --dry_run, edit it, upload. The card quotes the command that
 trained the policy, with the folders in it.
 """
 

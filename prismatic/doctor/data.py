@@ -96,7 +96,7 @@ def _check_dataset(spec: DatasetSpec, checkpoint: Path | None) -> list[Finding]:
 
 
 def _compare(view: DatasetView, checkpoint: Path | None) -> list[Finding]:
-    """The data against what the checkpoint was trained on, if one is given that says so."""
+    """The data against what the checkpoint was trained on, if a checkpoint is given that records it."""
     from prismatic.policy.checkpoint.loading import read_training
     from prismatic.vla.datasets.inspection.against import check_against
 

@@ -32,7 +32,7 @@ def sdpa_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
 
 
 def prepare_mask(attend: Attention, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """What `attend` shall take for `mask` bool [B, T] in every layer of a model in `dtype`; `sdpa_attention` need not make its own then."""
+    """What `attend` takes for `mask` bool [B, T] in every layer of a model in `dtype`; `sdpa_attention` need not make its own then."""
     return additive_mask(mask, dtype) if mask is not None and attend is sdpa_attention else mask
 
 

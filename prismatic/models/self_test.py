@@ -70,7 +70,7 @@ def _symptom(model: LlamaModel, number: int) -> str | None:
         return f"padding leaks: what stands on padding changes real tokens by {leak.item():.2g} of the largest value"
     error = (padded[0, :_NUM_TOKENS] - alone[0]).abs().max() / scale
     if error > tolerance:
-        return f"a sample differs by {error.item():.2g} of the largest value when it stands in a padded batch"
+        return f"a sample differs by {error.item():.2g} of the largest value when it is in a padded batch"
     return None
 
 

@@ -78,7 +78,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """Action states [B, K, D] from normalised pixels [B, 6N, S, S] and text [B, T] laid out as `sequence` says.
 
         `attention_mask` bool [B, T] is False on padding (None: there is none); `extra_tokens` [B, 0..2, D] follow the patches;
-        `action_embeddings` [B, K, D] stand in the slots, which are zero without them.
+        `action_embeddings` [B, K, D] are put into the slots, which are zero without them.
         """
         tokens = self.encode_images(pixel_values, input_ids, attention_mask, slots)
         if extra_tokens is not None:

@@ -60,7 +60,7 @@ class FinetuneConfig:
 
     @property
     def run_id(self) -> str:
-        """The run's name; checkpoints of step N lie in `<run_root_dir>/<run_id>--<N>_chkpt`."""
+        """The run's name; checkpoints of step N are in `<run_root_dir>/<run_id>--<N>_chkpt`."""
         if self.saving.run_id_override:
             return self.saving.run_id_override
         base = self.model.vla_path.rstrip("/").split("/")[-1]

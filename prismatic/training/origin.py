@@ -1,6 +1,6 @@
 """What a run begins with: a base model, or a fine-tuned policy whose heads, FiLM, adapters and statistics are taken over.
 
-A checkpoint as --vla_path is continued: "200 demonstrations, later 50 more". Its heads speak in its normalization statistics, so these
+A checkpoint as --vla_path is continued: "200 demonstrations, later 50 more". Its heads answer in its normalization statistics, so these
 stay, too, and what the new data have beyond them is counted. A data set that it does not know, beside one that it knows, gets its own.
 All of this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for
 otherwise.

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands; the tensors lie beside it."""
+    """How far a run has come; the tensors are beside it."""
 
     step: int  # optimizer steps done
     sampler: Mapping[str, Any]  # the sampler's state_dict

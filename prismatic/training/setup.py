@@ -232,7 +232,7 @@ def _compare_with_earlier(data: TrainingData, specs: Sequence[DatasetSpec], fold
 
 
 def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, ranks: Ranks, continuation: Continuation | None) -> ActionModel:
-    """The base with adapters (or fully trainable), then FiLM, and new float32 heads; what cannot matter, or shall not change, is frozen."""
+    """The base with adapters (or fully trainable), then FiLM, and new float32 heads; what cannot matter, or must not change, is frozen."""
     vla: torch.nn.Module = base.vla
     if continuation is not None:
         continuation.fill_towers(base.vla)

@@ -1,7 +1,7 @@
 """One model on several processes: copied to each (DDP), or cut into shards of every tensor (FSDP2), and whole again for a checkpoint.
 
 Weights are read by the main process alone; the others build the same model without memory for its weights and receive them from it.
-So one whole copy lies in the host memory of one machine, however many processes there are, and only while a run starts. FSDP gathers the
+So one whole copy is in the host memory of one machine, however many processes there are, and only while a run starts. FSDP gathers the
 weights of one block at a time: every Transformer block, the token embeddings and the LM head; the rest (heads, projectors, patch
 embeddings) together.
 """
@@ -43,7 +43,7 @@ def place(model: ActionModel, ranks: Ranks, shards: bool, compute_dtype: torch.d
 
 
 def check_shardable(config: FinetuneConfig, ranks: Ranks) -> None:
-    """Returns if the run can shard its model, where it shall.
+    """Returns if the run can shard its model, where it is to.
 
     Raises:
         ValueError: a flag does not go together with shards.

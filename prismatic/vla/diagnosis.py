@@ -26,7 +26,7 @@ class Finding:
 
     subject: str  # a package, a file, a camera, a kind of value
     status: Status
-    found: str  # without a full stop; figures that differ from case to case stand behind a colon
+    found: str  # without a full stop; figures that differ from case to case come after a colon
     remedy: str = ""  # whole sentences; empty where nothing is to be done
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class Finding:
 
     @property
     def figures(self) -> str:
-        """What stands behind it; "" if nothing does."""
+        """What comes after it; "" if nothing does."""
         return self.found.partition(": ")[2]
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """What training saw, kept with the checkpoint, and whether an observation looks like it. Letters: K pictures, S side of a picture.
 
-    reference_frames.png     a row of small pictures per camera, for people, too; cameras and instructions stand in its text
+    reference_frames.png     a row of small pictures per camera, for people, too; cameras and instructions are in its text fields
 
 A camera in another's place, a picture upside down or with red and blue exchanged, a state in degrees: the policy would act on them without
 complaint. Each is noticed before the first action because the mistake, undone, gives what training saw. Nothing is refused: a new scene

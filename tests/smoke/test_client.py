@@ -70,7 +70,7 @@ def test_pictures_that_travel_as_jpeg_give_the_same_actions_to_the_bit(aloha_ser
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])
-def test_what_looks_unlike_training_is_told_to_each_robots_computer_with_its_first_actions(aloha_server: Server, scheme: str) -> None:
+def test_what_looks_unlike_training_is_reported_to_each_robots_computer_with_its_first_actions(aloha_server: Server, scheme: str) -> None:
     degrees = replace(observation(), proprio=np.full(14, 40.0))
     other = PolicyClient(f"{scheme}://127.0.0.1:{aloha_server.port}", PATIENCE)  # a second robot, which sends what it should
     for _ in range(2):  # each connection is told
@@ -89,7 +89,7 @@ def test_what_looks_unlike_training_is_told_to_each_robots_computer_with_its_fir
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])
-def test_a_mistake_of_the_client_is_told_and_not_repeated(aloha_server: Server, scheme: str) -> None:
+def test_a_mistake_of_the_client_is_reported_and_not_repeated(aloha_server: Server, scheme: str) -> None:
     client = PolicyClient(f"{scheme}://127.0.0.1:{aloha_server.port}", PATIENCE)
     one_camera = Observation({"primary": observation().images["primary"]}, "fold", np.zeros(14))
     with pytest.raises(RequestRefusedError, match="lacks camera left_wrist, right_wrist"):

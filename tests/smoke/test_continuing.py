@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_said(workplace: Path, checkpoint: Callable[[str], 
     assert not (workplace / "misfit--1_chkpt").exists()
 
 
-def test_a_robot_of_another_width_is_told(workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_robot_of_another_width_is_reported(workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(checkpoint("l1"), workplace / "wider")
     policy = json.loads((folder / "policy.json").read_text())
     policy["platform"] |= {"num_actions_chunk": 5}

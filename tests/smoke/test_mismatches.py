@@ -22,7 +22,7 @@ TOLD = {
 
 
 @pytest.mark.sim
-def test_mistakes_are_told_before_the_first_action(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_the_first_action(tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=250, check=False, env=environment)

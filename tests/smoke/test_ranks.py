@@ -141,7 +141,7 @@ def test_a_process_that_dies_ends_the_others_at_once_in_one_line(launcher: Launc
     assert "Traceback" not in waiting.text()
 
 
-def test_a_mistake_that_all_processes_see_is_told_once(launcher: Launcher, workplace: Path) -> None:
+def test_a_mistake_that_all_processes_see_is_reported_once(launcher: Launcher, workplace: Path) -> None:
     processes = start_processes(launcher, flags(workplace, "told", "--dataset_name", "libero_spatial_no_noop"), [workplace] * 2)
     wait_for(processes, 2)
     text = "".join(process.text() for process in processes)
@@ -149,7 +149,7 @@ def test_a_mistake_that_all_processes_see_is_told_once(launcher: Launcher, workp
     assert "Traceback" not in text
 
 
-def test_what_one_process_lacks_ends_all_and_is_told_there(launcher: Launcher, workplace: Path, tmp_path: Path) -> None:
+def test_what_one_process_lacks_ends_all_and_is_reported_there(launcher: Launcher, workplace: Path, tmp_path: Path) -> None:
     """As on a node without the data."""
     arguments = [word.replace(f"{workplace}/data", "data") for word in flags(workplace, "lacks")]
     processes = start_processes(launcher, arguments, [workplace, tmp_path])

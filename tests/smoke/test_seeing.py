@@ -253,7 +253,7 @@ def test_a_diverging_run_stops_and_lists_its_samples(workplace: Path, capsys: py
     assert sorted(names) == ["diverging", "diverging--1_chkpt"]  # nothing was saved after the loss was lost
 
 
-def test_a_loss_above_the_guidance_is_told_at_the_end(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_above_the_guidance_is_reported_at_the_end(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         finetune(make_config(workplace, "plateau"))
     assert "the training L1 loss ends at" in caplog.text
@@ -283,7 +283,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(workplace: Path) -> None:
             assert written[row["step"]] == pytest.approx(row[name], rel=1e-6), name
 
 
-def test_a_logger_that_is_not_installed_is_told_before_anything_loads(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_is_not_installed_is_reported_before_anything_loads(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as for Python a module that is not installed
     with pytest.raises(ValueError, match=r"--logger wandb: the package is not installed; pip install wandb"):
         finetune(make_config(workplace, "missing", wandb_project="p", vla_path="/nowhere"))

@@ -70,7 +70,7 @@ def test_the_one_latest_checkpoint_is_the_best_until_a_worse_one_replaces_it(tmp
     ("val_freq", "save_freq", "told"),
     [(100, 100, None), (200, 100, None), (100, 150, "multiples of 300, and the last,"), (100, 100_000_000, "only the last checkpoint")],
 )
-def test_cadences_that_do_not_meet_are_told(val_freq: int, save_freq: int, told: str | None) -> None:
+def test_cadences_that_do_not_meet_are_reported(val_freq: int, save_freq: int, told: str | None) -> None:
     note = cadence_note(FinetuneConfig.from_flags(use_val_set=True, val_freq=val_freq, save_freq=save_freq))
     assert note is None if told is None else note is not None and told in note
     assert cadence_note(FinetuneConfig.from_flags(val_freq=100, save_freq=150)) is None

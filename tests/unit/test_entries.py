@@ -37,7 +37,7 @@ def test_columns_of_actions_are_joined_in_the_order_of_the_entry(tmp_path: Path,
     np.testing.assert_array_equal(turned.actions, np.roll(action, 1, axis=1))
 
 
-def test_a_group_of_actions_is_told_with_the_line_to_write(tmp_path: Path) -> None:
+def test_a_group_of_actions_is_reported_with_the_line_to_write(tmp_path: Path) -> None:
     episode, _ = _split_action(make_episode(5), "action/joint", "action/gripper")
     with pytest.raises(ValueError, match=r"'action' is a group.*action_keys=\('action/joint', 'action/gripper'\)"):
         index_of(tmp_path, episode)

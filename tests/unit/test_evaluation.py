@@ -90,7 +90,7 @@ def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Pa
         ("/nowhere/evaluate {checkpoint} {output_dir}", "cannot start.*Check --eval_command: /nowhere/evaluate"),
     ],
 )
-def test_a_failing_evaluation_is_told_and_stops_nothing(
+def test_a_failing_evaluation_is_reported_and_stops_nothing(
     tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture, command: str, told: str
 ) -> None:
     with start(tmp_path, command) as evaluation:

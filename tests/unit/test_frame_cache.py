@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_later_ends_the_writing_and_not_the_run(tmp_path: P
     _assert_same(again, [plain[number].images for number in range(10)])
 
 
-def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, folder = _rlds(tmp_path / "data"), tmp_path / "frames"
     usage = type("Usage", (), {"free": 20 * record_bytes(SIZE) - 1})
     monkeypatch.setattr("prismatic.vla.datasets.frame_cache.shutil.disk_usage", lambda _: usage)
@@ -328,7 +328,7 @@ def test_a_small_set_of_videos_is_filled_in_memory_in_order_by_each_process(tmp_
     _assert_same(data.train, expected)
 
 
-def test_videos_without_a_place_for_their_frames_are_told(tmp_path: Path, caplog: Any) -> None:
+def test_videos_without_a_place_for_their_frames_are_reported(tmp_path: Path, caplog: Any) -> None:
     assert fill_sequential_caches(_load(_lerobot(tmp_path)), 0) == 0
     assert "data set door: its frames are slow to read in random order; --frame_cache_dir keeps them (0.0 GB)" in caplog.text
 

@@ -83,7 +83,7 @@ def test_libero_is_what_its_rlds_set_is(tmp_path: Path) -> None:
         ("LIVING_ROOM_SCENE2_put_the_box_in_the_basket_demo.hdf5", "put the box in the basket"),
     ],
 )
-def test_libero_without_problem_info_is_told_by_the_file_name(tmp_path: Path, name: str, text: str) -> None:
+def test_libero_without_problem_info_is_named_by_its_file(tmp_path: Path, name: str, text: str) -> None:
     write_libero(tmp_path / name, problem={})
     assert index_of(tmp_path, LIBERO).instructions == (text,)
 

@@ -244,7 +244,7 @@ def _refuse_to_write(*_: Any) -> None:
     raise OSError(30, "Read-only file system")
 
 
-def test_an_entry_that_fits_no_episode_is_told_before_all_are_read(tmp_path: Path) -> None:
+def test_an_entry_that_fits_no_episode_is_reported_before_all_are_read(tmp_path: Path) -> None:
     folder, num_read = _write(tmp_path, *(make_episode(2, seed=seed, size=1) for seed in range(40))), 0
 
     def refusing(trajectory: Trajectory) -> Trajectory:

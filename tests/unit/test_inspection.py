@@ -142,11 +142,11 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
         (damage, "1 of 6 sampled episodes have a damaged image"),
     ],
 )
-def test_each_fault_is_told(tmp_path: Path, change: Callable[[list[Episode]], Any], message: str) -> None:
+def test_each_fault_is_reported(tmp_path: Path, change: Callable[[list[Episode]], Any], message: str) -> None:
     assert message in findings(tmp_path, change)
 
 
-def test_a_gripper_that_closes_when_told_to_open_is_told(tmp_path: Path) -> None:
+def test_a_gripper_that_closes_when_commanded_to_open_is_reported(tmp_path: Path) -> None:
     """State and command in [0, 1]; the fingers follow the command a little later."""
 
     def command(is_reversed: bool) -> Callable[[list[Episode]], None]:
@@ -200,7 +200,7 @@ def _scene_episode(seed: int) -> Episode:
     return episode
 
 
-def test_absolute_encoding_of_motions_is_told(tmp_path: Path) -> None:
+def test_absolute_encoding_of_motions_is_reported(tmp_path: Path) -> None:
     def shrink(episodes: list[Episode]) -> None:
         for episode in episodes:
             episode["action"][:, :3] *= 0.01
@@ -248,7 +248,7 @@ def test_a_unit_is_what_the_name_of_the_dimension_says(tmp_path: Path, unit: str
     assert bool(told) == bool(found), found
 
 
-def test_wrong_widths_are_told_and_shown(tmp_path: Path) -> None:
+def test_wrong_widths_are_reported_and_shown(tmp_path: Path) -> None:
     found = findings(tmp_path, lambda episodes: None, platform="LIBERO")
     assert "LIBERO expects 7" in found
     assert "configs.py" in found

@@ -239,7 +239,7 @@ def test_a_video_of_other_steps_is_refused_with_both_numbers(tmp_path: Path) -> 
     refuses(folder, r"episode 1: 9 steps, but 7 frames in the video \(0.70 s\); step 8 is at 0.800 s, the nearest frame is 0.200 s away")
 
 
-def test_a_video_that_goes_on_is_told(tmp_path: Path) -> None:
+def test_a_video_that_goes_on_is_reported(tmp_path: Path) -> None:
     folder = write_v2(tmp_path / "door", EPISODES)
     encode_video(_video(folder, 1), make_episode(14, 2).images[TOP])
     episodes, (repair,) = read(folder)

@@ -53,7 +53,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         prepare_libero()
 
 
-def test_liberos_own_package_is_told_its_paths_and_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liberos_own_package_is_given_its_paths_and_a_users_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, tmp_path / "package", "2.3.7", official=True)
     monkeypatch.setenv("LIBERO_CONFIG_PATH", "")  # so that it is put back as it was
     monkeypatch.delenv("LIBERO_CONFIG_PATH")

@@ -38,7 +38,7 @@ def test_a_set_that_lies_without_its_owner_is_found(tmp_path: Path, monkeypatch:
     assert resolve_datasets("me/so101_pick", tmp_path)[0].folder == tmp_path / "so101_pick"
 
 
-def test_a_name_without_its_owner_is_told_where_the_set_lies(root: Path) -> None:
+def test_a_name_without_its_owner_is_answered_with_where_the_set_is(root: Path) -> None:
     with pytest.raises(ValueError, match=r"'so101_pick' has no folder .*; did you mean me/so101_pick\?"):
         find_dataset_folder(root, "so101_pick")
     with pytest.raises(ValueError, match=r"'you/other' has no folder .*; --data_root_dir holds: me"):

@@ -116,7 +116,7 @@ def test_policy_json_with_cameras_in_another_order_than_training_is_refused(part
         Policy.from_pretrained(folder, device="cpu")
 
 
-def test_a_description_that_was_edited_is_told_and_impossible_statistics_are_refused(
+def test_a_description_that_was_edited_is_reported_and_impossible_statistics_are_refused(
     parts: PolicyParts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "checkpoint"

@@ -68,7 +68,7 @@ def test_it_is_a_picture_and_comes_back(reference: Reference, tmp_path: Path) ->
         Reference.load(tmp_path)
 
 
-def test_what_looks_like_training_is_not_told(check: ObservationCheck) -> None:
+def test_what_looks_like_training_is_not_reported(check: ObservationCheck) -> None:
     assert [check(observation(seed)) for seed in range(100, 150)] == [[]] * 50
     assert check(observation(100, "Lift the cube.")) == []
 
@@ -90,7 +90,7 @@ def each(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Images], Image
         (lambda seen: {**seen, "primary": (seen["primary"] * 0.2).astype(np.uint8)}, ["the camera primary looks unlike all"]),
     ],
 )
-def test_each_mistake_with_the_cameras_is_told(check: ObservationCheck, change: Callable[[Images], Images], told: list[str]) -> None:
+def test_each_mistake_with_the_cameras_is_reported(check: ObservationCheck, change: Callable[[Images], Images], told: list[str]) -> None:
     for seed in range(100, 110):
         seen = observation(seed)
         found = check(replace(seen, images=change(dict(seen.images))))
@@ -108,13 +108,13 @@ def test_each_mistake_with_the_cameras_is_told(check: ObservationCheck, change: 
         ([1.2, 0.5, 0.0, -5.0], "x [m] = 1.2 (training: -0.1 to 0.3), yaw [rad] = -5 (training: 1 to 1.5). Check its order and units"),
     ],
 )
-def test_a_state_far_from_training_is_told_with_its_likely_unit(state: list[float], told: str) -> None:
+def test_a_state_far_from_training_is_reported_with_its_likely_unit(state: list[float], told: str) -> None:
     found = check_state(np.array(state), STATE, NAMES)
     assert len(found) == bool(told)
     assert told in "".join(map(str, found))
 
 
-def test_an_unknown_instruction_is_told_with_a_near_one(check: ObservationCheck) -> None:
+def test_an_unknown_instruction_is_reported_with_a_near_one(check: ObservationCheck) -> None:
     (told,) = check(observation(100, "lift that cube"))
     assert str(told) == "the instruction 'lift that cube' was not among the 2 of training. Did you mean lift the cube?"
     assert told.status == Status.NOTE  # it may well be a new one
@@ -128,7 +128,7 @@ def test_without_a_reference_the_state_alone_is_checked() -> None:
     assert check(replace(seen, proprio=np.zeros(7))) == []  # the policy refuses it
 
 
-def test_each_thing_is_told_once_at_the_first_observation_of_an_instruction(
+def test_each_thing_is_reported_once_at_the_first_observation_of_an_instruction(
     check: ObservationCheck, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = ObservationWatch(check)

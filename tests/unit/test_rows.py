@@ -25,7 +25,7 @@ def test_a_row_cut_short_anywhere_costs_itself_alone(tmp_path: Path) -> None:
         assert steps == ([1, 2, 3] if length >= len(row) - 1 else [1, 3]), row[:length]
 
 
-def test_what_is_no_row_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_row_is_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(
         b'{"step": 1}\n{"step": 2, "tr{"step": 3}\n[1]\n{"other": 1}\n\xff\xfe\x00\n{"step": 4, "x": NaN}\n{"step": 5, "v": {"a": 1}'

@@ -94,7 +94,7 @@ def test_the_recorded_rate_gives_the_stride_and_its_frames(tmp_path: Path, monke
         np.testing.assert_array_equal(halved.train[sample].images, whole.train[recorded].images)
 
 
-def test_a_whole_factor_between_the_rates_is_told_in_one_line(
+def test_a_whole_factor_between_the_rates_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lerobot_specs(tmp_path, monkeypatch, FPS)

@@ -188,7 +188,7 @@ class AlohaExpert:
             yield Phase(_PUSH_SECONDS, left, right)
 
     def _lined_up(self, left: Pose, right: Pose, target: np.ndarray, distance: float) -> tuple[Pose, Pose]:
-        """Poses that put the socket at its place and the peg `distance` beside `target`, both level, from how they lie in the grippers."""
+        """Poses that put the socket at its place and the peg `distance` beside `target`, both level, from how the grippers hold them."""
         xmat = self._physics.named.data.xmat
         left_tilt, right_tilt = float(xmat["socket", "zx"]), -float(xmat["peg", "zx"])  # of the ends that point to each other
         lying = (self._left.tips() - self._object("socket"), self._right.tips() - self._object("peg"))  # in the grippers

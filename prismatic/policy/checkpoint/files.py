@@ -198,7 +198,7 @@ def _existing(folder: Path) -> Path:
 def atomic_folder(final: Path) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error it takes the place of `final`, all at once and flushed to the disk.
 
-    Its last file is a manifest of the others. What else lies in an existing `final` (logs) moves along; the files that its manifest
+    Its last file is a manifest of the others. What else is in an existing `final` (logs) moves along; the files that its manifest
     lists go. After an error `final` is as it was. After a sudden death at any moment, `recover_folder` finds the old or the new one.
     """
     temporary = temporary_folder(final)

@@ -67,7 +67,7 @@ def _recognise_other(folder: Path) -> Finding | None:
         return Finding("folder", Status.PROBLEM, f"{folder} is not a folder", remedy)
     if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
         saved = sorted(path.name for path in folder.parent.glob(f"{folder.name}--*_chkpt"))
-        remedy = f"Pass {saved[-1]}, which lies beside it." if saved else "Pass a folder that finetune.py saved (its name ends in _chkpt)."
+        remedy = f"Pass {saved[-1]}, which is beside it." if saved else "Pass a folder that finetune.py saved (its name ends in _chkpt)."
         return Finding("folder", Status.PROBLEM, f"{folder} holds no checkpoint", remedy)
     if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and _listed(folder) == "none":
         remedy = "Fine-tune it first; pass the folder that finetune.py saves (its name ends in _chkpt)."

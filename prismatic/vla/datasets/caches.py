@@ -1,4 +1,4 @@
-"""What lies in caches, what it belongs to, and whether anything uses it: indexes, frame caches, tables of video frames, leftovers.
+"""What caches hold, what it belongs to, and whether anything uses it: indexes, frame caches, tables of video frames, leftovers.
 
 An index is used if the registry's entry, the transform and the data still give its key; a frame cache if a used index has its key.
 What cannot be told stays: data on a disk that is not mounted now, an entry of somebody else's registry, a process of another machine.

@@ -42,7 +42,7 @@ TrajectoryTransform = Callable[[Trajectory], Trajectory]
 
 @dataclass(frozen=True)
 class RawEpisode:
-    """One recorded episode as it lies in the source."""
+    """One recorded episode as it is stored in the source."""
 
     split: str
     name: str  # says where the episode is, for messages

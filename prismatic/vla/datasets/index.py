@@ -144,7 +144,7 @@ def load_index(
 ) -> EpisodeIndex:
     """The index of `source` under `entry`, from the cache where it is current, else built and cached.
 
-    The cache lies in `cache_dir`, or else in the source's folder if that is writable and nobody uploads it (LeRobot), or else in
+    The cache is in `cache_dir`, or else in the source's folder if that is writable and nobody uploads it (LeRobot), or else in
     $XDG_CACHE_HOME. `dataset` is written into it for people. With `is_lenient` an index is made of whatever can be used.
 
     Raises:

@@ -1,7 +1,7 @@
 """What a source left out or mended while it read untidy recordings: counted, with the first case, so that it can be said once.
 
 A source goes on only where the meaning of the recordings is certain; where going on would change what an action, a state or an
-instruction means, it raises ValueError instead. The repairs of an index stand in the log, on the inspection page and in policy.json.
+instruction means, it raises ValueError instead. The repairs of an index are shown in the log, on the inspection page and in policy.json.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _RLDS_FILE, _LEROBOT_FILE = "dataset_info.json", "meta/info.json"
 def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     """The folder of data set `name`; of its newest version, or of `name:version`, where there are version folders.
 
-    TFDS lower-cases names, so both spellings are tried. me/so101_pick, as LeRobot names data sets, lies in me/so101_pick or so101_pick.
+    TFDS lower-cases names, so both spellings are tried. me/so101_pick, as LeRobot names data sets, is in me/so101_pick or so101_pick.
 
     Raises:
         ValueError: no such folder or version, or nothing in it that a source reads; the message lists what is there.

@@ -1,6 +1,6 @@
 """Demonstrations in groups, in the layout of LIBERO, robomimic, Isaac Lab and RoboCasa -> what is in them. Letters: T steps.
 
-    /data/demo_0/actions             [T, A]      groups may have other names, and may lie beside each other without /data
+    /data/demo_0/actions             [T, A]      groups may have other names, and may be side by side without /data
     /data/demo_0/obs/<name>          numbers [T, ...], or images, see `images`
     /data/demo_0 attributes          ep_meta (RoboCasa: JSON with lang), task_description, ...: the instruction, see `instructions`
     /data attribute problem_info     LIBERO: JSON with language_instruction
@@ -67,7 +67,7 @@ def masked_splits(file: Any) -> dict[str, str] | None:
     """Name of a demonstration -> split, as /mask says; without "train" all that are not in another; None: no such mask."""
     masks: dict[str, str] = {}
     splits = {name: split for name in file.get("mask", {}) if (split := usual_split(name)) is not None}
-    for name in sorted(splits, key=lambda name: splits[name] == "train"):  # one that lies in two is trained on
+    for name in sorted(splits, key=lambda name: splits[name] == "train"):  # one that is in two is trained on
         masks |= {as_text(value): splits[name] for value in file[f"mask/{name}"][()].ravel()}
     if splits and "train" not in splits.values():
         masks = {**dict.fromkeys(demos(file), "train"), **masks}

@@ -131,7 +131,7 @@ def check_duplicates(view: DatasetView) -> list[Finding]:
             "copies",
             Status.WARNING,
             f"{counted(len(doubles), 'episode is a copy', 'episodes are copies')} of another (same actions and states): {listed(doubles)}",
-            "Remove the copies; one that lies in both train and val makes validation look too good.",
+            "Remove the copies; one that is in both train and val makes validation look too good.",
         )
     ]
 

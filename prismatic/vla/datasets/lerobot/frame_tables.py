@@ -1,4 +1,4 @@
-"""Where the frames of video files lie in time: read from each file once, kept small, and stored for all processes and later runs.
+"""When the frames of video files are shown: read from each file once, kept small, and stored for all processes and later runs.
 
 Letters: F frames of a file, K key frames, R runs.
 
@@ -73,7 +73,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """Where the F frames of a video file lie in time, in the order in which they are shown."""
+    """The times of the F frames of a video file, in the order in which they are shown."""
 
     timestamps: Runs  # [F], ascending, in units of the stream
     unit: Fraction  # seconds

@@ -166,7 +166,7 @@ class _Templates:
         return VideoSpan(path, *(_number(row.get(f"{prefix}/{name}_timestamp")) for name in ("from", "to")))
 
     def _files_of(self, camera: str) -> dict[str, list[Path]]:
-        """name -> the video files of a camera, or, for "", the data files, that are called so, whatever folder they lie in."""
+        """name -> the video files of a camera, or, for "", the data files, that are called so, whatever folder they are in."""
         if camera not in self._listed:
             template = self.video if camera else self.data
             root, found = self.folder / Path(template).parts[0], defaultdict(list)
@@ -186,7 +186,7 @@ class _Templates:
         return files[0]
 
     def _found(self, path: Path, camera: str) -> Path:
-        """The only file of that name, where it lies in another folder than the template says and its name has the episode's number."""
+        """The only file of that name, where it is in another folder than the template says and its name has the episode's number."""
         same = self._files_of(camera).get(path.name, [])
         if len(same) != 1 or "episode_index" not in Path(self.video if camera else self.data).name:
             return path

@@ -20,7 +20,7 @@ _MAX_OPEN_VIDEOS = 16  # per process; a decoder holds a few frames, about 5 MB a
 
 
 class _Decoder:
-    """An open video file that stands behind the frame read last."""
+    """An open video file, positioned after the frame read last."""
 
     def __init__(self, path: Path, table: FrameTable) -> None:
         import av

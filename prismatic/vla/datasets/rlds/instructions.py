@@ -22,7 +22,7 @@ class Told(NamedTuple):
 
 
 def find_instruction(steps: Mapping[str, np.ndarray], beside: Sequence[Sequence[str]], episode: str) -> Told:
-    """What the steps say, else what stands beside them.
+    """What the steps say, else what is stored beside them.
 
     `steps`: path of a leaf -> object [T] of texts or of tuples of texts, or [T, n] of texts; `beside`: lists of texts, the first that
     says something counts.

@@ -31,7 +31,7 @@ _FLAT, _LENGTHS = "ragged_flat_values", "ragged_row_lengths_0"
 
 @dataclass(frozen=True)
 class Record:
-    """The features of one tf.train.Example, and the bytes that they lie in."""
+    """The features of one tf.train.Example, and the bytes that hold them."""
 
     stored: Mapping[str, Feature]
     payload: np.ndarray  # uint8

@@ -136,7 +136,7 @@ def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> t
             continue
         if np.any(find_value(trajectory, path)):
             chosen.append(path)
-            notes.append(f"{path!r} is joined: commands of a mobile base. If the base shall stand still, take it out of action_keys.")
+            notes.append(f"{path!r} is joined: commands of a mobile base. If the base is to stand still, take it out of action_keys.")
         else:
             notes.append(f"{path!r} is always 0 and left out.")
     left = [path for path in commands if path not in chosen and not _is_part(path, chosen) and path != "actions"]
@@ -203,7 +203,7 @@ def _in_order(keys: Sequence[str]) -> list[str]:
 
 
 def side_of(name: str) -> str:
-    """ "left", "right" or "": the arm that a name speaks of."""
+    """ "left", "right" or "": the arm that a name mentions."""
     match = re.search(r"(?:^|[._/ ])(left|right|l|r)(?:[._/ ]|$)", name.lower())
     return "" if match is None else {"l": "left", "r": "right"}.get(match[1], match[1])
 

@@ -1,4 +1,4 @@
-"""Where a name stands in the files that users edit, for messages: "prismatic/vla/datasets/rlds/oxe/configs.py:123"."""
+"""Where a name is in the files that users edit, for messages: "prismatic/vla/datasets/rlds/oxe/configs.py:123"."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Place:
 
 
 def entry_location(dataset_name: str) -> str:
-    """File and line of the entry called `dataset_name` that is used; the file alone if the name does not stand in it literally."""
+    """File and line of the entry called `dataset_name` that is used; the file alone if the name is not in it literally."""
     places = _effective(dataset_name)
     return f"{configs.CONFIGS_FILE}:{places[-1].line}" if places else configs.CONFIGS_FILE
 
@@ -46,7 +46,7 @@ def check_entry_stands_once(dataset_name: str) -> None:
 
 
 def platform_location(platform_name: str) -> str:
-    """File and line of the robot platform called `platform_name`; the file alone if the name does not stand in it literally."""
+    """File and line of the robot platform called `platform_name`; the file alone if the name is not in it literally."""
     pattern = rf"""name\s*=\s*["']{re.escape(platform_name)}["']"""
     numbered = enumerate(_read(constants.__file__).splitlines(), start=1)
     return next((f"{CONSTANTS_FILE}:{number}" for number, line in numbered if re.search(pattern, line)), CONSTANTS_FILE)
