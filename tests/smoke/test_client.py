@@ -183,7 +183,7 @@ def modes(commands: list[Command]) -> list[State]:
 
 def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_last(proxy: FaultyProxy) -> None:
     client = PolicyClient(f"ws://127.0.0.1:{proxy.port}", PATIENCE)
-    options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, stop_after_s=2.0)
+    options = ExecutionOptions(num_open_loop_steps=10, prefetch_steps=5, stop_after_s=6.0)
     actor = RemoteActor(client, make_executor(options, client.connect()))
     arm = Arm(actor)
     assert modes(arm.run(1.0)).count(State.ACTING) > 15  # inference is hidden behind execution but for the first chunk
@@ -195,15 +195,16 @@ def test_the_robot_holds_during_faults_goes_on_after_them_and_stops_when_they_la
         assert State.HOLDING in during or fault == "drop", fault  # a dropped connection is back before the actions run out
         proxy.do("pass")
         after = modes(arm.run(1.0))
-        assert after.count(State.ACTING) > 10, fault
+        while after.count(State.ACTING) <= 10:  # on a busy machine the connection takes longer to come back
+            assert State.STOPPED not in after, fault
+            after += modes(arm.run(0.5))
         assert State.STOPPED not in after, fault
 
     proxy.do("refuse")
-    lasting = modes(arm.run(3.0))
+    lasting = modes(arm.run(8.0))
     assert lasting[-1] is State.STOPPED
-    assert (
-        2.0 * HZ / 2 < lasting[: lasting.index(State.STOPPED)].count(State.HOLDING) < 2.0 * HZ + 3
-    )  # ticks of a busy machine may be missed
+    held = lasting[: lasting.index(State.STOPPED)].count(State.HOLDING)
+    assert 6.0 * HZ / 2 < held < 6.0 * HZ + 3  # ticks of a busy machine may be missed
     proxy.do("pass")
     assert set(modes(arm.run(0.4))) == {State.STOPPED}
     assert actor.executor.counts.failed_requests >= 3
