@@ -247,7 +247,7 @@ def test_columns_of_arms_and_grippers_are_joined_left_before_right(tmp_path: Pat
     pasted = paste(write_act(tmp_path, lambda seed: (np.zeros((NUM_STEPS, 0)), np.zeros((NUM_STEPS, 0))), **columns))
     order = ("left_joints", "left_gripper", "right_joints", "right_gripper")
     assert pasted.entry.action_keys == tuple(f"action/{name}" for name in order)
-    assert pasted.entry.state_obs_keys == tuple(f"state/{name}" for name in order)
+    assert pasted.entry.state_obs_keys == tuple(f"qpos/{name}" for name in order)
     assert (pasted.kinds, pasted.grippers) == ("t" * 14, [6, 13])
     assert "Other columns of commands, for action_keys: action/left_joints_delta, action/right_joints_delta" in pasted.text
 
