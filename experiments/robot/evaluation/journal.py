@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
-from prismatic.policy.checkpoint.files import read_ends
 
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
@@ -123,6 +122,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def fingerprint(folder: Path) -> str:
     """Changes with the content of a checkpoint, not with where it lies; reads only the ends of large files."""
+    from prismatic.policy.checkpoint.files import read_ends  # imports torch
+
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and "trainer_state" not in path.parts):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_ends(path))
