@@ -2,7 +2,7 @@
 
 A scheduler may start a run again on another node, with the base copied to a scratch disk under a path of its own: a --vla_path that is
 given and differs is taken, if what lies there is the same model. Checkpoints therefore remember their base by its files: name, size and
-a digest of both ends, of config.json without what training does not depend on.
+a digest of samples from all of it, of config.json without what training does not depend on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from prismatic.policy.checkpoint.files import format_bytes, read_ends
+from prismatic.policy.checkpoint.files import format_bytes, read_samples
 from prismatic.policy.checkpoint.loading import WEIGHT_FILES, named_base, resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.training.config import FinetuneConfig
@@ -30,7 +30,7 @@ def describe_base(folder: Path) -> dict[str, str]:
     """File -> "<bytes> <digest>" of what makes the model in `folder`, as far as it is there."""
     described = {}
     for path in sorted(folder.glob("model*.safetensors")):
-        described[path.name] = f"{path.stat().st_size} {_digest(read_ends(path))}"
+        described[path.name] = f"{path.stat().st_size} {_digest(read_samples(path))}"
     if (folder / _CONFIG).is_file():
         content = json.loads((folder / _CONFIG).read_text())
         kept = {key: value for key, value in content.items() if key not in _NOT_OF_THE_MODEL}

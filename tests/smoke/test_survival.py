@@ -181,7 +181,7 @@ def test_a_place_that_cannot_take_a_checkpoint_is_refused_before_the_model_loads
     try:
         full = launcher.start(flags(workplace, disk.name))
         assert full.wait() == 2
-        assert re.search(r"needs [\d.]+ MiB \([\d,]+ bytes\), the disk has 0.1 MiB \(65,536 bytes\) free", full.text())
+        assert re.search(r"needs [\d.]+ MiB \([\d,]+ bytes\), the disk has 0\.1 MiB \([\d,]+ bytes\) free", full.text())
         assert os.listdir(disk) == []
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
