@@ -2,7 +2,7 @@
 
 A scheduler may start a run again on another node, with the base copied to a scratch disk under a path of its own: a --vla_path that is
 given and differs is taken, if what lies there is the same model. Checkpoints therefore remember their base by its files: name, size and
-a digest of samples from all of it, of config.json without what training does not depend on.
+a digest of samples of all tensors; of config.json without what training does not depend on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prismatic.policy.checkpoint.files import format_bytes, read_samples
 from prismatic.policy.checkpoint.loading import WEIGHT_FILES, named_base, resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.run_folder import Checkpoint
+from prismatic.training.run_folder import Checkpoint, is_of_run, read_checkpoint
 from prismatic.training.sections import ModelConfig
 
 _CONFIG = "config.json"
@@ -76,7 +76,7 @@ def _given_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str | None:
     if given in (flags["vla_path"], flags.get("started_from"), ModelConfig.vla_path):
         return None
     folder = Path(given).expanduser()
-    if folder.is_dir() and folder.resolve() == checkpoint.folder.resolve():
+    if config.saving.resume and is_of_run(config, folder) and read_checkpoint(folder) is not None:
         return None
     if any((folder / name).is_file() for name in WEIGHT_FILES) or not folder.is_dir():
         return given

@@ -191,8 +191,8 @@ def _best_name(config: FinetuneConfig) -> str | None:
 
 
 def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoint:
-    """`vla_path` itself if it is a checkpoint, else that of `resume_step`, else the newest."""
-    if config.saving.resume and (named := read_checkpoint(Path(config.model.vla_path))):
+    """`vla_path` itself if it is a checkpoint of this run, else that of `resume_step`, else the newest."""
+    if config.saving.resume and is_of_run(config, Path(config.model.vla_path)) and (named := read_checkpoint(Path(config.model.vla_path))):
         return named
     if not found or (config.saving.resume_step is not None and config.saving.resume_step not in found):
         wanted = "" if config.saving.resume_step is None else f" of step {config.saving.resume_step}"
@@ -201,6 +201,11 @@ def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoi
             f"{_list(found)}); check --run_root_dir and --run_id_override, or start without --resume"
         )
     return found[config.saving.resume_step if config.saving.resume_step is not None else max(found)]
+
+
+def is_of_run(config: FinetuneConfig, folder: Path) -> bool:
+    """Whether `folder` is called like a checkpoint of the run; one of another run is what this run has continued."""
+    return re.fullmatch(rf"{re.escape(config.run_dir.name)}(--\d+_chkpt)?", folder.name) is not None
 
 
 def _list(found: Mapping[int, Checkpoint]) -> str:

@@ -161,12 +161,13 @@ def test_a_continued_run_resumes_exactly(workplace: Path, checkpoint: Callable[[
     flags = {**VARIANTS[name], "vla_path": str(checkpoint(name)), "freeze_vision_backbone": True, "learning_rate": 0.01}
     finetune(config_of(workplace, f"{name}_whole", max_steps=3, save_freq=3, **flags))
     finetune(config_of(workplace, f"{name}_parts", max_steps=1, **flags))
-    other = {**flags, "vla_path": str(workplace / "base")}  # of merged adapters another model; of unmerged ones their base
-    if name == "film_diffusion":
+    base = {**flags, "vla_path": str(workplace / "base")}
+    if name == "film_adapters":  # whose weights come from the base: that is what --vla_path may say, too
+        flags = base
+    else:
         with pytest.raises(ValueError, match=r"is not the model that the run in .* was started from"):
-            finetune(config_of(workplace, f"{name}_parts", max_steps=3, save_freq=3, resume=True, **other))
-        other = {**flags, "vla_path": FinetuneConfig().model.vla_path}  # the default: the run knows its base
-    finetune(config_of(workplace, f"{name}_parts", max_steps=3, save_freq=3, resume=True, **other))
+            finetune(config_of(workplace, f"{name}_parts", max_steps=3, save_freq=3, resume=True, **base))
+    finetune(config_of(workplace, f"{name}_parts", max_steps=3, save_freq=3, resume=True, **flags))
     assert losses(workplace, f"{name}_parts") == losses(workplace, f"{name}_whole")
     whole, parts = (workplace / f"{name}_{kind}--3_chkpt" for kind in ("whole", "parts"))
     one, other = (load_file(folder / "trainer_state/trainable.safetensors") for folder in (whole, parts))
@@ -201,7 +202,7 @@ def test_what_does_not_fit_is_said(workplace: Path, checkpoint: Callable[[str], 
     assert not (workplace / "misfit--1_chkpt").exists()
 
 
-def test_a_robot_of_another_width_is_reported(workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_robot_of_another_width_is_told(workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(checkpoint("l1"), workplace / "wider")
     policy = json.loads((folder / "policy.json").read_text())
     policy["platform"] |= {"num_actions_chunk": 5}

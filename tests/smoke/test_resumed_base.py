@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from finetune_launcher import Launcher
+from safetensors.torch import load_file, save_file
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
+
+from prismatic.training.resumed_base import describe_base
 
 LORA_ALONE = ("--merge_lora_during_training", "False")
 
@@ -79,6 +82,17 @@ def test_another_model_is_refused_and_what_differs_is_said(launcher: Launcher, w
     run = launcher.start(go_on(workplace, "other", "--vla_path", str(old)))
     assert run.wait() == 2, run.text()
     assert "model.safetensors differs. Pass --vla_path with a copy of that one" in run.text()
+
+
+def test_a_model_that_differs_in_the_middle_of_its_file_is_another(tmp_path: Path, workplace: Path) -> None:
+    """As one with merged adapters, whose embeddings and norms, first and last in the file, are those of its base."""
+    one, other = (shutil.copytree(workplace / "base", tmp_path / name) for name in ("one", "other"))
+    weights = load_file(other / "model.safetensors")
+    changed = next(name for name in weights if name.endswith("layers.0.self_attn.q_proj.weight"))
+    save_file({**weights, changed: weights[changed] + 0.01}, other / "model.safetensors", metadata={"format": "pt"})
+    before, after = describe_base(one), describe_base(other)
+    assert {name: text.split()[0] for name, text in before.items()} == {name: text.split()[0] for name, text in after.items()}
+    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
 
 
 def test_a_base_that_is_gone_is_named_with_the_flag_to_give(launcher: Launcher, workplace: Path) -> None:
