@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import itertools
 import json
@@ -11,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
 _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
+_REPEAT_S = 0.05
 _DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
 logger = logging.getLogger(__name__)
@@ -122,6 +125,7 @@ def _prepare_process() -> None:
     # long as soon as another program uses a core; this costs 8 % on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.unraisablehook = _repeat_interrupt
     if os.environ.get(_DEBUG):
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -132,6 +136,18 @@ def _prepare_process() -> None:
     # The first warns of every kernel built for another torch, the last of kernels that it would like to download.
     for imported_by_peft in ("torchao", "torch.utils._pytree", "bitsandbytes.backends"):
         logging.getLogger(imported_by_peft).setLevel(logging.ERROR)
+
+
+def _repeat_interrupt(swallowed: sys.UnraisableHookArgs) -> None:
+    """Repeats a Ctrl-C that struck where nothing can be raised (the clean-up of some object) and so would be lost: a moment later, since
+    nothing can be raised here, either."""
+    if not issubclass(swallowed.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(swallowed)
+        return
+    again = threading.Timer(_REPEAT_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    again.daemon = True
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending anyway
+        again.start()
 
 
 def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.cli import run_script
+from prismatic.interrupts import STOPPED
 from prismatic.models.sizes import TinySizes
-from prismatic.training.interrupts import STOPPED
 from prismatic.vla.constants import near_names
 
 ROOT = Path(__file__).parents[1]

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.staging import StagedEpisode, encode_episode, is_disk_full, load_staged, only_writer, write_staged
+from prismatic.interrupts import StopRequest
 from prismatic.vla.cameras import STORED_KEYS
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.channel_order import frames_as_rgb
@@ -95,13 +96,15 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
     if spec.target.exists() and not spec.overwrite:
         raise ValueError(f"{spec.target} exists already; pass --overwrite True, another --version or another --dataset_name")
     _check_cameras(entry)
-    with only_writer(spec.stage):
+    stop = StopRequest(meanwhile="ending this episode", answers_sigterm=False)
+    with only_writer(spec.stage), stop:
         try:
-            episodes = _stage_episodes(source, entry, spec)
+            episodes = _stage_episodes(source, entry, spec, stop)
             splits = split_episodes(episodes, spec.val_fraction)
             written = spec.stage / "tfds"
             shutil.rmtree(written, ignore_errors=True)  # left by a process that was killed
-            _download_and_prepare(spec, splits, written)
+            _download_and_prepare(spec, splits, written, stop)
+            stop.check()  # whatever the library made of it
             _recorded_names(source, entry).save(written / spec.dataset_name / spec.version)
             _publish(written / spec.dataset_name / spec.version, spec)
         except KeyboardInterrupt:
@@ -155,13 +158,14 @@ def _check_cameras(entry: DatasetEntry) -> None:
             raise ValueError(f"camera {name!r} has no RLDS key; {near_names(name, STORED_KEYS)}")
 
 
-def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> list[StagedEpisode]:
+def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, stop: StopRequest) -> list[StagedEpisode]:
     """Every episode with its images encoded, from the stage folder where it is there already."""
     reader = frames_as_rgb(source.frame_reader(), entry.image_channel_order)
     staged: list[StagedEpisode] = []
     num_steps, num_idle = 0, 0
     with tqdm(total=source.num_episodes, desc=f"reading {source.folder}", unit="episode") as progress:
         for raw in source.episodes():
+            stop.check()
             name = raw.name.removeprefix(f"{source.folder}{os.sep}")
             episode = _relabel(standardize(raw, entry, identity_dataset_transform), name, spec)
             num_steps += len(episode.actions)
@@ -229,7 +233,7 @@ def _publish(written: Path, spec: RldsSpec) -> None:
     os.replace(written, spec.target)
 
 
-def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEpisode]], data_dir: Path) -> None:
+def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEpisode]], data_dir: Path, stop: StopRequest) -> None:
     """Runs a TFDS builder, made for this data set, that writes into `data_dir`."""
     tfds = _import_tfds()
     features = _features(tfds, next(iter(splits.values()))[0])
@@ -238,7 +242,7 @@ def _download_and_prepare(spec: RldsSpec, splits: Mapping[str, Sequence[StagedEp
         return self.dataset_info_from_configs(features=features, description=f"{spec.dataset_name}: recorded demonstrations")
 
     def generators(self: Any, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        return {name: _examples(name, members) for name, members in splits.items()}
+        return {name: _examples(name, members, stop) for name, members in splits.items()}
 
     class_name = "".join(word.capitalize() for word in spec.dataset_name.split("_"))
     members = {
@@ -284,8 +288,9 @@ def _features(tfds: Any, first: StagedEpisode) -> Any:
     return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step), "episode_metadata": {"file_path": tfds.features.Text()}})
 
 
-def _examples(split: str, episodes: Sequence[StagedEpisode]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examples(split: str, episodes: Sequence[StagedEpisode], stop: StopRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, episode in enumerate(tqdm(episodes, desc=f"writing {split}", unit="episode")):
+        stop.check()
         yield f"{number:06d}", {"steps": list(_steps(episode)), "episode_metadata": {"file_path": episode.name}}
 
 

@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from prismatic.interrupts import ignore_signals
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, raise_together
-from prismatic.training.interrupts import ignore_signals
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import VLADataset
 from prismatic.vla.datasets.sampler import MixtureSampler

@@ -17,6 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.cli_sections import plain_values
+from prismatic.interrupts import STOPPED, StopRequest
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.files import check_free_space
@@ -36,7 +37,6 @@ from prismatic.training.curves import VALIDATION_FILE
 from prismatic.training.distributed import EndedTogether, any_ranks, gather_objects, mean_over_ranks, on_main, process_group, raise_together
 from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
-from prismatic.training.interrupts import STOPPED, StopRequest
 from prismatic.training.loading import SteadyBatches, iterate
 from prismatic.training.logging import RunLogger, memory_used
 from prismatic.training.meter import StepMeter

@@ -39,10 +39,10 @@ np.savez(sys.argv[2], episodes=episodes, name=builder.info.name, splits=found)
 """
 
 
-def command(script: str, folder: Path, *extra: str) -> list[str]:
-    """scripts/convert/<script> from folder/recordings to folder/rlds/toy_robot."""
+def command(script: str, folder: Path, *extra: str, prelude: str = "") -> list[str]:
+    """scripts/convert/<script> from folder/recordings to folder/rlds/toy_robot, after the code `prelude` in the same process."""
     flags = ["--input_dir", str(folder / "recordings"), "--dataset_name", "toy_robot", "--data_root_dir", str(folder / "rlds"), *extra]
-    return [sys.executable, "-c", OFFLINE, str(REPOSITORY / "scripts" / "convert" / script), *flags]
+    return [sys.executable, "-c", prelude + OFFLINE, str(REPOSITORY / "scripts" / "convert" / script), *flags]
 
 
 def convert(script: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:

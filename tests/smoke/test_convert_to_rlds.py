@@ -9,8 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from prismatic.vla.images import decode_image, encode_jpeg, resize_lanczos3
 
 ALOHA = find_entry("aloha1_put_X_into_pot_300_demos")
 LIBERO = find_entry("libero_spatial_no_noops")
-NUM_EPISODES = 24  # of the conversion that is interrupted
+NUM_EPISODES = 8  # of the conversion that is interrupted
 
 
 def index_of(folder: Path, entry: DatasetEntry) -> EpisodeIndex:
@@ -143,7 +141,7 @@ def test_lerobot_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.rlds
-def test_lerobot_columns_are_joined_and_absent_videos_are_told(tmp_path: Path) -> None:
+def test_lerobot_columns_are_joined_and_absent_videos_are_reported(tmp_path: Path) -> None:
     episodes = [make_episode(6, seed) for seed in range(2)]
     folder = write_v3(tmp_path / "recordings", episodes)
     data = folder / "data/chunk-000/file-000.parquet"
@@ -165,37 +163,61 @@ def test_lerobot_columns_are_joined_and_absent_videos_are_told(tmp_path: Path) -
     assert "no camera has all its videos here: top (0 of 1 files), wrist (0 of 1 files); download them" in done.stderr
 
 
-def _interrupt(words: list[str], sign: int, is_time: Callable[[], bool]) -> int:
-    """Starts the real process and sends it `sign` as soon as `is_time`; its exit status."""
-    process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not is_time():
-        time.sleep(0.005)
-    assert process.poll() is None, "the conversion ended before it could be interrupted"
-    process.send_signal(sign)
-    return process.wait(timeout=60)
+# The process sends itself a signal once it has called the writer's function FUNCTION so often.
+STRIKE = """
+import os, signal
+import prismatic.conversion.rlds_writer as writer
+original, calls = writer.FUNCTION, 0
+class CleanUp:
+    def __del__(self):  # whatever is raised here is lost
+        signal.raise_signal(signal.SIGINT)
+def strike(*arguments):
+    global calls
+    result = original(*arguments)
+    calls += 1
+    if calls == NUMBER:
+        ACTION
+    return result
+writer.FUNCTION = strike
+"""
+SWALLOWED_CTRL_C, KILL = "CleanUp()", "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def strike(folder: Path, function: str, number: int, action: str) -> subprocess.CompletedProcess[str]:
+    """The conversion that is struck behind call `number` of `function`."""
+    prelude = STRIKE.replace("FUNCTION", function).replace("NUMBER", str(number)).replace("ACTION", action)
+    words = command("aloha_hdf5_to_rlds.py", folder, "--val_fraction", "0.25", prelude=prelude)
+    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.rlds
 def test_interrupted_anywhere_it_leaves_no_data_set_and_goes_on(tmp_path: Path) -> None:
-    first = write_aloha(tmp_path / "recordings" / "episode_0.hdf5", 8, compressed=True, instruction="go", size=(480, 640))
-    for number in range(1, NUM_EPISODES):  # enough for a busy machine to be late with its signals
+    first = write_aloha(tmp_path / "recordings" / "episode_0.hdf5", 8, compressed=True, instruction="go", size=(48, 64))
+    for number in range(1, NUM_EPISODES):
         shutil.copy(first, first.with_name(f"episode_{number}.hdf5"))
-    words = command("aloha_hdf5_to_rlds.py", tmp_path, "--val_fraction", "0.25")
     stage = tmp_path / "rlds" / ".toy_robot.1.0.0.partial"
 
     def finished() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in stage.glob("[!.]*.npz")} if stage.exists() else {}
+        return {path.name: path.stat().st_mtime_ns for path in stage.glob("[!.]*.npz")}
 
-    assert _interrupt(words, signal.SIGINT, lambda: len(finished()) >= 2) == 130
-    after_first = finished()
-    assert 2 <= len(after_first) < NUM_EPISODES
-    assert _interrupt(words, signal.SIGKILL, lambda: len(finished()) > len(after_first) + 1) == -signal.SIGKILL
-    after_second = finished()
-    assert after_first.items() <= after_second.items()  # nothing was done twice
-    assert not target_of(tmp_path).parent.exists()
-    assert _interrupt(words, signal.SIGKILL, lambda: any((stage / "tfds").rglob("*.tfrecord*"))) == -signal.SIGKILL
-    assert not target_of(tmp_path).parent.exists()
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    known: dict[str, int] = {}
+    for function, number, action, status, num_finished in (
+        ("write_staged", 2, SWALLOWED_CTRL_C, 130, 2),
+        ("write_staged", 3, KILL, -signal.SIGKILL, 5),
+        ("load_staged", NUM_EPISODES, SWALLOWED_CTRL_C, 130, NUM_EPISODES),  # behind the last episode, before TensorFlow begins
+        ("_steps", 2, SWALLOWED_CTRL_C, 130, NUM_EPISODES),  # while TensorFlow writes
+        ("_steps", NUM_EPISODES, SWALLOWED_CTRL_C, 130, NUM_EPISODES),  # its last episode
+        ("_steps", 4, KILL, -signal.SIGKILL, NUM_EPISODES),
+    ):
+        done = strike(tmp_path, function, number, action)
+        assert done.returncode == status, (function, number, done.stderr)
+        assert ("the same command goes on from here" in done.stderr) == (action == SWALLOWED_CTRL_C)
+        assert "Traceback" not in done.stderr
+        assert len(finished()) == num_finished
+        assert known.items() <= finished().items(), "something was done twice"
+        assert not target_of(tmp_path).parent.exists()
+        known = finished()
+    done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--val_fraction", "0.25")
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path / "rlds") == ["toy_robot"]
     index = index_of(target_of(tmp_path), ALOHA)

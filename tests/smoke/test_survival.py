@@ -20,8 +20,8 @@ import pytest
 from finetune_launcher import Launcher, Started, wait_until
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
 
+from prismatic.interrupts import STOPPED
 from prismatic.policy.checkpoint.files import find_damage, previous_folder, temporary_folder
-from prismatic.training.interrupts import STOPPED
 
 # What makes a step depend on all that a checkpoint must hold: dropout, several micro-batches, log lines and validations between saves.
 DEMANDING = ("--lora_dropout", "0.2", "--grad_accumulation_steps", "2", "--wandb_log_freq", "3", "--use_val_set", "True", "--val_freq", "5")

@@ -29,14 +29,11 @@ ROOMS: dict[str, set[str]] = {
     "prismatic.cli": set(),
     "prismatic.cli_help": set(),
     "prismatic.cli_sections": set(),
+    "prismatic.interrupts": set(),
     "prismatic.stages": set(),
 }
-_SMALL = {
-    "prismatic.cli",
-    "prismatic.cli_help",
-    "prismatic.cli_sections",
-    "prismatic.stages",
-}  # any room may use the command line's helpers
+# Any room may use the command line's helpers.
+_SMALL = {"prismatic.cli", "prismatic.cli_help", "prismatic.cli_sections", "prismatic.interrupts", "prismatic.stages"}
 ROOMS["prismatic.commands"] = set(ROOMS)  # what the scripts call
 ROOMS["experiments"] = set(ROOMS)
 TOP = ("prismatic", "experiments")

@@ -207,3 +207,29 @@ def test_a_path_below_home_is_found_however_the_flag_is_written(tmp_path: Path, 
     config = parse_flags(FinetuneConfig, ["--config_path", str(tmp_path / "run.yaml"), "--dataset_name", "a~b"])
     assert (config.data.data_root_dir, config.saving.run_root_dir) == (Path("/home/me/data"), Path("/home/me/runs"))
     assert config.data.dataset_name == "a~b"
+
+
+SWALLOWING = """
+import signal, time
+from dataclasses import dataclass
+from prismatic.cli import run_script
+@dataclass
+class Config:
+    size: int = 3  # pixels
+class CleanUp:
+    def __del__(self):  # whatever is raised here is lost
+        signal.raise_signal(signal.SIGINT)
+def main(config):
+    CleanUp()
+    time.sleep(60)
+    print("it was lost")
+run_script(main, Config)
+"""
+
+
+def test_ctrl_c_in_a_clean_up_is_not_lost() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SWALLOWING], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "lost" not in done.stdout
+    assert "Traceback" not in done.stderr

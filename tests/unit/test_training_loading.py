@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from prismatic.training.interrupts import ignore_signals
+from prismatic.interrupts import ignore_signals
 from prismatic.training.loading import iterate
 
 
