@@ -157,14 +157,20 @@ class VisionTransformer(nn.Module):
 
 @contextmanager
 def _second_stream(device: torch.device | None) -> Iterator[Callable[[], AbstractContextManager[object]]]:
-    """Gives a context whose GPU work runs beside the block's; what follows waits for both. None, or a CPU: one after the other."""
+    """Gives a context whose GPU work runs beside the block's; what follows waits for both. None, or a CPU: one after the other.
+
+    The streams come together again after an error, too: a recording that is given up (something must be compiled first) may not end with
+    a stream that has left it.
+    """
     if device is None or device.type != "cuda":
         yield nullcontext
         return
     first, second = torch.cuda.current_stream(device), _side_stream(device)
     second.wait_stream(first)
-    yield lambda: torch.cuda.stream(second)
-    first.wait_stream(second)
+    try:
+        yield lambda: torch.cuda.stream(second)
+    finally:
+        first.wait_stream(second)
 
 
 @cache

@@ -126,6 +126,17 @@ class CapturedPass:
         self._compiled.add(is_padded)
         return self._run_plainly(batch)
 
+    def release(self) -> None:
+        """Frees the recordings and their memory, once the device is done with them; nothing can be computed afterwards.
+
+        Left to themselves they would go when the interpreter ends, behind the connections between the processes and the device's state.
+        """
+        torch.cuda.synchronize()
+        for recording in self._recordings.values():
+            recording.graph.reset()
+        self._recordings.clear()
+        torch.cuda.empty_cache()
+
     def _run_plainly(self, batch: Batch) -> Metrics:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

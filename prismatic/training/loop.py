@@ -7,6 +7,7 @@ saving happen between steps, after the step whose number they carry.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import traceback
 from collections.abc import Generator, Iterable
@@ -113,10 +114,25 @@ class Trainer:
         """
         with RunLogger(self.config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation, self.stop:
             try:
-                return self._take_steps(log, evaluation)
+                is_complete = self._take_steps(log, evaluation)
             except Exception as error:
-                self._save_after(error, log)
+                if self.ranks.world_size == 1 or isinstance(error, EndedTogether):  # no process waits for another one's messages
+                    self._save_after(error, log)
+                    with contextlib.suppress(RuntimeError):  # of a device that has failed
+                        self._release()
                 raise
+            self._release()
+            return is_complete
+
+    def _release(self) -> None:
+        """Takes down what computed the steps, in order: the loader is closed, then recordings go, then what exchanged gradients.
+
+        Afterwards the connections between the processes can be closed (`process_group`), and nothing is left for the interpreter's end.
+        """
+        if self.captured is not None:
+            self.captured.release()
+        self.captured, self.forward = None, self.model
+        gc.collect()  # a recording and the trainer refer to each other
 
     def _take_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> bool:
         config = self.config
@@ -151,8 +167,7 @@ class Trainer:
 
     def _save_after(self, error: Exception, log: RunLogger) -> None:
         """Saves the last whole step after an error in which all processes leave together, if that is sound and not saved yet."""
-        is_shared = self.ranks.world_size == 1 or isinstance(error, EndedTogether)
-        if not is_shared or not self.is_sound or self.step <= self.saved_step:
+        if not self.is_sound or self.step <= self.saved_step:
             return
         for cause in (error, getattr(error, "own", None)):
             traceback.clear_frames(cause.__traceback__ if cause is not None else None)  # what an unfinished pass holds on the device

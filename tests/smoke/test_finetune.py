@@ -70,7 +70,7 @@ def resumed(workplace: Path) -> Path:
     second = run_finetune(workplace, "resumed", "--max_steps", "4", "--resume", "True", *cache)
     assert second.returncode == 0, second.stderr
     assert "frame cache in" in second.stderr
-    assert len(list((workplace / "frames").iterdir())) == 2
+    assert len(list((workplace / "frames").glob("*.frames"))) == 2
     return workplace / "resumed" / "run--4_chkpt"
 
 

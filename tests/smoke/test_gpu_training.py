@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,9 @@ def train_on_two(folder: Path, name: str, **flags: Any) -> list[float]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "vla-scripts/finetune.py"]
     for flag, value in flags_of(folder, name, **flags).items():
         command += [f"--{flag}", str(value)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # where each thread was when a process dies of a signal
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run {name!r} ended with {done.returncode}\n{done.stdout[-5000:]}\n{done.stderr[-50_000:]}"
     return losses(folder / "runs" / name)
 
 

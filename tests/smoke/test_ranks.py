@@ -157,3 +157,29 @@ def test_what_one_process_lacks_ends_all_and_is_reported_there(launcher: Launche
     assert "error" not in processes[0].text()
     assert "Traceback" not in processes[1].text()
     assert "error: " in processes[1].text()
+
+
+# Says what is left of a run when the connections between its processes are closed.
+LEFT = """
+import gc, multiprocessing
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+from prismatic.training.capture import CapturedPass
+original = dist.destroy_process_group
+def destroy():
+    kinds = (DistributedDataParallel, DataLoader, CapturedPass)
+    alive = [type(item).__name__ for item in gc.get_objects() if type(item) in kinds or issubclass(type(item), _BaseDataLoaderIter)]
+    print(f"left: {alive}, {multiprocessing.active_children()}", flush=True)
+    original()
+dist.destroy_process_group = destroy
+"""
+
+
+def test_connections_are_closed_last(launcher: Launcher, workplace: Path) -> None:
+    script = write_script(workplace, "left", LEFT, FINETUNE)
+    more = ("--max_steps", "2", "--num_workers", "1", "--use_val_set", "True", "--val_freq", "1")
+    processes = start_processes(launcher, flags(workplace, "left", *more), [workplace] * 2, script)
+    wait_for(processes)
+    assert [process.text().count("left: [], []") for process in processes] == [1, 1], processes[0].text()
