@@ -16,7 +16,7 @@ TOLD = {
     "state in millimetres": ("warned", "It looks like millimetres"),
     "unnorm_key of another data set": ("refused", "unnorm_key 'bridge_orig' is not in"),
     "another robot (flag)": ("refused", "--robot_platform LIBERO (the checkpoint: METAWORLD)"),
-    "action dimension 7 for 4 (policy.json edited)": ("refused", "does not fit L1RegressionActionHead"),
+    "action dimension 7 for 4 (policy.json edited)": ("refused", "action_kinds lists 4 items for 7 dimensions"),
     "attention made causal by another library version": ("refused", "causal attention: the first token does not see the last one"),
 }
 
