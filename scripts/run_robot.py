@@ -2,9 +2,11 @@
 
 python scripts/run_robot.py --robot my_robots:DeskArm --server ws://192.168.1.20:8777 --task_label "put the cube into the box"
 python scripts/run_robot.py --robot my_robots:DeskArm --pretrained_checkpoint runs/desk_arm
+python scripts/run_robot.py --robot lerobot:so101_follower --robot_args '{"port": "/dev/ttyACM0", ...}' --server ws://192.168.1.20:8777
 
 A robot is a class that inherits from prismatic.acting.robot.Robot (docs/own_robot.md has one of 25 lines). With --server this computer
-needs no torch. Before anything moves, names and units are compared with the policy's, and the first state with those of the demonstrations.
+needs no torch. Robots that LeRobot drives go by its type names (docs/lerobot.md). Before anything moves, names and units are compared with
+the policy's, and the first state with those of the demonstrations.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class RobotConfig(DrivingFlags):
     """Flags of a run."""
 
     # Robot and policy
-    robot: str = ""  # module:Class of a robot; modules are looked for in the working folder, too
+    robot: str = ""  # module:Class of a robot, looked for in the working folder, too; or lerobot:TYPE, a robot of LeRobot
     robot_args: dict[str, Any] = field(default_factory=dict)  # arguments of the class, as JSON: '{"port": "/dev/ttyACM0"}'
     server: str = ""  # ws://host:port or http://host:port of vla-scripts/deploy.py, with ?adapter=NAME where it serves several
     pretrained_checkpoint: str = ""  # instead: folder or Hub id of a policy that runs in this process
@@ -45,7 +47,7 @@ class RobotConfig(DrivingFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.robot:
-            raise ValueError("--robot is missing; pass module:Class of a robot, see docs/own_robot.md")
+            raise ValueError("--robot is missing; pass module:Class of a robot, see docs/own_robot.md, or lerobot:TYPE (docs/lerobot.md)")
         if bool(self.server) == bool(self.pretrained_checkpoint):
             found = "both given" if self.server else "missing"
             raise ValueError(
@@ -54,7 +56,7 @@ class RobotConfig(DrivingFlags):
 
 
 def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
-    """The robot of the class `module:Class`, made with `arguments`.
+    """The robot of the class `module:Class`, or LeRobot's of the type `lerobot:TYPE`, made with `arguments`.
 
     Raises:
         ValueError: there is no such class, it is no robot, or does not take these arguments.
@@ -62,6 +64,10 @@ def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
     module_name, colon, class_name = name.partition(":")
     if not (module_name and colon and class_name):
         raise ValueError(f"--robot is {name!r}, expected module:Class, for instance my_robots:DeskArm")
+    if module_name == "lerobot":
+        from experiments.robot.lerobot.robots import LeRobotArm
+
+        return LeRobotArm(class_name, arguments)
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
@@ -88,15 +94,18 @@ def run(config: RobotConfig) -> Path:
     if not config.unattended and not keyboard.is_terminal:
         raise ValueError("a person at a terminal must be able to pause and stop the robot; for a simulated one pass --unattended True")
     robot = make_robot(config.robot, config.robot_args)
+    if config.unattended and not (config.task_label or robot.instruction):
+        raise ValueError("--task_label is missing: nobody is there to type what the robot is to do (--unattended True)")
     source: ChunkSource
     if config.server:
         source, info = connect_to_server(config, config.server, "server")
     else:
         source, info = load_local(config.pretrained_checkpoint, config.device, config.unnorm_key)
+    robot.fit(info)
     check_names(robot, info)
     driver = Driver(source, info, config.execution(info.num_actions_chunk), choose_limits(info, config.limits, config.limit_mode))
     options = SessionOptions(
-        folder=session_folder(config.local_log_dir, type(robot).__name__, config.run_id_note),
+        folder=session_folder(config.local_log_dir, config.robot.rpartition(":")[2], config.run_id_note),
         num_rollouts=config.num_rollouts_planned,
         control_hz=info.control_hz,
         instruction=config.task_label,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import PolicyInfo
 
 
 class RobotError(RuntimeError):
@@ -42,6 +43,14 @@ class Robot(ABC):
     state_names: tuple[str, ...] = ()  # [P], likewise; () where the robot does not say
     instruction: str = ""  # what it is told to do unless a person says something else
     max_steps: int = 1500  # of a rollout, unless a person says something else
+
+    def fit(self, info: PolicyInfo) -> None:
+        """Takes over the names and units of the policy that is to drive it, before it is connected; nothing by default.
+
+        Raises:
+            ValueError: the robot cannot be driven so.
+        """
+        return
 
     @abstractmethod
     def connect(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # imports torch, which most modules here leave to the processes that they start
+    from lerobot_environment import LeRobot
     from policy_server import Server
 
 
@@ -28,3 +29,15 @@ def aloha_server(aloha_checkpoint: Path) -> Iterator[Server]:
     running = Server(aloha_checkpoint, api_key=API_KEY)
     yield running
     assert running.stop() == 0, "".join(running.lines)
+
+
+@pytest.fixture(scope="session")
+def lerobot(tmp_path_factory: pytest.TempPathFactory) -> LeRobot:
+    """LeRobot's environment, with an arm that our tests simulate and with our policy plugin."""
+    from client_environments import client_python
+    from lerobot_environment import PACKAGES, UNPINNED, LeRobot
+
+    python = client_python("lerobot", PACKAGES, tmp_path_factory, UNPINNED)
+    environment = LeRobot(python, tmp_path_factory.mktemp("lerobot"))
+    environment.install(Path(__file__).parent / "clients" / "lerobot_robot_simulated")
+    return environment

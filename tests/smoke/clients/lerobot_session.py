@@ -1,8 +1,6 @@
 """Reads a set with LeRobotDataset of the unmodified lerobot 0.4.4, where asked one that its code writes first.
 
 Arguments: FOLDER OUT STEP (every n-th pixel is kept) [FPS CODEC].
-
-torchvision's operators have no build for torch without CUDA, and LeRobot does not call them: two of their names are enough to import it.
 """
 
 import sys
@@ -10,11 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-for name in ("nms", "qnms") if torch.version.cuda is None else ():
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 CAMERAS = {"observation.images.front": (96, 128, 3), "observation.images.wrist": (64, 64, 3)}
 LENGTHS = (23, 31, 17, 26, 20)

@@ -1,0 +1,112 @@
+"""LeRobot's robots in our loop, in LeRobot's own environment: a plugin simulates an arm like an SO-101 that falls without torque."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lerobot_environment import LeRobot
+from policy_server import Server, write_policy
+
+from prismatic.vla.constants import NormalizationType, RobotPlatform
+from prismatic.vla.demonstrated import Demonstrated
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+SESSION = Path(__file__).parent / "clients" / "lerobot_arm_session.py"
+# Another order and other units than LeRobot's.
+NAMES = ("gripper [0-1]", *(f"{joint} [rad]" for joint in ("wrist_roll", "wrist_flex", "elbow_flex", "shoulder_lift", "shoulder_pan")))
+PLATFORM = RobotPlatform("SO101", 10, 6, 6, NormalizationType.BOUNDS, 25.0, NAMES, NAMES)
+SEEN = Demonstrated(
+    (-1.0,) * 6,
+    (1.0,) * 6,
+    (0.04,) * 6,
+    (0.1,) * 6,
+    (0.4, *(-0.1,) * 5),
+    (0.6, *(0.1,) * 5),
+    {"primary": "observation.images.front", "wrist": "observation.images.wrist"},
+)
+LARGEST_STEP = np.rad2deg(0.04) + 1e-3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(write_policy(tmp_path_factory.mktemp("so101"), PLATFORM, ("primary", "wrist"), SEEN))
+    yield running
+    assert running.stop() == 0, "".join(running.lines)
+
+
+def flags(server: Server, folder: Path, **arguments: Any) -> list[str]:
+    said = json.dumps({"journal": str(folder / "journal.jsonl"), **arguments})
+    robot = ["scripts/run_robot.py", "--robot", "lerobot:simulated_so101", "--robot_args", said, "--task_label", "pick the cube"]
+    return [*robot, "--server", f"ws://127.0.0.1:{server.port}", "--unattended", "True", "--local_log_dir", str(folder / "runs")]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_rollout_moves_motors_by_name_within_the_limits_and_leaves_the_arm_up(lerobot: LeRobot, server: Server, tmp_path: Path) -> None:
+    done = lerobot.run(*flags(server, tmp_path), "--num_rollouts_planned", "1", "--max_steps", "40")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("EVAL-simulated_so101-")
+    assert list(folder.glob("rollout_001_*.mp4"))
+    steps = [json.loads(line) for line in (folder / "rollout_001.steps.jsonl").read_text().splitlines()]
+    wanted = np.array([step["action"] for step in steps])
+    what, targets = zip(*[(line["what"], line.get("target")) for line in journal(tmp_path)], strict=True)
+    assert what == ("connect", *("command",) * (len(steps) + 2), "disconnect")  # before the first step and after the last: stay
+    told = np.array(targets[2:-2])
+    np.testing.assert_allclose(told[:, :5], np.rad2deg(wanted[:, :0:-1]), atol=1e-2)  # LeRobot's order is the other way round
+    np.testing.assert_allclose(told[:, 5], 100 * wanted[:, 0], atol=1e-2)
+    assert np.abs(np.diff(told[:, :5], axis=0)).max() <= LARGEST_STEP
+    assert np.ptp(told[:, :5], axis=0).min() > 0
+    assert journal(tmp_path)[-1]["torque"]
+    assert "the arm keeps its torque and holds where it is" in done.stderr
+
+
+def test_sigterm_in_the_middle_leaves_the_arm_where_it_is(lerobot: LeRobot, server: Server, tmp_path: Path) -> None:
+    process = lerobot.start(*flags(server, tmp_path, start=3.0), "--video_hz", "0", "--max_steps", "2000")
+    until = time.monotonic() + 120
+    while len(journal(tmp_path)) < 30:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    last = journal(tmp_path)[-1]
+    assert (last["what"], last["torque"]) == ("disconnect", True), log
+    assert process.returncode == 130
+
+
+def test_what_lerobot_and_the_policy_say_of_each_other(lerobot: LeRobot, tmp_path: Path) -> None:
+    done = lerobot.run(SESSION, tmp_path / "journal.jsonl")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["degrees"] == {"factors": [1.0] * 6, "cameras": {"primary": "front"}}
+    assert found["percent"] == found["said"] == found["degrees"]
+    assert found["told camera"]["cameras"] == {"primary": "top"}
+    assert np.allclose(found["connected"]["state"], [np.pi / 6] * 5 + [0.5], atol=0.05)
+    assert np.allclose(found["connected"]["person"], [np.pi / 3] * 5 + [0.5])  # the leader speaks as the arm does
+    messages = {
+        "unsaid": 'does not say whether its joints are in degrees or from -100 to 100.*"use_degrees": true or false',
+        "wrong": r"cannot be had from the robot's 'shoulder_pan.pos', which is in \[-100-100\].*use_degrees",
+        "dropped": "drops the arm at the end; leave it out",
+        "no option": "has no disable_torque_on_disconnect, so that its arm might fall.*holds_at_the_end",
+        "no type": "LeRobot has no robot of the type 'simulated_so102'; did you mean simulated_so101",
+        "no argument": "so101_follower does not take these arguments.*it has .*port",
+        "no camera": r"the policy's camera primary \(called 'front' in the data\) is none of the robot's \(top, wrist\).*\"slots\"",
+        "no motor": "also takes gripper.pos, which the policy does not command",
+        "not calibrated": "is not calibrated.*run: lerobot-calibrate --robot.type=simulated_so101 --robot.id=my_arm",
+    }
+    for name, message in messages.items():
+        assert re.search(message, found[name]), (name, found[name])
+    ends = [line["torque"] for line in journal(tmp_path) if line["what"] == "disconnect"]
+    assert ends == [True, True]  # of the two cases that connect
