@@ -106,8 +106,11 @@ ONE_ARM = ("primary", "wrist")  # the cameras of LIBERO and of most single arms
 TWO_ARMS = ("primary", "left_wrist", "right_wrist")  # of ALOHA
 
 _WRIST = re.compile(r"wrist|hand|gripper|in_hand")
-# Names of a fixed camera that looks at the whole scene, the likeliest first.
-_PRIMARY_WORDS = ("primary", "high", "top", "front", "head", "agentview", "exterior", "third", "static", "main", "base", "image", "rgb", "")
+_NO_COLOUR = re.compile(r"depth|normals?(?![a-z])|segm|(?<![a-z])(seg|ir)(?![a-z])|mask|disparity|semantic|infrared|optical_flow")
+_COLOUR = re.compile(r"rgb|colou?r")
+# Beginnings of words in the names of a camera that looks at the whole scene, the likeliest first; a laptop is no top.
+_SCENE_WORDS = ("primary", "high", "top", "overhead", "front", "head", "agentview", "exterior", "third", "static", "main", "base", "ego")
+_PRIMARY_WORDS = (*(re.compile(rf"(?<![a-z]){word}") for word in (*_SCENE_WORDS, "image", "rgb")), re.compile(""))
 
 
 def slots_by_name(*users: NamedBy) -> dict[str, str]:
@@ -139,14 +142,21 @@ def looks_from_wrist(name: str) -> bool:
     return _WRIST.search(name.lower()) is not None
 
 
+def looks_like_colour(name: str) -> bool:
+    """False if a recorder's name says that the pictures are distances, normals or labels."""
+    lowered = name.lower()
+    return _NO_COLOUR.search(lowered) is None or _COLOUR.search(lowered) is not None
+
+
 def assign_cameras(names: Sequence[str], two_arms: bool) -> tuple[dict[str, str], list[str]]:
     """{slot: name} in the order of the slots, by the words in the names, of which there is at least one; and those that find no place."""
     found: dict[str, str] = {}
-    for side in ("left", "right"):
-        # Two arms often name their wrist cameras by the side alone.
-        matching = [name for name in names if side in name.lower() and (looks_from_wrist(name) or (two_arms and len(names) > 2))]
-        if matching and all(any(word in name.lower() for name in names) for word in ("left", "right")):
-            found[f"{side}_wrist"] = matching[0]
+    # Two arms often name their wrist cameras by the side alone; a scene may be seen from two sides, too.
+    by_side = two_arms and len(names) > 2
+    on_arms = [name for name in names if looks_from_wrist(name) or (by_side and _primary_rank(name) >= len(_SCENE_WORDS))]
+    sides = {side: [name for name in on_arms if side in name.lower()] for side in ("left", "right")}
+    if all(sides.values()):
+        found = {f"{side}_wrist": max(matching, key=looks_from_wrist) for side, matching in sides.items()}
     wrists = [name for name in names if name not in found.values() and looks_from_wrist(name)]
     if wrists and "left_wrist" not in found:
         found["wrist"] = wrists[0]
@@ -161,7 +171,7 @@ def assign_cameras(names: Sequence[str], two_arms: bool) -> tuple[dict[str, str]
 
 
 def _primary_rank(name: str) -> int:
-    return next(rank for rank, word in enumerate(_PRIMARY_WORDS) if word in name.lower())
+    return next(rank for rank, word in enumerate(_PRIMARY_WORDS) if word.search(name.lower()))
 
 
 def _number(name: str) -> int:

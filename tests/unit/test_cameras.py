@@ -72,6 +72,13 @@ def test_order_and_keys_are_those_of_published_data_and_clients() -> None:
         (["top", "hand"], False, {"primary": "top", "wrist": "hand"}, []),
         (["left", "right", "front"], True, {"primary": "front", "left_wrist": "left", "right_wrist": "right"}, []),
         (["only_wrist"], False, {"primary": "only_wrist"}, []),
+        (["laptop", "overhead"], False, {"primary": "overhead", "secondary": "laptop"}, []),
+        (
+            ["eye_in_hand", "agentview_left", "agentview_right"],
+            True,
+            {"primary": "agentview_left", "wrist": "eye_in_hand", "secondary": "agentview_right"},
+            [],
+        ),
         (["side", "head", "phone", "wrist"], False, {"primary": "head", "wrist": "wrist", "secondary": "side"}, ["phone"]),
     ],
 )

@@ -15,11 +15,12 @@ from hdf5_files import write_libero
 from PIL import Image
 from rlds_writer import encode_png, smooth_image
 
-from prismatic.vla.datasets.episodes import RawEpisode
+from prismatic.vla.datasets.episodes import RawEpisode, standardize
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.sources import describe_recordings
 from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 from prismatic.vla.images import decode_image, encode_jpeg
 
@@ -212,6 +213,14 @@ def test_an_instruction_in_a_table_above_the_file(tmp_path: Path, content: Any, 
     assert index_of(tmp_path).instructions == (() if expected is None else (expected,))
 
 
+def test_an_instruction_in_a_file_for_each_episode(tmp_path: Path) -> None:
+    """RoboTwin's instructions/episode0.json, for data/episode0.hdf5."""
+    write_act(tmp_path / "data" / "episode0.hdf5", attribute=None)
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "instructions" / "episode0.json").write_text(json.dumps({"seen": [WORDS], "unseen": ["no"]}))
+    assert index_of(tmp_path).instructions == (WORDS,)
+
+
 def test_of_several_texts_one_is_drawn_for_each_episode_always_the_same(tmp_path: Path) -> None:
     texts = ["pick it up", "lift it", "take it"]
     for number in range(12):  # the files of some recorders all have the same name
@@ -324,6 +333,33 @@ def test_recordings_deeper_than_one_folder_are_found_by_the_name_of_the_data_set
     assert find_dataset_folder(tmp_path, "pot") == tmp_path / "pot"
 
 
+@pytest.mark.parametrize("texts", [None, np.array([b"a"] * LENGTH, object)])
+def test_an_observation_behind_the_last_action_is_left_out(tmp_path: Path, texts: np.ndarray | None) -> None:
+    more = {} if texts is None else {"language_instruction": texts}
+    write_act(tmp_path / "a.hdf5", attribute="go" if texts is None else None, action=np.ones((LENGTH - 1, 14)), **more)
+    index = index_of(tmp_path)
+    assert (index.actions.shape, index.proprio.shape, index.images.shape) == ((LENGTH - 1, 14), (LENGTH - 1, 14), (LENGTH - 1, 1))
+    assert "observations behind the last action are left out (1, first: " in said(index)
+    write_act(tmp_path / "a.hdf5", action=np.ones((LENGTH - 2, 14)))
+    with pytest.raises(ValueError, match="3 actions but 5 steps of state"):
+        standardize(read(tmp_path)[0], entry(), identity_dataset_transform)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "hz"),
+    [
+        ({"fps": 30}, 30),
+        ({"env_args": json.dumps({"env_kwargs": {"control_freq": 20}})}, 20),
+        ({"env_args": "no JSON", "hz": "15"}, 15),
+        ({"frequency": 2.4e9, "fps": np.array([1, 2])}, None),
+    ],
+)
+def test_the_rate_that_a_file_says(tmp_path: Path, attributes: dict[str, Any], hz: float | None) -> None:
+    with h5py.File(write_act(tmp_path / "a.hdf5"), "a") as file:
+        file.attrs.update(attributes)
+    assert describe_recordings(tmp_path).hz == hz
+
+
 def write_demos(path: Path, names: list[str], root: str = "data", **attributes: Any) -> Path:
     """robomimic's layout with one camera; `attributes` of every demonstration, texts formatted with its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -426,6 +462,18 @@ def test_nested_groups_of_numbers_are_counted_and_read_only_on_request(tmp_path:
     assert f"{words} (2, first: {path}, demo_0: obs/datagen_info)" in said(index_of(tmp_path, entry(**DEMO)))
     named = index_of(tmp_path, entry(**DEMO | {"state_obs_keys": ("robot0_eef_pos", "datagen_info/grasp")}))
     assert (named.proprio.shape[1], named.repairs) == (4, ())
+
+
+def test_the_robot_in_a_group_of_the_observation(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "trajectory.h5", "w") as file:  # ManiSkill
+        demo = file.create_group("traj_0")
+        demo["actions"], demo["obs/agent/qpos"], demo["obs/extra/tcp_pose"] = np.ones((4, 8)), np.ones((5, 9)), np.ones((5, 7))
+        demo["obs/sensor_data/base_camera/rgb"] = PICTURES
+    index = index_of(tmp_path, entry(image_obs_keys={"primary": "sensor_data/base_camera/rgb"}, state_obs_keys=("agent/qpos",)))
+    assert (index.actions.shape, index.proprio.shape) == ((4, 8), (4, 9))
+    assert "first: " in said(index)
+    assert "obs/extra" in said(index)
+    assert "obs/agent" not in said(index)
 
 
 def test_demonstrations_with_encoded_images_and_cameras_in_groups(tmp_path: Path) -> None:

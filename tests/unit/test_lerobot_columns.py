@@ -91,10 +91,19 @@ def test_names_in_every_form(names: object, found: tuple[str, ...]) -> None:
         ("state.joints_velocity", "", ActionKind.VELOCITY),
         ("observation.state", "gripper.load", None),
         ("action", "motor_3", None),
+        ("action", "linear_x", ActionKind.VELOCITY),
+        ("action", "angular.z", ActionKind.VELOCITY),
+        ("action", "base", None),
     ],
 )
 def test_kinds(column: str, name: str, kind: ActionKind | None) -> None:
     assert kind_of(column, name) is kind
+
+
+def test_a_rotation_vector_beside_positions_is_no_rate_of_turning() -> None:
+    """LeRobot's poses are called ee.x, ee.wx; a twist is called vx, wx."""
+    assert kind_of("action", "ee.wx", ["ee.x", "ee.y", "ee.z", "ee.wx", "ee.gripper_pos"]) is None
+    assert kind_of("action", "wx", ["vx", "vy", "vz", "wx"]) is ActionKind.VELOCITY
 
 
 def test_units_that_are_written_down(tmp_path: Path) -> None:
@@ -111,6 +120,8 @@ def test_parts_take_their_names_from_modality_json(tmp_path: Path) -> None:
     assert columns["action.arm"].kind is ActionKind.MOTION
     assert columns["action.hand"].width == 1
     assert "action.leg" not in columns
+    assert [dimension.name for dimension in columns["action"].dimensions] == ["arm_1", "arm_2", "hand"]
+    assert [dimension.name for dimension in columns["state"].dimensions] == ["motor_0", "motor_1", "motor_2"]
 
 
 def test_cameras_with_and_without_their_files(tmp_path: Path) -> None:

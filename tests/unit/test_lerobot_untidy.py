@@ -510,3 +510,19 @@ def test_frames_are_those_of_the_recording_after_all_this(tmp_path: Path) -> Non
     source = LeRobotSource(folder, ENTRY)
     last = list(source.episodes())[2].trajectory["observation"]["top"]
     np.testing.assert_array_equal(source.frame_reader().read(last[4]), decode_video(path)[19])
+
+
+@pytest.mark.parametrize("fps", [None, 0, "fast", [30]])
+def test_a_rate_that_is_none_is_named(tmp_path: Path, fps: object) -> None:
+    change_info(write_v3(tmp_path / "door", EPISODES[:1], as_images=True), fps=fps)
+    refuses(tmp_path / "door", rf"info.json says fps {re.escape(repr(fps))}, which is no rate; write the number of steps per second")
+
+
+@pytest.mark.parametrize(("version", "other"), [("v2.1", "v3.0"), ("v3.0", "v2.1")])
+def test_files_of_another_version_than_info_says(tmp_path: Path, version: str, other: str) -> None:
+    folder = WRITERS[version](tmp_path / "door", EPISODES[:1], as_images=True)
+    change_info(folder, codebase_version=other)
+    episodes, words = read(folder)
+    assert len(episodes) == 1
+    assert words == [f"files of meta/ that are of another version than info.json says are read as what they are (1, first: "
+                     f"{folder / 'meta/info.json'}: {other})"]  # fmt: skip

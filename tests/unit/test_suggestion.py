@@ -12,14 +12,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hdf5_files import write_aloha, write_libero
-from lerobot_writer import change_info, write_v3
+from lerobot_writer import change_column, change_info, write_v3
 from lerobot_writer import make_episode as make_lerobot_episode
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.vla import constants
 from prismatic.vla.constants import ActionKind, RobotPlatform
+from prismatic.vla.datasets.description import Dimension
 from prismatic.vla.datasets.index import load_index
 from prismatic.vla.datasets.inspection.checks import check_arrays
 from prismatic.vla.datasets.inspection.view import DatasetView
@@ -27,6 +30,8 @@ from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+from prismatic.vla.datasets.suggestion.arms import find_arms
+from prismatic.vla.datasets.suggestion.columns import Recorded
 from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 
 NUM_STEPS = 60
@@ -316,6 +321,81 @@ def test_names_decide_what_a_mobile_arm_is(tmp_path: Path, paste: Callable[..., 
     assert pasted.platform.action_names[4:7] == ("arm_wrist_roll.pos [deg]", "arm_gripper.pos [0-100]", "x.vel [m/s]")
     assert pasted.platform.control_hz == 30
     assert "Question" not in pasted.text
+
+
+@pytest.mark.parametrize(
+    ("names", "base"),
+    [
+        (["base", "shoulder", "elbow", "wrist1", "wrist2", "wrist3", "gripper"], ()),  # UR
+        (["left_base", "left_elbow", "right_base_joint", "right_elbow", "gripper"], ()),
+        (["base_yaw", "elbow", "gripper", "base_x", "base_theta"], (3, 4)),
+        (["elbow", "gripper", "base_1", "base_2"], (2, 3)),
+        (["elbow", "gripper", "left_wheel", "right_wheel"], (2, 3)),
+        (["elbow", "gripper", "mobile_base_w"], (2,)),
+    ],
+)
+def test_the_base_of_an_arm_is_a_joint(names: list[str], base: tuple[int, ...]) -> None:
+    """Held still as a velocity, it would be sent to 0."""
+    rows, dims = walk(0, len(names)), tuple(Dimension(name) for name in names)
+    places, goes_on = tuple(range(len(names))), np.ones(NUM_STEPS - 1, bool)
+    recorded = Recorded(("action",), ("state",), rows, rows, goes_on, dims, dims, places, None, NUM_STEPS)
+    arms = find_arms(recorded, [ActionKind.TARGET] * len(names))
+    assert (arms.base, arms.num_arms) == (base, 2 if names[0] == "left_base" else 1)
+
+
+def test_motions_called_like_positions_are_accepted(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # BridgeData in LeRobot's format
+    pasted = paste(write_lerobot(tmp_path, moved(6), names))
+    assert (pasted.kinds, pasted.platform.action_names, pasted.entry.state_encoding.name) == ("m" * 6 + "t", tuple(names), "NONE")
+
+
+def test_a_column_of_all_parts_is_not_joined_with_them(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    """As RoboTwin records; and joints are not measured by poses, whatever chance makes of their values."""
+    parts = {"left_arm": 6, "left_gripper": 1, "right_arm": 6, "right_gripper": 1}
+    columns: dict[str, Callable[[int], Rows]] = {
+        f"joint_action__{name}": lambda seed, name=name, dims=dims: walk(seed + len(name), dims) for name, dims in parts.items()
+    }
+    columns["joint_action__vector"] = lambda seed: np.hstack([walk(seed + len(name), dims) for name, dims in parts.items()])
+    columns["endpose__left_endpose"] = lambda seed: changes_of(walk(seed + 8, 7))
+    pasted = paste(write_act(tmp_path, lambda seed: (np.zeros((NUM_STEPS, 0)), np.zeros((NUM_STEPS, 0))), **columns))
+    assert pasted.entry.action_keys == tuple(f"joint_action/{name}" for name in parts)
+    assert "no recorded state measures what they command" in pasted.text
+
+
+def test_single_joints_in_columns_of_their_own(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    """Their names are those of the columns; the gripper comes last; no column is taken twice under two names."""
+    folder = write_lerobot(tmp_path, in_degrees(), None) / "mine"
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    (path,) = (folder / "data").rglob("*.parquet")
+    names = [*JOINTS[:2], "gripper.pos"]
+    for group, stored in (("actions", "action"), ("observation.states", "observation.state")):
+        rows = np.array(pq.read_table(path, columns=[stored])[stored].to_pylist())
+        for place, name in ((5, names[2]), (0, names[0]), (1, names[1])):
+            change_column(path, f"{group}.{name}", pa.array(rows[:, place]))
+            features[f"{group}.{name}"] = {"dtype": "float32", "shape": [1], "names": None}
+        change_column(path, stored, None)
+        del features[stored]
+    change_info(folder, features=features)
+    pasted = paste(tmp_path)
+    assert pasted.entry.action_keys == tuple(f"actions.{name}" for name in names)
+    assert pasted.entry.state_obs_keys == tuple(f"states.{name}" for name in names)
+    assert (pasted.platform.action_names, pasted.kinds) == (tuple(names), "ttt")
+
+
+def test_pictures_that_training_cannot_decode_are_not_proposed(tmp_path: Path) -> None:
+    write_act(tmp_path, targets(5))
+    for path in (tmp_path / "mine").iterdir():
+        with h5py.File(path, "a") as file:
+            del file["observations/images/cam_high"]
+            file["observations/images/cam_high"] = np.zeros((NUM_STEPS, 8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"no entry can be proposed, .*holds float32 \[60, 8, 8, 3\], expected raw images uint8"):
+        suggest_entry(tmp_path / "mine", "mine")
+
+
+def test_cameras_called_like_depth_are_no_colour(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    pasted = paste(write_act(tmp_path, targets(5), cameras=("head_depth", "front_segmentation", "side_rgb")))
+    assert dict(pasted.entry.cameras) == {"primary": "side_rgb"}
+    assert "called like depth or labels, and are no colour pictures then: front_segmentation, head_depth" in pasted.text
 
 
 @pytest.mark.parametrize("form", ["left_{}", "left.{}", "{}.left"])

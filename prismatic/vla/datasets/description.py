@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismatic.vla.cameras import looks_like_colour
 from prismatic.vla.constants import ActionKind
 
 
@@ -64,7 +65,7 @@ class Description:
     corrected_order: str = "rgb"  # colour order of the recordings, where a conversion made RGB of it
 
     def complete_cameras(self, folder: Path) -> list[str]:
-        """The keys of the cameras that have all their files.
+        """The keys of the cameras that have all their files; of these, such as are called like colours, if there are any.
 
         Raises:
             ValueError: there are cameras, and none has; the message names `folder` and the cameras.
@@ -74,7 +75,7 @@ class Description:
         if colour and not complete:
             files = ", ".join(f"{camera.key} ({camera.num_present} of {camera.num_files} files)" for camera in colour)
             raise ValueError(f"{folder}: no camera has all its videos here: {files}; download them")
-        return complete
+        return [key for key in complete if looks_like_colour(key)] or complete
 
     def dimensions(self, keys: tuple[str | None, ...]) -> tuple[Dimension, ...]:
         """Those of `keys` joined (None is a column of zeros); none if a column is unknown or does not name its own."""

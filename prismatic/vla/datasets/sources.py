@@ -79,6 +79,10 @@ def describe_recordings(folder: Path) -> Description:
     kind = source_kind(folder)
     if kind == "rlds" and (recorded := RecordedNames.load(folder)) is not None:
         return Description(hz=recorded.fps, stride=recorded.stride, corrected_order=recorded.image_channel_order)
+    if kind == "hdf5":
+        from prismatic.vla.datasets.hdf5.rate import recorded_rate
+
+        return Description(hz=recorded_rate(folder))
     if kind != "lerobot":
         return Description()
     from prismatic.vla.datasets.lerobot.source import describe_lerobot

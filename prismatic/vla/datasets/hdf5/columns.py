@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from prismatic.vla.datasets.episodes import Trajectory
+from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths, select_steps
+
 _WIDEST = 4096  # numbers per step; what is wider is no state and no action
 
 
@@ -25,3 +28,15 @@ def is_group(item: Any) -> bool:
 def is_column(item: Any) -> bool:
     """Whether a data set may be a state or an action: numbers, few of them per step."""
     return item.dtype.kind in "fiub" and item.ndim in (1, 2, 3) and item.size <= _WIDEST * max(len(item), 1)
+
+
+def without_last_observation(trajectory: Trajectory) -> Trajectory | None:
+    """The trajectory without what was seen behind its last action, as ManiSkill and gym's wrappers store it; None if nothing was."""
+    observation = trajectory["observation"]
+    lengths = {len(find_value(observation, path)) for path in leaf_paths(observation)}
+    num_actions = next((len(values) for name, values in trajectory.items() if "action" in name and hasattr(values, "dtype")), 0)
+    if not num_actions or lengths != {num_actions + 1}:
+        return None
+    texts = trajectory.get("language_instruction")
+    cut = {} if texts is None or isinstance(texts, str) or len(texts) != num_actions + 1 else {"language_instruction": texts[:-1]}
+    return {**trajectory, **cut, "observation": select_steps(observation, slice(num_actions))}

@@ -1,11 +1,11 @@
 """What a robot was told, wherever an HDF5 recording says it; the first place that says something counts.
 
     in the file      attributes, then data sets called as `texts` knows: a text, several texts to choose from, or one text per step
-    beside it        instructions.json, instruction.txt; in the file's folder, else in one above it
+    beside it        instructions/<stem>.json, instructions.json, instruction.txt; in the file's folder, else in one above it
     LIBERO           attribute problem_info of /data, else the file's name
 
 instructions.json is {file name, stem, path from its own folder, or "*": text or list of texts}, or {"instruction": text or list}, or a
-list of texts.
+list of texts. RoboTwin's instructions/episode0.json is {"seen": list of texts, "unseen": list of texts}: those to train with are seen.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ def instruction_of_name(path: Path) -> Instruction:
 def folder_instruction(path: Path, root: Path) -> Instruction:
     """What instructions.json or instruction.txt says about the file, in its folder or in one above it up to `root`; () if nothing."""
     for folder in _folders(path, root):
+        own = folder / "instructions" / f"{path.stem}.json"
+        if own.is_file() and (texts := instruction_from_table(own, path)):
+            return texts
         table, single = folder / INSTRUCTIONS_FILE, folder / INSTRUCTION_FILE
         if table.is_file() and (texts := instruction_from_table(table, path)):
             return texts
@@ -101,7 +104,7 @@ def instruction_from_table(table: Path, path: Path) -> tuple[str, ...]:
     if not isinstance(content, Mapping) or not all(_is_texts(value) for value in content.values()):
         raise ValueError(f"{table}: expected a JSON object {{file name, stem, or '*': instruction, or a list of instructions}}")
     below = path.relative_to(table.parent).as_posix() if table.parent in path.parents else path.as_posix()
-    keys = (below, path.name, path.stem, *TEXT_NAMES, "*")
+    keys = (below, path.name, path.stem, *TEXT_NAMES, "seen", "*")
     return next((texts for key in keys if (texts := _texts_of(content.get(key)))), ())
 
 

@@ -8,7 +8,7 @@
 
 LIBERO stores images as OpenGL renders them, upside down. Policies see them rotated by 180 degrees, so the frames read here are
 rotated. Other robomimic files are upright already. Groups of numbers within obs (Isaac Lab's datagen_info) are read only where an entry
-names a column in them.
+names a column in them, or where they are called after the robot (ManiSkill's agent).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from prismatic.vla.datasets.hdf5.instructions import (
 from prismatic.vla.datasets.hdf5.layout import demo_root
 from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.datasets.texts import as_text
+
+_STATE_GROUPS = ("agent/", "robot/", "robot_state/", "proprio/")  # of ManiSkill and others: the robot itself
 
 
 def demos(file: Any) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def read_demo(demo: Any, images: Collection[str], wanted: Collection[str]) -> Tr
     observation: Trajectory = {
         name: stored[()]
         for name, stored in data_sets(demo["obs"])
-        if name not in images and ("/" not in name or name in wanted) and is_column(stored)
+        if name not in images and ("/" not in name or name in wanted or name.startswith(_STATE_GROUPS)) and is_column(stored)
     }
     if {"ee_states", "gripper_states"} <= observation.keys():
         observation.setdefault("state", np.concatenate([observation["ee_states"], observation["gripper_states"]], axis=1))
@@ -120,6 +122,7 @@ def nested_groups(demo: Any, wanted: Collection[str]) -> list[str]:
         name
         for name, item in demo["obs"].items()
         if is_group(item)
+        and not f"{name}/".startswith(_STATE_GROUPS)
         and not any(path.startswith(f"{name}/") for path in wanted)
         and any(not holds_images(stored) for _, stored in data_sets(item))
     ]

@@ -27,6 +27,7 @@ from prismatic.vla.cameras import STORED_KEYS, NamedBy, slots_by_name
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5 import robomimic
 from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
+from prismatic.vla.datasets.hdf5.columns import without_last_observation
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
@@ -37,7 +38,7 @@ from prismatic.vla.datasets.texts import draw_text
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
-_READER_VERSION = 2  # changes where the same files give other episodes
+_READER_VERSION = 3  # changes where the same files give other episodes
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,18 @@ class Hdf5Source:
                 if remark := image_remark(images[camera]):
                     self.repairs.note(remark, f"{name}: {camera} {list(images[camera].shape)}")
                 _add_camera(trajectory["observation"], camera, _references(images[camera], place, number))
+        texts: tuple[str, ...] = ()
         if isinstance(instruction, np.ndarray):
-            return RawEpisode(place.split, name, {**trajectory, "language_instruction": instruction})
-        if instruction:
+            trajectory["language_instruction"] = instruction
+        elif instruction:
             trajectory["language_instruction"] = draw_text(instruction, name.removeprefix(f"{self.folder}{os.sep}"))
-        if len(instruction) > 1:
-            self.repairs.note(DRAWN, f"{name}: {len(instruction)}")
-        return RawEpisode(place.split, name, trajectory, instruction if len(instruction) > 1 else ())
+            texts = instruction if len(instruction) > 1 else ()
+        if texts:
+            self.repairs.note(DRAWN, f"{name}: {len(texts)}")
+        if (cut := without_last_observation(trajectory)) is not None:
+            self.repairs.note("observations behind the last action are left out", f"{name}: one step more than actions")
+            trajectory = cut
+        return RawEpisode(place.split, name, trajectory, texts)
 
     def _note_depths(self, depths: list[str], where: str) -> None:
         for depth in depths:

@@ -9,7 +9,7 @@ robots/lekiwi/lekiwi.py (velocities of the base in m/s and deg/s); NVIDIA/Isaac-
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from prismatic.vla.datasets.lerobot.files import read_json, read_json_lines
 
 _BASE_UNITS = {"x.vel": "m/s", "y.vel": "m/s", "theta.vel": "deg/s"}
 _STATED_UNIT = re.compile(r"\s*[\[(]([^\])]+)[\])]$")
-_VELOCITY = re.compile(r"(^|[._])(vel|velocity|velocities|v[xyz]|vtheta|omega|w[xyz])($|[._])")
+_VELOCITY = re.compile(r"(^|[._])(vel|velocity|velocities|v[xyz]|vtheta|omega|(linear|angular)[._]?[xyz])($|[._])")
+_TURNING = re.compile(r"(^|.*[._])w([xyz])")  # a rate of turning; but beside x, y, z, as LeRobot's poses are named, a rotation vector
 _MOTION = re.compile(r"(^|[._])(delta|rel|relative|d(x|y|z|roll|pitch|yaw))($|[._])")
 _EFFORT = re.compile(r"(^|[._])(load|current|torque|torques|effort|efforts|tau|force|forces)($|[._])")
 _TARGET = re.compile(r"(^|[._])(pos|position|positions|joint|joints|qpos|q|angle|angles|pose|quaternion|rotation|width)($|[._])")
 _LARGEST_PERCENT, _LARGEST_OPENING = 100.5, 6.5  # a little more than 100; than what a gripper's opening is in radians or metres
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_GROUP = re.compile(r"^(observation\.)?(actions?|states?)\.")  # in front of the parts that an action or a state is divided into
 _MOTOR = re.compile(r"motor_?\d+")  # says nothing
 _NUMBERS = re.compile(r"u?int\d+|float\d+|bool")
 
@@ -82,7 +84,8 @@ def describe_columns(folder: Path, features: Mapping[str, Mapping[str, Any]], mo
     names = {name: dimension_names(feature, _width(feature)) for name, feature in numbers.items()}
     units = _units(names, _extremes(folder))
     stored = {name: _column(name, _width(feature), names[name], units[name]) for name, feature in numbers.items()}
-    return (*(_short(column) for column in stored.values()), *_parts(stored, modality))
+    parts = list(_parts(stored, modality))
+    return (*(_short(_named_by_parts(column, modality, parts)) for column in stored.values()), *parts)
 
 
 def dimension_names(feature: Mapping[str, Any], width: int) -> tuple[str, ...]:
@@ -99,8 +102,11 @@ def dimension_names(feature: Mapping[str, Any], width: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def kind_of(column: str, name: str) -> ActionKind | None:
-    """What a command is called that name in that column."""
+def kind_of(column: str, name: str, others: Collection[str] = ()) -> ActionKind | None:
+    """What a command is called that name in that column, beside `others`."""
+    turning = _TURNING.fullmatch(name.lower())
+    if turning and not {f"{turning[1]}{axis}" for axis in "xyz"} & {other.lower() for other in others}:
+        return ActionKind.VELOCITY
     for text in (name, column):
         text = text.lower()
         for pattern, kind in ((_VELOCITY, ActionKind.VELOCITY), (_MOTION, ActionKind.MOTION), (_EFFORT, None)):
@@ -122,10 +128,16 @@ def _column(column: str, width: int, names: tuple[str, ...], units: tuple[str, .
     kind = kind_of(column, "")
     if names:
         labels = [_STATED_UNIT.sub("", name) for name in names]
-        return Column(column, width, tuple(Dimension(name, unit, kind_of(column, name)) for name, unit in zip(labels, units, strict=True)))
+        named = zip(labels, units, strict=True)
+        return Column(column, width, tuple(Dimension(name, unit, kind_of(column, name, labels)) for name, unit in named))
     if kind is None:
         return Column(column, width)
-    return Column(column, width, tuple(Dimension(f"{column.rpartition('.')[2]}_{number}", "", kind) for number in range(1, width + 1)))
+    return Column(column, width, tuple(Dimension(name, "", kind) for name in _numbered(_GROUP.sub("", column), width)))
+
+
+def _numbered(called: str, width: int) -> list[str]:
+    """ "arm_1", "arm_2", ...; a single one needs no number."""
+    return [called] if width == 1 else [f"{called}_{number}" for number in range(1, width + 1)]
 
 
 def _units(names: Mapping[str, tuple[str, ...]], extremes: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
@@ -184,8 +196,21 @@ def _parts(stored: Mapping[str, Column], modality: Modality) -> Iterable[Column]
         dimensions = whole.dimensions[part.start : part.stop]
         if not dimensions or all(_MOTOR.fullmatch(dimension.name) for dimension in dimensions):
             kind = ActionKind.MOTION if part.is_motion else kind_of(name, "")
-            dimensions = tuple(Dimension(f"{name.partition('.')[2]}_{place}", "", kind) for place in range(1, part.stop - part.start + 1))
+            dimensions = tuple(Dimension(called, "", kind) for called in _numbered(name.partition(".")[2], part.stop - part.start))
         yield Column(name, part.stop - part.start, dimensions)
+
+
+def _named_by_parts(column: Column, modality: Modality, parts: Iterable[Column]) -> Column:
+    """The column with the names of its parts, where its own say nothing and the parts are all of it."""
+    if not all(_MOTOR.fullmatch(dimension.name) for dimension in column.dimensions):
+        return column
+    places: dict[int, Dimension] = {}
+    for part in parts:
+        where = modality.parts[part.key]
+        if where.column == column.key:
+            places |= dict(zip(range(where.start, where.stop), part.dimensions, strict=True))
+    is_whole = bool(places) and len(places) == column.width
+    return Column(column.key, column.width, tuple(places[place] for place in range(column.width))) if is_whole else column
 
 
 def _short(column: Column) -> Column:

@@ -12,6 +12,7 @@ datasets/{utils,dataset_metadata}.py and its documentation of LeRobotDataset v3.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -95,9 +96,9 @@ def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
     """
     path = folder / "meta" / "info.json"
     info = read_json(path)
-    is_v3 = _is_v3(folder, info)
+    is_v3 = _is_v3(folder, info, repairs)
     try:
-        features, fps = info["features"], float(info["fps"])
+        features, fps = info["features"], _rate(path, info["fps"])
         templates = _Templates(folder, info, is_v3, repairs)
         places = _places(
             folder, templates, _read_v3_rows(folder) if is_v3 else read_json_lines(folder / "meta" / "episodes.jsonl"), repairs
@@ -120,16 +121,34 @@ def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
     )
 
 
-def _is_v3(folder: Path, info: Mapping[str, Any]) -> bool:
-    said = info.get("codebase_version")
+def _rate(info: Path, said: Any) -> float:
+    """Steps per second [Hz]."""
+    try:
+        fps = float(said)
+    except (TypeError, ValueError):
+        fps = 0.0
+    if not 0 < fps < math.inf:
+        raise ValueError(f"{info} says fps {said!r}, which is no rate; write the number of steps per second")
+    return fps
+
+
+def _is_v3(folder: Path, info: Mapping[str, Any], repairs: Repairs) -> bool:
+    said, has_v3 = info.get("codebase_version"), (folder / "meta" / "episodes").is_dir()
     if said is None:
-        return (folder / "meta" / "episodes").is_dir()
+        return has_v3
     major = str(said).lstrip("v").split(".")[0]
     if major not in ("2", "3"):
         raise ValueError(
             f"{folder / 'meta/info.json'} says codebase_version {said!r}; v2.0, v2.1 and v3.0 are read. "
             "Convert the data set with LeRobot's own scripts"
         )
+    has_v2 = (folder / "meta" / "episodes.jsonl").is_file()
+    if has_v2 != has_v3 and has_v3 != (major == "3"):
+        repairs.note(
+            "files of meta/ that are of another version than info.json says are read as what they are",
+            f"{folder / 'meta/info.json'}: {said}",
+        )
+        return has_v3
     return major == "3"
 
 

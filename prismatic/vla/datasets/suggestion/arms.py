@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from prismatic.vla.constants import ActionKind
-from prismatic.vla.datasets.suggestion.columns import Recorded, side_of
+from prismatic.vla.datasets.suggestion.columns import GRIPPER, Recorded, side_of
 
-_GRIPPER = re.compile(r"gripper|claw|jaw")
-_BASE = re.compile(r"(^|[._])(base|wheel|chassis)")
+# A base drives along x, y or around; "base" alone, "base_joint" and "base_yaw" are the first joint of an arm (UR, Dobot, PiPER).
+_BASE = re.compile(r"(^|[._])(wheel|chassis|(mobile_?)?base[._]?(x|y|theta|[vw][xyz]?|lin(ear)?|ang(ular)?|forward|turn)(?![a-z]))")
+_NUMBERED_BASE = re.compile(r"(^|[._])(mobile_?)?base[._]?\d+$")
 _NARROWEST, _WIDEST = 4, 10  # dimensions of one arm: three positions and a gripper; position, 6-D rotation and gripper
 _NARROWEST_OF_TWO = 5
 _AT_ENDS, _NEAR_END = 0.8, 0.03  # a gripper's command spends this share of the steps within this share of its range from either end
@@ -42,12 +43,16 @@ class Arms:
 def find_arms(recorded: Recorded, kinds: Sequence[ActionKind | None]) -> Arms:
     """The layout; `kinds` says per dimension what names and values show."""
     names = [dimension.name.lower() for dimension in recorded.action_dims]
-    drives = [item.kind is ActionKind.VELOCITY or _BASE.search(item.name.lower()) for item in recorded.action_dims]
-    driving = tuple(dim for dim, is_driving in enumerate(drives) if is_driving)
+    numbered = [dim for dim, name in enumerate(names) if _NUMBERED_BASE.search(name)]
+    driving = tuple(
+        dim
+        for dim, item in enumerate(recorded.action_dims)
+        if item.kind is ActionKind.VELOCITY or (item.kind is None and (_BASE.search(names[dim]) or (dim in numbered and len(numbered) > 1)))
+    )
     named = [name for dim, name in enumerate(names) if dim not in driving]
     if named and all(named):
-        sides = {side_of(name) for name in named}
-        grippers = tuple(dim for dim, name in enumerate(names) if _GRIPPER.search(name) and dim not in driving)
+        sides = {side_of(item.name) for dim, item in enumerate(recorded.action_dims) if dim not in driving}
+        grippers = tuple(dim for dim, name in enumerate(names) if GRIPPER.search(name) and dim not in driving)
         return Arms(2 if {"left", "right"} <= sides else 1, grippers, driving)
     width = len(names) - len(driving)
     layouts = [_score(recorded, kinds, layout) for layout in _layouts(width, has_base=bool(driving))]

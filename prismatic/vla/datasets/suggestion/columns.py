@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.vla.cameras import assign_cameras, looks_from_wrist
+from prismatic.vla.cameras import assign_cameras, looks_from_wrist, looks_like_colour
 from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.description import Description, Dimension
 from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
@@ -24,15 +24,16 @@ MIN_WIDTH_OF_TWO_ARMS = 10  # two arms of four joints and a gripper
 _WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint_states", "agent_pos")
 _STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp|qpos")
 _NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current|load|object|cube|goal|target|_sin$|_cos$|frame")
-_NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last")
+_NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last|mode")
 _BASE = re.compile(r"base|wheel|chassis|odom")
 _CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff")
 _VELOCITY = re.compile(r"vel|twist|speed")
+GRIPPER = re.compile(r"gripper|claw|jaw|(?<!end[._])(?<!end)effector")  # in lower case
 _ROLES = (  # in the order in which columns are joined
-    ("position", re.compile(r"(eef?|ee|tcp|end_eff\w*|cartesian|hand).*(pos|trans|xyz)|world_vector|translation|^pos|xyz")),
+    ("position", re.compile(r"(eef?|ee|tcp|end_eff\w*|cartesian|hand).*(pos|trans|xyz)|end_?pose|world_vector|translation|^pos|xyz")),
     ("rotation", re.compile(r"rot|euler|quat|orient|rpy|axis_angle")),
     ("joints", re.compile(r"joint|qpos|arm|motor|hand|waist|torso|neck|head|leg|finger")),
-    ("gripper", re.compile(r"gripper|claw|jaw")),
+    ("gripper", GRIPPER),
 )
 
 
@@ -89,7 +90,7 @@ def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Descrip
         has_next=starts[1:],
         action_dims=action_dims,
         state_dims=state_dims,
-        measured=_measured(action_dims, state_dims),
+        measured=_measured(action_dims, state_dims) if _may_measure(state_keys, action_keys) else (None,) * len(action_dims),
         num_velocities=velocities[0] if velocities else None,
         median_length=int(np.median([len(rows) for rows in actions])),
     )
@@ -102,13 +103,15 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
         ValueError: there is no camera.
     """
     keys = [key for key in said.complete_cameras(folder) if key in observation]
+    all_keys = [camera.key for camera in said.cameras if not camera.is_depth]
     if not said.cameras:
         stored: dict[int, str] = {}  # one name a camera: some sources offer short names beside the stored one, for the same array
         for path in leaf_paths(observation):
             values = find_value(observation, path)
-            if getattr(values, "dtype", None) == IMAGE_REF and "depth" not in path.lower():
+            if getattr(values, "dtype", None) == IMAGE_REF:
                 stored.setdefault(id(values), path)
-        keys = list(stored.values())
+        all_keys = list(stored.values())
+        keys = [key for key in all_keys if looks_like_colour(key)] or all_keys
     if not keys:
         raise ValueError(f"{folder}: no encoded images below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
     cameras, left_over = assign_cameras(keys, two_arms)
@@ -116,6 +119,8 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
         notes.append(f"Every camera is on a wrist; {cameras['primary']!r} is taken as the primary one.")
     if left_over:
         notes.append(f"Cameras that find no place: {', '.join(left_over)}.")
+    if others := [key for key in all_keys if key not in keys and not looks_like_colour(key)]:
+        notes.append(f"Cameras that are called like depth or labels, and are no colour pictures then: {', '.join(others)}.")
     if incomplete := [camera.key for camera in said.cameras if not camera.is_depth and not camera.is_complete]:
         notes.append(f"Cameras whose files are not all there are left out: {', '.join(incomplete)}.")
     return cameras
@@ -129,15 +134,16 @@ def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> t
     if "action" in commands:
         chosen = ["action"]
     else:
-        chosen = _by_role(commands)
+        chosen = _without_repeated(trajectory, _by_role(commands))
         notes.append(f"The actions are joined of {', '.join(chosen)}.")
-    for path in commands:
-        if path in chosen or not _BASE.search(path.lower()) or _is_part(path, chosen):
+    for path in list(commands):
+        if path in chosen or not _BASE.search(path.lower()) or _is_part(path, chosen) or _repeats(trajectory, path, chosen):
             continue
         if np.any(find_value(trajectory, path)):
             chosen.append(path)
             notes.append(f"{path!r} is joined: commands of a mobile base. If the base is to stand still, take it out of action_keys.")
         else:
+            del commands[path]
             notes.append(f"{path!r} is always 0 and left out.")
     left = [path for path in commands if path not in chosen and not _is_part(path, chosen) and path != "actions"]
     if left:
@@ -155,7 +161,7 @@ def _choose_state(observation: Mapping[str, Any], action_keys: Sequence[str], ac
         inside = [path for path in widths if path.startswith(f"{grouped}/") and not _NO_STATE.search(path.lower())]
         return tuple(_in_order(inside))
     # "state.joints" beside "action.joints": the state has what is commanded.
-    twins = [re.sub(r"^actions?([./])", r"state\1", key) for key in action_keys]
+    twins = [re.sub(r"^actions?([./])", rf"{name}\1", key) for key in action_keys for name in ("state", "states")]
     twins = [key for key in twins if key in widths]
     parts = {key: width for key, width in widths.items() if _STATE_PARTS.search(key.lower()) and not _NO_STATE.search(key.lower())}
     grippers = [key for key in _shortest_names(parts) if _role(key) == "gripper"]
@@ -197,14 +203,15 @@ def _shortest_names(keys: Iterable[str]) -> list[str]:
 
 
 def _in_order(keys: Sequence[str]) -> list[str]:
-    """Left before right; of each arm positions, rotations, joints, grippers."""
-    roles = [name for name, _ in _ROLES]
-    return sorted(keys, key=lambda key: (side_of(key) == "right", roles.index(_role(key)) if _role(key) in roles else len(roles)))
+    """Left before right; of each arm positions, rotations, joints, what has no usual name, grippers."""
+    roles = [*(name for name, _ in _ROLES[:-1]), "", _ROLES[-1][0]]
+    return sorted(keys, key=lambda key: (side_of(key) == "right", roles.index(_role(key))))
 
 
 def side_of(name: str) -> str:
     """ "left", "right" or "": the arm that a name mentions."""
-    match = re.search(r"(?:^|[._/ ])(left|right|l|r)(?:[._/ ]|$)", name.lower())
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # kLeftShoulderPitch
+    match = re.search(r"(?:^|[._/ -])(left|right|l|r)(?:[._/ -]|$)", words)
     return "" if match is None else {"l": "left", "r": "right"}.get(match[1], match[1])
 
 
@@ -220,9 +227,32 @@ def _is_part(path: str, chosen: Sequence[str]) -> bool:
     return any(path.startswith((f"{key}.", f"{key}/")) for key in chosen)
 
 
+def _repeats(trajectory: Trajectory, path: str, others: Iterable[str]) -> bool:
+    """Whether every dimension of a column is one of `others`, too: RoboTwin's "vector" of its own parts."""
+    rows = _rows(trajectory, path)
+    known = [column for key in others for column in _rows(trajectory, key).T]
+    return bool(np.ptp(rows, axis=0).any()) and all(any(np.array_equal(column, other) for other in known) for column in rows.T)
+
+
+def _without_repeated(trajectory: Trajectory, keys: Sequence[str]) -> list[str]:
+    """Without those that hold several others side by side."""
+    wholes = [key for key in keys if sum(key != other and _repeats(trajectory, other, [key]) for other in keys) > 1]
+    return [key for key in keys if key not in wholes or not _repeats(trajectory, key, [other for other in keys if other not in wholes])]
+
+
+def _rows(trajectory: Trajectory, path: str) -> np.ndarray:
+    """[T, D]"""
+    values = np.asarray(find_value(trajectory, path))
+    return values.reshape(len(values), -1)
+
+
 def _columns(values: Mapping[str, Any]) -> dict[str, int]:
-    """Path -> width of all columns of numbers, within groups, too."""
-    return {path: _width(found) for path in leaf_paths(values) if _is_numbers(found := find_value(values, path))}
+    """Path -> width of all columns of numbers, within groups, too; of several names of one column the usual or shortest."""
+    names: dict[int, str] = {}
+    for path in sorted(leaf_paths(values), key=lambda path: (path not in _WHOLE_STATE, len(path))):
+        if _is_numbers(found := find_value(values, path)):
+            names.setdefault(id(found), path)
+    return {path: _width(find_value(values, path)) for path in leaf_paths(values) if path in names.values()}
 
 
 def _is_numbers(values: Any) -> bool:
@@ -252,8 +282,8 @@ def _dimensions(group: Mapping[str, Any], keys: Sequence[str], said: Description
         if len(named) == width:
             found += named
             continue
-        kind = ActionKind.VELOCITY if _VELOCITY.search(key) or _BASE.search(key.lower()) else None
-        kind = ActionKind.MOTION if kind is None and _CHANGE.search(key) else kind
+        kind = ActionKind.MOTION if _CHANGE.search(key) else ActionKind.VELOCITY if _BASE.search(key.lower()) else None
+        kind = ActionKind.VELOCITY if _VELOCITY.search(key) else kind
         found += [Dimension(_base_name(key, number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width)]
     return tuple(found)
 
@@ -262,6 +292,12 @@ def _base_name(key: str, number: int, width: int) -> str:
     """Mobile ALOHA's base has a linear and an angular velocity."""
     names = {2: ("linear", "angular"), 3: ("x", "y", "theta")}.get(width, tuple(str(place) for place in range(1, width + 1)))
     return f"base_{names[number]}_velocity"
+
+
+def _may_measure(state_keys: Sequence[str], action_keys: Sequence[str]) -> bool:
+    """False where the names of the columns say that one holds joints, the other poses."""
+    state, action = ({_role(key) for key in keys} - {"", "gripper"} for keys in (state_keys, action_keys))
+    return not state or not action or bool(state & action)
 
 
 def _measured(action_dims: Sequence[Dimension], state_dims: Sequence[Dimension]) -> tuple[int | None, ...]:

@@ -20,6 +20,7 @@ from prismatic.vla.datasets.suggestion.columns import Recorded
 from prismatic.vla.diagnosis import counted
 
 _POSE = re.compile(r"eef|ee_|tcp|pose|cartesian")
+_SHOWN = 0.25  # share of the moving dimensions whose values have to show what they are
 _PREVAILS = 4  # times as many dimensions of one kind as of the other
 _CONSTANT = 1e-9  # standard deviation
 _ONE_ARM = (4, 7, 8)  # usual widths with a gripper
@@ -80,7 +81,8 @@ def _prevailing(recorded: Recorded, shown: Sequence[ActionKind | None], arms: Ar
     if not open_dims:
         return (named.pop() if len(named) == 1 else ActionKind.TARGET), _contradictions(recorded, shown)
     targets, motions = (sum(shown[dim] is kind for dim in open_dims) for kind in (ActionKind.TARGET, ActionKind.MOTION))
-    if not targets and not motions:
+    moving = sum(float(np.std(recorded.actions[:, dim])) > _CONSTANT for dim in open_dims)
+    if max(targets, motions) < _SHOWN * moving or not moving:  # chance shows a few of many dimensions something, too
         return None, []
     prevailing = ActionKind.TARGET if targets >= motions else ActionKind.MOTION
     fewer, more = sorted((targets, motions))
@@ -185,11 +187,11 @@ def _remarks(recorded: Recorded, arms: Arms) -> list[str]:
     remarks = []
     if units:
         remarks.append(f"Units: {', '.join(units)}. Any unit will do, every dimension is normalised by its own range.")
-    largest = float(np.abs(recorded.actions).max(initial=0))
-    if largest > _LARGE and not {"deg", "0-100"} & {item.unit for dim, item in enumerate(recorded.action_dims) if dim not in arms.grippers}:
-        remarks.append(
-            f"Values run up to {largest:.4g}: degrees, or a scale such as -100 to 100? Either will do; write [deg] behind the names if so."
-        )
+    bare = [dim for dim, item in enumerate(recorded.action_dims) if not item.unit and dim not in (*arms.grippers, *arms.base)]
+    largest = float(np.abs(recorded.actions[:, bare]).max(initial=0))
+    if largest > _LARGE:
+        scales = "degrees, millimetres, or a scale such as -100 to 100? Any will do; write [deg] or [mm] behind the names if so."
+        remarks.append(f"Values run up to {largest:.4g}: {scales}")
     if not arms.grippers and len(recorded.action_dims) > 1:
         remarks.append("No name and no value shows which dimension is a gripper: call it gripper in the platform, so that reports find it.")
     return remarks

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,11 @@ def is_same_rate(one: float, other: float) -> bool:
     return abs(one - other) <= _SAME_HZ * other
 
 
-def new_platform(name: str, recorded: Recorded, recognised: Recognition, hz: float | None) -> RobotPlatform:
-    """A platform that fits the recordings; its chunk is one second, or half an episode where that is less."""
+def new_platform(name: str, recorded: Recorded, recognised: Recognition, hz: float | None, states_kinds: bool) -> RobotPlatform:
+    """A platform that fits the recordings; its chunk is one second, or half an episode where that is less.
+
+    `states_kinds`: the entry does not list the kinds, so the platform has to where its names do not say them.
+    """
     rate = hz or DEFAULT_HZ
     called = re.sub(r"\W+", "_", name).strip("_").upper()
     relative = all(kind is not ActionKind.TARGET or dim in recognised.arms.grippers for dim, kind in enumerate(recognised.kinds))
@@ -71,9 +75,9 @@ def new_platform(name: str, recorded: Recorded, recognised: Recognition, hz: flo
         action_names=recognised.names,
         proprio_names=_state_names(recorded, recognised),
     )
-    if platform.action_kinds != recognised.kinds and any(kind is not ActionKind.TARGET for kind in platform.action_kinds):
-        return RobotPlatform(**{**vars(platform), "action_kinds": recognised.kinds})  # names that say another kind than the values
-    return platform
+    contradicts = any(kind is not ActionKind.TARGET for kind in platform.action_kinds)  # names that say another kind than the values
+    is_stated = platform.action_kinds != recognised.kinds and (states_kinds or contradicts)
+    return replace(platform, action_kinds=recognised.kinds) if is_stated else platform
 
 
 def _is_aloha(platform: RobotPlatform, recorded: Recorded) -> bool:

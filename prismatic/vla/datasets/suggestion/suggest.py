@@ -7,14 +7,16 @@ open what an action means, the text says so and asks the one question that decid
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform, get_robot_platform
-from prismatic.vla.datasets.episodes import RawEpisode, readable, standardize
+from prismatic.vla.datasets.episodes import FrameReader, RawEpisode, readable, standardize
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
@@ -29,6 +31,7 @@ from prismatic.vla.diagnosis import counted
 _NUM_PEEKED_EPISODES = 5
 _PLURAL = {"target": "targets", "motion": "motions", "velocity": "velocities"}
 _R6_WIDTH, _EULER_WIDTH = 10, 7  # motions of one end effector and its gripper
+_POSITION = re.compile(r"(.*[._])?[xyz]")
 _RAW_LIMIT, _RAW_RANGE = 1.1, 0.5  # a gripper's command within this and at least so wide may stay as it is recorded
 
 
@@ -85,7 +88,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     Raises:
         ValueError: nothing that can be a camera or an action is found; the message lists the keys that are there.
     """
-    episodes, _ = _peek(folder, DatasetEntry())
+    episodes, _, _ = _peek(folder, DatasetEntry())
     if not episodes:
         raise ValueError(f"{folder} holds no episodes; record some")
     registered = _registered(folder, name, control_hz)
@@ -113,11 +116,11 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     return replace(suggestion, notes=(*suggestion.notes, *repairs))
 
 
-def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str]]:
-    """The first episodes, and what the source left out or mended in them."""
+def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str], FrameReader]:
+    """The first episodes, what the source left out or mended in them, and what decodes their images."""
     source = open_source(folder, entry)
     episodes = readable(itertools.islice(source.episodes(), _NUM_PEEKED_EPISODES))
-    return episodes, [f"{str(repair)[:1].upper()}{str(repair)[1:]}." for repair in source.repairs]
+    return episodes, [f"{str(repair)[:1].upper()}{str(repair)[1:]}." for repair in source.repairs], source.frame_reader()
 
 
 def _try(spec: DatasetSpec) -> list[str]:
@@ -126,12 +129,31 @@ def _try(spec: DatasetSpec) -> list[str]:
     Raises:
         ValueError: training would refuse them.
     """
-    episodes, repairs = _peek(spec.folder, spec.entry)
-    for raw in episodes:
-        episode = standardize(raw, spec.entry, spec.transform)
+    raw_episodes, repairs, reader = _peek(spec.folder, spec.entry)
+    episodes = [standardize(raw, spec.entry, spec.transform) for raw in raw_episodes]
+    for episode in episodes:
         spec.check_widths(episode.actions.shape[1], episode.proprio.shape[1])
         spec.normalization_mask(episode.actions.shape[1])
+    for camera in range(len(spec.entry.cameras)):
+        _try_frames(reader, [episode.images[0, camera] for episode in episodes if len(episode.images)])
     return repairs
+
+
+def _try_frames(reader: FrameReader, references: Sequence[np.void]) -> None:
+    """Decodes one of them.
+
+    Raises:
+        ValueError: none can be.
+    """
+    problem: ValueError | None = None
+    for reference in references:
+        try:
+            reader.read(reference)
+            return
+        except ValueError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
 
 
 def _registered(folder: Path, name: str, hz: float | None) -> Suggestion | None:
@@ -164,8 +186,8 @@ def _assemble(
     name: str, recorded: Recorded, recognised: Recognition, cameras: dict[str, str], rate: _Rate, recorder: str, notes: list[str]
 ) -> Suggestion:
     known = known_platform(recorded, recognised, rate.hz, recorder)
-    platform = new_platform(name, recorded, recognised, rate.hz) if known is None else known[0]
     encoding, is_whole = _encoding(recorded, recognised)
+    platform = new_platform(name, recorded, recognised, rate.hz, states_kinds=is_whole) if known is None else known[0]
     entry = DatasetEntry(
         image_obs_keys=cameras,
         state_obs_keys=recorded.state_keys,
@@ -228,6 +250,7 @@ def _state_encoding(recorded: Recorded, recognised: Recognition) -> StateEncodin
     """What is known of the state."""
     if recognised.is_quaternion:
         return StateEncoding.POS_QUAT
-    if not recorded.state_keys or recognised.is_moved or recognised.question:
+    is_pose = any(_POSITION.fullmatch(item.name.lower()) for item in recorded.state_dims)
+    if not recorded.state_keys or recognised.is_moved or recognised.question or is_pose:
         return StateEncoding.NONE
     return StateEncoding.JOINT_BIMANUAL if recognised.arms.num_arms == 2 else StateEncoding.JOINT
