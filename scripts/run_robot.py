@@ -11,15 +11,13 @@ the policy's, and the first state with those of the demonstrations.
 
 from __future__ import annotations
 
-import importlib
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server, load_local
+from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server, load_local, make_device, make_leader
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive, session_folder
 from prismatic.acting.actor import ChunkSource
 from prismatic.acting.keyboard import Keyboard
@@ -27,7 +25,6 @@ from prismatic.acting.limit_sources import choose_limits
 from prismatic.acting.robot import Robot
 from prismatic.acting.start_check import check_names
 from prismatic.cli import run_script
-from prismatic.vla.constants import near_names
 
 
 @dataclass
@@ -59,29 +56,14 @@ def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
     """The robot of the class `module:Class`, or LeRobot's of the type `lerobot:TYPE`, made with `arguments`.
 
     Raises:
-        ValueError: there is no such class, it is no robot, or does not take these arguments.
+        ValueError: see `make_device`.
     """
-    module_name, colon, class_name = name.partition(":")
-    if not (module_name and colon and class_name):
-        raise ValueError(f"--robot is {name!r}, expected module:Class, for instance my_robots:DeskArm")
-    if module_name == "lerobot":
+    kind, _, type_name = name.partition(":")
+    if kind == "lerobot" and type_name:
         from experiments.robot.lerobot.robots import LeRobotArm
 
-        return LeRobotArm(class_name, arguments)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"--robot {name}: the module cannot be imported ({error})") from error
-    kind = getattr(module, class_name, None)
-    classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Robot) and value is not Robot]
-    if not (isinstance(kind, type) and issubclass(kind, Robot)):
-        known = near_names(class_name, classes) if classes else "it has none"
-        raise ValueError(f"--robot {name}: the module has no such class that inherits from prismatic.acting.robot.Robot; {known}")
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"--robot_args {dict(arguments)}: {error}") from error
+        return LeRobotArm(type_name, arguments)
+    return make_device("robot", name, arguments, Robot)  # type: ignore[type-abstract]
 
 
 def run(config: RobotConfig) -> Path:
@@ -93,7 +75,7 @@ def run(config: RobotConfig) -> Path:
     keyboard = Keyboard()
     if not config.unattended and not keyboard.is_terminal:
         raise ValueError("a person at a terminal must be able to pause and stop the robot; for a simulated one pass --unattended True")
-    robot = make_robot(config.robot, config.robot_args)
+    robot, leader = make_robot(config.robot, config.robot_args), make_leader(config)
     if config.unattended and not (config.task_label or robot.instruction):
         raise ValueError("--task_label is missing: nobody is there to type what the robot is to do (--unattended True)")
     source: ChunkSource
@@ -114,6 +96,8 @@ def run(config: RobotConfig) -> Path:
         is_attended=not config.unattended,
         settings=config.settings,
         waits_for_person=not config.ignore_warnings,
+        leader=leader,
+        records=config.record,
     )
     return drive(robot, driver, options, keyboard)
 

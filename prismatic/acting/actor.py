@@ -56,9 +56,10 @@ class RemoteActor:
         self.latencies_s: list[float] = []  # of the answered requests of this rollout
         self.warnings: list[str] = []  # of this rollout
         self.num_failed_observations = 0
+        self.delay_s = np.nan  # from the observation behind the newest chunk to its arrival
         self._client, self._waits_for_person = client, waits_for_person
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy-client")
-        self._waiting: tuple[ChunkRequest, Future[_Answer]] | None = None
+        self._waiting: tuple[ChunkRequest, Future[_Answer], float] | None = None  # and when it was asked
         self._begins = True  # no observation of this rollout has been answered
 
     def reset(self, sensed: Sensed, now: float) -> None:
@@ -82,7 +83,7 @@ class RemoteActor:
         """
         self._collect(now)
         if self._waiting is None and not trouble and self.executor.wants_chunk(now, sensed):
-            trouble = self._ask(observe)
+            trouble = self._ask(observe, now)
         return self.executor.next(now, sensed, person, trouble)
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ class RemoteActor:
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
-    def _ask(self, observe: Callable[[], Observation]) -> str:
+    def _ask(self, observe: Callable[[], Observation], now: float) -> str:
         """Sends a request; what prevented it, "" if nothing."""
         try:
             observation = observe()
@@ -98,7 +99,7 @@ class RemoteActor:
             self.num_failed_observations += 1
             logger.warning("no observation: %s: %s", type(error).__name__, error)
             return f"no observation: {type(error).__name__}: {error}"[:160]
-        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation, self._begins))
+        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation, self._begins), now)
         return ""
 
     def _infer(self, observation: Observation, begins: bool) -> _Answer:
@@ -110,7 +111,7 @@ class RemoteActor:
         """Hands the answer to the executor, if it is there."""
         if self._waiting is None or not self._waiting[1].done():
             return
-        request, future = self._waiting
+        request, future, asked = self._waiting
         self._waiting = None
         try:
             answer = future.result()
@@ -121,7 +122,7 @@ class RemoteActor:
         is_current = self.executor.is_waiting_for(request)
         self.executor.receive(request, answer.actions, now)
         if is_current:
-            self._begins = False
+            self._begins, self.delay_s = False, now - asked
             self.latencies_s.append(answer.latency_s)
         self._warn(answer.warnings)
 

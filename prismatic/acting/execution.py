@@ -22,6 +22,7 @@ from prismatic.acting.limits import WALKING, ActionLimits, Motion
 from prismatic.acting.plans import Plan, make_plan
 from prismatic.acting.robot import Sensed
 from prismatic.acting.states import TRANSITIONS, Event, State
+from prismatic.vla.rollout_record import Commander
 
 _FUTURE_S = 0.1  # a measurement may be so much newer than the step that uses it
 _FOLLOWED = 0.25  # a robot that is held away from its plan is followed from this part of the gap on
@@ -64,6 +65,8 @@ class Command:
     state: State
     action: np.ndarray  # float64 [A]
     reason: str = ""  # why it does not act
+    by: Commander | None = None  # who wants it; None: the robot is held
+    mode: str = ""  # of a command that somebody wants: acting, approaching or intervention
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,8 @@ class ChunkExecutor:
             return self._follow_plan(now, trouble)
         if self.state is State.INTERVENTION and person is not None and not trouble and np.isfinite(person).all():
             return self._obey(person)
+        if self.state is State.INTERVENTION:
+            self._reason, self._is_approaching = trouble or "a person is to command, and no command comes", True
         return self._hold(now)
 
     def _find_strayed(self, sensed: Sensed) -> str:
@@ -299,7 +304,7 @@ class ChunkExecutor:
             self._happen(Event.TROUBLE, "action beyond the limits")
             return self._hold(now)
         self.counts.approached += 1
-        return self._act(limited.motion, "approaching the first target")
+        return self._act(limited.motion, "approaching the first target", "approaching")
 
     def _obey(self, person: np.ndarray) -> Command:
         self._is_approaching = self._is_approaching and self._is_far(person)
@@ -308,12 +313,12 @@ class ChunkExecutor:
         if limited.motion is None:
             return Command(self.state, self.neutral(), "a person's command beyond the limits")
         self._motion = limited.motion
-        return Command(self.state, limited.motion.command.copy(), "a person commands")
+        return Command(self.state, limited.motion.command.copy(), "a person commands", Commander.PERSON, self.state.value)
 
-    def _act(self, motion: Motion, reason: str = "") -> Command:
+    def _act(self, motion: Motion, reason: str = "", mode: str = State.ACTING.value) -> Command:
         self._happen(Event.ACTION)
         self._motion, self._held_since, self._reason = motion, None, ""
-        return Command(self.state, motion.command.copy(), reason)
+        return Command(self.state, motion.command.copy(), reason, Commander.POLICY, mode)
 
     def _hold(self, now: float) -> Command:
         reason = self._reason

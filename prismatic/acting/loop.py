@@ -15,14 +15,17 @@ import numpy as np
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.execution import Command
 from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.leader import Leader
+from prismatic.acting.recorder import RecordedStep
 from prismatic.acting.robot import Robot, Sensed
 from prismatic.acting.states import State
+from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
 
 PAUSE_KEYS, CONTINUE, TAKE_OVER, SUCCESS, FAILURE, QUIT = "p ", "c", "t", "s", "f", "q"
 KEY_HELP = "keys: p or space pause, c continue, t take over and hand back, s success, f failure, q quit"
 _LATE = 0.1  # of a period; a tick that starts later than this counts as late
-_IDLE_RECORD_S = 1.0  # while a person is waited for, a line and a frame so often
+_IDLE_LOG_S = 1.0  # while a person is waited for, a line and a frame so often
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,13 @@ class Film(Protocol):
 
     def add(self, picture: np.ndarray) -> None:
         """Takes a picture uint8 [height, width, 3], even sides, and returns at once."""
+
+
+class StepSink(Protocol):
+    """A recording that goes to disk as it is made."""
+
+    def add(self, step: RecordedStep) -> None:
+        """Takes a step and returns at once."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class RolloutPlan:
     step_log: Path  # JSON lines, one per tick
     film: Film | None = None
     video_hz: float = 0.0  # pictures per second of the film
+    leader: Leader | None = None  # what a person takes over with, connected
+    recorder: StepSink | None = None  # gets every command that somebody wanted, so that each step is observed
 
 
 @dataclass
@@ -58,6 +70,7 @@ class RolloutOutcome:
     timing: dict[str, float]
     num_failed_commands: int = 0
     num_failed_readings: int = 0
+    num_unseen_steps: int = 0  # commands that are not recorded, because no picture could be taken
 
 
 class Ticker:
@@ -107,8 +120,9 @@ class RealTimeRollout:
         self._trouble = ""  # of the robot: a reading that failed, or a command that it did not take
         self._has_begun = False
         self._seen: np.ndarray | None = None  # the primary camera's picture, as last observed
-        self._num_failed_commands = self._num_failed_readings = 0
-        self._recorded_at = -np.inf
+        self._observation: Observation | None = None  # of this tick
+        self._num_failed_commands = self._num_failed_readings = self._num_unseen_steps = 0
+        self._logged_at = -np.inf
 
     def run(self) -> RolloutOutcome:
         """Until the task is solved, a key or the watchdog ends it, or the steps are used up; the robot is held in any case."""
@@ -133,6 +147,7 @@ class RealTimeRollout:
             timing=timing,
             num_failed_commands=self._num_failed_commands,
             num_failed_readings=self._num_failed_readings,
+            num_unseen_steps=self._num_unseen_steps,
         )
 
     def _begin(self, ticker: Ticker) -> str:
@@ -154,11 +169,13 @@ class RealTimeRollout:
         """One control step; how the rollout ends with it, "" if it goes on."""
         if ending := self._read_key():
             return ending
-        not_taken, sensed = self._trouble, self._sense()
-        person = self._teleoperate() if self._actor.executor.state is State.INTERVENTION else None
+        not_taken, sensed, self._observation = self._trouble, self._sense(), None
+        person = self._read_leader() if self._actor.executor.state is State.INTERVENTION else None
         command = self._actor.tick(time.monotonic(), sensed, self._observe, person, self._trouble or not_taken)
+        seen = self._see(command)
         self._send(command)
-        self._record(elapsed, command, sensed, log)
+        self._record(command, sensed, seen)
+        self._log(elapsed, command, sensed, log)
         if self._is_solved():
             return "solved"
         if command.state is State.STOPPED:
@@ -166,9 +183,28 @@ class RealTimeRollout:
         return "out of steps" if self._actor.executor.step >= self._plan.max_steps else ""
 
     def _observe(self) -> Observation:
-        seen = self._robot.observe(self._plan.instruction)
+        seen = self._observation = self._robot.observe(self._plan.instruction)
         self._seen = seen.images.get("primary")
         return seen
+
+    def _see(self, command: Command) -> Observation | None:
+        """What is seen before a command is carried out, where it is to be recorded."""
+        if self._plan.recorder is None or command.by is None or self._observation is not None:
+            return self._observation
+        try:
+            return self._observe()
+        except Exception as error:  # the command is carried out all the same: the policy saw enough for it
+            self._num_unseen_steps += 1
+            logger.warning("a step is not recorded: %s: %s", type(error).__name__, error)
+            return None
+
+    def _record(self, command: Command, sensed: Sensed, seen: Observation | None) -> None:
+        """A step of the recording, if somebody wanted the command and the robot took it."""
+        if self._plan.recorder is None or command.by is None or seen is None or self._trouble:
+            return
+        is_policy = command.by is Commander.POLICY
+        chunk, delay_s = (self._actor.executor.counts.chunks, self._actor.delay_s) if is_policy else (0, np.nan)
+        self._plan.recorder.add(RecordedStep(seen, command.action, command.by, command.mode, chunk, delay_s, sensed.position))
 
     def _sense(self) -> Sensed:
         """Where the robot is; a reading that fails is trouble."""
@@ -180,12 +216,20 @@ class RealTimeRollout:
             self._trouble = f"no position: {type(error).__name__}: {error}"[:160]
             return Sensed(np.zeros(0), -np.inf)
 
-    def _teleoperate(self) -> np.ndarray | None:
-        try:
-            return self._robot.teleoperate()
-        except Exception as error:
-            self._trouble = f"no command of a person: {type(error).__name__}: {error}"[:160]
+    def _read_leader(self) -> np.ndarray | None:
+        """What a person commands; a leader that fails, or says something else, is trouble."""
+        if self._plan.leader is None:
             return None
+        try:
+            target = np.asarray(self._plan.leader.read(), np.float64)
+        except Exception as error:
+            self._trouble = self._trouble or f"no command of a person: {type(error).__name__}: {error}"[:160]
+            return None
+        wanted = (len(self._robot.action_names),)
+        if target.shape != wanted:
+            self._trouble = self._trouble or f"the leader commands shape {list(target.shape)}, the robot takes {list(wanted)}"
+            return None
+        return target
 
     def _send(self, command: Command) -> None:
         """Commands the robot; one that does not take a command is held at the next tick."""
@@ -220,16 +264,19 @@ class RealTimeRollout:
             executor.pause()
         elif key == CONTINUE:
             executor.go_on()
+        elif key == TAKE_OVER and self._plan.leader is None:
+            logger.warning("there is nothing to take over with (--leader module:Class); the robot waits for c")
+            executor.pause("no leader to take over with")
         elif key == TAKE_OVER:
             (executor.hand_back if executor.state is State.INTERVENTION else executor.take_over)()
         return {SUCCESS: "success", FAILURE: "failure", QUIT: "quit"}.get(key, "")
 
-    def _record(self, elapsed: float, command: Command, sensed: Sensed, log: TextIO) -> None:
+    def _log(self, elapsed: float, command: Command, sensed: Sensed, log: TextIO) -> None:
         """A line and, if its turn has come, a picture; while a person is waited for, fewer of both."""
         is_idle = command.state is State.WAITING
-        if is_idle and elapsed - self._recorded_at < _IDLE_RECORD_S:
+        if is_idle and elapsed - self._logged_at < _IDLE_LOG_S:
             return
-        self._recorded_at = elapsed if is_idle else -np.inf
+        self._logged_at = elapsed if is_idle else -np.inf
         if self._stride and self._num_ticks % self._stride == 0:
             self._film()
         self._num_ticks += 1
@@ -250,6 +297,7 @@ class RealTimeRollout:
             "t": round(elapsed, 4),
             "step": self._actor.executor.step,
             "state": command.state.value,
+            "by": None if command.by is None else command.by.value,
             "reason": command.reason,
             "action": _rounded(command.action),
             "position": _rounded(sensed.position),

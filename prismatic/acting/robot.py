@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prismatic.acting.leader import Leader
 from prismatic.vla.types import Observation
 from prismatic.wire.policy_info import PolicyInfo
 
@@ -43,6 +44,7 @@ class Robot(ABC):
     state_names: tuple[str, ...] = ()  # [P], likewise; () where the robot does not say
     instruction: str = ""  # what it is told to do unless a person says something else
     max_steps: int = 1500  # of a rollout, unless a person says something else
+    leader: Leader | None = None  # what a person takes over with, where the robot brings it along
 
     def fit(self, info: PolicyInfo) -> None:
         """Takes over the names and units of the policy that is to drive it, before it is connected; nothing by default.
@@ -94,8 +96,4 @@ class Robot(ABC):
 
     def picture(self) -> np.ndarray | None:
         """uint8 [height, width, 3], even sides, for the video; None: the primary camera's picture is filmed."""
-        return None
-
-    def teleoperate(self) -> np.ndarray | None:
-        """float64 [A], what a person at a leader arm or another device commands; None: there is no such device."""
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from prismatic.policy.policy import Policy
 from prismatic.wire.policy_info import ROBOT_UNITS, PolicyInfo
 
@@ -24,4 +27,11 @@ def describe_policy(policy: Policy, action_units: str = ROBOT_UNITS) -> PolicyIn
         demonstrated=policy.demonstrated,
         limits=spec.platform.limits,
         action_units=action_units,
+        checkpoint=_checkpoint_name(spec.provenance),
     )
+
+
+def _checkpoint_name(provenance: Mapping[str, Any]) -> str:
+    """The run and its step, as its folder is called; "" for checkpoints of other software."""
+    run, step = provenance.get("run_id"), provenance.get("step")
+    return f"{run}--{step}_chkpt" if run and step is not None else str(run or "")

@@ -35,6 +35,7 @@ class PolicyInfo:
     demonstrated: Demonstrated  # what that data set's robot did
     limits: StatedLimits | None = None  # of its platform
     action_units: str = ROBOT_UNITS  # of this connection
+    checkpoint: str = ""  # the run and its step; "": the checkpoint does not say
 
     @property
     def action_dim(self) -> int:
@@ -67,6 +68,7 @@ class PolicyInfo:
                 demonstrated=Demonstrated.parse(content["demonstrated"]),
                 limits=StatedLimits.parse(content["limits"]),
                 action_units=str(content["action_units"]),
+                checkpoint=str(content.get("checkpoint", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the policy is not described as this version does it ({error!r})") from error

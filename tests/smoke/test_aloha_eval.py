@@ -15,9 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_server import API_KEY, ROOT, FaultyProxy, Server
+from conversion_process import convert
+from policy_server import API_KEY, ROOT, SIZES, FaultyProxy, Server
 
 from experiments.robot.aloha.robots import HIGH, LOW
+from prismatic.commands.inspect_dataset import InspectConfig
+from prismatic.commands.inspect_dataset import main as inspect
+from prismatic.models.base import write_tiny_base
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.loop import finetune
+from prismatic.vla.datasets.hdf5.recording import read_recording
+from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
@@ -48,7 +56,7 @@ def run_folder(folder: Path) -> Path:
 def test_the_whole_script_in_simulation(aloha_server: Server, tmp_path: Path, task: str) -> None:
     pytest.importorskip("gym_aloha", reason="needs the extra [aloha]")
     url = f"127.0.0.1:{aloha_server.port}" if task == "insertion" else f"http://127.0.0.1:{aloha_server.port}/act"
-    smooth = ["--prefetch_steps", "6", "--num_blend_steps", "3"] if task == "insertion" else []
+    smooth = ["--prefetch_steps", "6", "--num_blend_steps", "3", "--record", "True"] if task == "insertion" else []
     flags = ["--robot", task, "--num_rollouts_planned", "2", "--max_steps", "30", "--run_id_note", "test", *smooth]
     done = subprocess.run(command(url, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -75,6 +83,32 @@ def test_the_whole_script_in_simulation(aloha_server: Server, tmp_path: Path, ta
     assert summary["limits"] == ["ranges of all dimensions from platform ALOHA", "speeds of all dimensions from platform ALOHA"]
     assert API_KEY not in (folder / "summary.json").read_text()
     assert read_lines(folder / "rollout_002.steps.jsonl")[0]["position"][1] == pytest.approx(-0.96, abs=0.01)
+    if task == "insertion":
+        commanded = [line["action"] for line in steps if line["by"]]
+        assert commanded
+        _use_recordings(folder / "recordings", tmp_path, np.array(commanded))
+
+
+def _use_recordings(recordings: Path, folder: Path, commanded: np.ndarray) -> None:
+    """Recorded rollouts are inspected, trained on and converted like demonstrations; `commanded` [T, 14] is what the first one was told."""
+    name, source = "aloha_sim_insertion_scripted", Hdf5Source(recordings)
+    first = read_recording(source.files[0])
+    np.testing.assert_allclose(first.actions, commanded, atol=1e-5)
+    told = first.attributes
+    assert (told["success"], told["ending"], told["seed"], told["robot"]) == (False, "out of steps", 7, "SimulatedRobot")
+    assert first.instruction == "insert the peg into the socket"
+    (folder / "data").mkdir()
+    (folder / "data" / name).symlink_to(recordings)
+    inspect(InspectConfig(dataset_name=name, data_root_dir=folder / "data", output=folder / "page.html"))
+    assert first.instruction in (folder / "page.html").read_text()
+    write_tiny_base(folder / "base", SIZES, seed=0)
+    flags: dict[str, Any] = {"vla_path": str(folder / "base"), "data_root_dir": folder / "data", "dataset_name": name}
+    flags |= {"run_root_dir": folder / "runs", "run_id_override": "on_rollouts", "num_images_in_input": 3, "use_proprio": True}
+    finetune(FinetuneConfig.from_flags(**flags, use_lora=False, batch_size=2, num_workers=0, max_steps=1, save_freq=1))
+    assert (folder / "runs" / "on_rollouts--1_chkpt" / "policy.json").exists()
+    done = convert("aloha_hdf5_to_rlds.py", folder, "--input_dir", str(recordings))
+    assert done.returncode == 0, done.stderr
+    assert list((folder / "rlds" / "toy_robot" / "1.0.0").glob("*tfrecord*"))
 
 
 class Terminal:

@@ -49,6 +49,11 @@ def test_every_module_of_wire_and_acting_is_imported_there(robots_python: Path) 
     assert int(done.stdout) == num_files
 
 
+def test_a_recording_is_refused_there_with_the_packages_to_install(robots_python: Path) -> None:
+    done = run(robots_python, "from prismatic.acting.recorder import check_recording_packages; check_recording_packages()")
+    assert "--record True needs h5py and pillow: pip install h5py pillow, or leave the flag out" in done.stderr
+
+
 def test_the_environment_is_as_bare_as_it_claims(robots_python: Path) -> None:
     for package in ("torch", "PIL", "h5py", "scipy"):
         assert "ModuleNotFoundError" in run(robots_python, f"import {package}").stderr

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from toy_simulator import ToyPolicy, ToySimulator
+from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.contact_sheet import choose_rows, write_contact_sheet
 from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
@@ -18,6 +19,7 @@ from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import run_evaluation
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.datasets.hdf5.recording import read_recording
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import ActionChunk, Observation
 
@@ -42,7 +44,7 @@ def flags(folder: Path, **changes) -> EvaluationFlags:
 
 
 def evaluate(config: EvaluationFlags, policy: ToyPolicy | None = None, simulator: ToySimulator | None = None):
-    return run_evaluation(config, Benchmark("Toy", simulator or ToySimulator(), TASKS, lambda: policy or ToyPolicy()))
+    return run_evaluation(config, Benchmark("Toy", "METAWORLD", simulator or ToySimulator(), TASKS, lambda: policy or ToyPolicy()))
 
 
 def rows(folder: Path) -> list[dict]:
@@ -72,11 +74,43 @@ def test_a_finished_evaluation_plays_nothing_and_loads_no_policy(tmp_path: Path)
     def load() -> ToyPolicy:
         raise AssertionError("the policy was loaded")
 
-    again = run_evaluation(flags(tmp_path), Benchmark("Toy", ToySimulator(broken=True), TASKS, load))
+    again = run_evaluation(flags(tmp_path), Benchmark("Toy", "METAWORLD", ToySimulator(broken=True), TASKS, load))
     assert again.runs == first.runs
     more = evaluate(flags(tmp_path, num_trials_per_task=4))
     assert len(more.main_run) == 8
     assert len(rows(tmp_path)) == 8
+
+
+def test_episodes_are_recorded_step_by_step_and_what_was_played_without_is_played_again(tmp_path: Path) -> None:
+    plain = evaluate(flags(tmp_path, control="none,grey", num_trials_per_task=2))
+    crash = tmp_path / "crash"
+    crash.touch()
+    wanted = {"control": "none,grey", "num_trials_per_task": 2, "with_expert": True, "record": True}
+    policy = ToyPolicy()
+    recorded = evaluate(flags(tmp_path, **wanted), policy, ToySimulator(kill_file=str(crash)))  # a worker is killed in an episode
+    assert len(policy.batch_sizes) >= sum(result.num_queries for result in recorded.main_run), "none was recorded: all are played"
+    for run in ("none", "grey"):
+        found = [[(r.task, r.index, r.success, r.num_steps) for r in report.runs[run]] for report in (plain, recorded)]
+        assert found[0] == found[1], "recording changes no outcome"
+    assert not any(result.recording for result in recorded.runs["grey"]), "what a control shows is no data"
+    for result in (*recorded.main_run, *recorded.runs["expert"]):
+        assert result.recording
+        by, with_chunk = ("expert", False) if result.run == "expert" else ("policy", True)
+        recording = read_recording(Path(result.recording))
+        assert (recording.num_steps, recording.instruction) == (result.num_steps, INSTRUCTIONS[result.task])
+        said = recording.attributes
+        assert (said["success"], said["seed"], said["task"], said["episode"]) == (result.success, 7, result.task, result.index)
+        assert (said["robot_platform"], said["control_hz"], said.get("checkpoint")) == ("METAWORLD", 10.0, "toy" if with_chunk else None)
+        np.testing.assert_allclose(recording.proprio[1:, 0], np.cumsum(recording.actions[:-1, 0]), rtol=1e-6)  # before each action
+        with h5py.File(result.recording) as file:
+            assert set(file["rollout/commanded_by"][()]) == {by.encode()}
+            chunks = 1 + np.arange(result.num_steps) // 4 if with_chunk else np.zeros(result.num_steps)
+            np.testing.assert_array_equal(file["rollout/chunk"], chunks)
+    assert not list((tmp_path / "recordings").rglob(".*")), "nothing is left of the worker that was killed"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "recordings").rglob("*.hdf5")}
+    assert len(before) == 8
+    evaluate(flags(tmp_path, **wanted), simulator=ToySimulator(broken=True))  # plays nothing
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "recordings").rglob("*.hdf5")} == before
 
 
 def test_other_settings_are_refused_until_told_to_restart(tmp_path: Path) -> None:

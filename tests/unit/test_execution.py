@@ -379,7 +379,7 @@ def test_a_person_takes_over_smoothly_and_hands_back() -> None:
     robot.step(person=leader)
     robot.executor._is_approaching = False
     assert robot.step(person=np.array([9.0])).action[0] <= 0.02 + DT + 1e-12  # within the limits, too
-    assert robot.step().reason == "a person commands"  # no command: held
+    assert robot.step().reason == "a person is to command, and no command comes"  # held
     assert robot.step(person=np.array([np.nan])).action.tolist() == robot.position.tolist()
     assert robot.step(age=1.0, person=leader).action.tolist() == robot.position.tolist()  # nothing moves on old data
     robot.executor.hand_back()

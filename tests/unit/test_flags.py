@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from experiments.robot.evaluation.driving import DrivingFlags
+from experiments.robot.evaluation.plan import EvaluationFlags
 from prismatic.cli_sections import flag_names, flag_values
 from prismatic.training.config import FinetuneConfig
 
@@ -88,6 +90,19 @@ FLAGS = {
     "activation_memory_budget": "memory against speed, depending on the card",
     "gradient_checkpointing": "as activation_memory_budget, where nothing is compiled",
 }
+
+
+# Flags of rollouts on robots and in simulators that came with recordings.
+ROLLOUT_FLAGS = {
+    "record": "takes disk space and reads the cameras at every step, which only the user may spend",
+    "leader": "what a person takes over with is hardware of the user",
+    "leader_args": "ports and calibrations of that hardware",
+}
+
+
+def test_flags_of_rollouts_are_decisions() -> None:
+    assert set(ROLLOUT_FLAGS) <= set(flag_names(DrivingFlags))
+    assert "record" in flag_names(EvaluationFlags)
 
 
 def test_every_flag_is_a_decision() -> None:

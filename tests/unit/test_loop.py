@@ -225,20 +225,6 @@ def test_an_arm_whose_joints_are_not_known_is_not_moved_at_all(tmp_path: Path) -
     assert outcome.num_steps == 0
 
 
-def test_a_person_takes_over_by_a_key_and_hands_back(tmp_path: Path) -> None:
-    arm = SimulatedArm()
-    arm.max_steps = 10_000
-    arm.teleoperate = lambda: np.full(6, 5.0)  # type: ignore[method-assign]
-    rollout = Rollout(tmp_path, arm)
-    rollout.wait_for(lambda: rollout.actor.executor.step > 5)
-    rollout.keys.queue.append("t")
-    rollout.wait_for(lambda: rollout.state() is State.INTERVENTION and np.allclose(arm.commands[-1], 5.0))
-    rollout.keys.queue.append("t")
-    rollout.wait_for(lambda: rollout.state() is State.ACTING)
-    rollout.keys.queue.append("s")
-    assert rollout.finish().success is True
-
-
 def test_an_exception_that_nobody_foresaw_leaves_the_arm_held(tmp_path: Path) -> None:
     class Narrow(Policy):
         def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.robot.aloha.environment import CAMERAS
 from experiments.robot.aloha.robots import ACTION_DIM, RelativeTargets, SimulatedRobot
 from experiments.robot.aloha.tasks import ALOHA_TASKS, CONTROL_HZ
-from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server
+from experiments.robot.evaluation.driving import DrivingFlags, connect_to_server, make_leader
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive, session_folder
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.limit_sources import ChosenLimits, choose_limits
@@ -149,6 +149,9 @@ def evaluate(config: AlohaEvalConfig) -> Path:
         is_attended=config.robot == HARDWARE,
         settings=config.settings,
         waits_for_person=not config.ignore_warnings,
+        leader=make_leader(config),
+        records=config.record,
+        seed=config.seed if config.robot != HARDWARE else None,
     )
     driver = Driver(client, info, config.execution(info.num_actions_chunk), make_limits(config, info))
     return drive(make_robot(config, info), driver, session, keyboard)

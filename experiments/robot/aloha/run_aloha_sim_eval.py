@@ -47,7 +47,7 @@ def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
-    return run_evaluation(config, Benchmark("ALOHA simulation", simulator, config.task_names, lambda: _load_policy(config)))
+    return run_evaluation(config, Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config)))
 
 
 def _load_policy(config: EvalConfig) -> ChunkPolicy:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from prismatic.acting.client import ConnectionOptions, PolicyClient, ServerUnavailableError
 from prismatic.acting.execution import ExecutionOptions
+from prismatic.acting.leader import Leader
+from prismatic.acting.recorder import check_recording_packages
+from prismatic.vla.constants import near_names
 from prismatic.wire.api_key import read_api_key
 from prismatic.wire.policy_info import PolicyInfo
 
 if TYPE_CHECKING:
     from prismatic.policy.policy import Policy
     from prismatic.vla.types import Observation
+
+D = TypeVar("D")
 
 
 @dataclass
@@ -28,6 +36,9 @@ class DrivingFlags:
     task_label: str = ""  # the instruction; "": the robot's own, or asked for before each rollout
     run_id_note: str | None = None  # added to the name of the run
     video_hz: float = 12.5  # frames per second of the videos; 0: none
+    record: bool = False  # every rollout becomes a recording that training reads, in recordings/; cameras are then read at every step
+    leader: str = ""  # module:Class of a leader arm, with which a person takes over after the key t
+    leader_args: dict[str, Any] = field(default_factory=dict)  # arguments of the class, as JSON: '{"port": "/dev/ttyACM1"}'
 
     # Between chunks
     num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
@@ -56,6 +67,8 @@ class DrivingFlags:
         if self.video_hz < 0:
             raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
         self.execution(self.num_open_loop_steps or self.prefetch_steps + 1)  # checks the flags that make it up
+        if self.record:
+            check_recording_packages()
 
     def execution(self, num_actions_chunk: int) -> ExecutionOptions:
         """How chunks of so many actions become commands.
@@ -79,6 +92,42 @@ class DrivingFlags:
     def settings(self) -> dict[str, Any]:
         """All flags, for the summary; none of them is a secret."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def make_device(flag: str, name: str, arguments: Mapping[str, Any], kind: type[D]) -> D:
+    """The robot or leader (`kind`) of the class `module:Class`, which --`flag` named, made with `arguments`.
+
+    Raises:
+        ValueError: there is no such class, it is none of that kind, or does not take these arguments.
+    """
+    module_name, colon, class_name = name.partition(":")
+    if not (module_name and colon and class_name):
+        raise ValueError(f"--{flag} is {name!r}, expected module:Class, for instance my_robots:DeskArm")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"--{flag} {name}: the module cannot be imported ({error})") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind) and value is not kind]
+        known = near_names(class_name, classes) if classes else "it has none"
+        wanted = f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"--{flag} {name}: the module has no such class that inherits from {wanted}; {known}")
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        raise ValueError(f"--{flag}_args {dict(arguments)}: {error}") from error
+
+
+def make_leader(flags: DrivingFlags) -> Leader | None:
+    """What a person takes over with; None: nothing.
+
+    Raises:
+        ValueError: see `make_device`.
+    """
+    return make_device("leader", flags.leader, flags.leader_args, Leader) if flags.leader else None  # type: ignore[type-abstract]
 
 
 def connect_to_server(flags: DrivingFlags, url: str, flag: str) -> tuple[PolicyClient, PolicyInfo]:

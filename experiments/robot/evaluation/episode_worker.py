@@ -9,15 +9,21 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.robot.evaluation.video import write_mp4
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot
+from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
+from prismatic.vla.rollout_record import Commander
+from prismatic.vla.types import Observation
 
 VIDEO_SIZE = 256
 PICTURE_SIZE = 128
@@ -35,6 +41,8 @@ class EpisodeRequest:
     video_hz: float = 20.0
     pictures: bool = False  # bring the first and the last frame
     failure_frames: bool = False  # if it fails, bring what the policy saw on the way
+    recording: Path | None = None  # where every step goes, as a recording
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the recording says beside what the worker knows
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class EpisodeOutcome:
     instruction: str
     wall_s: float
     video: Path | None = None
+    recording: Path | None = None
     pictures: tuple[np.ndarray, ...] = ()  # uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]
     failure_frames: tuple[np.ndarray, ...] = ()  # NUM_FAILURE_FRAMES pictures of that size; none after a success
 
@@ -81,6 +90,31 @@ class _EpisodeVideo:
         return path
 
 
+class _EpisodeRecording:
+    """The recording of the running episode, where one is wanted; without `close` nothing is left of it."""
+
+    def __init__(self, request: EpisodeRequest, environment: Environment) -> None:
+        self._environment = environment
+        self._by = Commander.EXPERT if request.use_expert else Commander.POLICY
+        self.recorder: EpisodeRecorder | None = None
+        if request.recording is not None:
+            spec = request.spec
+            known = {"task": spec.task, "episode": spec.index, "seed": spec.seed, "control_hz": environment.control_hz}
+            self.recorder = EpisodeRecorder(request.recording, environment.instruction, {**known, **request.facts})
+
+    def add(self, observation: Observation | None, action: np.ndarray, num_queries: int) -> None:
+        """One action before it is executed; `observation` spares rendering again. The simulation waits for the policy: no delay."""
+        if self.recorder is not None:
+            seen = self._environment.observe() if observation is None else observation
+            delay_s = 0.0 if num_queries else np.nan
+            self.recorder.add(RecordedStep(seen, action, self._by, chunk=num_queries, delay_s=delay_s))
+
+    def close(self, success: bool) -> Path | None:
+        if self.recorder is None:
+            return None
+        return self.recorder.close({"success": success, "ending": "solved" if success else "out of steps"})
+
+
 def worker_main(connection: Connection, simulator: Simulator) -> None:
     """Plays requested episodes until None arrives; what goes wrong is sent to the parent."""
     slot = EnvironmentSlot()
@@ -101,31 +135,38 @@ def play_episode(simulator: Simulator, environment: Environment, request: Episod
     started = time.perf_counter()
     environment.reset(request.spec)
     expert = simulator.make_expert(environment) if request.use_expert else None
-    video = _EpisodeVideo(request, environment)
+    video, recording = _EpisodeVideo(request, environment), _EpisodeRecording(request, environment)
     pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
     queue: deque[np.ndarray] = deque()
     seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
-    success, num_steps = False, 0
-    while not success and num_steps < environment.max_steps:
-        video.record_frame(num_steps)
-        if expert is not None:
-            queue.append(expert.act())
-        elif not queue:
-            observation = environment.observe()
-            if request.failure_frames:
-                seen.append(next(iter(observation.images.values())))
-            connection.send(observation)
-            queue.extend(connection.recv())
-        success = environment.step(queue.popleft())
-        num_steps += 1
-    video.record_frame(num_steps, force=True)
-    if request.pictures:
-        pictures.append(environment.render(PICTURE_SIZE))
-    if request.failure_frames and not success:
-        seen.append(environment.render(VIDEO_SIZE))
-    wall_s = time.perf_counter() - started
-    frames = () if success else spread_frames(seen)
-    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, video.write(success), tuple(pictures), frames)
+    success, num_steps, num_queries = False, 0, 0
+    with recording.recorder or nullcontext():
+        while not success and num_steps < environment.max_steps:
+            video.record_frame(num_steps)
+            observation = None
+            if expert is not None:
+                observation = environment.observe() if request.recording else None
+                queue.append(expert.act())
+            elif not queue:
+                observation = environment.observe()
+                if request.failure_frames:
+                    seen.append(next(iter(observation.images.values())))
+                connection.send(observation)
+                queue.extend(connection.recv())
+                num_queries += 1
+            action = queue.popleft()
+            recording.add(observation, action, num_queries)
+            success = environment.step(action)
+            num_steps += 1
+        video.record_frame(num_steps, force=True)
+        if request.pictures:
+            pictures.append(environment.render(PICTURE_SIZE))
+        if request.failure_frames and not success:
+            seen.append(environment.render(VIDEO_SIZE))
+        wall_s = time.perf_counter() - started
+        frames = () if success else spread_frames(seen)
+        files = (video.write(success), recording.close(success))
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, *files, tuple(pictures), frames)
 
 
 def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -7,7 +7,7 @@ calls `run.run_evaluation`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 from experiments.robot.evaluation.journal import fingerprint
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, PlannedEpisode
 from experiments.robot.simulators.interfaces import EpisodeSpec, Simulator
+from prismatic.acting.recorder import check_recording_packages
+from prismatic.vla.constants import get_robot_platform
 
 # Flags without influence on how an episode ends: they may change when an evaluation goes on.
 _FREE_FLAGS = {
     *("num_trials_per_task", "control", "num_control_trials_per_task", "with_expert", "policy", "task_names", "num_envs"),
-    *("save_video", "num_pictures", "local_log_dir", "stages_file", "restart", "run_id_note"),
+    *("save_video", "num_pictures", "record", "local_log_dir", "stages_file", "restart", "run_id_note"),
     *("use_wandb", "wandb_entity", "wandb_project"),
 }
 
@@ -46,6 +48,7 @@ class EvaluationFlags:
     # Results
     local_log_dir: Path = Path("runs/eval")  # episodes.jsonl, report.json, report.html, failures.png, videos/
     save_video: str = "none"  # none, failures, all, first_<number per task>
+    record: bool = False  # every episode becomes a recording that training reads, in recordings/; renders at every step
     num_pictures: int = 6  # episodes per task whose first and last frame the page shows
     stages_file: Path | None = None  # JSON list of {stage, command, seconds}: what came before, for the report
     use_wandb: bool = False  # log success rates to Weights & Biases, too
@@ -59,6 +62,8 @@ class EvaluationFlags:
             raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder, or --policy expert")
         if self.num_trials_per_task < 1:
             raise ValueError(f"--num_trials_per_task is {self.num_trials_per_task}, must be at least 1")
+        if self.record:
+            check_recording_packages()
         if self.use_wandb and not self.wandb_project:
             raise ValueError("--use_wandb True needs --wandb_project")
 
@@ -90,6 +95,7 @@ class Benchmark:
     """What a script evaluates on."""
 
     title: str
+    robot: str  # a name of ROBOT_PLATFORMS: what actions and states are
     simulator: Simulator
     tasks: list[str]  # in the order of the report
     load_policy: Callable[[], ChunkPolicy]  # actions in the simulator's units
@@ -117,3 +123,16 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
     if config.pretrained_checkpoint and Path(config.pretrained_checkpoint).is_dir():
         settings["checkpoint_content"] = fingerprint(Path(config.pretrained_checkpoint))
     return settings
+
+
+def recorded_facts(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """What every recording of an evaluation with these `outcome_settings` says (`vla.rollout_record.ATTRIBUTES`)."""
+    platform = get_robot_platform(benchmark.robot)
+    return {
+        "checkpoint": settings.get("pretrained_checkpoint", ""),
+        "checkpoint_content": settings.get("checkpoint_content"),
+        "robot": benchmark.title,
+        "robot_platform": platform.name,
+        "action_names": platform.action_names,
+        "state_names": platform.proprio_names,
+    }

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from experiments.robot.evaluation.controls import Control
 from experiments.robot.evaluation.episode_worker import EpisodeOutcome, EpisodeRequest, WorkerFailure, worker_main
 from experiments.robot.simulators.interfaces import EpisodeSpec, Simulator
 from experiments.robot.simulators.workers import single_threaded_children
+from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import ActionChunk, Observation
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class ChunkPolicy(Protocol):
 
 
 EXPERT_RUN = "expert"  # the run in which the scripted expert acts
+_RECORDED_RUNS = {"none": Commander.POLICY.value, EXPERT_RUN: Commander.EXPERT.value}  # -> folder; what controls show is no data
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class RolloutOptions:
     num_pictures: int = 0  # episodes per task that bring their first and last frame
     failure_frames: bool = False  # failed episodes bring what the policy saw on the way
     filmed_run: str = "none"  # videos and pictures are taken of this run only
+    recording_dir: Path | None = None  # episodes become recordings: <this>/<policy or expert>/<task>/<episode>.hdf5; not those of controls
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what each of them says of policy and robot
     worker_timeout_s: float = 300.0  # silence after which a worker counts as dead
 
     def __post_init__(self) -> None:
@@ -89,6 +93,7 @@ class RolloutOptions:
 
     def request(self, planned: PlannedEpisode) -> EpisodeRequest:
         spec, filmed_run = planned.spec, planned.run == self.filmed_run
+        facts = self.facts if planned.run != EXPERT_RUN else {name: fact for name, fact in self.facts.items() if "checkpoint" not in name}
         filmed = filmed_run and (self.save_video == "failures" or spec.index < self.num_first_videos)
         return EpisodeRequest(
             spec,
@@ -97,7 +102,16 @@ class RolloutOptions:
             video_of_failure_only=self.save_video == "failures",
             pictures=filmed_run and spec.index < self.num_pictures,
             failure_frames=filmed_run and self.failure_frames,
+            recording=self.recording(planned),
+            facts=facts,
         )
+
+    def recording(self, planned: PlannedEpisode) -> Path | None:
+        """Where the recording of an episode goes; None: it is not recorded."""
+        spec, folder = planned.spec, _RECORDED_RUNS.get(planned.run)
+        if self.recording_dir is None or folder is None:
+            return None
+        return self.recording_dir / folder / spec.task / f"episode_{spec.index:06d}_seed_{spec.seed}.hdf5"
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,7 @@ class EpisodeResult:
     latency_ms: float | None  # mean time of the policy per query; None for the expert
     wall_s: float
     video: str | None = None
+    recording: str | None = None
     error: str | None = None  # the episode crashed twice; counted as a failure
     pictures: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
     failure_frames: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
@@ -182,6 +197,7 @@ class _Worker:
             latency_ms=float(np.mean(self.latencies_ms)) if self.latencies_ms else None,
             wall_s=outcome.wall_s,
             video=str(outcome.video) if outcome.video else None,
+            recording=str(outcome.recording) if outcome.recording else None,
             pictures=outcome.pictures,
             failure_frames=outcome.failure_frames,
         )

@@ -7,16 +7,19 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import make_control
 from experiments.robot.evaluation.journal import Journal
-from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
 from experiments.robot.evaluation.report import Report, console_table, write_report
 from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from prismatic.acting.recorder import RECORDINGS
 
 
 def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
@@ -25,11 +28,13 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
         _check_wandb()
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     started = time.perf_counter()
-    options = _options(config)
     controls = {run: make_control(run, benchmark.simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
-    journal = Journal(config.folder, outcome_settings(config, benchmark), config.restart)
+    settings = outcome_settings(config, benchmark)
+    options = _options(config, recorded_facts(settings, benchmark) if config.record else {})
+    journal = Journal(config.folder, settings, config.restart)
     planned = plan_episodes(config, benchmark)
-    missing = journal.missing(planned)
+    missing = [*journal.missing(planned), *_unrecorded(planned, options)]
+    missing = [episode for episode in planned if episode in set(missing)]
     needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
     policy = benchmark.load_policy() if needs_policy else None
     loaded = time.perf_counter()
@@ -60,7 +65,13 @@ def print_report(report: Report, config: EvaluationFlags) -> None:
     print(f"\nreport: {config.folder / 'report.html'}")
 
 
-def _options(config: EvaluationFlags) -> RolloutOptions:
+def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[PlannedEpisode]:
+    """Episodes whose recording is wanted and not there: played before it was wanted, and to be played again."""
+    paths = ((episode, options.recording(episode)) for episode in planned)
+    return [episode for episode, path in paths if path is not None and not path.exists()]
+
+
+def _options(config: EvaluationFlags, facts: Mapping[str, Any]) -> RolloutOptions:
     return RolloutOptions(
         num_envs=config.num_envs,
         num_open_loop_steps=config.num_open_loop_steps,
@@ -70,6 +81,8 @@ def _options(config: EvaluationFlags) -> RolloutOptions:
         num_pictures=config.num_pictures,
         failure_frames=True,
         filmed_run=config.runs[0],
+        recording_dir=config.folder / RECORDINGS if config.record else None,
+        facts=facts,
     )
 
 

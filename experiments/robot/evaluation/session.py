@@ -3,6 +3,7 @@
 rollouts.jsonl              a line per rollout: success, why it ended, timing, what was held, clipped or failed, and why
 rollout_001.steps.jsonl     a line per control step
 rollout_001_success.mp4     the video, written as it is filmed
+recordings/rollout_001.hdf5 the recording (prismatic/acting/recorder.py), where wanted
 summary.json                successes with their interval, settings, the policy, the limits and where they come from
 """
 
@@ -23,9 +24,11 @@ from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
 from prismatic.acting.actor import ChunkSource, RemoteActor
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
 from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.leader import Leader, check_leader
 from prismatic.acting.limit_sources import ChosenLimits
 from prismatic.acting.limits import per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.recorder import RECORDINGS, BackgroundRecorder, EpisodeRecorder, RecordingError
 from prismatic.acting.robot import Robot, RobotError
 from prismatic.acting.start_check import check_observation, check_start
 from prismatic.wire.policy_info import PolicyInfo
@@ -46,6 +49,9 @@ class SessionOptions:
     is_attended: bool = True  # a person prepares each rollout and says whether it succeeded
     settings: Mapping[str, Any] = field(default_factory=dict)  # for the summary
     waits_for_person: bool = True  # before the first motion, where the policy sees something that training did not
+    leader: Leader | None = None  # what a person takes over with; None: what the robot brings along
+    records: bool = False  # every rollout becomes a recording
+    seed: int | None = None  # of the starts, for the recordings
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,12 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
     """Connects the robot, plays the rollouts and lets go of it, whatever happens; the folder with the results.
 
     Raises:
-        ValueError: the robot cannot be connected or brought to its start, or the policy does not fit what it sees.
+        ValueError: the robot cannot be connected or brought to its start, the policy does not fit what it sees, the leader not the
+            robot, or a rollout cannot be recorded.
     """
+    leader = options.leader or robot.leader
+    if leader is not None:
+        check_leader(leader, robot.action_names)
     for note in driver.limits.notes:
         logger.info("%s", note)
     executor = ChunkExecutor(driver.execution, driver.limits.limits, options.control_hz, driver.info.action_names)
@@ -71,10 +81,14 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
     try:
         try:
             robot.connect()
+            if leader is not None:
+                leader.connect()
             with keyboard:
                 Session(options, robot, actor, driver, keyboard).run()
         finally:
             robot.disconnect()
+            if leader is not None:
+                leader.disconnect()
     finally:
         actor.close()
     return options.folder
@@ -89,12 +103,13 @@ class Session:
         self._label = options.instruction or robot.instruction
         self._rows: list[dict[str, Any]] = []
         self._known: set[str] = set()  # dimensions whose first state a person has been told of
+        self._unrecorded: RecordingError | None = None
 
     def run(self) -> None:
         """Plays the planned rollouts, or fewer when a person quits.
 
         Raises:
-            ValueError: the robot cannot be brought to its start, and there is nobody to help it.
+            ValueError: the robot cannot be brought to its start, and there is nobody to help it; or a rollout could not be recorded.
         """
         try:
             for number in range(self._options.num_rollouts):
@@ -103,7 +118,9 @@ class Session:
                 outcome, video = self._play(number)
                 if outcome.ending == "quit":
                     break
-                self._record(number, outcome, video)
+                self._report(number, outcome, video)
+                if self._unrecorded is not None:
+                    raise self._unrecorded
         finally:
             self._write_summary()
 
@@ -157,6 +174,7 @@ class Session:
         name = f"rollout_{number + 1:03d}"
         if options.video_hz:
             film = BackgroundFilm(VideoWriter(options.folder / f"{name}.mp4", options.video_hz))
+        recorder = self._make_recorder(number, name) if options.records else None
         plan = RolloutPlan(
             number=number,
             instruction=self._label,
@@ -165,6 +183,8 @@ class Session:
             step_log=options.folder / f"{name}.steps.jsonl",
             film=film,
             video_hz=options.video_hz,
+            leader=options.leader or self._robot.leader,
+            recorder=recorder,
         )
         outcome, video = None, None
         try:
@@ -172,16 +192,45 @@ class Session:
             if outcome.success is None:
                 outcome.success = self._ask_success() if options.is_attended else False
         finally:
+            if recorder is not None:
+                self._close_recording(recorder, outcome)
             if film is not None:
                 ending = "interrupted" if outcome is None else "success" if outcome.success else "failure"
                 video = film.close(options.folder / f"{name}_{ending}.mp4")
         return outcome, video
 
+    def _make_recorder(self, number: int, name: str) -> BackgroundRecorder:
+        """The recording of a rollout, with the cameras called as in the demonstrations, whose registry entry then fits it, too."""
+        info = self._driver.info
+        facts = {
+            "episode": number,
+            "seed": self._options.seed,
+            "checkpoint": info.checkpoint or str(self._options.settings.get("pretrained_checkpoint") or ""),
+            "robot": type(self._robot).__name__,
+            "robot_platform": info.platform,
+            "action_names": tuple(self._robot.action_names),
+            "state_names": tuple(self._robot.state_names),
+            "control_hz": self._options.control_hz,
+        }
+        path = self._options.folder / RECORDINGS / f"{name}.hdf5"
+        return BackgroundRecorder(EpisodeRecorder(path, self._label, facts, info.demonstrated.cameras))
+
+    def _close_recording(self, recorder: BackgroundRecorder, outcome: RolloutOutcome | None) -> None:
+        """Completes the file; a rollout that was ended before anybody could judge it is no success."""
+        num_left_out = recorder.num_left_out + (outcome.num_unseen_steps if outcome is not None else 0)
+        if num_left_out:
+            logger.warning("%d steps are not in the recording: no picture could be taken or written in time", num_left_out)
+        ending = "interrupted" if outcome is None else outcome.ending
+        try:
+            recorder.close({"success": bool(outcome and outcome.success), "ending": ending, "num_left_out": num_left_out})
+        except RecordingError as error:
+            self._unrecorded = error
+
     def _ask_success(self) -> bool:
         print(f"Was it a success? {SUCCESS} or {FAILURE}")
         return self._keyboard.wait(SUCCESS + FAILURE) == SUCCESS
 
-    def _record(self, number: int, outcome: RolloutOutcome, video: Path | None) -> None:
+    def _report(self, number: int, outcome: RolloutOutcome, video: Path | None) -> None:
         """One line in rollouts.jsonl and on the screen."""
         counts, names = self._actor.executor.counts, self._driver.info.action_names
         row: dict[str, Any] = {"rollout": number + 1, "instruction": self._label, **dataclasses.asdict(outcome)}

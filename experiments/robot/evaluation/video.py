@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from prismatic.acting.background import Background
 
 _MAX_QUEUED_FRAMES = 64
 
@@ -57,19 +57,17 @@ class BackgroundFilm:
     """A `VideoWriter` in a thread of its own: `add` never waits, and a frame for which there is no time is left out."""
 
     def __init__(self, writer: VideoWriter) -> None:
-        self.num_dropped = 0
         self._writer = writer
-        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(_MAX_QUEUED_FRAMES)
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="film", daemon=True)
-        self._thread.start()
+        self._work = Background(writer.write, "film", _MAX_QUEUED_FRAMES)
 
     def add(self, picture: np.ndarray) -> None:
         """Takes the next frame."""
-        try:
-            self._queue.put_nowait(np.array(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]))
-        except queue.Full:
-            self.num_dropped += 1
+        self._work.offer(np.array(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]))
+
+    @property
+    def num_dropped(self) -> int:
+        """Frames that were left out."""
+        return self._work.num_left_out
 
     def close(self, path: Path) -> Path | None:
         """Completes the video as `path`; None where there is none.
@@ -77,19 +75,8 @@ class BackgroundFilm:
         Raises:
             Exception: what went wrong with writing it.
         """
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self._work.finish()
         return self._writer.close(path)
-
-    def _run(self) -> None:
-        while (frame := self._queue.get()) is not None:
-            try:
-                if self._error is None:
-                    self._writer.write(frame)
-            except Exception as error:  # raised again by `close`, where somebody can hear it
-                self._error = error
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], frames_per_second: float) -> None:

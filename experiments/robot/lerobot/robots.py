@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.lerobot import devices
-from experiments.robot.lerobot.dimensions import DEGREES, PERCENT, as_argument, match_dimensions, split_unit
+from experiments.robot.lerobot.dimensions import DEGREES, PERCENT, Dimensions, as_argument, match_dimensions, split_unit
+from prismatic.acting.leader import Leader
 from prismatic.acting.robot import Robot
 from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.types import Observation
@@ -56,7 +57,6 @@ class LeRobotArm(Robot):
         teleop = dict(self._ours.get("teleop") or {})
         self._teleop_config: Any = devices.decode_config("teleoperator", teleop.pop("type", ""), teleop) if teleop else None
         self._robot: Any = None
-        self._teleop: Any = None
         self._values: Mapping[str, Any] = {}  # the last reading
         self._read_at = -np.inf
         self._has_told_of_shortening = False
@@ -84,7 +84,7 @@ class LeRobotArm(Robot):
         self._cameras = self._match_cameras(info, [name for name, kind in features.items() if isinstance(kind, tuple)])
         self.action_names, self.state_names = info.action_names, info.proprio_names if info.needs_state else ()
         if self._teleop_config is not None:
-            self._teleop = self._make_teleoperator(info, stated, renamed)
+            self.leader = self._make_leader(info, stated, renamed)
 
     def _speak_as(self, info: PolicyInfo) -> None:
         """Chooses degrees or -100 to 100, which the same joints may be recorded in."""
@@ -116,18 +116,16 @@ class LeRobotArm(Robot):
             found[slot] = name
         return found
 
-    def _make_teleoperator(self, info: PolicyInfo, stated: Mapping[str, str], renamed: Mapping[str, str]) -> Any:
+    def _make_leader(self, info: PolicyInfo, stated: Mapping[str, str], renamed: Mapping[str, str]) -> LeRobotLeader:
         device = devices.make_device("teleoperator", self._teleop_config)
         units = devices.value_units(device, device.action_features, stated)
-        self._persons = match_dimensions("action", info.action_names, units, renamed)
-        return device
+        values = match_dimensions("action", info.action_names, units, renamed)
+        return LeRobotLeader(device, values, info.action_names, dict(self._ours["teleop"]))
 
     def connect(self) -> None:
         """Raises ValueError where the arm has not been calibrated, or another one has been under this id."""
         logger.info("LeRobot's drivers switch the motors off for a moment while they connect: let the arm rest on something")
         _connect(self._robot, "robot", self._type_name, self._arguments)
-        if self._teleop is not None:
-            _connect(self._teleop, "teleop", self._teleop_config.type, dict(self._ours["teleop"]))
         self.send(np.where(self._is_target, self.position(), 0.0))  # from now on it holds
 
     def position(self) -> np.ndarray:
@@ -156,16 +154,31 @@ class LeRobotArm(Robot):
             self._has_told_of_shortening = True
             logger.warning("LeRobot changed a command of %s on its way (max_relative_target?); told once", ", ".join(shortened))
 
-    def teleoperate(self) -> np.ndarray | None:
-        return None if self._teleop is None else self._persons.read(self._teleop.get_action())
-
     def disconnect(self) -> None:
         """The driver lets go of its port, the motors go on holding."""
-        if self._teleop is not None and self._teleop.is_connected:
-            self._teleop.disconnect()
         if self._robot is not None and self._robot.is_connected:
             self._robot.disconnect()
             logger.info("the arm keeps its torque and holds where it is: support it before you switch it off")
+
+
+class LeRobotLeader(Leader):
+    """One of LeRobot's teleoperators, in the order and units of a policy."""
+
+    def __init__(self, device: Any, values: Dimensions, action_names: tuple[str, ...], said: Mapping[str, Any]) -> None:
+        """`values`: where the policy's dimensions are among those of `device`; `said`: its arguments."""
+        self._device, self._values, self._said = device, values, said
+        self.action_names = action_names
+
+    def connect(self) -> None:
+        """Raises ValueError where it has not been calibrated."""
+        _connect(self._device, "teleop", str(self._said.get("type", "")), self._said)
+
+    def read(self) -> np.ndarray:
+        return self._values.read(self._device.get_action())
+
+    def disconnect(self) -> None:
+        if self._device.is_connected:
+            self._device.disconnect()
 
 
 def _connect(device: Any, kind: str, type_name: str, said: Mapping[str, Any]) -> None:

@@ -94,6 +94,7 @@ def evaluate(config: EvalConfig) -> Report:
     )
     benchmark = Benchmark(
         title=config.task_suite_name,
+        robot="LIBERO",
         simulator=simulator,
         tasks=[task.name for task in tasks],
         load_policy=partial(load_policy, config),

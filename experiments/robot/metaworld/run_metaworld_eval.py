@@ -38,7 +38,7 @@ def evaluate(config: EvalConfig) -> Report:
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, "METAWORLD", CAMERAS)
-    return run_evaluation(config, Benchmark("MetaWorld", simulator, tasks, load))
+    return run_evaluation(config, Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load))
 
 
 def main(config: EvalConfig) -> None:

@@ -31,8 +31,10 @@ def attempt(type_name: str, arguments: dict, info: PolicyInfo, connects: bool = 
         arm.fit(info)
         if connects:
             arm.connect()
+            if arm.leader is not None:
+                arm.leader.connect()
             arm.send(np.array([9.0, -9.0, 0.0, 0.0, 0.0, 10.0]))
-            person = arm.teleoperate()
+            person = None if arm.leader is None else arm.leader.read()
             return {"state": arm.observe("pick").proprio.tolist(), "person": None if person is None else person.tolist()}
         return {"factors": arm._actions.factors.tolist(), "cameras": arm._cameras}
     except ValueError as error:
@@ -41,6 +43,8 @@ def attempt(type_name: str, arguments: dict, info: PolicyInfo, connects: bool = 
         if arm is not None:
             arm.disconnect()
             arm.disconnect()
+            if arm.leader is not None:
+                arm.leader.disconnect()
 
 
 DEGREES = described(" [deg]")

@@ -5,6 +5,7 @@
     /observations/qpos, qvel ...   [T, P]      the state before that action; each may be a group of columns
     /observations/images/<camera>  see `images`; a camera may also lie elsewhere below /observations (rgb_images/top, head_camera/rgb)
     /compress_len                  [cameras, T]
+    /rollout                       what `vla.rollout_record` lists; no state and no action
 
 /compress_len is not needed, see `images`; it does not say which of its rows belongs to which camera. A group is kept as one, its columns
 are named by their paths ("qpos/left"); only a group with a single column stands for that column.
@@ -26,10 +27,11 @@ from prismatic.vla.datasets.hdf5.instructions import Instruction, folder_instruc
 from prismatic.vla.datasets.hdf5.layout import OBSERVATION_GROUPS
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 from prismatic.vla.datasets.texts import TEXT_NAMES
+from prismatic.vla.rollout_record import GROUP
 
 IMAGES = "images"  # below the observations
 _MAIN_COLUMNS = ("action", "actions", "qpos")  # read whatever their length, so that a wrong one is named
-_NO_COLUMNS = (*OBSERVATION_GROUPS, "compress_len", *TEXT_NAMES)
+_NO_COLUMNS = (*OBSERVATION_GROUPS, "compress_len", GROUP, *TEXT_NAMES)
 
 
 @dataclass(frozen=True)
