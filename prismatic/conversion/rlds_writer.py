@@ -38,7 +38,7 @@ from prismatic.interrupts import StopRequest
 from prismatic.vla.cameras import STORED_KEYS
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.channel_order import frames_as_rgb
-from prismatic.vla.datasets.episodes import Episode, EpisodeSource, standardize
+from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameError, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
@@ -49,6 +49,8 @@ from prismatic.vla.datasets.splits import VAL_SPLITS, choose_validation
 from prismatic.vla.datasets.texts import draw_text
 
 logger = logging.getLogger(__name__)
+
+_DAMAGED = "episodes with damaged images are left out"
 
 
 @dataclass(frozen=True)
@@ -174,15 +176,19 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, 
                 num_idle += int((~moving).sum())
                 episode = _select(episode, moving, name)
             path = spec.stage / f"{_episode_key(episode, name, source, entry, spec)}.npz"
-            if not path.is_file():
-                write_staged(path, encode_episode(episode, tuple(entry.cameras), reader, spec.image_size), name, raw.split)
+            progress.update()
+            try:
+                if not path.is_file():
+                    write_staged(path, encode_episode(episode, tuple(entry.cameras), reader, spec.image_size), name, raw.split)
+            except FrameError as error:
+                source.repairs.note(_DAMAGED, str(error))
+                continue
             staged.append(load_staged(path))
             staged[0].check(staged[-1])
-            progress.update()
     for repair in source.repairs:
         logger.warning("%s: %s", source.folder, repair)
     if not staged:
-        raise ValueError(f"{source.folder} holds no episodes; record some first")
+        raise ValueError(f"{source.folder} holds no {'sound ' if list(source.repairs) else ''}episodes; record some first")
     if spec.filter_noops:
         logger.info("left out %d of %d steps in which nothing moves", num_idle, num_steps)
     return staged

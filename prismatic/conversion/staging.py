@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prismatic.vla.datasets.episodes import Episode, FrameReader
+from prismatic.vla.datasets.broken_files import is_of_the_disk
+from prismatic.vla.datasets.episodes import Episode, FrameError, FrameReader
 from prismatic.vla.datasets.locks import LockedError, locked
 from prismatic.vla.images import encode_jpeg, resize_lanczos3
 
@@ -84,13 +85,19 @@ def encode_episode(episode: Episode, cameras: tuple[str, ...], reader: FrameRead
     """The episode with its frames decoded, resized to squares of `image_size` pixels unless that is None, and encoded as JPEG.
 
     Raises:
-        ValueError: a frame is damaged, or a camera changes its size within the episode.
+        FrameError: a frame is damaged.
+        ValueError: a camera changes its size within the episode.
     """
     images: dict[str, list[bytes]] = {name: [] for name in cameras}
     shapes: dict[str, tuple[int, ...]] = {}
     for column, name in enumerate(cameras):  # a camera after the other: videos are then decoded forward
         for reference in episode.images[:, column]:
-            frame = reader.read(reference)
+            try:
+                frame = reader.read(reference)
+            except ValueError as error:
+                if is_of_the_disk(error):
+                    raise
+                raise FrameError(str(error)) from error
             frame = frame if image_size is None else resize_lanczos3(frame, image_size)
             if shapes.setdefault(name, frame.shape) != frame.shape:
                 raise ValueError(f"camera {name!r} changes its image size from {shapes[name]} to {frame.shape} within an episode")

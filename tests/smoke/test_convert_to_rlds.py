@@ -47,12 +47,16 @@ def target_of(folder: Path) -> Path:
 def test_aloha_compressed_resized_with_a_file_of_instructions(tmp_path: Path) -> None:
     for number in range(4):
         write_aloha(tmp_path / "recordings" / ("val" if number == 3 else "train") / f"episode_{number}.hdf5", 5, number, compressed=True)
+    with h5py.File(write_aloha(tmp_path / "recordings/train/episode_7.hdf5", 5, 7, compressed=True), "a") as file:
+        file["observations/images/cam_high"][2, 30:] = 0
     (tmp_path / "texts.json").write_text(json.dumps({"episode_1": "fold the shirt", "*": "open the pot"}))
     done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--image_size", "16")
     assert done.returncode == 2
     assert "train/episode_0.hdf5: no language instruction" in done.stderr
     done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--image_size", "16", "--instructions_file", str(tmp_path / "texts.json"))
     assert done.returncode == 0, done.stderr
+    assert "episodes with damaged images are left out (1, first: " in done.stderr
+    assert "train/episode_7.hdf5, /observations/images/cam_high, row 2: " in done.stderr
     assert os.listdir(tmp_path / "rlds") == ["toy_robot"]
     read = read_with_tfds(target_of(tmp_path), tmp_path / "read.npz")
     assert read["splits"] == {"train": 3, "val": 1}

@@ -362,6 +362,32 @@ def test_a_column_of_all_parts_is_not_joined_with_them(tmp_path: Path, paste: Ca
     assert "no recorded state measures what they command" in pasted.text
 
 
+def test_whole_actions_in_several_frames_are_alternatives(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    """Open X-Embodiment's taco_play."""
+    columns = {
+        "action__rel_actions_world": lambda seed: changes_of(walk(seed, 7)),
+        "action__rel_actions_gripper": lambda seed: changes_of(walk(seed + 5, 7)),
+        "action__actions": lambda seed: ahead(walk(seed, 7)),
+        "observations__robot_obs": lambda seed: walk(seed, 7),
+    }
+    pasted = paste(write_act(tmp_path, lambda seed: (np.zeros((NUM_STEPS, 0)), np.zeros((NUM_STEPS, 0))), **columns))
+    assert (pasted.entry.action_keys, pasted.entry.state_obs_keys, pasted.kinds) == (("action/actions",), ("robot_obs",), "t" * 7)
+
+
+def test_a_world_vector_goes_with_its_rotation(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    """fractal20220817: the pose of its tool, seen from its base, is no velocity."""
+    columns = {
+        "action__world_vector": lambda seed: changes_of(walk(seed, 3)),
+        "action__rotation_delta": lambda seed: changes_of(walk(seed + 5, 3)),
+        "action__gripper_closedness_action": lambda seed: opening(),
+        "observations__base_pose_tool_reached": lambda seed: np.hstack([walk(seed, 3), walk(seed + 5, 3)]),
+    }
+    pasted = paste(write_act(tmp_path, lambda seed: (np.zeros((NUM_STEPS, 0)), np.zeros((NUM_STEPS, 0))), **columns))
+    parts = ("world_vector", "rotation_delta", "gripper_closedness_action")
+    assert (pasted.entry.action_keys, pasted.kinds) == (tuple(f"action/{name}" for name in parts), "m" * 6 + "t")
+    assert not any("velocity" in name for name in pasted.platform.proprio_names)
+
+
 def test_single_joints_in_columns_of_their_own(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
     """Their names are those of the columns; the gripper comes last; no column is taken twice under two names."""
     folder = write_lerobot(tmp_path, in_degrees(), None) / "mine"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+_DISK_FAILS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENXIO)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024  # bytes; Git LFS writes about 130
 
@@ -31,3 +34,8 @@ def unreadable(path: Path, kind: str, error: Exception) -> ValueError:
     """The error for a file that is there but cannot be read as `kind`."""
     problem = file_problem(path) or f"cannot be read as {kind} ({str(error).splitlines()[0]}): it is damaged or cut off, download it again"
     return ValueError(f"{path} {problem}")
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether a disk or a file server failed, which says nothing about the episode; libraries of file formats only quote the system."""
+    return any(os.strerror(code) in str(error) for code in _DISK_FAILS)

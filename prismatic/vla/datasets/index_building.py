@@ -6,7 +6,6 @@ numbers of episodes mean the same with and without it, and --exclude_episodes ca
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from prismatic.vla.datasets.broken_files import is_of_the_disk
 from prismatic.vla.datasets.episodes import IMAGE_REF, Episode, EpisodeSource, RawEpisode, TrajectoryTransform, standardize
 from prismatic.vla.datasets.index_files import Rows
 from prismatic.vla.datasets.repairs import NO_STEPS
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
-_DISK_FAILS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENXIO)
 FRAME_FORMAT_VERSION = 2  # of `frame_keys`
 _NUM_REFUSED_TO_GIVE_UP = 10  # episodes, and more than half of those read: the entry does not fit
 
@@ -94,7 +93,7 @@ def _standard_episodes(
                 if first is not None and len(episode.actions):
                     _check_widths(raw, episode, *first)
             except ValueError as error:
-                if _is_of_the_disk(error):
+                if is_of_the_disk(error):
                     raise
                 yield raw, str(error)
             else:
@@ -112,11 +111,6 @@ def _readable(source: EpisodeSource) -> Iterator[RawEpisode]:
         raise ValueError(
             f"{where} cannot be read: {os.strerror(error.errno) if error.errno else error}; check the disk or the mount"
         ) from error
-
-
-def _is_of_the_disk(error: Exception) -> bool:
-    """Whether a disk or a file server failed, which says nothing about the episode; libraries of file formats only quote the system."""
-    return any(os.strerror(code) in str(error) for code in _DISK_FAILS)
 
 
 def _check_widths(raw: RawEpisode, episode: Episode, first: RawEpisode, reference: Episode) -> None:

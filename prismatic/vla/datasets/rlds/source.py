@@ -28,7 +28,7 @@ from prismatic.vla.datasets.rlds.instructions import find_instruction
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.record import Record
 from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
-from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, read_records
+from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, scan_records
 from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.images import decode_image
 
@@ -83,21 +83,26 @@ class RldsSource:
         return renamed
 
     def episodes(self) -> Iterator[RawEpisode]:
-        """All episodes, split by split, in the order of the files.
+        """All episodes, split by split, in the order of the files; a damaged record with that problem, which names file and byte offset.
 
         Raises:
-            CorruptRecordError: a damaged record; the message names file and byte offset.
             ValueError: a shard holds another number of episodes than dataset_info.json says.
         """
         for number, shard in enumerate(self.shards):
-            count = 0
-            for count, (offset, payload) in enumerate(read_records(shard.path), start=1):
-                name = f"{shard.path}, episode {count - 1}"
-                record = Record.parse(name, payload)
-                if record.count_steps(self.features):
-                    yield self._episode(self._splits[shard.split], name, record, (number, offset))
-                else:
-                    self.repairs.note(NO_STEPS, name)
+            count, split = 0, self._splits[shard.split]
+            try:
+                for offset, payload in scan_records(shard.path):
+                    name = f"{shard.path}, episode {count}"
+                    count += 1
+                    episode = self._read_or_refuse(split, name, payload, (number, offset))
+                    if episode is not None:
+                        yield episode
+            except CorruptRecordError as error:  # the next record cannot be found
+                if count >= shard.num_episodes:
+                    raise
+                for lost in range(count, shard.num_episodes):
+                    yield RawEpisode(split, f"{shard.path}, episode {lost}", {}, problem=str(error))
+                continue
             if count != shard.num_episodes:
                 raise ValueError(
                     f"{shard.path} holds {count} episodes, dataset_info.json says {shard.num_episodes}; copy the data set again completely"
@@ -106,6 +111,19 @@ class RldsSource:
     def frame_reader(self) -> EncodedFrameReader:
         """What decodes the images of the shards."""
         return EncodedFrameReader(self.files)
+
+    def _read_or_refuse(self, split: str, name: str, payload: np.ndarray | CorruptRecordError, place: tuple[int, int]) -> RawEpisode | None:
+        """None: an episode without steps."""
+        try:
+            if isinstance(payload, CorruptRecordError):
+                raise payload
+            record = Record.parse(name, payload)
+            if record.count_steps(self.features):
+                return self._episode(split, name, record, place)
+        except CorruptRecordError as error:
+            return RawEpisode(split, name, {}, problem=str(error))
+        self.repairs.note(NO_STEPS, name)
+        return None
 
     def _episode(self, split: str, name: str, record: Record, place: tuple[int, int]) -> RawEpisode:
         """`place` is the number of the file and the record's first byte in it."""

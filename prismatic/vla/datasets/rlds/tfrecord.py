@@ -42,10 +42,25 @@ def masked_crc32c(data: bytes | np.ndarray) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset in the file, payload uint8 [length]) of every record. Read, not mapped: a disk that fails would end the process in silence.
+    """(offset in the file, payload uint8 [length]) of every record.
 
     Raises:
         CorruptRecordError: a record is cut off or its checksum is wrong; the message names file and offset.
+        OSError: the file cannot be read; it names the file.
+    """
+    for offset, payload in scan_records(path):
+        if isinstance(payload, CorruptRecordError):
+            raise payload
+        yield offset, payload
+
+
+def scan_records(path: Path) -> Iterator[tuple[int, np.ndarray | CorruptRecordError]]:
+    """As `read_records`, but a record whose content alone is damaged comes as its error, and those behind it are read.
+
+    Read, not mapped: a disk that fails would end the process in silence.
+
+    Raises:
+        CorruptRecordError: a record is cut off or its length is damaged, so that the next one cannot be found.
         OSError: the file cannot be read; it names the file.
     """
     size, position = path.stat().st_size, 0
@@ -62,9 +77,8 @@ def read_records(path: Path) -> Iterator[tuple[int, np.ndarray]]:
                 raise _corrupt(path, position, f"the record has {length} bytes, but the file ends after {size - start}")
             record = _read_at(file.fileno(), path, start, length + _FOOTER.size)
             payload, footer = record[:length], record[length:].tobytes()
-            if masked_crc32c(payload) != _FOOTER.unpack(footer)[0]:
-                raise _corrupt(path, position, "the checksum of the record's content is wrong")
-            yield start, payload
+            is_sound = masked_crc32c(payload) == _FOOTER.unpack(footer)[0]
+            yield start, payload if is_sound else _corrupt(path, position, "the checksum of the record's content is wrong")
             position = end + _FOOTER.size
 
 

@@ -20,13 +20,15 @@ from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 from prismatic.vla.diagnosis import listed
 
+_WHOLE_ACTION = 4  # dimensions: a position and a gripper
 MIN_WIDTH_OF_TWO_ARMS = 10  # two arms of four joints and a gripper
-_WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint_states", "agent_pos")
+_WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint_states", "agent_pos", "robot_obs")
 _STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp|qpos")
 _NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current|load|object|cube|goal|target|_sin$|_cos$|frame")
 _NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last|mode")
 _BASE = re.compile(r"base|wheel|chassis|odom")
-_CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff")
+_POSE = re.compile(r"pos|tool|reached")
+_CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff|world_vector")
 _VELOCITY = re.compile(r"vel|twist|speed")
 GRIPPER = re.compile(r"gripper|claw|jaw|(?<!end[._])(?<!end)effector")  # in lower case
 _ROLES = (  # in the order in which columns are joined
@@ -113,7 +115,7 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
         all_keys = list(stored.values())
         keys = [key for key in all_keys if looks_like_colour(key)] or all_keys
     if not keys:
-        raise ValueError(f"{folder}: no encoded images below 'observation'; found: {', '.join(sorted(observation)) or 'nothing'}")
+        raise ValueError(f"{folder}: no encoded images below 'observation'; found: {_found(observation)}")
     cameras, left_over = assign_cameras(keys, two_arms)
     if looks_from_wrist(cameras["primary"]):
         notes.append(f"Every camera is on a wrist; {cameras['primary']!r} is taken as the primary one.")
@@ -124,6 +126,14 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
     if incomplete := [camera.key for camera in said.cameras if not camera.is_depth and not camera.is_complete]:
         notes.append(f"Cameras whose files are not all there are left out: {', '.join(incomplete)}.")
     return cameras
+
+
+def _found(observation: Mapping[str, Any]) -> str:
+    """What there is, and what to do with raw pictures."""
+    paths = sorted(leaf_paths(observation))
+    raw = next((path for path in paths if getattr(find_value(observation, path), "ndim", 0) == 4), None)
+    advice = "" if raw is None else f". {raw!r} holds raw pictures: write them as Image features, which are JPEG or PNG files"
+    return (", ".join(paths) or "nothing") + advice
 
 
 def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> tuple[str, ...]:
@@ -193,7 +203,14 @@ def _by_role(commands: Mapping[str, int]) -> list[str]:
         for group in (joints, [*positions, *rotations] if positions else []):
             if group:
                 return _in_order([*group, *grippers])
-    return _in_order(names)
+    return _first_of_alternatives(names, commands)
+
+
+def _first_of_alternatives(names: Sequence[str], widths: Mapping[str, int]) -> list[str]:
+    """Columns without usual names joined; but of whole actions of one width, in several frames or absolute and relative, one."""
+    absolute = [key for key in names if not _CHANGE.search(key) and not _VELOCITY.search(key)] or list(names)
+    whole = [key for key in absolute if widths[key] >= _WHOLE_ACTION and not side_of(key)]
+    return _in_order(whole[:1] if len(whole) > 1 else absolute)
 
 
 def _shortest_names(keys: Iterable[str]) -> list[str]:
@@ -282,7 +299,8 @@ def _dimensions(group: Mapping[str, Any], keys: Sequence[str], said: Description
         if len(named) == width:
             found += named
             continue
-        kind = ActionKind.MOTION if _CHANGE.search(key) else ActionKind.VELOCITY if _BASE.search(key.lower()) else None
+        drives = _BASE.search(key.lower()) and not _POSE.search(key.lower())
+        kind = ActionKind.MOTION if _CHANGE.search(key) else ActionKind.VELOCITY if drives else None
         kind = ActionKind.VELOCITY if _VELOCITY.search(key) else kind
         found += [Dimension(_base_name(key, number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width)]
     return tuple(found)
