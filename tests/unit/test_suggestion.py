@@ -424,6 +424,22 @@ def test_cameras_called_like_depth_are_no_colour(tmp_path: Path, paste: Callable
     assert "called like depth or labels, and are no colour pictures then: front_segmentation, head_depth" in pasted.text
 
 
+def test_widths_that_fit_do_not_make_a_joint_of_a_velocity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of the published form names no platform: 14 dimensions at 25 Hz are ALOHA's, but these names drive a base."""
+    names = [*(f"{side}_{name}" for side in ("left", "right") for name in (*JOINTS, "gripper.pos")), "x.vel", "theta.vel"]
+    write_lerobot(tmp_path, in_degrees(2, extra=2), names, fps=25)
+    entry = {
+        "image_obs_keys": {"primary": "front"},
+        "state_encoding": configs.StateEncoding.JOINT_BIMANUAL,
+        "action_encoding": configs.ActionEncoding.JOINT_POS_BIMANUAL,
+    }
+    monkeypatch.setitem(configs.OXE_DATASET_CONFIGS, "mine", entry)
+    with pytest.raises(ValueError, match=r"ALOHA \(but its right_wrist_rotate \[rad\] is a target, where the recordings name a velocity"):
+        resolve_datasets("mine", tmp_path)
+    write_lerobot(tmp_path / "named", in_degrees(2, extra=2), None, fps=25)
+    assert resolve_datasets("mine", tmp_path / "named")[0].platform.name == "ALOHA"
+
+
 @pytest.mark.parametrize("form", ["left_{}", "left.{}", "{}.left"])
 def test_names_decide_which_arm_is_which(tmp_path: Path, paste: Callable[..., Pasted], form: str) -> None:
     left = [form.format(name.removesuffix(".pos")) + ".pos" for name in (*JOINTS, "gripper.pos")]

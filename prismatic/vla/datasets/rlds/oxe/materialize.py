@@ -38,7 +38,7 @@ from prismatic.vla.datasets.rlds.oxe.rates import (
     with_automatic_stride,
     with_stride,
 )
-from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
+from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, identity_dataset_transform
 from prismatic.vla.datasets.sources import describe_recordings, find_dataset_folder, open_source
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,11 @@ def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> 
         platform = get_robot_platform(platform_name)
     else:
         used_hz = None if hz is None or wanted.stride == AUTO else hz / entry.stride
-        platform = _follow(registry_name, entry, lambda: _recorded_widths(folder, entry, transform, wanted.use_proprio, used_hz))
+        is_as_recorded = transform.__wrapped__ is identity_dataset_transform
+        kinds = tuple(item.kind for item in said.dimensions(entry.action_keys)) if is_as_recorded else ()
+        platform = _follow(
+            registry_name, entry, lambda: replace(_recorded_widths(folder, entry, transform, wanted.use_proprio, used_hz), kinds=kinds)
+        )
     platform = _with_kinds(platform, entry, registry_name)
     if wanted.stride == AUTO:
         entry = with_automatic_stride(registry_name, entry, platform, hz)
@@ -262,6 +266,8 @@ class NumpyTransform:
 
     `__wrapped__` is the transform itself. A class, not a closure, so that specs can be sent to worker processes.
     """
+
+    __wrapped__: TrajectoryTransform
 
     def __init__(self, transform: TrajectoryTransform) -> None:
         functools.update_wrapper(self, transform)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prismatic.vla.constants import PUBLISHED_ROBOTS, ROBOT_PLATFORMS, RobotPlatform
+from prismatic.vla.constants import PUBLISHED_ROBOTS, ROBOT_PLATFORMS, ActionKind, RobotPlatform
 from prismatic.vla.datasets.rlds.oxe.configs import ENDS_OF_ARMS, DatasetEntry, StateEncoding
 
 _NUM_NEAR = 3  # that a message lists
@@ -37,6 +37,7 @@ class RecordedWidths:
     action_dim: int
     proprio_dim: int | None  # None: the policy does not use the state
     hz: float | None = None  # steps per second; None: nobody says
+    kinds: tuple[ActionKind | None, ...] = ()  # of the actions, where the recordings name them
 
     def __str__(self) -> str:
         state = "" if self.proprio_dim is None else f" and states of {self.proprio_dim}"
@@ -109,6 +110,8 @@ def _differences(platform: RobotPlatform, entry: DatasetEntry, widths: RecordedW
         found.append(f"its actions have {platform.action_dim} dimensions")
     if not _has_kinds(platform, entry):
         found.append(f"its actions are {_actions(platform)}")
+    elif len(widths.kinds) == platform.action_dim and (odd := _odd_kind(platform, widths.kinds)):
+        found.append(odd)
     if widths.proprio_dim is not None:
         if platform.proprio_dim != widths.proprio_dim:
             found.append(f"its states have {platform.proprio_dim} dimensions")
@@ -125,6 +128,14 @@ def _has_kinds(platform: RobotPlatform, entry: DatasetEntry) -> bool:
         return entry.kinds(platform.action_dim) == platform.action_kinds
     except ValueError:  # the encoding does not fit that many dimensions
         return False
+
+
+def _odd_kind(platform: RobotPlatform, recorded: Sequence[ActionKind | None]) -> str:
+    """What the names of the recordings say otherwise; a velocity taken for a target would go on when the robot holds still."""
+    for dim, (kind, own) in enumerate(zip(recorded, platform.action_kinds, strict=True)):
+        if kind is not None and kind is not own:
+            return f"its {platform.action_names[dim]} is a {own.value}, where the recordings name a {kind.value} (dimension {dim})"
+    return ""
 
 
 def _actions(platform: RobotPlatform) -> str:
