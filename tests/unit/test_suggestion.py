@@ -194,6 +194,7 @@ def test_what_was_printed_is_accepted_and_right(
     assert (pasted.platform.name, pasted.platform.control_hz) == ("MINE", hz or 25)  # of no robot of the table: width and rate say nothing
     assert "Question" not in pasted.text
     assert ("pass --control_hz" in pasted.text) == (hz is None)
+    assert pasted.entry.state_obs_keys == ("state",)  # which a converted set has, too
     if make is quaternions:
         assert pasted.platform.action_names[3:7] == ("quaternion_1", "quaternion_2", "quaternion_3", "quaternion_4")
         assert pasted.entry.state_encoding.name == "POS_QUAT"

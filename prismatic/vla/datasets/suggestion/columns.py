@@ -266,7 +266,8 @@ def _rows(trajectory: Trajectory, path: str) -> np.ndarray:
 def _columns(values: Mapping[str, Any]) -> dict[str, int]:
     """Path -> width of all columns of numbers, within groups, too; of several names of one column the usual or shortest."""
     names: dict[int, str] = {}
-    for path in sorted(leaf_paths(values), key=lambda path: (path not in _WHOLE_STATE, len(path))):
+    usual = {name: rank for rank, name in enumerate(_WHOLE_STATE)}  # "state" before "qpos"
+    for path in sorted(leaf_paths(values), key=lambda path: (usual.get(path, len(usual)), len(path))):
         if _is_numbers(found := find_value(values, path)):
             names.setdefault(id(found), path)
     return {path: _width(find_value(values, path)) for path in leaf_paths(values) if path in names.values()}
