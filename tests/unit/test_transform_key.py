@@ -111,6 +111,27 @@ PLAIN = "\ndef transform(trajectory):\n    return [SCALE * row for row in trajec
         pytest.param("\ntransform = Callable(1).moved\n", "Callable(1)", "Callable(2)", id="bound method"),
         pytest.param("\n@keep\ndef transform(t):\n    return t\n", "return function(trajectory)", "return None", id="decorator"),
         pytest.param("\n@keep\ndef transform(t):\n    return SCALE\n", "NAMES = 1.0", "NAMES = 2.0", id="constant under a decorator"),
+        pytest.param(
+            "\ndef transform(t):\n    return transform.gain\ntransform.gain = 1\n", "gain = 1\n", "gain = 2\n", id="field of a function"
+        ),
+        pytest.param(
+            "\nvector = np.vectorize(times(1))\ndef transform(t):\n    return vector(t)\n",
+            "* factor",
+            "+ factor",
+            id="within an object of numpy",
+        ),
+        pytest.param(
+            "\n@functools.singledispatch\ndef move(x): ...\n@move.register\ndef _(x: int):\n    return 1\n"
+            "def transform(t):\n    return move(t)\n",
+            *("return 1", "return 2"),
+            id="function of a type",
+        ),
+        pytest.param(
+            "\nfrom collections import defaultdict\nGAINS = defaultdict(lambda: 1)\ndef transform(t):\n    return GAINS[t]\n",
+            *("lambda: 1", "lambda: 2"),
+            id="default of a dictionary",
+        ),
+        pytest.param("\nimport torch\nGAIN = torch.ones(1)\ndef transform(t):\n    return GAIN\n", "ones(1)", "ones(2)", id="tensor"),
         pytest.param("\n@functools.lru_cache\ndef transform(t):\n    return SCALE\n", "NAMES = 1.0", "NAMES = 2.0", id="cached function"),
     ],
 )
@@ -131,6 +152,38 @@ def test_what_changes_the_result_changes_the_key(key_of: Key, transform: str, ol
 def test_so_do_changes_in_other_files_of_the_user(key_of: Key, body: str, old: str, new: str) -> None:
     module = f"{MODULE}\ndef transform(t):\n    {body}\n"
     assert key_of(module) != key_of(module, HELPERS.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("body", "is_within"),
+    [
+        pytest.param("import {0}.deep\ndef transform(t):\n    return {0}.deep.GAIN\n", False, id="module within a package"),
+        pytest.param("import hub\ndef transform(t):\n    return hub.deep.GAIN\n", False, id="module that a module imports"),
+        pytest.param("def transform(t):\n    from {0} import deep\n    return deep.GAIN\n", False, id="module imported inside"),
+        pytest.param("def transform(t):\n    from .deep import GAIN\n    return GAIN\n", True, id="relative import inside"),
+        pytest.param("def transform(t):\n    from . import deep\n    return deep.GAIN\n", True, id="relative import of a module"),
+    ],
+)
+@pytest.mark.parametrize("package", ["package", "folder"])  # a folder without __init__.py is one, too
+def test_so_do_changes_in_modules_of_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, body: str, is_within: bool
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / package).mkdir()
+    if package == "package":
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "hub.py").write_text(f"from {package} import deep\n")
+    own = f"{package}.own" if is_within else "own"
+    (tmp_path / f"{own.replace('.', '/')}.py").write_text(body.format(package))
+    keys = []
+    for gain in ("1.0", "2.0", "1.0"):
+        (tmp_path / package / "deep.py").write_text(f"GAIN = {gain}\nUNUSED = {len(keys)}\n")
+        for name in (package, f"{package}.deep", "hub", own):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        keys.append(transform_key(importlib.import_module(own).transform))
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     code        of the function, of those it calls and of the classes it uses, as far as they are not part of an installed package;
                 without comments, docstrings and layout
-    values      constants of modules, default values, what a closure or a functools.partial holds, the fields of a callable object
+    values      constants of modules, default values, what a closure or a functools.partial holds, fields of a callable object or a function
 
 Names are looked up wherever code is nested: in comprehensions, inner functions, lambdas, imports inside a function.
 """
@@ -17,12 +17,14 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import logging
 import pickle
 import re
 import sys
 import sysconfig
 import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -70,7 +72,8 @@ class _Description:
         if isinstance(value, enum.Enum):
             return f"{type(value).__qualname__}.{value.name} {self.of(value.value)}"
         if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{self.of(key)}: {self.of(item)}" for key, item in value.items()) + "}"
+            factory = f" else {self.of(value.default_factory)}" if isinstance(value, defaultdict) else ""
+            return "{" + ", ".join(f"{self.of(key)}: {self.of(item)}" for key, item in value.items()) + factory + "}"
         if isinstance(value, (set, frozenset)):
             return _set_text(value)
         if isinstance(value, (list, tuple, np.ndarray)):
@@ -105,6 +108,7 @@ class _Description:
             self.of(function.__defaults__),
             self.of(function.__kwdefaults__ or None),
             self.of(closure),
+            *([self.of(vars(function))] if vars(function) else []),
         ]
         names = dict.fromkeys(name for code in _nested(function.__code__) for name in code.co_names)
         for name in names:
@@ -114,11 +118,11 @@ class _Description:
             parts.append(f"{name}: {self._used(value, names)}")
         return "(" + "; ".join(parts) + ")"
 
-    def _used(self, value: Any, names: Mapping[str, None]) -> str:
-        """A global; of a module of one's own everything that has one of the names used beside it."""
-        if not isinstance(value, ModuleType) or not self._is_own(value):
+    def _used(self, value: Any, names: Mapping[str, None], within: tuple[Any, ...] = ()) -> str:
+        """A global; of a module of one's own, and of modules in it, everything that has one of the names used beside it."""
+        if not isinstance(value, ModuleType) or not self._is_own(value) or value in within:
             return self.of(value)
-        taken = [f"{name}: {self.of(vars(value)[name])}" for name in names if name in vars(value)]
+        taken = [f"{name}: {self._used(vars(value)[name], names, (*within, value))}" for name in names if name in vars(value)]
         return f"module {value.__name__} ({'; '.join(taken)})"
 
     def _class(self, value: type) -> str:
@@ -131,16 +135,19 @@ class _Description:
             return f"{_name(type(value))} of {self.of(value.__wrapped__)}"  # functools.cache and its like
         if hasattr(value, "__dict__") and self._is_own(type(value)):
             return f"object {self.of(type(value))} {self.of(dict(sorted(vars(value).items())))}"
-        with contextlib.suppress(Exception):  # whatever the class does not like
-            return f"object {self.of(type(value))} {hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()}"
+        if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):  # a tensor's pickle differs each time
+            return f"tensor {value.dtype} {self.of(value.detach().cpu().float().numpy())}"
+        known = dict(self._known)
+        try:
+            return f"object {self.of(type(value))} {hashlib.sha256(_pickled(value, self)).hexdigest()}"
+        except Exception:  # whatever the class does not like
+            self._known = known
         return f"object {self.of(type(value))} {self.of(dict(sorted(getattr(value, '__dict__', {}).items())))}"
 
     def _is_own(self, value: Any) -> bool:
         """Whether somebody edits the code of a function, class or module: it is in the root's package, or not installed."""
         name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-        return name is not None and (
-            name.partition(".")[0] == self._package or not _is_installed(getattr(sys.modules.get(name), "__file__", None))
-        )
+        return name is not None and (name.partition(".")[0] == self._package or not _is_installed(_place(sys.modules.get(name))))
 
     def _late_imports(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         """(name, value) of what is imported inside the function, from packages of one's own: others may be slow to import."""
@@ -148,16 +155,49 @@ class _Description:
         for node in ast.walk(definition) if definition is not None else ():
             if isinstance(node, ast.Import):
                 names: list[tuple[str, str | None]] = [(alias.name, None) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                names = [(node.module, alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                start = "." * node.level + (node.module or "")
+                names = [(start, alias.name) for alias in node.names]
             else:
                 continue
             for module, name in names:
-                with contextlib.suppress(ImportError, AttributeError, ValueError):  # running it will say so
+                with contextlib.suppress(ImportError, ValueError):  # running it will say so
+                    module = importlib.util.resolve_name(module, function.__globals__.get("__package__"))
                     top = module.partition(".")[0]
-                    if top == self._package or not _is_installed(getattr(importlib.util.find_spec(top), "origin", None)):
-                        imported = importlib.import_module(module)
-                        yield name or module, imported if name is None else getattr(imported, name)
+                    if top == self._package or not _is_installed(_place(importlib.util.find_spec(top))):
+                        yield name or module, _imported(module, name)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes functions and classes of one's own as what they are made of; pickle alone writes their names."""
+
+    def __init__(self, file: io.BytesIO, description: _Description) -> None:
+        super().__init__(file, protocol=4)
+        self._description = description
+
+    def persistent_id(self, value: Any) -> str | None:
+        is_code = isinstance(value, (FunctionType, type)) and self._description._is_own(value)
+        return self._description.of(value) if is_code else None
+
+
+def _pickled(value: Any, description: _Description) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, description).dump(value)
+    return file.getvalue()
+
+
+def _imported(module: str, name: str | None) -> Any:
+    """What `import module` or `from module import name` binds."""
+    found = importlib.import_module(module)
+    if name is None:
+        return found
+    return getattr(found, name) if hasattr(found, name) else importlib.import_module(f"{module}.{name}")
+
+
+def _place(module: Any) -> str | None:
+    """Where a module, or its specification, lies; of a folder without __init__.py that folder. None for what is built in."""
+    folders = getattr(module, "__path__", None) or getattr(module, "submodule_search_locations", None) or ()
+    return getattr(module, "__file__", None) or getattr(module, "origin", None) or next(iter(folders), None)
 
 
 def _is_installed(file: str | None) -> bool:
