@@ -38,6 +38,7 @@ class BadSampleWatch:
         self._num_allowed, self._ranks = num_allowed, ranks
         self._known: dict[str, str] = {}  # where -> episode
         self._met: dict[str, BadSample] = {}  # by this process, since the last look
+        self._has_new = False  # since this part of the run began
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Knows those of an earlier part of the run, from its rows in metrics.jsonl. Every process must call it, with the same rows."""
@@ -52,17 +53,19 @@ class BadSampleWatch:
         new: dict[str, BadSample] = {}
         for own in gather_objects(list(self._met.values()), self._ranks):
             new |= {bad.where: bad for bad in own if bad.where not in self._known}
-        self._met = {}
+        self._met, self._has_new = {}, self._has_new or bool(new)
         self._known |= {where: bad.episode for where, bad in new.items()}
         return list(new.values())
 
     def check(self) -> None:
         """Returns if no more are known than the run takes. Every process must call it.
 
+        Those of an earlier part of the run count, but stop nothing by themselves: their files may have been repaired since.
+
         Raises:
             TooManyBadSamplesError: there are; the message says how to go on.
         """
-        if len(self._known) <= self._num_allowed:
+        if not self._has_new or len(self._known) <= self._num_allowed:
             return
         counts: dict[str, int] = {}
         for episode in self._known.values():
@@ -70,6 +73,7 @@ class BadSampleWatch:
         worst = sorted(counts, key=lambda episode: -counts[episode])[:_MOST_EPISODES]
         error = TooManyBadSamplesError(
             f"{len(self._known)} samples cannot be decoded, more than --max_bad_samples {self._num_allowed}; metrics.jsonl names each with "
-            f"the reason. Repair the files, or leave their episodes out: the lines for --exclude_episodes begin with {'; '.join(worst)}"
+            "the reason. Repair the files and go on with --resume True; or leave their episodes out, in a new run that continues this one "
+            f"(--vla_path CHECKPOINT, another --run_id_override): the lines for --exclude_episodes begin with {'; '.join(worst)}"
         )
         raise_together(error, self._ranks)

@@ -168,7 +168,7 @@ class BackgroundEvaluation:
         shutil.rmtree(running.folder / "checkpoint", ignore_errors=True)
         try:
             self._finished.append((running.step, _read_result(running.folder, running.process.returncode)))
-        except ValueError as problem:
+        except Exception as problem:  # a report is somebody else's: numbers without end, lists nested a thousand times
             logger.warning(
                 "evaluation of step %d failed (%s); training goes on. %s ends with:\n  %s",
                 *(running.step, problem, running.folder / "log.txt", "\n  ".join(_last_lines(running.folder / "log.txt"))),

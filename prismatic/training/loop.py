@@ -363,7 +363,8 @@ class Trainer:
         flags = {**plain_values(self.config), "vla_path": self.run.base_path, "started_from": self.run.started_from}
         meters = gather_objects(self.meter.state(), self.ranks)
         position = self.run.train_sampler.state_dict()
-        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation, self.run.base_files)
+        base, episodes = self.run.base_files, self.run.episodes
+        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation, base, episodes)
         return save_checkpoint(self.run, self.trained, state, merge)
 
     def _resume(self, checkpoint: Checkpoint) -> None:

@@ -30,6 +30,7 @@ from prismatic.policy.checkpoint.loading import (
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.resumed_base import resumed_base
+from prismatic.training.resumed_data import shown
 from prismatic.training.run_folder import Checkpoint
 from prismatic.vla.constants import RobotPlatform
 from prismatic.vla.datasets.statistics import DatasetStatistics
@@ -169,7 +170,7 @@ def _check_same_heads(config: FinetuneConfig, spec: PolicySpec, platform: RobotP
             found.append(f"--{name} was {getattr(theirs, name)}, is {getattr(own, name)}")
     names = ["action_dim", "num_actions_chunk", "normalization", "action_names", *(["proprio_dim"] if own.use_proprio else [])]
     for name in [*names, "action_kinds"]:
-        one, other = (_shown(getattr(each, name)) for each in (spec.platform, platform))
+        one, other = (shown(getattr(each, name)) for each in (spec.platform, platform))
         if one != other:
             found.append(f"{name} of its robot platform {spec.platform.name} was {one}, that of {platform.name} is {other}")
     if found:
@@ -177,12 +178,6 @@ def _check_same_heads(config: FinetuneConfig, spec: PolicySpec, platform: RobotP
             f"the heads of {config.model.vla_path} cannot be taken over: {'; '.join(found)}. Pass the flags that it was trained with, or "
             "--fresh_heads True to begin with new heads and new statistics"
         )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(_shown, value))
-    return str(getattr(value, "value", value))
 
 
 def _record(

@@ -34,8 +34,9 @@ BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best 
 # Flags that a resumed run must share with its beginning: they decide what the weights are and which samples come next.
 _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
-    "num_images_in_input", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
-    "freeze_language_model", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics", "published_crop",
+    "num_images_in_input", "image_aug", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
+    "freeze_language_model", "optimizer", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics",
+    "published_crop",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class TrainerState:
     meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
     owes_validation: bool = False  # a signal came before the validation that was due
     base: Mapping[str, str] = field(default_factory=dict)  # `describe_base` of the model at flags["vla_path"]
+    episodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # `describe_episodes` of the data
 
     @property
     def global_batch_size(self) -> int:
@@ -192,7 +194,13 @@ def _best_name(config: FinetuneConfig) -> str | None:
 
 def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoint:
     """`vla_path` itself if it is a checkpoint of this run, else that of `resume_step`, else the newest."""
-    if config.saving.resume and is_of_run(config, Path(config.model.vla_path)) and (named := read_checkpoint(Path(config.model.vla_path))):
+    folder = Path(config.model.vla_path).expanduser()
+    is_origin = any(checkpoint.state.flags.get("started_from") == config.model.vla_path for checkpoint in found.values())
+    if config.saving.resume and not is_origin and is_of_run(config, folder) and (named := read_checkpoint(folder)):
+        if config.saving.resume_step not in (None, named.state.step):
+            raise ValueError(
+                f"--resume_step is {config.saving.resume_step}, but --vla_path {folder} is of step {named.state.step}; give one"
+            )
         return named
     if not found or (config.saving.resume_step is not None and config.saving.resume_step not in found):
         wanted = "" if config.saving.resume_step is None else f" of step {config.saving.resume_step}"

@@ -30,6 +30,7 @@ from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
 from prismatic.training.origin import Origin, find_origin
 from prismatic.training.resumed_base import describe_base
+from prismatic.training.resumed_data import check_data, check_robot, describe_episodes
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -63,6 +64,7 @@ class Run:
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
     base_files: Mapping[str, str]  # what that model is, whatever its path, on the main process
+    episodes: Mapping[str, Mapping[str, str]]  # what is trained and validated on, on the main process
     started_from: str  # --vla_path when the run began: a base model, or a checkpoint that it continued
     base_folder: Path  # where that lies on this node
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
@@ -115,12 +117,15 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     specs, cameras, command = on_all(lambda: _resolve_names(config, ranks), ranks)
     resumed = on_main(lambda: open_run(config, ranks.world_size), ranks)
     names = [spec.name for spec in specs]
+    if resumed is not None:
+        on_main(lambda: check_robot(resumed, specs[0].platform, cameras, config.model.use_proprio), ranks)
     origin = on_main(lambda: find_origin(config, specs[0].platform, cameras, names, resumed), ranks)
     image_size = on_all(lambda: load_config(origin.base_path).image_size, ranks)
     on_main(lambda: check_disk(config, resolve_folder(origin.base_path, with_weights=False)), ranks)
     data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
     sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
     if resumed is not None:
+        on_main(lambda: check_data(resumed, data), ranks)
         on_all(lambda: sampler.load_state_dict(dict(resumed.state.sampler)), ranks)
     record = dict(origin.record) | (on_main(lambda: account_for_statistics(data, origin), ranks) if resumed is None else {})
     if ranks.is_main:
@@ -150,6 +155,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         base_path=origin.base_path,
         base_folder=base_folder,
         base_files=describe_base(base_folder) if ranks.is_main else {},
+        episodes=describe_episodes(data) if ranks.is_main else {},
         started_from=config.model.vla_path if resumed is None else str(resumed.state.flags.get("started_from", origin.base_path)),
         eval_command=command,
         resumed=resumed,

@@ -81,6 +81,10 @@ def test_too_many_end_the_run_in_one_line(launcher: Launcher, workplace: Path) -
     assert "3 samples cannot be decoded, more than --max_bad_samples 2" in line
     assert "metaworld_demo: train 0; metaworld_demo: train 2" in line
     assert "Traceback" not in run.text()
+    write_dataset(workplace / "repaired", "metaworld_demo", {"train": [make_episode(6, seed=n, instruction=f"task {n}") for n in range(4)]})
+    repaired = ("--max_bad_samples", "2", "--data_root_dir", str(workplace / "repaired"), "--resume", "True")
+    run = launcher.start(_flags(workplace, "many", *repaired))
+    assert run.wait() == 0, run.text()
 
 
 def test_excluded_episodes_are_left_out_and_stand_in_policy_json(launcher: Launcher, workplace: Path) -> None:

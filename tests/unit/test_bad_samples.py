@@ -167,6 +167,19 @@ def test_each_is_named_once_also_after_resuming() -> None:
     assert resumed.look() == [_bad(2)]
 
 
+def test_those_of_an_earlier_part_stop_nothing_once_their_files_are_repaired() -> None:
+    watch = BadSampleWatch(1, ALONE)
+    watch.restore([{"step": 5, **as_row(_bad(number))} for number in (1, 2)])
+    watch.add([_bad(1)])
+    assert watch.look() == []
+    watch.check()
+    watch.add([_bad(3)])
+    watch.look()
+    watch.look()
+    with pytest.raises(TooManyBadSamplesError, match=r"^3 samples"):
+        watch.check()
+
+
 def test_more_than_allowed_end_the_run_with_the_way_on() -> None:
     watch = BadSampleWatch(3, ALONE)
     watch.add([_bad(number) for number in (11, 12, 21)])

@@ -83,6 +83,8 @@ def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Pa
         (report('{"summary": {"none": {"mean": {"rate": null}}}}'), "does not hold.*TypeError"),
         (report('{"summary": {"none": {"mean": {"rate": NaN}}}}'), "holds rates that are not numbers"),
         (report('{"summary": {"none": {"mean"'), "does not hold.*JSONDecodeError"),
+        (report('{"summary": {"none": {"mean": {"rate": 1' + "0" * 400 + "}}}}"), "failed (int too large to convert to float)"),
+        (report("[" * 100_000), "failed (maximum recursion depth exceeded"),
         (
             report('{"summary": {"none": {"mean": {"rate": 1.0}}}}', then="import shutil; shutil.rmtree(out)"),
             "wrote 0 report.json.*cannot be read",

@@ -183,6 +183,7 @@ def test_a_transform_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match=r"'libbero'.*did you mean libero"):
         find_transform("mine", "libbero")
     assert find_transform("libero", None) is libero_dataset_transform
+    assert find_transform("mine", libero_dataset_transform) is libero_dataset_transform
 
 
 def _write(root: Path, *names: str, action_dim: int = 7, state_dim: int = 8) -> None:

@@ -11,7 +11,7 @@ of EEF_POS.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
@@ -106,7 +106,7 @@ class DatasetEntry:
     fps: float | None = None  # steps per second of the recording; None: as the recordings say, if they do
     stride: int = 1  # use every n-th step: recordings that are faster than the robot will be commanded
     version: str | None = None  # the one to take where --dataset_name names none ("0.1.0"); None: the newest
-    transform: str | None = None  # a name of transforms.py; None: the data set's own name, else no change
+    transform: str | Callable[[Any], Any] | None = None  # a function or a name of transforms.py; None: that of its own name, else no change
     image_channel_order: str = "rgb"  # "bgr" where the recorder exchanged red and blue (OpenCV's order); the frames read are RGB
     depth_obs_keys: Mapping[str, str | None] = field(default_factory=dict)  # accepted for old entries, unused
     aux_kwargs: Mapping[str, Any] = field(default_factory=dict)

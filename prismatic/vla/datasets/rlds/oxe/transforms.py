@@ -468,14 +468,18 @@ OXE_STANDARDIZATION_TRANSFORMS: Mapping[str, Callable[[Trajectory], Trajectory]]
 }
 
 
-def find_transform(dataset_name: str, transform_name: str | None) -> Callable[[Trajectory], Trajectory]:
-    """The transform that an entry names, else the one called like the data set, else no change.
+def find_transform(
+    dataset_name: str, transform_name: str | Callable[[Trajectory], Trajectory] | None
+) -> Callable[[Trajectory], Trajectory]:
+    """The transform that an entry names (or holds), else the one called like the data set, else no change.
 
     Raises:
         ValueError: the entry names a transform that does not exist; the message lists near names.
     """
     if transform_name is None:
         return OXE_STANDARDIZATION_TRANSFORMS.get(dataset_name, identity_dataset_transform)
+    if callable(transform_name):
+        return transform_name
     if transform_name not in OXE_STANDARDIZATION_TRANSFORMS:
         raise ValueError(
             f"data set {dataset_name!r} names the transform {transform_name!r}, which is not in OXE_STANDARDIZATION_TRANSFORMS of "

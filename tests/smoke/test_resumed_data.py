@@ -1,0 +1,114 @@
+"""A run is resumed with the robot, the cameras and the episodes that it has had, or is told what differs before the model loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_launcher import ROOT
+from survival import make_workplace
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.loop import finetune
+from prismatic.vla import constants
+from prismatic.vla.datasets.rlds.oxe import configs
+
+sys.path.append(str(ROOT / "tests" / "unit"))
+from rlds_writer import make_episode, write_dataset
+
+DATASET = "metaworld_demo"
+
+
+def double(trajectory: dict[str, Any]) -> dict[str, Any]:
+    """Actions twice as large."""
+    return {**trajectory, "action": trajectory["action"] * 2}
+
+
+def _config(workplace: Path, **flags: Any) -> FinetuneConfig:
+    defaults: dict[str, Any] = {
+        **{"vla_path": str(workplace / "base"), "data_root_dir": workplace / "data", "dataset_name": DATASET, "run_root_dir": workplace},
+        **{"run_id_override": "run", "num_images_in_input": 2, "use_proprio": True, "batch_size": 2, "max_steps": 1, "save_freq": 1},
+        **{"num_workers": 0, "lora_rank": 2, "use_val_set": True, "val_fraction": 0.34},
+        **{"exclude_episodes": workplace / "excluded.txt"},
+    }
+    return FinetuneConfig.from_flags(**defaults | flags)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_workplace(tmp_path_factory.mktemp("resumed_data"))
+    for place, text in (("data", "task"), ("renamed", "deed")):
+        episodes = [make_episode(6, seed=number, instruction=f"{text} {number}") for number in range(6)]
+        write_dataset(folder / place, DATASET, {"train": episodes})
+    (folder / "excluded.txt").write_text("train 0\n")
+    (folder / "other.txt").write_text("train 1\n")
+    finetune(_config(folder))
+    return folder
+
+
+def _resume(workplace: Path, **flags: Any) -> None:
+    finetune(_config(workplace, resume=True, max_steps=2, **flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"exclude_episodes": "other.txt"},
+            r"other \w+ episodes.*; --exclude_episodes left out train 0 \(.*\), now train 1 \(.*restore what",
+        ),
+        ({"val_fraction": 0.6}, r"other training episodes \(3 then, 2 now\): the position in the data cannot be resumed"),
+        ({"data_root_dir": "renamed"}, r"other training episodes, lengths or instructions: the position"),
+        ({"optimizer": "adamw_8bit"}, r"--optimizer is 'adamw_8bit', the run in .* was started with 'adamw'"),
+        ({"image_aug": False}, r"--image_aug is False, the run in .* was started with True"),
+    ],
+    ids=["exclusions", "val_fraction", "instructions", "optimizer", "image_aug"],
+)
+def test_other_flags_or_data_of_the_same_size_are_refused(workplace: Path, flags: dict[str, Any], message: str) -> None:
+    places = {name: workplace / value if value in ("other.txt", "renamed") else value for name, value in flags.items()}
+    with pytest.raises(ValueError, match=f"(?i)resuming: .*{message}"):
+        _resume(workplace, **places)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"transform": double}, r"actions of data set 'metaworld_demo' have changed, \w+ from \[.*\] to \[.*\]: the position"),
+        (
+            {"image_obs_keys": {"primary": "wrist_image", "wrist": "image"}},
+            r"shows other cameras, primary=image, .* then, primary=wrist_image",
+        ),
+    ],
+    ids=["transform", "cameras"],
+)
+def test_an_entry_that_changed_meanwhile_is_noticed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setitem(configs.OXE_DATASET_CONFIGS, DATASET, dataclasses.replace(configs.find_entry(DATASET), **entry))
+    with pytest.raises(ValueError, match=f"resuming: .*{message}"):
+        _resume(workplace)
+
+
+def test_a_platform_that_changed_meanwhile_is_noticed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = configs.find_entry(DATASET).robot_platform or ""
+    changed = dataclasses.replace(constants.ROBOT_PLATFORMS[name], num_actions_chunk=3, normalization=constants.NormalizationType.BOUNDS)
+    monkeypatch.setitem(constants.ROBOT_PLATFORMS, name, changed)
+    with pytest.raises(
+        ValueError, match=r"was for another robot: num_actions_chunk of the robot platform \d+ then, 3 now; normalization of"
+    ):
+        _resume(workplace)
+
+
+def test_the_checkpoint_that_a_run_of_the_same_name_continued_is_not_resumed_again(workplace: Path) -> None:
+    """--run_root_dir is another, the name the same: --vla_path then is where the run began, not where it goes on."""
+    elsewhere = {"run_root_dir": workplace / "elsewhere", "vla_path": str(workplace / "run--1_chkpt")}
+    finetune(_config(workplace, max_steps=2, **elsewhere))
+    finetune(_config(workplace, max_steps=3, resume=True, **elsewhere))
+    state = json.loads((workplace / "elsewhere" / "run--3_chkpt" / "trainer_state" / "state.json").read_text())
+    assert state["flags"]["started_from"] == elsewhere["vla_path"]
+    with pytest.raises(ValueError, match=r"--resume_step is 1, but --vla_path .*run--3_chkpt is of step 3; give one"):
+        finetune(_config(workplace, resume=True, resume_step=1, **elsewhere | {"vla_path": str(workplace / "elsewhere" / "run--3_chkpt")}))
