@@ -179,6 +179,27 @@ def test_a_disk_that_fills_up_leaves_the_old_folder(small_disk: Path) -> None:
     assert (final / "weights").stat().st_size == 500_000
 
 
+def test_a_file_system_that_does_not_flush_folders_takes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMB and some object stores refuse it; what fails for a file is a failing disk all the same."""
+    flush, refused = os.fsync, []
+
+    def fsync(descriptor: int, code: int = errno.EINVAL) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir() or code == errno.EIO:
+            refused.append(descriptor)
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_folder(tmp_path / "new") as folder:
+        (folder / "a.txt").write_text("a")
+    assert (tmp_path / "new" / "a.txt").read_text() == "a"
+    assert len(refused) == 2
+    monkeypatch.setattr(os, "fsync", lambda descriptor: fsync(descriptor, errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"), atomic_folder(tmp_path / "new") as folder:
+        (folder / "a.txt").write_text("b")
+    assert (tmp_path / "new" / "a.txt").read_text() == "a"
+
+
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     check_writable(tmp_path / "not" / "yet")
     (tmp_path / "file").write_text("")

@@ -10,6 +10,7 @@ policy.json, reference_frames.png, manifest.json, trainer_state/                
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 
 _END = 1 << 16  # bytes
 _SAMPLE = 4096  # bytes of a tensor
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EISDIR, errno.EBADF)  # of folders, where there is none
 
 # The published dtypes of the component files; the FiLM weights of a vision backbone are float32 like the projectors.
 _COMPONENT_DTYPES = {
@@ -312,8 +314,13 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """As far as the file system can: some (SMB, object stores mounted as folders) flush files, but do not know it of folders."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FLUSH:
+            raise
