@@ -9,6 +9,7 @@ otherwise.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +108,11 @@ def _resumed(base_path: str, folder: Path) -> Origin:
     record = spec.provenance.get("continued", {})
     continuation = Continuation(folder, keeps_adapters=spec.lora is not None) if record else None
     return Origin(base_path, resolve_folder(base_path, with_weights=False), continuation, load_statistics(folder), record=record)
+
+
+def known_anywhere(name_or_path: str) -> str:
+    """A folder's path as it means the same in every working directory, for files that are read later; a Hub id as it is."""
+    return os.path.abspath(name_or_path) if Path(name_or_path).is_dir() else name_or_path
 
 
 def _as_policy_flags(config: FinetuneConfig, platform: RobotPlatform) -> PolicyFlags:

@@ -1,4 +1,4 @@
-"""Whether a resumed run has the robot, the cameras and the episodes that it has had so far.
+"""Whether a resumed run has the robot, the cameras and the episodes that it has had so far, and every process the same ones.
 
 The sampler's position only counts samples: what they are follows from registry, data, transform and flags, all of which may have changed
 meanwhile, with as many samples as before. Checkpoints therefore remember their episodes by number and digest (names, lengths and
@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.training.distributed import Ranks, gather_objects, raise_together
 from prismatic.training.run_folder import Checkpoint
 from prismatic.vla.constants import RobotPlatform
 from prismatic.vla.datasets.dataset import RobotDataset, TrainingData
 from prismatic.vla.demonstrated import Demonstrated
 
+_FLAG = "the file of --exclude_episodes"
 _TOLERANCE = 1e-3  # of a range; what is computed again on another machine differs by less
 _OF_THE_PLATFORM = ("action_dim", "num_actions_chunk", "normalization", "action_kinds", "proprio_dim")
 
@@ -27,6 +29,19 @@ def describe_episodes(data: TrainingData) -> dict[str, dict[str, str]]:
     for part in [] if data.val is None else data.val.parts:
         described[part.spec.name]["validation"] = _describe(part)
     return described
+
+
+def check_alike(data: TrainingData, ranks: Ranks) -> None:
+    """Returns if all processes have the same episodes; nodes may have disks, and copies of the data, of their own.
+
+    Raises:
+        ValueError: one has others than the first process.
+    """
+    first, *others = gather_objects(describe_episodes(data), ranks)
+    for number, found in enumerate(others, start=1):
+        odd = [name for name in first if first[name] != found.get(name)]
+        error = ValueError(f"process {number} has other episodes of {', '.join(odd)} than process 0; copy data and {_FLAG} to every node")
+        raise_together(error if odd else None, ranks)
 
 
 def check_robot(checkpoint: Checkpoint, platform: RobotPlatform, cameras: Sequence[str], use_proprio: bool) -> None:

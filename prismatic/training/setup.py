@@ -28,9 +28,9 @@ from prismatic.training.distributed import Ranks, any_rank, on_all, on_main, wai
 from prismatic.training.evaluation import eval_command
 from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
-from prismatic.training.origin import Origin, find_origin
+from prismatic.training.origin import Origin, find_origin, known_anywhere
 from prismatic.training.resumed_base import describe_base
-from prismatic.training.resumed_data import check_data, check_robot, describe_episodes
+from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -124,6 +124,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     on_main(lambda: check_disk(config, resolve_folder(origin.base_path, with_weights=False)), ranks)
     data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
     sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
+    check_alike(data, ranks)
     if resumed is not None:
         on_main(lambda: check_data(resumed, data), ranks)
         on_all(lambda: sampler.load_state_dict(dict(resumed.state.sampler)), ranks)
@@ -131,6 +132,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     if ranks.is_main:
         for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
             logger.warning("%s: %s", name, finding)
+    base_path = known_anywhere(origin.base_path)
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
@@ -138,9 +140,9 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         unnorm_key=specs[0].name if len(specs) == 1 else None,
         heads=config.model.heads,
         lora=config.model.lora,
-        base_model=origin.base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
+        base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
         demonstrated=data.demonstrated,
-        provenance=_provenance(config, ranks) | _left_out(data) | ({"continued": record} if record else {}),
+        provenance=_provenance(config, base_path, ranks) | _left_out(data) | ({"continued": record} if record else {}),
     )
     base_folder = _download(origin.base_path, ranks)
     parts, skeleton = _load_model(config, spec, base_folder, origin.continuation, data, ranks)
@@ -304,12 +306,12 @@ def _left_out(data: TrainingData) -> dict[str, object]:
     return {name: found for name, found in (("repairs", mended), ("excluded_episodes", excluded)) if found}
 
 
-def _provenance(config: FinetuneConfig, ranks: Ranks) -> dict[str, object]:
+def _provenance(config: FinetuneConfig, base_path: str, ranks: Ranks) -> dict[str, object]:
     """How the run was started and with what, for policy.json."""
     return {
         "command": shlex.join(sys.argv),
         "run_id": config.run_id,
-        "vla_path": config.model.vla_path,
+        "vla_path": base_path,  # whose weights the run's adapters change; the flag of a resumed run may name one of its own checkpoints
         "dataset_name": config.data.dataset_name,
         "num_processes": ranks.world_size,
         "seed": config.optimization.seed,

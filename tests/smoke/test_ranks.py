@@ -159,6 +159,18 @@ def test_what_one_process_lacks_ends_all_and_is_reported_there(launcher: Launche
     assert "error: " in processes[1].text()
 
 
+def test_nodes_with_other_episodes_are_told_apart(launcher: Launcher, workplace: Path, tmp_path: Path) -> None:
+    """As with a file, or a copy of the data, that is old on one of them; there are as many samples on both."""
+    for place, episode in ((workplace, "train 0"), (tmp_path, "train 1")):
+        (place / "excluded.txt").write_text(f"{episode}\n")
+    arguments = flags(workplace, "unlike", "--exclude_episodes", "excluded.txt")
+    processes = start_processes(launcher, arguments, [workplace, tmp_path])
+    wait_for(processes, 2)
+    text = "".join(process.text() for process in processes)
+    assert text.count("error: process 1 has other episodes of libero_spatial_no_noops than process 0; copy data and the file of") == 1
+    assert "Traceback" not in text
+
+
 # Says what is left of a run when the connections between its processes are closed.
 LEFT = """
 import gc, multiprocessing

@@ -105,10 +105,20 @@ def test_a_base_that_is_gone_is_named_with_the_flag_to_give(launcher: Launcher, 
 
 
 def test_a_checkpoint_of_the_run_as_vla_path_is_no_new_base(launcher: Launcher, workplace: Path) -> None:
-    begin(launcher, workplace, "named")
+    old = begin(launcher, workplace, "named")
     named = ("--vla_path", str(workplace / "named" / "run--2_chkpt"), "--resume", "True", "--max_steps", "4")
     wait_for([launcher.start(flags(workplace, "named", *named))])
     assert [row["step"] for row in rows(workplace / "named" / "run")] == [1, 2, 3, 4]
+    adapter = json.loads((workplace / "named" / "run--4_chkpt" / "lora_adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(old)  # not the checkpoint, whose weights have the adapters already
+
+
+def test_adapters_name_their_base_from_any_folder(launcher: Launcher, workplace: Path) -> None:
+    wait_for([launcher.start(flags(workplace, "relative", "--vla_path", "base", "--max_steps", "1", *LORA_ALONE), folder=workplace)])
+    folder = workplace / "relative" / "run--1_chkpt"
+    assert json.loads((folder / "policy.json").read_text())["base_model"] == str(workplace / "base")
+    adapter = json.loads((folder / "lora_adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(workplace / "base")
 
 
 def test_a_run_that_continued_adapters_goes_on_by_the_same_command(launcher: Launcher, workplace: Path) -> None:
