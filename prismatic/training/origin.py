@@ -217,7 +217,7 @@ def _parts(heads: HeadSpec) -> list[str]:
 def _tell(origin: Origin, spec: PolicySpec, cameras: Sequence[str]) -> None:
     record = origin.record
     logger.info(
-        "continuing %s; taken over: %s; new: %s",
+        "continuing %s; taken over: %s; new: %s; the optimizer starts anew, so a few --lr_warmup_steps help",
         record["checkpoint"],
         *(", ".join(record[key]) or "nothing" for key in ("taken_over", "new")),
     )
