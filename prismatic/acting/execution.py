@@ -113,6 +113,7 @@ class ChunkExecutor:
         self._step = 0
         self.state, self._reason = State.STOPPED, "no rollout has begun"
         self._known_motion: Motion | None = None
+        self.travel = np.zeros(self._dim)  # how far each dimension was moved, either way, in seconds at full speed
         self._forget()
         self.counts = self._no_counts()
 
@@ -312,13 +313,18 @@ class ChunkExecutor:
         limited = self._limits.check(np.asarray(person, np.float64), self._motion, self._dt, speed)
         if limited.motion is None:
             return Command(self.state, self.neutral(), "a person's command beyond the limits")
-        self._motion = limited.motion
+        self._move(limited.motion)
         return Command(self.state, limited.motion.command.copy(), "a person commands", Commander.PERSON, self.state.value)
 
     def _act(self, motion: Motion, reason: str = "", mode: str = State.ACTING.value) -> Command:
         self._happen(Event.ACTION)
-        self._motion, self._held_since, self._reason = motion, None, ""
+        self._held_since, self._reason = None, ""
+        self._move(motion)
         return Command(self.state, motion.command.copy(), reason, Commander.POLICY, mode)
+
+    def _move(self, motion: Motion) -> None:
+        self._motion = motion
+        self.travel = self.travel + np.abs(motion.rate) * self._dt / np.maximum(self._limits.max_speed, np.finfo(float).tiny)
 
     def _hold(self, now: float) -> Command:
         reason = self._reason

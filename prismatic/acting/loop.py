@@ -14,10 +14,11 @@ import numpy as np
 
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.execution import Command
+from prismatic.acting.frozen_cameras import FrozenCameras
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.leader import Leader
 from prismatic.acting.recorder import RecordedStep
-from prismatic.acting.robot import Robot, Sensed
+from prismatic.acting.robot import Robot, RobotError, Sensed
 from prismatic.acting.states import State
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
@@ -119,6 +120,7 @@ class RealTimeRollout:
         self._stride = max(1, round(plan.control_hz / plan.video_hz)) if plan.film and plan.video_hz else 0
         self._trouble = ""  # of the robot: a reading that failed, or a command that it did not take
         self._has_begun = False
+        self._cameras = FrozenCameras()
         self._seen: np.ndarray | None = None  # the primary camera's picture, as last observed
         self._observation: Observation | None = None  # of this tick
         self._num_failed_commands = self._num_failed_readings = self._num_unseen_steps = 0
@@ -185,6 +187,8 @@ class RealTimeRollout:
     def _observe(self) -> Observation:
         seen = self._observation = self._robot.observe(self._plan.instruction)
         self._seen = seen.images.get("primary")
+        if frozen := self._cameras.find(seen.images, self._actor.executor.travel):
+            raise RobotError(frozen)
         return seen
 
     def _see(self, command: Command) -> Observation | None:

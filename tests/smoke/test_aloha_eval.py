@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import pty
 import select
 import subprocess
@@ -190,7 +191,7 @@ def test_a_server_that_disappears_ends_the_rollout(aloha_server: Server, tmp_pat
     assert process.wait(timeout=60) == 0
     proxy.stop()
     (row,) = read_lines(run_folder(tmp_path) / "rollouts.jsonl")
-    assert row["ending"].startswith("stopped: waiting for the server for 0.")
+    assert re.match(r"stopped: waiting for the server for \d+\.\d s", row["ending"])  # 0.6, and more on a machine that is late
     assert row["success"] is False
     assert row["failed_requests"] >= 2
     last = read_lines(run_folder(tmp_path) / "rollout_001.steps.jsonl")[-10:]

@@ -22,9 +22,15 @@ class SimulatedArm(Robot):
     def __init__(self, start: float = 0.0) -> None:
         self.at = self.target = np.full(6, start)
         self.moved_at = time.monotonic()
-        self.fault = ""  # blocked, nan, no camera, no bus, stale, refuses
+        self.fault = ""  # blocked, nan, no camera, frozen camera, no bus, stale, refuses
         self.commands: list[np.ndarray] = []
         self.calls: list[str] = []
+        self._noise = np.random.default_rng(0)
+        self._picture = self._shoot()
+
+    def _shoot(self) -> np.ndarray:
+        """A picture with the noise of a sensor."""
+        return self._noise.integers(95, 106, (48, 64, 3), dtype=np.uint8)
 
     def connect(self) -> None:
         self.calls.append("connect")
@@ -47,8 +53,9 @@ class SimulatedArm(Robot):
     def observe(self, instruction: str) -> Observation:
         if self.fault == "no camera":
             raise TimeoutError("camera top: no frame for 200 ms")
-        image = np.full((48, 64, 3), 100, np.uint8)
-        return Observation({"primary": image, "wrist": image}, instruction, self.position())
+        if self.fault != "frozen camera":
+            self._picture = self._shoot()
+        return Observation({"primary": self._picture, "wrist": self._shoot()}, instruction, self.position())
 
     def send(self, action: np.ndarray) -> None:
         self._move()

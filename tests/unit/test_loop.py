@@ -131,6 +131,7 @@ def test_only_the_first_observation_of_a_rollout_is_marked_as_such(tmp_path: Pat
     [
         ("nan", "the position of shoulder_pan [deg], shoulder_lift [deg]"),
         ("no camera", "no observation: TimeoutError: camera top: no frame for 200 ms"),
+        ("frozen camera", "no observation: RobotError: camera primary shows the same picture as before the robot moved: does it hang?"),
         ("no bus", "no position: ConnectionError: no status packet"),
         ("stale", "stale observation"),
         ("refuses", "the robot did not take a command: RobotError: torque is off"),
