@@ -15,7 +15,6 @@ class FrozenCameras:
     def __init__(self) -> None:
         self._first: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # camera -> its last new picture, and how far the robot had gone by then
 
-
     def find(self, images: Mapping[str, np.ndarray], travel: np.ndarray) -> str:
         """Which cameras have not changed although the robot moved; "" if all have.
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,11 +47,12 @@ def command(script: str, folder: Path, *extra: str, prelude: str = "") -> list[s
 
 
 def convert(script: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, folder, *extra), cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    return launching.run(command(script, folder, *extra), timeout=200, kind=launching.TENSORFLOW)
 
 
 def read_with_tfds(target: Path, output: Path) -> dict[str, Any]:
     """{"name", "splits", "episodes": {file path: {"split", step feature: [T, ...]}}}."""
-    subprocess.run([sys.executable, "-c", READ, str(target), str(output)], check=True, capture_output=True, timeout=200)
+    done = launching.run([sys.executable, "-c", READ, str(target), str(output)], timeout=200, kind=launching.TENSORFLOW)
+    assert done.returncode == 0, done.stderr
     read = np.load(output, allow_pickle=True)
     return {"name": str(read["name"]), "splits": read["splits"].item(), "episodes": read["episodes"].item()}

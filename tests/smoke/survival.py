@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_launcher import ROOT, SCRIPT, Launcher, Started
+from launching import ROOT, SCRIPT, Launcher, Started, free_port
 from safetensors.torch import load_file
 
 from prismatic.models.base import write_tiny_base
@@ -53,13 +52,6 @@ def start_processes(launcher: Launcher, arguments: Sequence[str], folders: Seque
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(folders))}
     places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(folders))]
     return [launcher.start(arguments, place, folder, script) for place, folder in zip(places, folders, strict=True)]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(processes: Sequence[Started], status: int = 0) -> None:

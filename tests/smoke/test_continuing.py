@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -276,11 +276,8 @@ def test_sharded_processes_continue_a_policy(workplace: Path, checkpoint: Callab
         "--learning_rate": 1e-9,
         "--weight_decay": 0,
     }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", "2"]
     words = [str(word) for pair in flags.items() for word in pair]
-    done = subprocess.run(
-        [*launcher, "vla-scripts/finetune.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = launching.run_ranks([sys.executable, "vla-scripts/finetune.py", *words], 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("taken over: action head, proprio projector, FiLM, LoRA adapters") == 1
     before, untrained = act(checkpoint("film_adapters")), act(fresh(workplace, "film_adapters"))

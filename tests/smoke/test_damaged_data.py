@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_launcher import ROOT, Launcher
+from launching import ROOT, Launcher
 from survival import flags, make_workplace, start_processes, wait_for
 
 sys.path.append(str(ROOT / "tests" / "unit"))
@@ -30,9 +29,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def _flags(workplace: Path, runs: str, *more: str) -> list[str]:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -53,7 +54,7 @@ def run_finetune(workplace: Path, runs: str, *flags: str) -> subprocess.Complete
         *flags,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return launching.run(command, env=environment, timeout=240)
 
 
 def losses(folder: Path) -> list[float]:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def _finetune(workplace: Path, data: str, name: str) -> subprocess.CompletedProc
         *("--wandb_log_freq", "1", "--num_workers", "0", "--lora_rank", "4", "--image_aug", "False"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return launching.run(command, env=environment)
 
 
 @pytest.mark.parametrize("name", ROBOTS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_merging_offline(workplace: Path, tmp_path: Path) -> None:
     before = predict(folder)
     command = [sys.executable, "vla-scripts/merge_lora_weights_and_save.py", "--lora_finetuned_checkpoint_dir", str(folder)]
     command += ["--base_checkpoint", str(workplace / "base"), "--device", "cpu"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = launching.run(command)
     assert result.returncode == 0, result.stderr
     assert "differ by at most" in result.stdout
     assert float(result.stdout.split("at most ")[1].split()[0]) < 0.02
@@ -143,7 +143,7 @@ def test_merging_offline(workplace: Path, tmp_path: Path) -> None:
 
 def test_merging_needs_adapters(workplace: Path) -> None:
     command = [sys.executable, "vla-scripts/merge_lora_weights_and_save.py", "--lora_finetuned_checkpoint_dir", str(workplace / "base")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = launching.run(command)
     assert result.returncode == 2
     assert "lacks dataset_statistics.json" in result.stderr
 

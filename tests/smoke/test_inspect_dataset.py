@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,7 @@ DATA = ROOT / "tests/golden/data/rlds"
 def inspect(*flags: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "scripts/inspect_dataset.py", *flags]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return launching.run(command, env=environment)
 
 
 @pytest.mark.parametrize("name", ["libero_spatial_no_noops", "aloha1_put_X_into_pot_300_demos"])

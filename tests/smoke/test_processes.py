@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from finetune_launcher import ROOT, SCRIPT, Launcher, wait_until
+from launching import ROOT, SCRIPT, Launcher, wait_until
 from safetensors.torch import load_file
 from survival import (
     DATASET,
@@ -53,9 +52,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 @pytest.mark.parametrize(("head", "lora"), [("l1", "True"), ("film", "True"), ("discrete", "False")])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from finetune_launcher import Launcher, wait_until
+from launching import Launcher, wait_until
 from survival import FINETUNE, flags, free_port, make_workplace, rows, start_processes, wait_for, write_script
 
 # Four GPUs in two sockets, without a link between the sockets, that exchange a gradient as they decided.
@@ -37,9 +37,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def decide(launcher: Launcher, folder: Path, linked: str, places: list[Mapping[str, str]]) -> list[list[float]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from finetune_launcher import Launcher, Started, wait_until
+from launching import Launcher, Started, wait_until
 from survival import FINETUNE, contents, flags, make_workplace, rows, start_processes, wait_for, write_script
 
 # Dropout and the data position would give away an unfinished step that left traces.
@@ -69,9 +69,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def strike(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finetune_launcher import Launcher
+from launching import Launcher
 from safetensors.torch import load_file, save_file
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
 
@@ -23,9 +22,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def begin(launcher: Launcher, workplace: Path, name: str, *more: str) -> Path:

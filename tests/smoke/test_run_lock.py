@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from finetune_launcher import Launcher, Started, wait_until
+from launching import Launcher, Started, wait_until
 from survival import flags, make_workplace, rows, wait_for
 
 from prismatic.policy.checkpoint.files import find_damage
@@ -34,9 +34,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def stops_while_it_saves(run: Started, runs: Path) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -66,10 +67,11 @@ def rows(config: FinetuneConfig) -> list[dict[str, Any]]:
 
 
 def run_script(script: str, *flags: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), script, *flags]
+    command = [sys.executable, script, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return (
+        launching.run(command, env=environment, timeout=240) if processes == 1 else launching.run_ranks(command, processes, env=environment)
+    )
 
 
 def as_flags(config: FinetuneConfig) -> list[str]:

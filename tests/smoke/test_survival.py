@@ -13,11 +13,11 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finetune_launcher import Launcher, Started, wait_until
+from launching import Launcher, Started, wait_until
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
 
 from prismatic.interrupts import STOPPED
@@ -35,9 +35,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launcher(workplace: Path) -> Iterator[Launcher]:
-    with Launcher(workplace) as started:
-        yield started
+def launcher(workplace: Path) -> Launcher:
+    return Launcher(workplace)
 
 
 def newest_step(runs: Path) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ IMPORTED_LATE = {"prismatic.policy.lora.adapted_linear": "peft"}
 Sources = Mapping[str, str]  # module name -> source code
 
 
-def _sources(*folders: str) -> dict[str, str]:
+@cache
+def _sources(*folders: str) -> Sources:
     found = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -57,9 +59,21 @@ def _sources(*folders: str) -> dict[str, str]:
     return found
 
 
+@cache
+def _packages(modules: frozenset[str]) -> set[str]:
+    """Everything that a module's name begins with."""
+    return {name.rsplit(".", depth)[0] for name in modules for depth in range(1, name.count(".") + 1)}
+
+
+@cache
+def _parse(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def _imports(tree: ast.AST, modules: Iterable[str]) -> list[str]:
     """What a tree imports, at any depth; `from package import module` counts as that module."""
-    known, names = set(modules), []
+    known, names = frozenset(modules), []
+    packages = _packages(known)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
@@ -68,7 +82,7 @@ def _imports(tree: ast.AST, modules: Iterable[str]) -> list[str]:
             assert node.module
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                is_room = full in ROOMS or any(name.startswith(f"{full}.") for name in known)
+                is_room = full in ROOMS or full in packages
                 names.append(full if full in known or is_room else node.module)
     return names
 
@@ -84,7 +98,7 @@ def wrong_directions(sources: Sources) -> list[str]:
     for module, source in sources.items():
         own = _room(module)
         allowed = {own} | (ROOMS[own] if own else set()) | _SMALL
-        for name in _imports(ast.parse(source), sources):
+        for name in _imports(_parse(source), sources):
             if name.split(".")[0] in TOP and name not in TOP and _room(name) not in allowed:
                 wrong.append(f"{module} imports {name}")
             if name in TOP:
@@ -96,7 +110,7 @@ def heavy_imports(sources: Sources) -> list[str]:
     """Heavy packages that are loaded when a module is imported, or by a room that must not have them at all."""
     wrong = []
     for module, source in sources.items():
-        tree = ast.parse(source)
+        tree = _parse(source)
         top_level = _imports(ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], []), sources)
         early = {name.split(".")[0] for name in top_level} & LATE_ONLY - {IMPORTED_LATE.get(module)}
         early |= set(top_level) & set(IMPORTED_LATE)
@@ -113,7 +127,7 @@ def circles(sources: Sources) -> list[list[str]]:
     """Groups of modules that import each other, directly or through others, late imports included (Tarjan 1972)."""
     names = {module.removesuffix(".__init__"): module for module in sources}
     graph = {
-        name: {other for other in _imports(ast.parse(sources[module]), names) if other in names and other != name}
+        name: {other for other in _imports(_parse(sources[module]), names) if other in names and other != name}
         for name, module in names.items()
     }
     order: dict[str, int] = {}
@@ -145,7 +159,7 @@ def circles(sources: Sources) -> list[list[str]]:
 def tensorflow_users(sources: Sources) -> list[str]:
     """Modules outside conversion that import TensorFlow, at any depth."""
     heavy = {"tensorflow", "tensorflow_datasets"}
-    users = [module for module, source in sources.items() if {name.split(".")[0] for name in _imports(ast.parse(source), sources)} & heavy]
+    users = [module for module, source in sources.items() if {name.split(".")[0] for name in _imports(_parse(source), sources)} & heavy]
     return [user for user in users if not user.startswith("prismatic.conversion.")]
 
 
