@@ -2,8 +2,8 @@
 
 Each is a process of its own, in a session of its own, that executes the real script with its own argv, environment and output; it
 can be signalled and killed like any other. A test may pass a script of its own, which makes something slow or fail and runs the real one.
-Programs of this checkout only: another one's modules would be hidden by those that have been imported here.
-`python launching.py KIND` is the forking process, one per kind of imports and test process; `run` and `Launcher` talk to it.
+`python launching.py KIND` is the forking process, one per kind of imports, checkout and test process; `run` and `Launcher` talk to it.
+What a checkout's modules say when the first of its programs starts holds for all of them.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float = 120.0,
     kind: str = TORCH,
+    checkout: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """`subprocess.run(command, capture_output=True, text=True)` of this interpreter: python script, python -c code or python -m module.
 
@@ -89,7 +90,7 @@ def run(
         TimeoutError: it took longer and was killed.
     """
     assert command[0] == sys.executable, command
-    forker = _forker(kind)
+    forker = _forker(kind, checkout)
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
         environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
@@ -121,8 +122,8 @@ def free_port() -> int:
 class _Forker:
     """The forking process."""
 
-    def __init__(self, kind: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def __init__(self, kind: str, checkout: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
         self._process = subprocess.Popen(
             [sys.executable, __file__, kind], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -160,8 +161,8 @@ class _Forker:
 
 
 @cache
-def _forker(kind: str) -> _Forker:
-    return _Forker(kind)
+def _forker(kind: str, checkout: Path = ROOT) -> _Forker:
+    return _Forker(kind, checkout)
 
 
 def _import_torch() -> None:

@@ -7,6 +7,7 @@ registry entries pasted in as a user would. Only flags that make them short are 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+import launching
 import pytest
 from documented import FOLLOWED_BY_A_TEST_OF_ITS_OWN, PAGES, RULES, Elsewhere, Here, find_rule
 from documents import ROOT, copy_checkout, environment, page_commands
@@ -58,10 +60,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, command: str, statuses: tuple[int, ...] = (0,)) -> str:
-    started = time.monotonic()
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=250, check=False
-    )
+    started, words = time.monotonic(), shlex.split(command)
+    if words[0] == "python" and words[1].endswith(".py"):
+        kind = launching.TENSORFLOW if words[1].startswith("scripts/convert") else launching.TORCH
+        done = launching.run([sys.executable, *words[1:]], folder, environment(folder), 250, kind, folder)
+    else:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=250, check=False
+        )
     assert done.returncode in statuses, f"{command}\n{done.stdout}\n{done.stderr}"
     print(f"{time.monotonic() - started:6.1f} s  {command[:120]}")
     return done.stdout
