@@ -15,4 +15,12 @@ RUN pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" ${TORCH_INDE
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[$EXTRAS]"
 
+# Containers run as a user without rights over the host; folders that are mounted must be his to write (--user "$(id -u)" takes yours).
+RUN useradd --create-home --uid 1000 policy && mkdir -p runs && chown policy:policy runs
+USER policy
+
+EXPOSE 8777
+# Of openvla-deploy; where nothing listens on the port, as while a model loads or in a training container, there is nothing to say.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=2 CMD ["python", "-m", "prismatic.serving.healthcheck"]
+
 CMD ["openvla-doctor"]

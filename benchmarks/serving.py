@@ -2,6 +2,7 @@
 
 python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --json serving.json
 python benchmarks/serving.py --random_7b /dev/shm/serving --json serving_7b.json    # needs a GPU
+python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --body msgpack_jpeg
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from prismatic.cli import run_script
 from prismatic.vla.cameras import SENT_KEYS
 
 ROOT = Path(__file__).parents[1]
+_INSTRUCTION = "pick up the bowl and place it on the plate"
+_TYPES = {"json": "application/json", "msgpack": "application/msgpack", "msgpack_jpeg": "application/msgpack"}
 
 
 @dataclass
@@ -40,12 +43,15 @@ class ServingBenchmarkConfig:
     clients: list[int] = field(default_factory=lambda: [1, 4, 16])  # at once; one line of the table each
     seconds: float = 10  # of each measurement, after one second of warm-up
     image_size: int = 256  # pixels, square
+    body: str = "json"  # as the published clients send it; msgpack: raw pictures; msgpack_jpeg: pictures as JPEG files
     deploy_flags: str = ""  # further flags of deploy.py, in one text
     json: Path | None = None  # where the table is written, too
 
     def __post_init__(self) -> None:
         if bool(self.pretrained_checkpoint) == (self.random_7b is not None):
             raise ValueError("pass either --pretrained_checkpoint or --random_7b")
+        if self.body not in _TYPES:
+            raise ValueError(f"--body is {self.body!r}; choose one of {', '.join(_TYPES)}")
 
 
 @contextmanager
@@ -100,16 +106,22 @@ def start_server(checkpoint: str, deploy_flags: str) -> tuple[subprocess.Popen[s
     raise ValueError(f"deploy.py did not start:\n{''.join(lines)}")
 
 
-def make_body(info: dict[str, Any], image_size: int) -> bytes:
-    """A request with noise images, in the OpenVLA-OFT form."""
+def make_body(info: dict[str, Any], image_size: int, kind: str = "json") -> bytes:
+    """A request with noise images, with the names of the OpenVLA-OFT form."""
     rng = np.random.default_rng(0)
     arrays = {SENT_KEYS[camera]: rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8) for camera in info["cameras"]}
+    if kind != "json":
+        from prismatic.wire.arrays import pack_openpi
+        from prismatic.wire.pictures import as_message
+
+        images = {name: as_message(image, kind == "msgpack_jpeg") for name, image in arrays.items()}
+        return pack_openpi({**images, "state": np.zeros(info["proprio_dim"]), "instruction": _INSTRUCTION})
     arrays["state"] = np.zeros(info["proprio_dim"])
     encoded = {
         name: {"__numpy__": base64.b64encode(array.tobytes()).decode(), "dtype": array.dtype.str, "shape": list(array.shape)}
         for name, array in arrays.items()
     }
-    return json.dumps({**encoded, "instruction": "pick up the bowl and place it on the plate"}).encode()
+    return json.dumps({**encoded, "instruction": _INSTRUCTION}).encode()
 
 
 def call(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -127,7 +139,7 @@ def call(port: int, method: str, path: str, body: bytes | None = None) -> bytes:
     return content
 
 
-def measure(port: int, body: bytes, num_clients: int, seconds: float) -> dict[str, float]:
+def measure(port: int, body: bytes, num_clients: int, seconds: float, content_type: str = "application/json") -> dict[str, float]:
     """Requests per second and latency percentiles [ms] of clients that each ask again as soon as they are answered."""
     measured_from = time.perf_counter() + 1.0
     until = measured_from + seconds
@@ -136,7 +148,7 @@ def measure(port: int, body: bytes, num_clients: int, seconds: float) -> dict[st
     def client() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while (started := time.perf_counter()) < until:
-            connection.request("POST", "/act", body)
+            connection.request("POST", "/act", body, {"Content-Type": content_type})
             reply = connection.getresponse()
             reply.read()
             if reply.status == 200 and started >= measured_from:
@@ -169,8 +181,8 @@ def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
     start_s = time.perf_counter() - started
     try:
         info = json.loads(call(port, "GET", "/info"))
-        body = make_body(info, config.image_size)
-        rows = [measure(port, body, count, config.seconds) for count in config.clients]
+        body = make_body(info, config.image_size, config.body)
+        rows = [measure(port, body, count, config.seconds, _TYPES[config.body]) for count in config.clients]
         page = call(port, "GET", "/metrics").decode()
     finally:
         process.terminate()
@@ -182,7 +194,14 @@ def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
     batches = {size: float(count) for size, count in re.findall(r'prismatic_batch_size_bucket\{le="([^"]+)"\} ([\d.]+)', page)}
     print("calls of the policy with at most so many observations:", batches)
     if config.json is not None:
-        content = {"platform": info["platform"], "start_s": start_s, "body_bytes": len(body), "rows": rows, "batch_sizes": batches}
+        content = {
+            "platform": info["platform"],
+            "in_use": info.get("in_use"),
+            "start_s": start_s,
+            "body_bytes": len(body),
+            "rows": rows,
+            "batch_sizes": batches,
+        }
         config.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

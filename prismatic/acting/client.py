@@ -4,7 +4,8 @@
     info = client.connect(wait_s=60)
     actions = client.infer(Observation({"primary": image}, "open the drawer", state))  # [H, A], in the robot's units
 
-`ws://` keeps one connection open and sends images as they are; `http://` posts JSON to /act, as the clients of the published server do.
+`ws://` keeps one connection open and sends images as they are; `http://` posts JSON to /act, as the clients of the published server do;
+`wss://` and `https://` are the same, encrypted, for a server behind a proxy that does this. Every request says how long it is waited for.
 Actions are the same over both, in the units of the demonstrations, also for a LIBERO policy. What training saw differently is in
 `client.take_warnings()` after the first answer of a rollout. `?adapter=NAME` behind the address chooses one of several adapters.
 One request is sent once: after a failure the caller asks again, with a new observation, when `retry_after_s` has passed. A robot's
@@ -34,7 +35,7 @@ class PolicyClient:
     """A connection to a policy server, opened again when it breaks. Not for several threads at once."""
 
     def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
-        """`url`: ws://host:port, http://host:port (with or without /act), or a bare host, which means ws:// and port 8777.
+        """`url`: ws://host:port, http://host:port (with or without /act; wss, https), or a bare host, which means ws:// and port 8777.
 
         Raises:
             ValueError: the URL is none of these.
@@ -113,6 +114,7 @@ class PolicyClient:
         except (OSError, WebSocketException, http.client.HTTPException, RequestError, ServerUnavailableError) as error:
             self._transport.close()
             self._backoff_s = min(2 * self._backoff_s or self.options.first_backoff_s, self.options.max_backoff_s)
-            raise ServerUnavailableError(f"{type(error).__name__}: {error}", self._backoff_s) from error
+            wish = error.retry_after_s if isinstance(error, ServerUnavailableError) else 0.0  # of a server that has too much to do
+            raise ServerUnavailableError(f"{type(error).__name__}: {error}", max(wish, self._backoff_s)) from error
         self._backoff_s = 0.0
         return result

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -21,15 +22,18 @@ from prismatic.vla.types import Observation
 from prismatic.wire import keys
 from prismatic.wire.api_key import read_api_key
 from prismatic.wire.arrays import as_array, json_array, pack_openpi, read_json
+from prismatic.wire.errors import BusyError
 from prismatic.wire.msgpack_reader import read_msgpack
 from prismatic.wire.pictures import as_json, as_message
 from prismatic.wire.policy_info import PolicyInfo
 
 DEFAULT_PORT = 8777
+_TLS_PORT = 443  # of wss and https: what stands before a server and encrypts
+_TOO_LARGE_CODE = 1009
 _MAX_REPLY_BYTES = 16 << 20
 # What the server says of trouble that may pass; anything else is the client's mistake.
 _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-_PASSING_ERRORS = ("BusyError", "SlowPredictionError", "PredictionError")
+_PASSING_ERRORS = ("SlowPredictionError", "PredictionError")
 
 
 class ServerUnavailableError(RuntimeError):
@@ -62,8 +66,10 @@ class ConnectionOptions:
 
     @property
     def headers(self) -> dict[str, str]:
+        """With every request: the key, and how long an answer is waited for, after which the server need not compute it."""
         key = self.api_key or read_api_key()
-        return {"Authorization": f"Api-Key {key}"} if key else {}
+        patience = {keys.DEADLINE_HEADER: str(max(1, round(1e3 * self.reply_timeout_s)))}
+        return {**patience, "Authorization": f"Api-Key {key}"} if key else patience
 
 
 class Transport(Protocol):
@@ -82,18 +88,32 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a server is. An encrypted one must show a certificate that this computer trusts (SSL_CERT_FILE names further ones)."""
+
+    host: str
+    port: int
+    query: str
+    is_encrypted: bool
+
+
 def make_transport(url: str, options: ConnectionOptions) -> Transport:
     parts = urlsplit(url if "://" in url else f"ws://{url}")
-    is_address = parts.scheme in ("ws", "http") and parts.hostname and parts.path in ("", "/", "/act", keys.POLICY_PATH)
+    is_address = parts.scheme in ("ws", "wss", "http", "https") and parts.hostname and parts.path in ("", "/", "/act", keys.POLICY_PATH)
     if not is_address or not parts.hostname or not re.fullmatch(r"(adapter=[^&]+)?", parts.query):
-        expected = f"ws://HOST:{DEFAULT_PORT} or http://HOST:{DEFAULT_PORT}, with ?adapter=NAME behind it where a server has several"
+        expected = (
+            f"ws://HOST:{DEFAULT_PORT} or http://HOST:{DEFAULT_PORT} (wss, https: encrypted), "
+            "with ?adapter=NAME behind it where a server has several"
+        )
         raise ValueError(f"the server's URL is {url!r}; expected {expected}")
     try:
-        port = parts.port or DEFAULT_PORT
+        port = parts.port or (_TLS_PORT if parts.scheme in ("wss", "https") else DEFAULT_PORT)
     except ValueError as error:
         raise ValueError(f"the server's URL is {url!r}: {error}") from error
     query = f"?{parts.query}" if parts.query else ""
-    return (_Websocket if parts.scheme == "ws" else _Rest)(parts.hostname, port, query, options)
+    address = Address(parts.hostname, port, query, is_encrypted=parts.scheme in ("wss", "https"))
+    return (_Websocket if parts.scheme in ("ws", "wss") else _Rest)(address, options)
 
 
 def _parse_info(content: Any) -> PolicyInfo:
@@ -106,8 +126,9 @@ def _parse_info(content: Any) -> PolicyInfo:
 class _Websocket:
     """The form of openpi's protocol: the server describes itself first, then answers each observation."""
 
-    def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
-        self._url = f"ws://{f'[{host}]' if ':' in host else host}:{port}{keys.POLICY_PATH}{query}"
+    def __init__(self, address: Address, options: ConnectionOptions) -> None:
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        self._url = f"{'wss' if address.is_encrypted else 'ws'}://{host}:{address.port}{keys.POLICY_PATH}{address.query}"
         self._options, self.sends_jpeg = options, False
         self._stack = ExitStack()  # websockets means its connections to be context managers
         self._connection: Any = None
@@ -133,7 +154,7 @@ class _Websocket:
             )
             self._connection = self._stack.enter_context(connection)
         except InvalidStatus as error:
-            _raise_for_status(error.response.status_code, bytes(error.response.body or b""))
+            _raise_for_status(error.response.status_code, bytes(error.response.body or b""), error.response.headers)
             raise
         with _deadline(self._connection.socket, self._options.reply_timeout_s):
             return _parse_info(read_msgpack(self._receive()))
@@ -146,11 +167,24 @@ class _Websocket:
         if begins:
             content[keys.BEGINS] = True
         with _deadline(self._connection.socket, self._options.reply_timeout_s):
-            self._connection.send(pack_openpi(content))
-            reply = read_msgpack(self._receive())
+            reply = read_msgpack(self._exchange(pack_openpi(content)))
         found = reply if isinstance(reply, dict) else {}
         actions = as_array(found.get(keys.ACTIONS), keys.ACTIONS).astype(np.float64)
         return actions, [str(warning) for warning in found.get(keys.WARNINGS, [])]
+
+    def _exchange(self, frame: bytes) -> bytes:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            self._connection.send(frame)
+            return self._receive()
+        except ConnectionClosed as closed:
+            if closed.rcvd is not None and closed.rcvd.code == _TOO_LARGE_CODE:
+                raise RequestRefusedError(
+                    f"the observation is too large for the server ({closed.rcvd.reason}); send smaller images or JPEG, or start it with "
+                    "a larger --max_body_mb"
+                ) from closed
+            raise
 
     def _receive(self) -> bytes:
         from websockets.exceptions import ConnectionClosed
@@ -161,7 +195,10 @@ class _Websocket:
         try:  # a text is an error; the closing frame that follows says of which kind
             self._connection.recv()
         except ConnectionClosed as closed:
-            if closed.rcvd is not None and closed.rcvd.reason not in _PASSING_ERRORS:
+            reason = "" if closed.rcvd is None else closed.rcvd.reason
+            if reason == BusyError.__name__:
+                raise ServerUnavailableError(frame, BusyError.retry_after_s) from closed
+            if closed.rcvd is not None and reason not in _PASSING_ERRORS:
                 raise RequestRefusedError(frame) from closed
         raise ServerUnavailableError(frame)
 
@@ -173,9 +210,10 @@ class _Websocket:
 class _Rest:
     """`POST /act` over one HTTP connection that is kept open."""
 
-    def __init__(self, host: str, port: int, query: str, options: ConnectionOptions) -> None:
-        self._query, self._session, self.sends_jpeg = query, secrets.token_hex(8), False
-        self._connection = http.client.HTTPConnection(host, port, timeout=options.connect_timeout_s)
+    def __init__(self, address: Address, options: ConnectionOptions) -> None:
+        self._query, self._session, self.sends_jpeg = address.query, secrets.token_hex(8), False
+        kind = http.client.HTTPSConnection if address.is_encrypted else http.client.HTTPConnection
+        self._connection = kind(address.host, address.port, timeout=options.connect_timeout_s)
         self._options = options
 
     @property
@@ -211,19 +249,20 @@ class _Rest:
             self._connection.request(method, path + self._query, body, headers)
             reply = self._connection.getresponse()
             content = reply.read(_MAX_REPLY_BYTES)
-        _raise_for_status(reply.status, content)
+        _raise_for_status(reply.status, content, reply.headers)
         return read_json(content), read_json(reply.headers.get(keys.WARNINGS_HEADER, "[]"))
 
     def close(self) -> None:
         self._connection.close()
 
 
-def _raise_for_status(status: int, body: bytes) -> None:
+def _raise_for_status(status: int, body: bytes, headers: Mapping[str, str] | Message) -> None:
     if status in (101, 200):
         return
     message = f"the server answered {status}: {body.decode(errors='replace')[:500]}"
     if status in _PASSING_STATUS:
-        raise ServerUnavailableError(message)
+        wish = headers.get("Retry-After", "")
+        raise ServerUnavailableError(message, float(wish) if wish.isdigit() and len(wish) < 4 else 0.0)
     raise RequestRefusedError(message)
 
 

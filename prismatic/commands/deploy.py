@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prismatic.policy.policy import Policy
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_POSITIVE = ("max_body_mb", "max_queue", "max_batch_size", "max_latency_ms", "request_timeout_s", "shutdown_timeout_s", "max_connections")
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,15 @@ class DeployConfig(PolicyFlags):
     unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
+    load_in_8bit: bool = False  # the same as --quantization int8
+    load_in_4bit: bool = False  # the same as --quantization nf4
     engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly
     robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy get -1 open, +1 close, as the simulator takes it
+
+    num_open_loop_steps: int | None = None  # so many first actions of each chunk are sent, for clients that execute all they get
+    seed: int | None = None  # of a diffusion policy's noise
+    model_family: str = "openvla"  # nothing else is known; accepted because the familiar commands pass it
+    use_relative_actions: bool = False  # the policy's actions are changes of the joint angles, though their names do not say so
 
     # Address
     host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set an API key
@@ -46,12 +54,14 @@ class DeployConfig(PolicyFlags):
 
     # Load
     max_body_mb: float = 32  # MB of one request
-    max_queue: int = 64  # requests being read, waiting or predicted; more get 503
-    max_batch_size: int = 16  # observations in one call of the policy
-    batch_window_ms: float = 4  # the longest that a free policy waits for other clients' requests
-    request_timeout_s: float = 30  # a request unanswered for so long gets 504
+    max_queue: int = 64  # requests being decoded, waiting or predicted; more get 503
+    max_batch_size: int = 16  # observations in one call of the policy, at most
+    max_latency_ms: float = 250  # batches grow, if that gives more answers per second, while two of them take no longer
+    batch_window_ms: float = 4  # the longest that a free policy waits for requests that are being read
+    request_timeout_s: float = 30  # a request unanswered for so long gets 504; a call of the policy that lasts longer counts as hanging
     shutdown_timeout_s: float = 30  # for answering what has been accepted, after SIGTERM
-    max_connections: int = 512  # open at once
+    max_connections: int = 512  # sockets open at once; idle ones make room for others
+    exit_on_cuda_error: bool = False  # end with status 75 when the GPU is lost, so that a supervisor starts the server anew
 
     def __post_init__(self) -> None:
         if bool(self.pretrained_checkpoint) == bool(self.adapters):
@@ -59,8 +69,12 @@ class DeployConfig(PolicyFlags):
             raise ValueError(
                 f"--pretrained_checkpoint and --adapters are {found}; pass the checkpoint's folder, or name=folder,... of adapters"
             )
+        if self.model_family != "openvla":
+            raise ValueError(f"--model_family is {self.model_family!r}; the only one is openvla")
+        if self.num_open_loop_steps is not None and self.num_open_loop_steps < 1:
+            raise ValueError(f"--num_open_loop_steps is {self.num_open_loop_steps}, must be at least 1")
         _ = self.adapter_folders  # parsed now, so that a mistake shows before minutes of loading
-        for name in ("max_body_mb", "max_queue", "max_batch_size", "request_timeout_s", "shutdown_timeout_s", "max_connections"):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0")
         if not 0 <= self.batch_window_ms <= 1000:
@@ -81,6 +95,21 @@ class DeployConfig(PolicyFlags):
             raise ValueError(f"--adapters is {self.adapters!r}; expected name=folder,name=folder,... with names that differ")
         return folders
 
+    def chosen_quantization(self) -> str:
+        """What --quantization or the familiar flags ask for.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        from prismatic.policy.inference.quantization import choose_quantization
+
+        familiar = choose_quantization(self.load_in_8bit, self.load_in_4bit)
+        if familiar != "none" and self.quantization not in ("none", familiar):
+            raise ValueError(
+                f"--quantization {self.quantization} and --load_in_{'8' if self.load_in_8bit else '4'}bit True: set one of them"
+            )
+        return self.quantization if familiar == "none" else familiar
+
     @property
     def flags(self) -> PolicyFlags:
         return PolicyFlags(**{item.name: getattr(self, item.name) for item in fields(PolicyFlags)})
@@ -89,7 +118,7 @@ class DeployConfig(PolicyFlags):
 def deploy(config: DeployConfig) -> None:
     """Loads the policy and serves it until SIGTERM or Ctrl-C."""
     try:
-        from prismatic.serving.server import open_socket, serve
+        from prismatic.serving.server import ServerOptions, open_socket, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
     from prismatic.policy.checkpoint.loading import LoadOptions
@@ -101,18 +130,21 @@ def deploy(config: DeployConfig) -> None:
     bound = open_socket(config.host, config.port)  # before minutes of loading
     load_options = LoadOptions(
         flags=config.flags,
-        quantization=config.quantization,
+        quantization=config.chosen_quantization(),
         engine=config.engine,
         max_batch_size=config.max_batch_size,
         base_model=config.base_model,
     )
     policies = _load(config, load_options)
     options = ServiceOptions(
-        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3),
+        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3, config.max_latency_ms / 1e3),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
         request_timeout_s=config.request_timeout_s,
         api_key=api_key,
         robosuite_gripper=config.robosuite_gripper,
+        num_open_loop_steps=config.num_open_loop_steps,
+        use_relative_actions=config.use_relative_actions,
+        seed=config.seed,
     )
     service = PolicyService(policies, options)
     seconds = service.warm_up()
@@ -124,9 +156,11 @@ def deploy(config: DeployConfig) -> None:
     bound.listen(1024)
     host, port = bound.getsockname()[:2]
     logger.info(
-        "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /info /metrics", host, port
+        "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /readyz /info /metrics",
+        host,
+        port,
     )
-    serve(service, bound, config.max_connections, config.shutdown_timeout_s)
+    serve(service, bound, ServerOptions(config.max_connections, config.shutdown_timeout_s, config.exit_on_cuda_error))
 
 
 def _load(config: DeployConfig, options: LoadOptions) -> Policy | dict[str, Policy]:

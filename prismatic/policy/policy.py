@@ -22,6 +22,7 @@ from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs
+from prismatic.policy.inference.facts import describe_parts
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.demonstrated import Demonstrated
@@ -43,6 +44,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 DEFAULT_FRAME_SIZE = (256, 256)  # height and width of a camera image, where nobody says
+_USUAL_FRAME_SIZES = ((224, 224), DEFAULT_FRAME_SIZE, (480, 640), (720, 1280))  # what cameras and simulators give
 _USUAL_INSTRUCTION_TOKENS = 48  # the longest instruction of LIBERO has 40
 _MAX_KNOWN_PROMPTS = 1024
 _NOISE_SEED = 7  # of a diffusion policy's own noise: a run can be repeated
@@ -107,6 +109,10 @@ class Policy:
         """
         return Policy(self._parts, unnorm_key, self._engine)
 
+    def reseed(self, seed: int) -> None:
+        """Begins a diffusion policy's own noise anew."""
+        self._random.manual_seed(seed)
+
     def make_watch(self) -> ObservationWatch:
         """What compares observations with those of training."""
         seen_state = self.norm_stats[self.unnorm_key]["proprio"] if self.spec.heads.use_proprio else None
@@ -125,6 +131,31 @@ class Policy:
         statistics, unknown = self.norm_stats[self.unnorm_key]["action"], (None,) * self.spec.platform.action_dim
         low, high = (tuple(statistics.get(*keys)) for keys in (("min", self.action_bounds.low), ("max", self.action_bounds.high)))
         return Demonstrated(low, high, max_step=unknown, max_gap=unknown)
+
+    def in_use(self) -> dict[str, Any]:
+        """How it is computed: device, dtype, engine, attention, how many layers are quantized and how, and the device's memory."""
+        return {"engine": self._engine.kind, **describe_parts(self._parts)}
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Observations in one call that the engine prepares for."""
+        return self._engine.batch_sizes
+
+    def seal(self, batch_size: int) -> None:
+        """From now on no call waits for what a first one of its kind has to do: what was not warmed up runs plainly, and somewhat slower.
+
+        Images of the usual sizes, in any order, are prepared for in batches of up to `batch_size`.
+        """
+        self._engine.seal(_USUAL_FRAME_SIZES, batch_size)
+
+    def check_device(self) -> None:
+        """Returns if the policy's device computes.
+
+        Raises:
+            RuntimeError: it does not; after some CUDA errors nothing in this process does any more.
+        """
+        device = next(self._parts.model.parameters()).device
+        torch.ones(1, device=device).add_(1).item()
 
     @property
     def llm_dim(self) -> int:

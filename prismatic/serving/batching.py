@@ -1,12 +1,14 @@
 """Requests of many clients -> calls of the policy with several observations, in one worker thread.
 
-A batch starts when the policy is free and as many requests wait as clients were lately at work at once, or after `window_s`. One
-client alone never waits. The queue is bounded: beyond `max_queue` pending requests, further ones are refused at once.
+`scheduling.py` says how many are taken. A request that nobody waits for any more (its client has gone, its time is over or will be before
+an answer could come) is not computed. The queue is bounded: beyond `max_queue` pending requests, further ones are refused at once.
+Whatever a batch raises, the thread lives on.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -17,14 +19,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from prismatic.serving.health import PolicyHealth
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
+from prismatic.serving.scheduling import BatchCosts, Peak, Waiting, choose_batch
 from prismatic.vla.types import ActionChunk, Observation
-from prismatic.wire.errors import BusyError, PredictionError, RequestError
+from prismatic.wire.errors import BusyError, PredictionError, RequestError, SlowPredictionError
 
-Predict = Callable[[RequestGroup, Sequence[Observation]], Sequence[ActionChunk]]
-
-_PEAK_SECONDS = 1.0  # how long a number of clients at work is expected to stay
+_IDLE_S = 1.0  # between two looks at the clock of a worker without work
+_CLOSE_S = 5.0  # for the worker to end; one that hangs is left behind
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +37,31 @@ class BatchingOptions:
     """How requests are gathered."""
 
     max_batch_size: int = 16
-    max_queue: int = 64  # requests being read, waiting or predicted
-    window_s: float = 0.004  # the longest that a free policy waits for more requests
+    max_queue: int = 64  # requests being decoded, waiting or predicted
+    window_s: float = 0.004  # the longest that a free policy waits for requests that are being read
+    max_latency_s: float = 0.25  # a batch takes at most half of it, see `BatchCosts.largest_size`
+
+
+@dataclass(frozen=True)
+class PolicyCalls:
+    """What the worker calls."""
+
+    predict: Callable[[RequestGroup, Sequence[Observation]], Sequence[ActionChunk]]
+    check_device: Callable[[], None] = lambda: None  # raises if nothing can be computed any more
+    on_fault: Callable[[], None] = lambda: None  # the device is lost
+
+
+@dataclass
+class Place:
+    """One place among the pending requests."""
+
+    is_read: bool = False  # its request is in the queue or further
 
 
 @dataclass
 class _Waiting:
     request: PolicyRequest
+    deadline: float  # monotonic time after which nobody wants the answer
     queued: float = field(default_factory=time.monotonic)
     answer: Future[ActionChunk] = field(default_factory=Future)
 
@@ -48,16 +69,19 @@ class _Waiting:
 class Batcher:
     """The queue before a policy, and the thread that empties it."""
 
-    def __init__(self, predict: Predict, options: BatchingOptions, metrics: ServerMetrics) -> None:
-        self._predict, self._options, self._metrics = predict, options, metrics
+    def __init__(self, calls: PolicyCalls, options: BatchingOptions, metrics: ServerMetrics, health: PolicyHealth | None = None) -> None:
+        self._calls, self._options, self._metrics = calls, options, metrics
+        self.health = health or PolicyHealth()
+        self.costs: dict[str | None, BatchCosts] = {}  # of each adapter's policy
         self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._admitted = 0
+        self._arriving = 0  # admitted and not read yet
         self._closed = False
         self._in_flight = 0  # waiting or predicted
-        self._peaks = (0, 0)  # most in flight in the previous and the present second
-        self._peak_until = 0.0
+        self._peak = Peak()
         self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
+        self.health.thread = self._thread
         self._thread.start()
 
     @property
@@ -65,35 +89,51 @@ class Batcher:
         """Requests that are pending: admitted and not answered yet."""
         return self._admitted
 
+    @property
+    def queue_length(self) -> int:
+        """Requests that wait for the policy."""
+        return len(self._queue)
+
     @contextmanager
-    def admission(self) -> Iterator[None]:
-        """Holds one place among the pending requests, from before a request's body is read until it is answered.
+    def admission(self) -> Iterator[Place]:
+        """Holds one place among the pending requests, from before a request is decoded until its answer is known.
 
         Raises:
-            BusyError: all places are taken, or the server is shutting down.
+            BusyError: all places are taken, the policy cannot answer, or the server is shutting down.
         """
         with self._changed:
-            if self._closed:
-                raise BusyError("the server is shutting down")
-            if self._admitted >= self._options.max_queue:
-                raise BusyError(f"the server already has {self._admitted} requests (--max_queue); try again in {BusyError.retry_after_s} s")
+            self._check_admission()
             self._admitted += 1
+            self._arriving += 1
+            self._peak.note(max(self._admitted, self._in_flight), time.monotonic())
             self._metrics.admitted.set(self._admitted)
+        place = Place()
         try:
-            yield
+            yield place
         finally:
             with self._changed:
                 self._admitted -= 1
+                self._arrived(place)
                 self._metrics.admitted.set(self._admitted)
 
-    def submit(self, request: PolicyRequest) -> Future[ActionChunk]:
-        """The chunk to come. Cancelling it takes the request out of the queue."""
-        waiting = _Waiting(request)
+    def _check_admission(self) -> None:
+        if self._closed:
+            raise BusyError("the server is shutting down")
+        if problem := self.health.alive_problem():
+            raise BusyError(f"{problem}; the server must be started anew")
+        if self._admitted >= self._options.max_queue:
+            raise BusyError(f"the server already has {self._admitted} requests (--max_queue); try again in {BusyError.retry_after_s} s")
+
+    def submit(self, request: PolicyRequest, deadline: float = math.inf, place: Place | None = None) -> Future[ActionChunk]:
+        """The chunk to come, wanted until `deadline` (monotonic time). Cancelling it takes the request out of the queue."""
+        waiting = _Waiting(request, deadline)
         with self._changed:
+            if place is not None:
+                self._arrived(place)
             self._queue.append(waiting)
             self._in_flight += 1
-            self._note_peak()
-            self._metrics.queue_length.set(len(self._queue))
+            self._peak.note(max(self._admitted, self._in_flight), waiting.queued)
+            self._note_queue()
             self._changed.notify()
         return waiting.answer
 
@@ -107,46 +147,86 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=_CLOSE_S)
 
-    def _note_peak(self) -> None:
-        now = time.monotonic()
-        if now >= self._peak_until:
-            stale = now >= self._peak_until + _PEAK_SECONDS
-            self._peaks = (0 if stale else self._peaks[1], 0)
-            self._peak_until = now + _PEAK_SECONDS
-        self._peaks = (self._peaks[0], max(self._peaks[1], self._in_flight))
+    def cap(self, adapter: str | None) -> int:
+        """The largest batch of that adapter's policy."""
+        return self.costs.get(adapter, BatchCosts()).largest_size(self._options.max_latency_s, self._options.max_batch_size)
+
+    def _arrived(self, place: Place) -> None:
+        if not place.is_read:
+            place.is_read = True
+            self._arriving -= 1
+            self._changed.notify()
+
+    def _note_queue(self) -> None:
+        self._metrics.queue_length.set(len(self._queue))
+        self.health.waiting_since = self._queue[0].queued if self._queue else None
 
     def _work(self) -> None:
-        while batch := self._next_batch():
+        while True:
+            batch: list[_Waiting] = []
             try:
+                batch = self._next_batch()
+                if not batch:
+                    return
                 self._answer(batch)
+            except BaseException as error:  # a fault in one batch, of whatever kind, must not end the answers to all later ones
+                logger.error("a batch failed", exc_info=error)
+                for waiting in batch:
+                    _fail(waiting, PredictionError(f"the policy failed ({type(error).__name__}); the server's log has the reason"))
             finally:
                 with self._changed:
                     self._in_flight -= len(batch)
 
     def _next_batch(self) -> list[_Waiting]:
         """At least one request, all of one group; empty when closed and done."""
+        free_since: float | None = None
         with self._changed:
-            while not self._queue:
-                if self._closed and self._admitted == 0:
-                    return []
-                self._changed.wait(timeout=1.0)
-            until = time.monotonic() + self._options.window_s
-            while len(self._queue) < min(self._options.max_batch_size, max(self._peaks)):
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(timeout=left)
-            group = self._queue[0].request.group
-            batch: list[_Waiting] = []
-            others: deque[_Waiting] = deque()
-            while self._queue and len(batch) < self._options.max_batch_size:
-                waiting = self._queue.popleft()
-                (batch if waiting.request.group == group else others).append(waiting)
-            self._queue.extendleft(reversed(others))
-            self._metrics.queue_length.set(len(self._queue))
-            return batch
+            while True:
+                self._drop_unwanted()
+                if not self._queue:
+                    if self._closed and self._admitted == 0:
+                        return []
+                    free_since = None
+                    self._changed.wait(timeout=_IDLE_S)
+                    continue
+                now = time.monotonic()
+                free_since = now if free_since is None else free_since
+                group = self._queue[0].request.group
+                count = sum(waiting.request.group == group for waiting in self._queue)
+                found = Waiting(count, self._arriving, self._peak.value(now), now - free_since)
+                costs = self.costs.get(group.adapter, BatchCosts())
+                if taken := choose_batch(found, costs, self.cap(group.adapter), self._options.window_s):
+                    return self._take(group, taken)
+                self._changed.wait(timeout=max(0.0, self._options.window_s - found.waited_s))
+
+    def _take(self, group: RequestGroup, count: int) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        others: deque[_Waiting] = deque()
+        for waiting in self._queue:
+            (batch if waiting.request.group == group and len(batch) < count else others).append(waiting)
+        self._queue = others
+        self._note_queue()
+        return batch
+
+    def _drop_unwanted(self) -> None:
+        """Takes out what nobody waits for, or what could not be answered in time."""
+        now, kept = time.monotonic(), deque[_Waiting]()
+        for waiting in self._queue:
+            soonest = now + self.costs.get(waiting.request.adapter, BatchCosts()).of(1)
+            if waiting.answer.cancelled():
+                self._metrics.dropped.labels("client gone").inc()
+            elif soonest > waiting.deadline:
+                self._metrics.dropped.labels("too late").inc()
+                _fail(
+                    waiting, SlowPredictionError("the time for this request was over before the policy was free; the server is overloaded")
+                )
+            else:
+                kept.append(waiting)
+        self._in_flight -= len(self._queue) - len(kept)
+        self._queue = kept
+        self._note_queue()
 
     def _answer(self, batch: list[_Waiting]) -> None:
         live = [waiting for waiting in batch if waiting.answer.set_running_or_notify_cancel()]
@@ -156,41 +236,78 @@ class Batcher:
         for waiting in live:
             self._metrics.wait.observe(started - waiting.queued)
         try:
-            chunks = self._call([waiting.request for waiting in live])
+            chunks = self._call(live)
         except Exception as error:  # whatever the policy raises, the worker lives on and the others get their answers
-            if len(live) == 1:
-                live[0].answer.set_exception(_explain(error))
+            if len(live) == 1 or self.health.fault is not None:
+                for waiting in live:
+                    _fail(waiting, self._explain(error))
                 return
             for waiting in live:
                 self._answer_alone(waiting)
             return
         for waiting, chunk in zip(live, chunks, strict=True):
-            _settle(waiting, chunk)
+            self._settle(waiting, chunk)
 
     def _answer_alone(self, waiting: _Waiting) -> None:
         try:
-            chunk = self._call([waiting.request])[0]
+            chunk = self._call([waiting])[0]
         except Exception as error:  # as above
-            waiting.answer.set_exception(_explain(error))
+            _fail(waiting, self._explain(error))
         else:
-            _settle(waiting, chunk)
+            self._settle(waiting, chunk)
 
-    def _call(self, requests: list[PolicyRequest]) -> Sequence[ActionChunk]:
-        self._metrics.batch_size.observe(len(requests))
-        with self._metrics.prediction.time():
-            return self._predict(requests[0].group, [request.observation for request in requests])
+    def _call(self, batch: list[_Waiting]) -> Sequence[ActionChunk]:
+        """One chunk for each request.
+
+        Raises:
+            Exception: whatever the policy raises.
+        """
+        if self.health.fault is not None:
+            raise PredictionError(f"the device failed ({self.health.fault}); the server must be started anew")
+        self._metrics.batch_size.observe(len(batch))
+        self.health.busy_since = time.monotonic()
+        try:
+            with self._metrics.prediction.time():
+                chunks = self._calls.predict(batch[0].request.group, [waiting.request.observation for waiting in batch])
+            if len(chunks) != len(batch):
+                raise RuntimeError(f"{len(batch)} observations gave {len(chunks)} chunks")
+            return chunks
+        except ValueError:  # of a request, not of the policy
+            raise
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        finally:
+            self.health.busy_since = None
+
+    def _note_failure(self, error: BaseException) -> None:
+        logger.error("the policy failed", exc_info=error)
+        self.health.failure = type(error).__name__
+        try:
+            self._calls.check_device()
+        except Exception as lost:
+            logger.error("the device computes nothing any more", exc_info=lost)
+            self.health.fault = f"{type(lost).__name__}: {str(lost).splitlines()[0] if str(lost) else 'no details'}"
+            self._calls.on_fault()
+
+    def _settle(self, waiting: _Waiting, chunk: ActionChunk) -> None:
+        """Hands out `chunk`, unless it could hurt a robot."""
+        if np.isfinite(chunk.actions).all():
+            self.health.failure = None
+            waiting.answer.set_result(chunk)
+        else:
+            self.health.failure = "actions that are not finite"
+            _fail(waiting, PredictionError("the policy predicted actions that are not finite; none are sent"))
+
+    def _explain(self, error: Exception) -> RequestError:
+        if isinstance(error, RequestError):
+            return error
+        if isinstance(error, ValueError):
+            return RequestError(str(error))
+        return PredictionError(f"the policy failed ({type(error).__name__}); the server's log has the reason")
 
 
-def _settle(waiting: _Waiting, chunk: ActionChunk) -> None:
-    """Hands out `chunk`, unless it could hurt a robot."""
-    if np.isfinite(chunk.actions).all():
-        waiting.answer.set_result(chunk)
-    else:
-        waiting.answer.set_exception(PredictionError("the policy predicted actions that are not finite; none are sent"))
-
-
-def _explain(error: Exception) -> RequestError:
-    if isinstance(error, ValueError):
-        return RequestError(str(error))
-    logger.error("the policy failed", exc_info=error)
-    return PredictionError(f"the policy failed ({type(error).__name__}); the server's log has the reason")
+def _fail(waiting: _Waiting, error: RequestError) -> None:
+    """Answers with `error`, unless there is an answer already or nobody wants one."""
+    if not waiting.answer.done() and (waiting.answer.running() or waiting.answer.set_running_or_notify_cancel()):
+        waiting.answer.set_exception(error)

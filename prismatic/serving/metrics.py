@@ -5,25 +5,29 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (*range(1, 17), 24, 32)
 
 
 class ServerMetrics:
     """Counters of one server; not global, so that tests can run several."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter("prismatic_requests", "Requests answered", ["protocol", "status"], registry=self._registry)
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("prismatic_requests", "Requests answered", ["protocol", "status"], registry=registry)
         self.latency = Histogram(
-            "prismatic_request_seconds", "From a whole request to its answer", ["protocol"], buckets=_SECONDS, registry=self._registry
+            "prismatic_request_seconds",
+            "From the arrival of a whole request to its answer, of requests that were answered with actions",
+            ["protocol"],
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.wait = Histogram("prismatic_queue_wait_seconds", "From queueing to prediction", buckets=_SECONDS, registry=self._registry)
-        self.prediction = Histogram("prismatic_prediction_seconds", "One call of the policy", buckets=_SECONDS, registry=self._registry)
-        self.batch_size = Histogram(
-            "prismatic_batch_size", "Observations in one call of the policy", buckets=(1, 2, 4, 8, 16, 32), registry=self._registry
-        )
-        self.queue_length = Gauge("prismatic_queue_length", "Observations that wait for the policy", registry=self._registry)
-        self.admitted = Gauge("prismatic_requests_in_house", "Requests being read, waiting or predicted", registry=self._registry)
-        self.connections = Gauge("prismatic_websocket_connections", "Open websockets", ["protocol"], registry=self._registry)
+        self.wait = Histogram("prismatic_queue_wait_seconds", "From queueing to prediction", buckets=_SECONDS, registry=registry)
+        self.prediction = Histogram("prismatic_prediction_seconds", "One call of the policy", buckets=_SECONDS, registry=registry)
+        self.batch_size = Histogram("prismatic_batch_size", "Observations in one call of the policy", buckets=_SIZES, registry=registry)
+        self.dropped = Counter("prismatic_requests_dropped", "Requests not computed: nobody waits any more", ["reason"], registry=registry)
+        self.queue_length = Gauge("prismatic_queue_length", "Observations that wait for the policy", registry=registry)
+        self.admitted = Gauge("prismatic_requests_in_house", "Requests being decoded, waiting or predicted", registry=registry)
+        self.connections = Gauge("prismatic_websocket_connections", "Open websockets", ["protocol"], registry=registry)
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class ObservationReader:
 
     def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
         """Needed camera -> the client's name and image."""
-        by_camera = {camera: (name, value) for name, (camera, value) in images.items() if camera is not None}
+        by_camera = self._by_camera(images)
         needed = list(filter(is_wrist, self.spec.cameras))
         offered = list(filter(is_wrist, by_camera))
         if len(needed) == len(offered) == 1:  # the only wrist camera may have any wrist's name
@@ -81,6 +81,23 @@ class ObservationReader:
         self._note_ignored(name for camera, (name, _) in by_camera.items() if camera not in self.spec.cameras)
         self._note_ignored(name for name, (camera, _) in images.items() if camera is None)
         return {camera: by_camera[camera] for camera in self.spec.cameras}
+
+    def _by_camera(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
+        """Camera -> the client's name and image.
+
+        Raises:
+            RequestError: two names mean the same camera, which the policy needs.
+        """
+        found: dict[str, tuple[str, Any]] = {}
+        for name, (camera, value) in images.items():
+            if camera is None:
+                continue
+            if camera in found and camera in self.spec.cameras:
+                raise RequestError(
+                    f"{found[camera][0]!r} and {name!r} are both names of camera {camera}; send one of them. GET /info lists the names"
+                )
+            found.setdefault(camera, (name, value))
+        return found
 
     def _note_ignored(self, names: Any) -> None:
         for name in names:
@@ -111,6 +128,18 @@ class ObservationReader:
         if not isinstance(key, str) or key not in self.unnorm_keys:
             raise RequestError(f"unnorm_key {str(key)[:80]!r} is not in the checkpoint; {near_names(str(key)[:80], self.unnorm_keys)}")
         return key
+
+
+def one_of(content: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under one of several names of the same thing; None where there is none.
+
+    Raises:
+        RequestError: there are two.
+    """
+    found = [name for name in names if content.get(name) is not None]
+    if len(found) > 1:
+        raise RequestError(f"{' and '.join(map(repr, found))} mean the same; send one of them")
+    return content[found[0]] if found else None
 
 
 def read_pictures(found: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, np.ndarray], bool]:

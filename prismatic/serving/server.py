@@ -4,7 +4,9 @@ POST /act                     OpenVLA-OFT and OpenVLA clients
 websocket /policy             our own client: openpi's form, in the robot's own units
 websocket /                   openpi-client, policy-websocket
 websocket /vla-eval           vla-eval
-GET /healthz /health          alive (no API key needed)
+GET /healthz /health          alive (no API key needed); 503 where only a new process helps
+GET /readyz                   whether a request would be answered now (no API key needed)
+GET /                         a page for people, which asks GET /status
 GET /info /config /metrics    facts, batching settings, Prometheus
 
 Where several adapters are served, `?adapter=NAME` chooses one: for a request on HTTP, for a connection on a websocket.
@@ -14,46 +16,70 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.policy.watching import ObservationWatch
+from prismatic.serving.act import act
+from prismatic.serving.answering import error_response
+from prismatic.serving.connections import KEEP_ALIVE_S, ConnectionLimits, connection_types
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
-from prismatic.serving.service import PolicyService, ServedPolicy
-from prismatic.vla.types import ActionChunk
+from prismatic.serving.service import PolicyService
+from prismatic.serving.status import PAGE, describe_service
+from prismatic.serving.websockets import chunk_session, serve_websocket, vla_eval_session
 from prismatic.wire import keys
-from prismatic.wire.errors import BusyError, RequestError, TooLargeError
+from prismatic.wire.errors import RequestError
 
-_ERROR_CLOSE_CODE = 1011
-_POLICY_VIOLATION = 1008
+DEVICE_LOST_STATUS = 75  # exit status: try again later (EX_TEMPFAIL), which supervisors understand
 
 logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(service: PolicyService) -> Starlette:
+@dataclass(frozen=True)
+class ServerOptions:
+    """Limits of the process."""
+
+    max_connections: int = 512  # sockets; those that are idle make room
+    drain_s: float = 30.0  # for what has been accepted, after SIGTERM
+    exit_on_cuda_error: bool = False  # end with `DEVICE_LOST_STATUS` when the device is lost
+
+
+def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -> Starlette:
     """The application of one server."""
+    limits, started = limits or ConnectionLimits(), time.monotonic()
 
     async def healthz(request: Request) -> Response:
-        return PlainTextResponse("OK\n")
+        problem = service.health.alive_problem()
+        return PlainTextResponse(f"{problem or 'OK'}\n", 200 if problem is None else 503)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        problem = service.health.alive_problem()
+        return JSONResponse(
+            {"status": "ok"} if problem is None else {"status": "failed", "error": problem}, 200 if problem is None else 503
+        )
+
+    async def readyz(request: Request) -> Response:
+        problem = await service.ready_problem()
+        return PlainTextResponse(f"{problem or 'OK'}\n", 200 if problem is None else 503)
+
+    async def page(request: Request) -> Response:
+        return FileResponse(PAGE, media_type="text/html", headers={"Cache-Control": "no-store"})
+
+    async def status(request: Request) -> Response:
+        content = await asyncio.get_running_loop().run_in_executor(service.decoding, describe_service, service, started)
+        return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
     async def info(request: Request) -> Response:
         tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
@@ -84,172 +110,18 @@ def create_app(service: PolicyService) -> Starlette:
         routes=[
             Route("/healthz", healthz),
             Route("/health", health),
+            Route("/readyz", readyz),
+            Route("/", page),
+            Route("/status", guarded(status)),
             Route("/info", guarded(info)),
             Route("/config", guarded(config)),
             Route("/metrics", guarded(metrics)),
-            Route("/act", functools.partial(_act, service), methods=["POST"]),
-            WebSocketRoute(keys.POLICY_PATH, functools.partial(_serve_websocket, service, "policy", _policy_session)),
-            WebSocketRoute("/", functools.partial(_serve_websocket, service, "openpi", _openpi_session)),
-            WebSocketRoute("/vla-eval", functools.partial(_serve_websocket, service, "vla-eval", _vla_eval_session)),
+            Route("/act", functools.partial(act, service, limits), methods=["POST"]),
+            WebSocketRoute(keys.POLICY_PATH, functools.partial(serve_websocket, service, "policy", chunk_session)),
+            WebSocketRoute("/", functools.partial(serve_websocket, service, "openpi", chunk_session)),
+            WebSocketRoute("/vla-eval", functools.partial(serve_websocket, service, "vla-eval", vla_eval_session)),
         ]
     )
-
-
-def error_response(error: RequestError) -> JSONResponse:
-    """Status and message of `error`."""
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Api-Key"
-    return JSONResponse({"error": str(error)}, error.status, headers=headers)
-
-
-async def _act(service: PolicyService, request: Request) -> Response:
-    started = time.perf_counter()
-    try:
-        service.check_key(request.headers, request.query_params)
-        served = service.find(request.query_params.get("adapter"))
-        with service.batcher.admission():
-            body = await asyncio.wait_for(_read_body(request, service.options.max_body_bytes), service.options.request_timeout_s)
-            read = await asyncio.to_thread(openvla_rest.decode_act, body, served.reader)
-            watch = served.sessions.of_http(request.headers, request.client.host if request.client else "")
-            chunk = await service.answer(lambda: replace(read.request, begins=keys.BEGINS_HEADER in request.headers), watch)
-            warnings = served.fresh_warnings(watch)
-            headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
-            response: Response = Response(openvla_rest.encode_actions(chunk, read), media_type="application/json", headers=headers)
-    except RequestError as error:
-        response = error_response(error)
-    except (asyncio.TimeoutError, TimeoutError):
-        response = JSONResponse({"error": f"the body did not arrive within {service.options.request_timeout_s:g} s"}, 408)
-    except ClientDisconnect:
-        response = JSONResponse({"error": "the client went away"}, 499)
-    _record(service, "act", response.status_code, started)
-    return response
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    parts: list[bytes] = []
-    size = int(announced) if announced.isdigit() and len(announced) < 19 else 0
-    if size <= limit:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                break
-            parts.append(part)
-    if size > limit:
-        raise TooLargeError(f"the body exceeds {limit >> 20} MB (--max_body_mb); send smaller camera images")
-    return b"".join(parts)
-
-
-Session = Callable[[PolicyService, ServedPolicy, WebSocket], Awaitable[None]]
-
-
-async def _serve_websocket(service: PolicyService, protocol: str, session: Session, websocket: WebSocket) -> None:
-    try:
-        service.check_key(websocket.headers, websocket.query_params)
-        served = service.find(websocket.query_params.get("adapter"))
-    except RequestError as error:
-        await websocket.send_denial_response(error_response(error))
-        return
-    await websocket.accept()
-    gauge = service.metrics.connections.labels(protocol)
-    gauge.inc()
-    try:
-        await session(service, served, websocket)
-    except WebSocketDisconnect:
-        pass
-    finally:
-        gauge.dec()
-
-
-async def _openpi_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
-    await _chunk_session(service, served, websocket, "openpi")
-
-
-async def _policy_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
-    await _chunk_session(service, served, websocket, "policy")
-
-
-async def _chunk_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket, protocol: str) -> None:
-    """Metadata, then a chunk for each observation; openpi's clients get the simulator's units."""
-    watch, is_foreign = served.sessions.open(), protocol == "openpi"
-    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter, for_simulator=is_foreign)))
-    while True:
-        message = await _receive(websocket)
-        started = time.perf_counter()
-        try:
-            with service.batcher.admission():
-                chunk = await service.answer(functools.partial(openpi.decode_observation, _binary(message), served.reader), watch)
-                seconds = time.perf_counter() - started
-                actions = served.simulator_actions(chunk) if is_foreign else chunk.actions
-                await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(watch)))
-        except RequestError as error:
-            _record(service, protocol, error.status, started)
-            await websocket.send_text(str(error))
-            await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
-            return
-        _record(service, protocol, 200, started)
-
-
-async def _vla_eval_session(service: PolicyService, served: ServedPolicy, websocket: WebSocket) -> None:
-    buffer, watch = vla_eval.ActionBuffer(), served.sessions.open()
-    while True:
-        frame, started, seq = await _receive(websocket), time.perf_counter(), 0
-        try:
-            message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
-            seq = message.seq
-            reply = await _vla_eval_reply(service, served, buffer, watch, message)
-            status = 200
-        except RequestError as error:
-            reply, status = vla_eval.encode_message("error", {"error": str(error)}, seq), error.status
-            buffer.clear()
-        if reply is not None:
-            await websocket.send_bytes(reply)
-        _record(service, "vla-eval", status, started)
-
-
-async def _vla_eval_reply(
-    service: PolicyService, served: ServedPolicy, buffer: vla_eval.ActionBuffer, watch: ObservationWatch, message: vla_eval.Message
-) -> bytes | None:
-    if message.type == "hello":
-        return vla_eval.encode_message("hello", vla_eval.hello_payload(served.policy.spec, served.converts_gripper), message.seq)
-    if message.type in ("episode_start", "episode_end"):
-        buffer.clear()
-        watch.begin()
-        return None
-    if message.type == "error":
-        logger.warning("vla-eval client: %s", str(message.payload)[:500])
-        return None
-    if message.type != "observation":
-        raise RequestError(f"message type {message.type[:40]!r} is unknown; send hello, episode_start, observation or episode_end")
-    if not buffer:
-        with service.batcher.admission():
-            decode = functools.partial(vla_eval.decode_observation, message.payload, served.reader)
-            chunk: ActionChunk = await service.answer(decode, watch)
-            served.fresh_warnings(watch)
-        buffer.fill(served.simulator_actions(chunk))
-    return vla_eval.encode_message("action", {"actions": buffer.next()}, message.seq)
-
-
-async def _receive(websocket: WebSocket) -> dict[str, Any]:
-    message: dict[str, Any] = dict(await websocket.receive())
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1005))
-    return message
-
-
-def _binary(message: dict[str, Any]) -> bytes:
-    data = message.get("bytes")
-    if data is None:
-        raise RequestError("a text frame was sent; this protocol takes binary frames with msgpack")
-    return bytes(data)
-
-
-def _record(service: PolicyService, protocol: str, status: int, started: float) -> None:
-    service.metrics.requests.labels(protocol, str(status)).inc()
-    if status == 200:
-        service.metrics.latency.labels(protocol).observe(time.perf_counter() - started)
 
 
 class DrainingServer(uvicorn.Server):
@@ -289,22 +161,45 @@ def open_socket(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(service: PolicyService, bound: socket.socket, max_connections: int, drain_s: float) -> None:
-    """Answers requests on `bound` until SIGTERM or SIGINT."""
+def make_server(service: PolicyService, options: ServerOptions) -> DrainingServer:
+    """What answers requests, once it runs."""
+    max_bytes = service.options.max_body_bytes
+    limits = ConnectionLimits(options.max_connections, 16 * max_bytes, service.options.request_timeout_s)
+    http, websocket = connection_types(limits)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, limits),
         log_level="warning",
         access_log=False,
         lifespan="off",
-        ws="websockets-sansio",
-        ws_max_size=service.options.max_body_bytes,
+        http=http,
+        ws=websocket,
+        ws_max_size=max_bytes,
         ws_per_message_deflate=False,
-        limit_concurrency=max_connections,
-        timeout_graceful_shutdown=int(drain_s),
+        ws_ping_timeout=40,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(options.drain_s),
     )
+    server = DrainingServer(config, service, options.drain_s)
+    if options.exit_on_cuda_error:
+        service.on_fault = functools.partial(setattr, server, "should_exit", True)
+    return server
+
+
+def serve(service: PolicyService, bound: socket.socket, options: ServerOptions) -> None:
+    """Answers requests on `bound` until SIGTERM or SIGINT.
+
+    Raises:
+        SystemExit: the device was lost, and the options say that a supervisor starts the server anew.
+    """
+    server = make_server(service, options)
     # uvicorn raises the signal again once it has shut down; a server that was asked to stop and did so exits with status 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        DrainingServer(config, service, drain_s).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
-        service.batcher.close()
+        service.close()
+    if options.exit_on_cuda_error and service.health.fault is not None:
+        logger.error(
+            "the device failed (%s); exit status %d, for a supervisor to start the server anew", service.health.fault, DEVICE_LOST_STATUS
+        )
+        raise SystemExit(DEVICE_LOST_STATUS)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from prismatic.policy.policy import Policy
-from prismatic.policy.watching import ObservationWatch
-from prismatic.serving.batching import Batcher, BatchingOptions
+from prismatic.serving.batching import Batcher, BatchingOptions, Place, PolicyCalls
+from prismatic.serving.clients import Client, Clients
 from prismatic.serving.describing import describe_policy
+from prismatic.serving.health import PolicyHealth
+from prismatic.serving.measuring import idle_observations, measure_costs
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
-from prismatic.serving.sessions import Sessions
+from prismatic.serving.senders import check_origin
 from prismatic.vla.constants import near_names
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
 from prismatic.wire.policy_info import ROBOSUITE_UNITS, ROBOT_UNITS, PolicyInfo
+
+_MAX_WARNINGS = 64
+_NUM_DECODERS = 4  # threads; they share the interpreter with the one that calls the policy
+_PROBE_S = 5.0  # for a prediction that only finds out whether there is one
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,9 @@ class ServiceOptions:
     max_body_bytes: int = 32 << 20
     request_timeout_s: float = 30.0
     api_key: str | None = field(default=None, repr=False)
+    num_open_loop_steps: int | None = None  # first actions of each chunk that are sent; None: all
+    use_relative_actions: bool = False  # actions are changes, whatever their names say
+    seed: int | None = None  # of a diffusion policy's noise; None: the policy's own
     robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy: -1 open, +1 close, as the simulator takes it
 
 
@@ -40,16 +52,25 @@ class ServedPolicy:
     """One policy that the server answers with: what its observations must hold, and its units."""
 
     def __init__(self, policy: Policy, options: ServiceOptions, adapter: str | None = None) -> None:
-        self.policy, self.adapter = policy, adapter
+        self.policy, self.adapter, self._options = policy, adapter, options
+        steps, chunk = options.num_open_loop_steps, policy.spec.platform.num_actions_chunk
+        if steps is not None and steps > chunk:
+            raise ValueError(f"--num_open_loop_steps is {steps}, the policy predicts {chunk} actions; choose 1 to {chunk}")
+        if options.seed is not None:
+            policy.reseed(options.seed)
         self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats), adapter)
         self.converts_gripper = options.robosuite_gripper and policy.spec.platform.name == "LIBERO"
-        self.sessions = Sessions(policy.make_watch)
+        self.last_seen: tuple[float, str, Observation] | None = None  # when, by whom, what
+        self._warnings: dict[str, None] = {}
         self._doors: dict[str | None, Policy] = {None: policy, policy.unnorm_key: policy}
         self._doors_lock = threading.Lock()
 
     def describe(self, action_units: str = ROBOT_UNITS) -> PolicyInfo:
         """What the robot's computer must know."""
-        return describe_policy(self.policy, action_units)
+        info = describe_policy(self.policy, action_units)
+        if self._options.num_open_loop_steps is not None:
+            info = replace(info, num_actions_chunk=self._options.num_open_loop_steps)
+        return info.as_changes() if self._options.use_relative_actions else info
 
     def info(self, action_units: str = ROBOT_UNITS) -> dict[str, Any]:
         """What a client may want to know before it asks, in plain values: `describe`, and what is for people."""
@@ -62,7 +83,8 @@ class ServedPolicy:
             "unnorm_keys": list(self.reader.unnorm_keys),
             "action_units_by_protocol": dict.fromkeys(("act", "policy"), ROBOT_UNITS) | dict.fromkeys(("openpi", "vla-eval"), foreign),
             "ignored_images": sorted(self.reader.ignored_names),
-            "warnings": self.sessions.warnings,
+            "warnings": list(self._warnings),
+            "in_use": self.policy.in_use(),
         }
 
     @property
@@ -74,10 +96,23 @@ class ServedPolicy:
         """Actions [H, A] in `simulator_units`."""
         return to_robosuite(chunk.actions) if self.converts_gripper else chunk.actions
 
-    def fresh_warnings(self, watch: ObservationWatch) -> list[str]:
-        """What the client of `watch` has not been told yet."""
-        warnings = watch.take()
-        self.sessions.note(warnings)
+    def look(self, request: PolicyRequest, client: Client) -> None:
+        """Compares what `client` sends with the data set in whose units it is answered.
+
+        Raises:
+            RequestError: there are no statistics of that data set that fit.
+        """
+        self.last_seen = (time.monotonic(), client.name, request.observation)
+        if request.begins:
+            client.begin()
+        client.look(request.observation, (self.adapter, request.unnorm_key), lambda: self.door(request.unnorm_key).make_watch())
+
+    def fresh_warnings(self, client: Client) -> list[str]:
+        """What `client` has not been told yet; kept for people who look at /info, too."""
+        warnings = client.take_warnings()
+        for warning in warnings:
+            if len(self._warnings) < _MAX_WARNINGS:
+                self._warnings[warning] = None
         return warnings
 
     def door(self, unnorm_key: str | None) -> Policy:
@@ -89,7 +124,9 @@ class ServedPolicy:
         with self._doors_lock:
             if unnorm_key not in self._doors:
                 try:
-                    self._doors[unnorm_key] = self.policy.with_unnorm_key(unnorm_key)
+                    self._doors[unnorm_key] = door = self.policy.with_unnorm_key(unnorm_key)
+                    if self._options.seed is not None:
+                        door.reseed(self._options.seed)
                 except ValueError as error:
                     raise RequestError(f"unnorm_key {unnorm_key!r}: {error}") from error
             return self._doors[unnorm_key]
@@ -102,10 +139,15 @@ class PolicyService:
         """Several policies go by the name of their adapter, and the first one answers who names none."""
         self.options = options
         self.metrics = ServerMetrics()
+        self.clients = Clients()
+        self.health = PolicyHealth(options.request_timeout_s)
+        self.on_fault: Callable[[], None] = lambda: None  # called when the device is lost
+        self.decoding = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
         named = policies.items() if isinstance(policies, Mapping) else [(None, policies)]
         self._served = {name: ServedPolicy(policy, options, name) for name, policy in named}
         self._default = next(iter(self._served.values()))
-        self.batcher = Batcher(self._predict, options.batching, self.metrics)
+        calls = PolicyCalls(self._predict, self._default.policy.check_device, lambda: self.on_fault())
+        self.batcher = Batcher(calls, options.batching, self.metrics, self.health)
 
     def find(self, adapter: str | None) -> ServedPolicy:
         """The policy of that adapter; without a name the first one.
@@ -123,6 +165,16 @@ class PolicyService:
         names = [name for name in self._served if name is not None]
         return near_names(wanted, names) if names else "this server has one policy, leave ?adapter= out"
 
+    def check_sender(self, headers: Mapping[str, str], query: Mapping[str, str]) -> None:
+        """Accepts who may ask for actions: programs with the API key, no web page of another site.
+
+        Raises:
+            UnauthorizedError: the key is missing or wrong.
+            ForeignPageError: a browser sends this for such a page.
+        """
+        check_origin(headers)
+        self.check_key(headers, query)
+
     def check_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> None:
         """Accepts the API key as `Authorization: Api-Key|Bearer KEY`, `X-API-Key: KEY`, or `?api_key=KEY` for clients without headers.
 
@@ -138,28 +190,58 @@ class PolicyService:
             found = "another key" if given else "none"
             raise UnauthorizedError(f"this server needs its API key ({found} was sent); send the header 'Authorization: Api-Key KEY'")
 
-    async def answer(self, decode: Callable[[], PolicyRequest], watch: ObservationWatch) -> ActionChunk:
-        """The chunk for what `decode` reads (in a thread: images take milliseconds), and `watch`, its client's, looks at.
+    async def answer(self, decode: Callable[[], PolicyRequest], client: Client, place: Place, until: float) -> ActionChunk:
+        """The chunk for what `decode` reads (in a thread: images take milliseconds) and `client` sent, wanted until that monotonic time.
 
         Raises:
             RequestError: a request that does not fit, no answer in time, or a policy that failed.
         """
-        request = await asyncio.to_thread(_read_and_look, decode, watch)
-        if request.unnorm_key is not None:  # statistics that do not fit are found before queueing
-            await asyncio.to_thread(self._served[request.adapter].door, request.unnorm_key)
-        future = self.batcher.submit(request)
+        request = await asyncio.get_running_loop().run_in_executor(self.decoding, self._read_and_look, decode, client)
+        future = self.batcher.submit(request, until, place)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.options.request_timeout_s)
+            chunk = await asyncio.wait_for(asyncio.wrap_future(future), max(0.0, until - time.monotonic()))
+            return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])
         except (asyncio.TimeoutError, TimeoutError) as error:
-            raise SlowPredictionError(f"no answer within {self.options.request_timeout_s:g} s; the server is overloaded") from error
+            raise SlowPredictionError(
+                "no answer in the time that the client or --request_timeout_s gives; the server is overloaded"
+            ) from error
+
+    def _read_and_look(self, decode: Callable[[], PolicyRequest], client: Client) -> PolicyRequest:
+        request = decode()
+        self._served[request.adapter].look(request, client)  # statistics that do not fit are found before queueing
+        return request
 
     def warm_up(self) -> float:
-        """Seconds of preparing for batches and prompts of every usual size, so that no client pays for it.
+        """Seconds of preparing for batches and prompts of every usual size, so that no client pays for it, and of measuring them.
 
         Raises:
             ValueError: the policy cannot predict.
         """
-        return sum(served.policy.warm_up() for served in self._served.values())
+        started = time.perf_counter()
+        for name, served in self._served.items():
+            self.batcher.costs[name] = measure_costs(served.policy, self.options.batching)
+            most = self.batcher.cap(name)
+            served.policy.warm_up([size for size in served.policy.batch_sizes if size <= most])
+            served.policy.seal(most)
+        self.health.is_warm = True
+        return time.perf_counter() - started
+
+    async def ready_problem(self) -> str | None:
+        """Why a request would not be answered now. Where only the last prediction failed, another one is tried: else nobody would find out
+        that the policy works again."""
+        problem = self.health.ready_problem()
+        if problem is None or self.health.failure is None or self.health.alive_problem() is not None:
+            return problem
+        request = PolicyRequest(idle_observations(self._default.policy, 1)[0], adapter=self._default.adapter)
+        until = time.monotonic() + _PROBE_S
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, RequestError):
+            await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(request, until)), _PROBE_S)
+        return self.health.ready_problem()
+
+    @property
+    def served(self) -> Sequence[ServedPolicy]:
+        """Every policy."""
+        return list(self._served.values())
 
     def info(self, adapter: str | None, for_simulator: bool = False) -> dict[str, Any]:
         """The facts of one adapter's policy, and the names of all.
@@ -171,13 +253,10 @@ class PolicyService:
         names = {"adapter": served.adapter, "adapters": [name for name in self._served if name is not None]}
         return {**served.info(served.simulator_units if for_simulator else ROBOT_UNITS), **names}
 
+    def close(self) -> None:
+        """Ends the threads."""
+        self.batcher.close()
+        self.decoding.shutdown(wait=False, cancel_futures=True)
+
     def _predict(self, group: RequestGroup, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
         return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True)
-
-
-def _read_and_look(decode: Callable[[], PolicyRequest], watch: ObservationWatch) -> PolicyRequest:
-    request = decode()
-    if request.begins:
-        watch.begin()
-    watch.look([request.observation])
-    return request

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prismatic.policy.checkpoint.continuing import Continuation, check_heads
 from prismatic.policy.checkpoint.files import ACTION_HEAD, ADAPTER_FILE, ADAPTER_FOLDER, has_component
 from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.policy.checkpoint.loading import (
     WEIGHT_FILES,
     LoadOptions,
+    StoredWeights,
     list_files,
     load_config,
     load_spec,
@@ -29,6 +32,8 @@ from prismatic.policy.checkpoint.loading import (
     resolve_folder,
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
+from prismatic.policy.lora.adapters import adapter_ranks
+from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.resumed_base import resumed_base
 from prismatic.training.resumed_data import shown
@@ -150,6 +155,8 @@ def _base_path(config: FinetuneConfig, folder: Path, spec: PolicySpec) -> str:
             f"{folder} holds adapters of rank {spec.lora.rank} that are not merged, the run has {wish}. Pass --lora_rank {spec.lora.rank} "
             f"to go on with them, or merge them first and take any: {merging}"
         )
+    if scaled := _unusual_adapters(folder / ADAPTER_FOLDER):
+        raise ValueError(f"{folder} holds adapters that count otherwise than those of a run here ({scaled}); merge them first: {merging}")
     try:
         resolve_folder(base, with_weights=False)
     except ValueError as error:
@@ -157,6 +164,22 @@ def _base_path(config: FinetuneConfig, folder: Path, spec: PolicySpec) -> str:
             f"{folder} holds adapters of the base model {base}: {error}. Or merge them first: {merging} --base_checkpoint BASE"
         ) from error
     return base
+
+
+def _unusual_adapters(folder: Path) -> str | None:
+    """The first adapter whose scaling or rank is not the one that training gives it, in words.
+
+    Raises:
+        ValueError: adapter_config.json asks for what is not supported.
+    """
+    scaling = AdapterScaling.read(folder)
+    with StoredWeights.open_file(folder / ADAPTER_FILE) as file:
+        ranks = adapter_ranks({key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})  # noqa: SIM118
+    usual = next(iter(ranks.values()), 0)
+    for module, rank in ranks.items():
+        if rank != usual or not scaling.is_usual(module, rank):
+            return f"{module}: rank {rank}, scaling {scaling.of(module, rank):g}"
+    return None
 
 
 def _check_same_heads(config: FinetuneConfig, spec: PolicySpec, platform: RobotPlatform) -> None:

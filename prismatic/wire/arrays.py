@@ -37,9 +37,20 @@ def read_json(body: bytes | str) -> Any:
     if sum(text.count(mark) for mark in (b"[", b"{", b",")) > _MAX_JSON_STRUCTURE:
         raise RequestError("the JSON body has too many elements; encode arrays with json_numpy instead of lists")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except RequestError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON ({str(error)[:200]})") from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"the key {twice[:60]!r} was sent twice in one object; which one counts cannot be known")
+    return found
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
@@ -48,12 +59,16 @@ def as_array(value: Any, name: str) -> np.ndarray:
     Raises:
         RequestError: none of the known forms, a dtype other than bool, integer or float, or bytes that do not fill the shape.
     """
+    if isinstance(value, np.ndarray):
+        return value
     if isinstance(value, Mapping):
         fields = {key.decode("latin-1") if isinstance(key, bytes) else key: item for key, item in value.items()}
         if "__numpy__" in fields:
             return _from_buffer(_from_base64(fields["__numpy__"], name), fields, name)
         if "__image__" in fields:
             return _decode_image(fields, name)
+        if "__npgeneric__" in fields and _is_number(fields.get("data")):
+            return np.asarray([fields["data"]], np.float64)
         if "__ndarray__" in fields:
             return _from_buffer(fields.get("data"), fields, name)
     if isinstance(value, list) and len(value) <= 1024 and all(_is_number(item) for item in value):

@@ -15,6 +15,12 @@ class UnauthorizedError(RequestError):
     status = 401
 
 
+class ForeignPageError(RequestError):
+    """A browser asks for a page of another site."""
+
+    status = 403
+
+
 class UnknownAdapterError(RequestError):
     """An adapter that this server does not have."""
 

@@ -22,3 +22,6 @@ ERROR = "error"  # of an answer that is not 200
 SESSION_HEADER, BEGINS_HEADER, WARNINGS_HEADER = "X-Session", "X-Begins", "X-Warnings"
 
 POLICY_PATH = "/policy"  # websocket of our own client: openpi's form, but always in the robot's own units
+# How many milliseconds from now an answer is of use to the client: afterwards nothing is computed for it. With a request, or in the
+# handshake of a websocket, where it holds for all its requests.
+DEADLINE_HEADER = "X-Deadline-Ms"

@@ -91,6 +91,8 @@ class _Reader:
                 key = bytes(key)
             if not isinstance(key, (str, bytes, int)):
                 raise RequestError(f"msgpack: a map key must be a short string, found {type(key).__name__}")
+            if key in found:
+                raise RequestError(f"msgpack: the key {key!r:.60} was sent twice in one map")
             found[key] = self.value(depth)
         return found
 

@@ -6,7 +6,7 @@ Letters: H chunk, A action dim, P proprio dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prismatic.vla.constants import ActionKind, as_action_kinds
@@ -40,6 +40,12 @@ class PolicyInfo:
     @property
     def action_dim(self) -> int:
         return len(self.action_names)
+
+    def as_changes(self) -> PolicyInfo:
+        """The same, where no action is a motion: all of them understood as such (delta joint angles), whatever their names say."""
+        if ActionKind.MOTION in self.action_kinds:
+            return self
+        return replace(self, action_kinds=(ActionKind.MOTION,) * self.action_dim, platform="", limits=None)
 
     def content(self) -> dict[str, Any]:
         """Plain values, for JSON and msgpack."""

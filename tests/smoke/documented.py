@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
     r"python benchmarks/(check_7b|inference|serving|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
-    r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout)\.py .*": ByHand(
+    r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout|serving_soak)\.py .*": ByHand(
         "minutes on a CPU; its results are dated"
     ),
 }

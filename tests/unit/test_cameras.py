@@ -19,6 +19,8 @@ KNOWN = {
         "observation/wrist_image": "wrist",
         "observation/wrist_image_left": "wrist",
         "base_0_rgb": "primary",
+        "base_rgb": "primary",
+        "wrist_rgb": "wrist",
         "left_wrist_0_rgb": "left_wrist",
         "right_wrist_0_rgb": "right_wrist",
     },

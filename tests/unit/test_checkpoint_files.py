@@ -16,6 +16,7 @@ from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
     MANIFEST_FILE,
     atomic_folder,
+    changed_texts,
     check_free_space,
     check_writable,
     component_suffix,
@@ -207,3 +208,17 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{place.parent} cannot be written to .* choose another --run_root_dir"):
             check_writable(place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_edit_of_a_text_is_noticed_whatever_its_size(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with atomic_folder(final) as folder:
+        (folder / "policy.json").write_text('{"limit": 1}')
+        (folder / "weights").write_bytes(bytes(3))
+    assert changed_texts(final) == []
+    (final / "policy.json").write_text('{"limit": 9}')
+    assert changed_texts(final) == ["policy.json"]
+    assert find_damage(final) is None
+    (final / MANIFEST_FILE).write_text('{"policy.json": 12, "weights": 4}')  # as earlier versions wrote it
+    assert changed_texts(final) == []
+    assert find_damage(final) == "weights has 3 bytes instead of 4"

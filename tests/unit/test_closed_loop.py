@@ -128,6 +128,9 @@ def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: P
     before = fingerprint(checkpoint)
     config = flags(tmp_path / "log", pretrained_checkpoint=checkpoint, num_trials_per_task=1)
     evaluate(config)
+    for name in ("README.md", "curves.png", "metrics.jsonl", ".gitattributes", "manifest.json"):  # what people and later versions add
+        (checkpoint / name).write_bytes(b"for people")
+    assert fingerprint(checkpoint) == before
     (checkpoint / "weights").write_bytes(bytes(199_999) + b"x")
     assert fingerprint(checkpoint) != before
     with pytest.raises(JournalError, match="checkpoint_content was"):

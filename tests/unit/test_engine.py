@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_policies import HEADS, make_observations, make_parts, predict
+from engine_policies import HEADS, INSTRUCTIONS, make_observations, make_parts, predict
 
 from prismatic.policy.inference.engine import EagerEngine
-from prismatic.policy.inference.graphs import Block, Bucket, GraphEngine, Recent, Recorder, batch_sizes_up_to, find_bucket, make_engine
+from prismatic.policy.inference.frames import split_frames
+from prismatic.policy.inference.graphs import (
+    Block,
+    Bucket,
+    GraphEngine,
+    Recent,
+    Recorder,
+    batch_sizes_up_to,
+    find_bucket,
+    make_engine,
+)
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.policy import Policy
@@ -63,13 +73,13 @@ def test_other_units_share_the_engine() -> None:
     [
         ([23], Bucket(1, 23, padded=False)),
         ([23, 23], Bucket(2, 24, padded=True)),
-        ([17, 25, 8], Bucket(4, 32, padded=True)),
+        ([17, 25, 8], Bucket(3, 32, padded=True)),
         ([24] * 6, Bucket(6, 24, padded=True)),
         ([24] * 7, None),
     ],
 )
 def test_the_smallest_bucket_that_holds_a_batch(lengths: list[int], expected: Bucket | None) -> None:
-    assert batch_sizes_up_to(6) == [1, 2, 4, 6]
+    assert batch_sizes_up_to(6) == [1, 2, 3, 4, 5, 6]
     assert find_bucket(lengths, batch_sizes_up_to(6)) == expected
 
 
@@ -145,3 +155,33 @@ def test_an_unknown_engine_or_one_that_needs_a_gpu_is_named() -> None:
         make_engine(parts, "compile")
     with pytest.raises(ValueError, match="--engine graph needs a CUDA device, the policy is on cpu"):
         make_engine(parts, "graph")
+
+
+def test_frames_go_through_in_powers_of_two_within_a_bound() -> None:
+    assert [len(part) for part in split_frames(range(13), 1000, 3)] == [8, 4, 1]
+    assert [len(part) for part in split_frames(range(3), 1000, 3)] == [3]  # one observation's
+    assert [len(part) for part in split_frames(range(7), 3 << 20, 3)] == [2, 2, 2, 1]
+    assert [len(part) for part in split_frames(range(3), 1 << 30, 3)] == [1, 1, 1]
+    assert [number for part in split_frames([3, 1, 4, 8, 5], 9, 2) for number in part] == [3, 1, 4, 8, 5]
+
+
+def test_frames_of_many_sizes_in_any_order_record_nothing_once_sealed() -> None:
+    parts = make_parts("l1")
+    engine = GraphEngine(parts, compiled=False, max_batch_size=4)
+    recorded: list[object] = []
+    record = engine._recorder.record
+    engine._recorder.record = lambda *given: (recorded.append(given), record(*given))[1]  # type: ignore[method-assign]
+    policy, plain = Policy(parts, engine=engine), Policy(parts)
+    sizes = [(30, 40), (32, 32), (24, 60), (2000, 1500)]  # one beyond what is recorded
+    policy.warm_up(range(1, 5), (30, 40), INSTRUCTIONS)
+    policy.seal(4)
+    before, rng = len(recorded), np.random.default_rng(0)
+    for count in (1, 2, 3, 4, 3):
+        seen = [replace(make_observations(count)[number]) for number in range(count)]
+        for number, item in enumerate(seen):
+            images = {name: rng.integers(0, 256, (*sizes[rng.integers(4)], 3), dtype=np.uint8) for name in item.images}
+            seen[number] = replace(item, images=images)
+        np.testing.assert_allclose(predict(policy, seen), predict(plain, seen), atol=2e-2)  # an image may differ by one level
+    long = replace(make_observations(1)[0], instruction="push the block " * 20)
+    np.testing.assert_allclose(predict(policy, [long]), predict(plain, [long]), atol=2e-2)
+    assert len(recorded) == before

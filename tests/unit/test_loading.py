@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.policy.checkpoint.files import ACTION_HEAD, read_component
-from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.loading import load_base, load_statistics
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.lora.adapters import adapter_state, add_lora, load_adapter, merge_adapter, merge_component, published_state
 
@@ -139,3 +139,13 @@ def test_a_config_with_unknown_towers_is_described(base: Path, tmp_path: Path) -
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"unknown vision tower 'vit_large_patch14_reg4_dinov2'; did you mean"):
         load_base(folder, torch.bfloat16)
+
+
+def test_statistics_that_stand_in_the_config_alone_are_used(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"norm_stats": None}))
+    with pytest.raises(ValueError, match="lacks dataset_statistics"):
+        load_statistics(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"norm_stats": {"arm": {"action": {"q01": [0]}}}}))
+    assert load_statistics(tmp_path) == {"arm": {"action": {"q01": [0]}}}
+    (tmp_path / "dataset_statistics.json").write_text("{}")
+    assert load_statistics(tmp_path) == {}

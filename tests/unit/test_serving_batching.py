@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="needs the extra [serve]")
 
-from prismatic.serving.batching import Batcher, BatchingOptions
+from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
 from prismatic.vla.types import ActionChunk, Observation
@@ -43,7 +43,7 @@ def policy() -> Recorder:
 
 @pytest.fixture
 def batcher(policy: Recorder) -> Iterator[Batcher]:
-    made = Batcher(policy, BatchingOptions(max_batch_size=4, max_queue=3, window_s=0.05), ServerMetrics())
+    made = Batcher(PolicyCalls(policy), BatchingOptions(max_batch_size=4, max_queue=3, window_s=0.05), ServerMetrics())
     yield made
     policy.go.set()
     made.close()
@@ -63,7 +63,7 @@ def test_waiting_requests_are_predicted_together_at_most_the_maximum(batcher: Ba
 
 
 def test_one_client_never_waits_for_others(policy: Recorder) -> None:
-    made = Batcher(policy, BatchingOptions(max_batch_size=4, max_queue=3, window_s=600), ServerMetrics())
+    made = Batcher(PolicyCalls(policy), BatchingOptions(max_batch_size=4, max_queue=3, window_s=600), ServerMetrics())
     try:
         for _ in range(5):
             made.submit(request("a")).result(60)  # a wait for others would last ten minutes

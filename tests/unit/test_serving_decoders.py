@@ -230,6 +230,60 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused() -> None:
         as_array({"__image__": True, "format": "png", "data": stream.getvalue(), "shape": [1, 1, 3]}, "image")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "names", "message"),
+    [
+        ("act", ("full_image", "primary", "wrist_image"), "'full_image' and 'primary' are both names of camera primary"),
+        ("act", ("full_image", "wrist_image", "wrist_depth"), "'wrist_image' and 'wrist_depth' are both names of camera wrist"),
+        ("openpi", ("observation/image", "base_0_rgb", "wrist"), "'observation/image' and 'base_0_rgb' are both names of camera primary"),
+        ("vla-eval", ("agentview", "front", "wrist"), "'agentview' and 'front' are both names of camera primary"),
+    ],
+)
+def test_two_names_for_one_camera_are_refused(protocol: str, names: tuple[str, ...], message: str) -> None:
+    decode = DECODERS[protocol][0]
+    if protocol == "act":
+        frame = json.dumps({**{name: json_array(IMAGE) for name in names}, "state": json_array(STATE), "instruction": "go"}).encode()
+    elif protocol == "openpi":
+        frame = pack_openpi({**dict.fromkeys(names, IMAGE), "observation/state": STATE, "prompt": "go"})
+    else:
+        payload = {"images": dict.fromkeys(names, IMAGE), "states": STATE, "task_description": "go"}
+        frame = pack_vla_eval({"type": "observation", "payload": payload, "seq": 3, "timestamp": 0.5})
+    with pytest.raises(RequestError, match=message):
+        decode(frame, reader())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"observation/joint_position": STATE[:7], "observation/gripper_position": STATE[7:], "observation/exterior_image_1_left": IMAGE},
+        {"joints": STATE[:7], "gripper": float(STATE[7]), "base_rgb": IMAGE},
+        {"joints": STATE[:7], "gripper": {b"__npgeneric__": True, b"data": float(STATE[7]), b"dtype": "<f8"}, "base_rgb": IMAGE},
+    ],
+)
+def test_parts_of_the_state_are_joined(sent: dict[str, Any]) -> None:
+    wrist = "wrist_rgb" if "joints" in sent else "observation/wrist_image_left"
+    seen = openpi.decode_observation(pack_openpi({**sent, wrist: IMAGE, "prompt": "go"}), reader()).observation
+    np.testing.assert_array_equal(seen.proprio, STATE)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "frame", "message"),
+    [
+        ("act", act_body()[:-1] + b', "state": 3}', "the key 'state' was sent twice"),
+        ("act", act_body()[:-1] + b', "proprio": [1, 2]}', "'state' and 'proprio' mean the same"),
+        ("openpi", b"\x82\xa1a\x01\xa1a\x02", "the key 'a' was sent twice"),
+        ("openpi", pack_openpi({"prompt": "go", b"prompt": "stop"}), "as text and as bytes"),
+        ("openpi", pack_openpi({"primary": IMAGE, "images": {"primary": IMAGE}, "prompt": "go"}), "in images and beside it"),
+        ("openpi", pack_openpi({"images": {"primary": IMAGE}, "state": STATE, "observation/state": STATE}), "mean the same"),
+        ("openpi", pack_openpi({"images": {"primary": IMAGE}, "state": STATE, "joints": STATE, "gripper": 0}), "mean the same"),
+        ("openpi", pack_openpi({"images": {"primary": IMAGE}, "joints": STATE}), "the state lacks gripper"),
+    ],
+)
+def test_what_is_sent_twice_is_refused(protocol: str, frame: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        DECODERS[protocol][0](frame, reader())
+
+
 if __name__ == "__main__":
     import resource
 

@@ -95,9 +95,7 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
 
 def with_kinds(config: AlohaEvalConfig, info: PolicyInfo) -> PolicyInfo:
     """`info` as these flags understand it: --use_relative_actions makes motions of what is called like targets."""
-    if not config.use_relative_actions or ActionKind.MOTION in info.action_kinds:
-        return info
-    return dataclasses.replace(info, action_kinds=(ActionKind.MOTION,) * info.action_dim, platform="", limits=None)
+    return info.as_changes() if config.use_relative_actions else info
 
 
 def make_limits(config: AlohaEvalConfig, info: PolicyInfo) -> ChosenLimits:

@@ -121,11 +121,11 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes with the content of a checkpoint, not with where it lies; reads only the ends of large files."""
-    from prismatic.policy.checkpoint.files import read_samples  # imports torch
+    """Changes with the content of a checkpoint, not with where it lies or what lies beside it; reads samples of large files."""
+    from prismatic.policy.checkpoint.files import policy_files, read_samples  # imports torch
 
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and "trainer_state" not in path.parts):
+    for path in policy_files(folder):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_samples(path))
     return digest.hexdigest()[:16]
 

@@ -33,6 +33,7 @@ from prismatic.policy.checkpoint.files import (
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.lora.adapters import load_adapter, merge_component, without_film
+from prismatic.policy.lora.scaling import AdapterScaling
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Continuation:
         if self.keeps_adapters:
             state = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
         else:
-            state = merge_component(state, str(source))
+            state = merge_component(state, str(source), AdapterScaling.read(self.folder / ADAPTER_FOLDER))
         towers = {
             without_film(f"vision_backbone.{key}").removeprefix("vision_backbone."): value.to(torch.bfloat16)
             for key, value in state.items()

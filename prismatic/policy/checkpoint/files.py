@@ -11,6 +11,7 @@ policy.json, reference_frames.png, manifest.json, trainer_state/                
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a file that is no checkpoint, or that would run code
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +37,10 @@ VISION_BACKBONE = "vision_backbone"
 MANIFEST_FILE = "manifest.json"
 TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 
+_SIZES, _DIGESTS = "sizes", "sha256"  # of the manifest
+# What lies in a checkpoint folder beside the policy.
+_BESIDE = {TRAINER_STATE_FOLDER, MANIFEST_FILE, "wandb", "tensorboard"}
+_FOR_PEOPLE = {".md", ".html", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".mp4", ".jsonl", ".log", ".csv", ".ipynb"}
 _END = 1 << 16  # bytes
 _SAMPLE = 4096  # bytes of a tensor
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EISDIR, errno.EBADF)  # of folders, where there is none
@@ -282,10 +288,17 @@ def read_samples(path: Path) -> bytes:
 
 def read_manifest(folder: Path) -> dict[str, int] | None:
     """File -> size [bytes] of all that `atomic_folder` put into `folder`; None for a folder without a (whole) manifest."""
+    content = _manifest(folder)
+    return content if content is None else content.get(_SIZES, content)
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """{"sizes": {file: bytes}, "sha256": {text: digest}}; of earlier versions {file: bytes}."""
     try:
-        return json.loads((folder / MANIFEST_FILE).read_text())
+        content = json.loads((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def find_damage(folder: Path, part: str = "") -> str | None:
@@ -302,15 +315,37 @@ def find_damage(folder: Path, part: str = "") -> str | None:
     return None
 
 
+def policy_files(folder: Path) -> list[Path]:
+    """The files in `folder` that may change what the policy does, by name: no trainer state, logs, pictures and pages for people."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    inside = ((path, path.relative_to(folder)) for path in found)
+    return sorted(path for path, name in inside if not _BESIDE.intersection(name.parts) and not _is_for_people(name))
+
+
+def _is_for_people(name: Path) -> bool:
+    return name.suffix.lower() in _FOR_PEOPLE or any(part.startswith(".") for part in name.parts)
+
+
 def changed_texts(folder: Path) -> list[str]:
-    """The texts (policy.json, statistics, ...) that have another size than when the checkpoint was saved."""
+    """The texts (policy.json, statistics, ...) whose content is another than when the checkpoint was saved, whatever their size."""
     sizes = {name: size for name, size in (read_manifest(folder) or {}).items() if name.endswith(".json") and (folder / name).is_file()}
-    return [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
+    digests = (_manifest(folder) or {}).get(_DIGESTS, {})
+    return [
+        name
+        for name, size in sizes.items()
+        if (folder / name).stat().st_size != size or (name in digests and _digest(folder / name) != digests[name])
+    ]
 
 
 def _write_manifest(folder: Path) -> None:
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST_FILE).write_text(json.dumps(sizes, indent=1) + "\n")
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    digests = {name: _digest(path) for name, path in paths.items() if name.endswith(".json")}
+    (folder / MANIFEST_FILE).write_text(json.dumps({_SIZES: sizes, _DIGESTS: digests}, indent=1) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

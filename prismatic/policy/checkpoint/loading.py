@@ -39,7 +39,8 @@ from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, h
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import FILM_PREFIX, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.vla.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -243,9 +244,9 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
         base.vla.add_film()
         _load_film(base.vla, folder)
         adapter = {key: value for key, value in adapter.items() if FILM_PREFIX not in key}  # merged with the component already
-    state = base.vla.state_dict()
+    state, scaling = base.vla.state_dict(), AdapterScaling.read(folder / ADAPTER_FOLDER)
     with torch.no_grad():
-        for name, merged in merge_adapter(state, adapter, str(adapter_path)):
+        for name, merged in merge_adapter(state, adapter, str(adapter_path), scaling):
             state[name].copy_(merged)
     return LoadedModel(base.vla, base.processor)
 
@@ -253,19 +254,20 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
 def _load_film(vla: OpenVLAForActionPrediction, folder: Path) -> None:
     """Fills the modulated vision towers, adapters merged."""
     path = find_component(folder, VISION_BACKBONE)
-    load_strictly(vla.vision_backbone, merge_component(read_component(folder, VISION_BACKBONE), str(path)), str(path))
+    scaling = AdapterScaling.read(folder / ADAPTER_FOLDER)
+    load_strictly(vla.vision_backbone, merge_component(read_component(folder, VISION_BACKBONE), str(path), scaling), str(path))
 
 
 def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[str, torch.Tensor], folder: Path) -> nn.Module:
     """`vla` in PEFT's wrapper, with the adapters (and FiLM) of `folder`, unmerged."""
-    rank = lora_rank(adapter)
+    rank, scaling = lora_rank(adapter), AdapterScaling.read(folder / ADAPTER_FOLDER)
     dtype = next(vla.parameters()).dtype
-    adapted: nn.Module = vla if rank is None else add_lora(vla, LoraSpec(rank))
+    adapted: nn.Module = vla if rank is None else add_lora(vla, LoraSpec(rank), adapter_ranks(adapter))
     adapted.to(dtype=dtype)
     if spec.heads.use_film:
         vla.add_film()
         load_component(vla.vision_backbone, folder, VISION_BACKBONE)
-    load_adapter(adapted, adapter, str(folder / ADAPTER_FOLDER / ADAPTER_FILE))
+    load_adapter(adapted, adapter, str(folder / ADAPTER_FOLDER / ADAPTER_FILE), scaling)
     return adapted
 
 
@@ -378,12 +380,15 @@ def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference
 
 
 def load_statistics(folder: Path) -> dict[str, Any]:
-    """The content of dataset_statistics.json.
+    """The content of dataset_statistics.json; where there is none, what the model's config.json carries as norm_stats.
 
     Raises:
-        ValueError: it is absent.
+        ValueError: both are absent.
     """
     path = folder / STATISTICS_FILE
     if not path.is_file():
+        config = folder / "config.json"
+        if config.is_file() and (carried := json.loads(config.read_text()).get("norm_stats")):
+            return carried
         raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")
     return json.loads(path.read_text())

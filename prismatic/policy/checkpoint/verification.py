@@ -27,6 +27,7 @@ from prismatic.policy.checkpoint.files import (
     STATISTICS_FILE,
     TRAINER_STATE_FOLDER,
     VISION_BACKBONE,
+    changed_texts,
     check_keys,
     has_component,
     read_component,
@@ -111,6 +112,7 @@ def _verify_manifest(folder: Path) -> list[Finding]:
     sizes = {name: size for name, size in manifest.items() if has_state or not name.startswith(f"{TRAINER_STATE_FOLDER}/")}
     lost = [f"{name} is missing" for name in sizes if not (folder / name).is_file()]
     changed = [name for name, size in sizes.items() if (folder / name).is_file() and (folder / name).stat().st_size != size]
+    changed += [name for name in changed_texts(folder) if name in sizes and name not in changed]
     cut = [f"{name} has another size than when it was saved" for name in changed if name.endswith(_BINARY)]
     if lost or cut:
         return [Finding("files", Status.PROBLEM, "; ".join([*lost, *cut]), _COPY_AGAIN)]

@@ -47,12 +47,24 @@ class Engine(Protocol):
     """What runs a policy's model."""
 
     @property
+    def kind(self) -> str:
+        """One of `ENGINES` but auto."""
+        ...
+
+    @property
     def batch_sizes(self) -> Sequence[int]:
         """Those that it prepares for."""
         ...
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
+        ...
+
+    def seal(self, frame_sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        """From now on no call waits for what a first one of its kind has to do: what was not warmed up runs plainly.
+
+        First it prepares for images of these sizes (height, width) in any order, in batches of up to `batch_size` observations.
+        """
         ...
 
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
@@ -67,7 +79,11 @@ class EagerEngine:
         self._parts = parts
         self._device = next(parts.model.parameters()).device
 
+    kind = "eager"
     batch_sizes = (1,)
+
+    def seal(self, frame_sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        """Everything runs plainly."""
 
     @torch.inference_mode()
     def __call__(self, inputs: EngineInputs) -> np.ndarray:

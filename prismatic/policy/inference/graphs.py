@@ -2,21 +2,24 @@
 
 Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action dim, P proprio dim.
 
-    frames [B*N, height, width, 3] --upload--> image program --> images [B, N, S, S, 3]    one per batch size and set of frame sizes
+    frames [F, height, width, 3]   --upload--> image program --> images [F, S, S, 3]       one per frame size and number F
     prompts, proprio, noise        --upload--> action program --> actions [B, H, A]         one per batch size and prompt length
 
 A single observation runs at its prompt's own length: nothing is padded, so that the fastest attention kernels apply. Several are padded
-to the next captured batch size (by repeating a row) and to a multiple of eight prompt tokens; their lengths are data, not shapes.
-Compiled blocks take any length, so a new one is captured in a moment and never compiled again. A diffusion policy has a third program,
-one denoising step, replayed as often as needed.
+to a multiple of eight prompt tokens; their lengths are data, not shapes. Frames of one size go through together, those of several
+observations in powers of two, whatever their order and number: 5 as 4 and 1. Compiled blocks take any length, so a new one is captured in
+a moment and never compiled again. A diffusion policy has a third program, one denoising step, replayed as often as needed. Once an engine
+is sealed, as a server's is after its warm-up, nothing is captured any more: what is new runs plainly, a few milliseconds slower, and
+nobody waits for a capture.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,6 +31,7 @@ from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.compilation import compile_blocks, has_compiler
 from prismatic.policy.inference.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
 from prismatic.policy.inference.fp8 import Fp8Linear
+from prismatic.policy.inference.frames import MAX_PART_BYTES, scatter_images, split_frames
 from prismatic.policy.inference.quantization import QuantizedLinear
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.vla.constants import near_names
@@ -35,8 +39,8 @@ from prismatic.vla.images import ImageRecipe, prepare_frames
 
 _PROMPT_STEP = 8  # tokens; padding of prompts in a batch
 # Programs kept, so that clients with ever other images or prompts cannot fill the memory.
-_MAX_IMAGE_PROGRAMS = 16
-_MAX_ACTION_PROGRAMS = 128
+_MAX_IMAGE_PROGRAMS = 64
+_MAX_ACTION_PROGRAMS = 192
 _ALIGNMENT = 16  # bytes
 
 T = TypeVar("T")
@@ -62,6 +66,8 @@ class GraphEngine:
         self._device = next(parts.model.parameters()).device
         self.batch_sizes = batch_sizes_up_to(max_batch_size)
         self._lock = threading.Lock()
+        self.kind = "compiled" if compiled else "graph"
+        self._is_sealed = False
         self._image_programs: Recent[ImageProgram] = Recent(_MAX_IMAGE_PROGRAMS)
         self._action_programs: Recent[ActionProgram] = Recent(_MAX_ACTION_PROGRAMS)
         self._images: dict[int, torch.Tensor] = {}
@@ -75,12 +81,25 @@ class GraphEngine:
         """Normalised actions float32 [B, H, A]."""
         bucket = find_bucket([len(row) for row in inputs.prompts], self.batch_sizes)
         with self._lock, torch.inference_mode(), self._recorder.stream():
-            if bucket is None:
+            if bucket is None or (self._is_sealed and bucket not in self._action_programs):
                 return self._plain(inputs)
-            last = inputs.frames[-len(self._parts.spec.cameras) :]
-            frames = [*inputs.frames, *[*last] * (bucket.batch_size - len(inputs))]
-            self._image_program(bucket.batch_size, frames, inputs.recipe(self._parts.spec.image)).run(frames)
+            self._prepare_images(inputs.frames, bucket.batch_size, inputs.recipe(self._parts.spec.image))
             return self._action_program(bucket).run(inputs)[: len(inputs)]
+
+    def seal(self, frame_sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        """Captures the programs of images of these sizes, as they are and as JPEG files, and from then on nothing more."""
+        recipe, num_cameras = self._parts.spec.image, len(self._parts.spec.cameras)
+        with self._lock, torch.inference_mode(), self._recorder.stream():
+            for size in frame_sizes:
+                shape = (*size, 3)
+                counts: set[int] = set()
+                for most in range(1, batch_size * num_cameras + 1):
+                    counts.update(map(len, split_frames(range(most), math.prod(shape), num_cameras)))
+                for kind in {recipe, replace(recipe, jpeg_round_trip=False)} if recipe.jpeg_round_trip else {recipe}:
+                    for count in sorted(counts):
+                        self._image_program(kind, shape, count)
+            self._recorder.wait()
+        self._is_sealed = True
 
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
         """Captures the programs of these batch sizes and of prompts of these lengths."""
@@ -89,9 +108,35 @@ class GraphEngine:
             for bucket in sorted(filter(None, buckets), key=lambda bucket: bucket.prompt_length):
                 self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
 
-    def _image_program(self, batch_size: int, frames: Sequence[np.ndarray], recipe: ImageRecipe) -> ImageProgram:
-        key = (batch_size, recipe, *(frame.shape for frame in frames))
-        return self._image_programs.recall(key, lambda: ImageProgram(recipe, self._buffer(batch_size), frames, self._recorder))
+    def _prepare_images(self, frames: Sequence[np.ndarray], batch_size: int, recipe: ImageRecipe) -> None:
+        """Fills the images of `batch_size` observations; what `frames` lacks repeats the last ones."""
+        images, num_cameras = self._buffer(batch_size).flatten(0, 1), len(self._parts.spec.cameras)  # [B*N, S, S, 3]
+        used: set[Hashable] = set()
+        has_huge = False
+        for group in group_by_size(frames):
+            shape = frames[group[0]].shape
+            for part in split_frames(group, math.prod(shape), num_cameras):
+                key = (recipe, shape, len(part))
+                if math.prod(shape) > MAX_PART_BYTES or (self._is_sealed and key not in self._image_programs):
+                    stacked = torch.from_numpy(np.stack([frames[number] for number in part])).to(self._device)
+                    prepared = prepare_frames(stacked, recipe)
+                    has_huge |= math.prod(shape) > MAX_PART_BYTES
+                else:
+                    if key in used:
+                        self._recorder.wait()  # its memory on the host is still being uploaded
+                    used.add(key)
+                    prepared = self._image_program(recipe, shape, len(part)).run([frames[number] for number in part])
+                scatter_images(prepared, images, part)
+        for start in range(len(frames), len(images), num_cameras):
+            images[start : start + num_cameras].copy_(images[len(frames) - num_cameras : len(frames)])
+        if has_huge and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # what one huge picture needed must not stay claimed
+
+    def _image_program(self, recipe: ImageRecipe, shape: tuple[int, ...], count: int) -> ImageProgram:
+        side = self._parts.spec.image.size
+        return self._image_programs.recall(
+            (recipe, shape, count), lambda: ImageProgram(recipe, (count, *shape), side, self._device, self._recorder)
+        )
 
     def _action_program(self, bucket: Bucket) -> ActionProgram:
         images = self._buffer(bucket.batch_size)
@@ -113,6 +158,9 @@ class Recent(Generic[T]):
         self._limit = limit
         self._programs: OrderedDict[Hashable, T] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._programs
+
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         """The program of `key`, made if there is none."""
         if key not in self._programs:
@@ -124,9 +172,8 @@ class Recent(Generic[T]):
 
 
 def batch_sizes_up_to(largest: int) -> list[int]:
-    """Powers of two, and `largest`."""
-    sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]
-    return [*sizes, largest]
+    """Every one: padding to the next power of two would cost up to 78 % (9 as 16)."""
+    return list(range(1, largest + 1))
 
 
 def find_bucket(prompt_lengths: Sequence[int], batch_sizes: Sequence[int]) -> Bucket | None:
@@ -168,28 +215,21 @@ class Block:
 
 
 class ImageProgram:
-    """Frames of certain sizes -> `images` uint8 [B, N, S, S, 3]."""
+    """F frames of one size -> images uint8 [F, S, S, 3]."""
 
-    def __init__(self, recipe: ImageRecipe, images: torch.Tensor, frames: Sequence[np.ndarray], recorder: Recorder) -> None:
-        self._groups = group_by_size(frames)
-        self._block = Block(
-            {str(i): ((len(group), *frames[group[0]].shape), torch.uint8) for i, group in enumerate(self._groups)}, images.device
-        )
-        flat = images.flatten(0, 1)  # [B*N, S, S, 3]
+    def __init__(self, recipe: ImageRecipe, shape: tuple[int, ...], side: int, device: torch.device, recorder: Recorder) -> None:
+        """`shape`: [F, height, width, 3]; `side`: S."""
+        self._block = Block({"frames": (shape, torch.uint8)}, device)
+        self._images = torch.zeros((shape[0], side, side, 3), dtype=torch.uint8, device=device)
+        self._replay = recorder.record(lambda: self._images.copy_(prepare_frames(self._block.tensors["frames"], recipe)))
 
-        def prepare() -> None:
-            for frames, group in zip(self._block.tensors.values(), self._groups, strict=True):
-                for image, number in zip(prepare_frames(frames, recipe), group, strict=True):
-                    flat[number].copy_(image)
-
-        self._replay = recorder.record(prepare)
-
-    def run(self, frames: Sequence[np.ndarray]) -> None:
-        for host, group in zip(self._block.host.values(), self._groups, strict=True):
-            for row, number in zip(host.numpy(), group, strict=True):
-                np.copyto(row, frames[number])
+    def run(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """The images, until the next call."""
+        for row, frame in zip(self._block.host["frames"].numpy(), frames, strict=True):
+            np.copyto(row, frame)
         self._block.upload()
         self._replay()
+        return self._images
 
 
 class ActionProgram:

@@ -46,7 +46,7 @@ def _joined(projections: Sequence[nn.Module]) -> nn.Module | None:
     if all(type(projection) is nn.Linear and projection.bias is None for projection in projections):
         trained = [projection for projection in projections if any(value.requires_grad for value in projection.parameters())]
         return None if trained else _share_rows(projections, nn.Linear(1, 1, bias=False))
-    if all(getattr(projection, "is_stackable", False) for projection in projections):
+    if all(getattr(projection, "is_stackable", False) for projection in projections) and len({part.kind for part in projections}) == 1:
         from prismatic.policy.lora.adapted_linear import StackedAdaptedLinear
 
         bases: list[Any] = [projection.base_layer for projection in projections]

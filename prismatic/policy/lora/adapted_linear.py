@@ -31,6 +31,12 @@ class AdaptedLinear(Linear):
         return self.base_layer(x) + self.lora_B[name](narrow)
 
     @property
+    def kind(self) -> tuple[int, float]:
+        """Rank and scaling, which layers must have in common to be computed as one."""
+        name = self.active_adapters[0]
+        return self.r[name], float(self.scaling[name])
+
+    @property
     def is_stackable(self) -> bool:
         """Whether `StackedAdaptedLinear` may compute it: no dropout, which each layer draws for itself; a plain or fp8 frozen weight."""
         base, name = self.base_layer, self.active_adapters[0]

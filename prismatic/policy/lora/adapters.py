@@ -1,6 +1,6 @@
 """LoRA adapters of a VLA: adding, loading, saving and folding them into the weights that they adapt.
 
-    W' = W + scaling * B A,   scaling = alpha / rank,   alpha = min(rank, 16)
+    W' = W + scaling * B A,   scaling = alpha / rank,   alpha = min(rank, 16)        (other files: as their adapter_config.json says)
 
 They sit on every linear layer, the patch convolutions and the LM head included; A ~ N(0, 1/rank^2), B = 0 (golden group g_lora).
 Modules that never receive a gradient (the last ViT block, the attention pool, the LM head under an L1 head) are wrapped too, so that
@@ -10,6 +10,7 @@ is held in memory (the published code merges in bfloat16, which remains an optio
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import nn
 from prismatic.policy.checkpoint.files import check_keys, is_film_layer
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.quantization import QuantizedLinear
+from prismatic.policy.lora.scaling import AdapterScaling
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,11 +37,15 @@ FILM_PREFIX = "vision_backbone.vision_backbone."
 
 _ADAPTER = "default"  # PEFT's name for the one adapter; part of the keys in memory, absent from adapter files
 PEFT_PREFIX = "base_model.model."
+_DOWN = ".lora_A.weight"
 _LM_HEAD = "language_model.lm_head"
 
 
-def add_lora(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
-    """`model` with trainable adapters on frozen weights, quantized ones too; the modules are wrapped in place."""
+def add_lora(model: PreTrainedModel, lora: LoraSpec, ranks: Mapping[str, int] | None = None) -> PeftModel:
+    """`model` with trainable adapters on frozen weights, quantized ones too; the modules are wrapped in place.
+
+    `ranks`: those of modules that differ from `lora`'s, by name.
+    """
     from peft import LoraConfig, get_peft_model
 
     from prismatic.policy.lora.adapted_linear import AdaptedLinear
@@ -50,6 +56,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSpec) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=list(LORA_TARGET_MODULES),
         init_lora_weights="gaussian",
+        rank_pattern={re.escape(name): rank for name, rank in (ranks or {}).items() if rank != lora.rank},
     )
     config._register_custom_module({nn.Linear: AdaptedLinear, QuantizedLinear: AdaptedLinear})
     with warnings.catch_warnings():
@@ -101,8 +108,8 @@ def adapter_config(lora: LoraSpec, base_model: str | None) -> dict[str, Any]:
     }
 
 
-def load_adapter(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: str) -> None:
-    """Fills the LoRA matrices of a model that PEFT wraps with the content of an adapter file.
+def load_adapter(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: str, scaling: AdapterScaling | None = None) -> None:
+    """Fills the LoRA matrices of a model that PEFT wraps with the content of an adapter file, and scales them as `scaling` says.
 
     Raises:
         ValueError: the adapter is of another model or rank; every key that differs is listed.
@@ -113,36 +120,65 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: 
     check_keys(expected, found, f"{source} does not fit the model")
     named = {key.replace(f".{_ADAPTER}.", "."): key for key in own}
     model.load_state_dict({named[key]: value for key, value in found.items()}, strict=False)
+    if scaling is not None:
+        for name, module in adapted_modules(model).items():
+            module.scaling[_ADAPTER] = scaling.of(without_film(name), module.r[_ADAPTER])
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """Name in the base model -> module that PEFT wraps."""
+    return {name.removeprefix(PEFT_PREFIX): module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def adapter_ranks(adapter: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Name in the base model without FiLM -> rank, of each module in an adapter file."""
+    return {without_film(module_of(key)): value.shape[0] for key, value in adapter.items() if key.endswith(_DOWN)}
+
+
+def module_of(key: str) -> str:
+    """The name in the base model of the module whose matrix A an adapter file calls `key`."""
+    return key.removeprefix(PEFT_PREFIX).removesuffix(_DOWN)
+
+
+def up_matrix(adapter: Mapping[str, torch.Tensor], key: str, source: str) -> torch.Tensor:
+    """The matrix B that belongs to the matrix A called `key`.
+
+    Raises:
+        ValueError: it is absent.
+    """
+    name = key.replace(".lora_A.", ".lora_B.")
+    if name not in adapter:
+        raise ValueError(f"{source}: {key} has no lora_B beside it; the file is incomplete, copy or download it again")
+    return adapter[name]
 
 
 def merge_adapter(
-    state: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], source: str
+    state: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], source: str, scaling: AdapterScaling | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, float32 weight) of each entry of `state` that the adapter file changes, merged.
+    """(name, float32 weight) of each entry of `state` that the adapter file changes, merged; `scaling`: by default as published.
 
     Raises:
         ValueError: the adapter adapts a weight that the model lacks, or in another shape.
     """
+    scaling = scaling or AdapterScaling()
     for key, down in adapter.items():
-        if not key.endswith(".lora_A.weight"):
+        if not key.endswith(_DOWN):
             continue
-        module = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
-        name = f"{module}.weight"
-        up = adapter.get(key.replace(".lora_A.", ".lora_B."))
-        if name not in state or up is None:
-            raise ValueError(
-                f"{source}: {key} has no {'weight in the model' if up is not None else 'lora_B beside it'}; take the right base"
-            )
-        yield name, _merge(state[name], down, up, f"{source}: {module}")
+        module = module_of(key)
+        name, up = f"{module}.weight", up_matrix(adapter, key, source)
+        if name not in state:
+            raise ValueError(f"{source}: {key} has no weight in the model; take the right base")
+        yield name, _merge(state[name], (down, up), scaling.of(module, down.shape[0]), f"{source}: {module}")
 
 
-def merge_component(state: Mapping[str, torch.Tensor], source: str) -> State:
-    """A component's state dict with unmerged adapters (PEFT's naming in memory) -> the plain one; without adapters as it is.
+def merge_component(state: Mapping[str, torch.Tensor], source: str, scaling: AdapterScaling | None = None) -> State:
+    """The vision backbone's state dict with unmerged adapters (PEFT's naming in memory) -> the plain one; without adapters as it is.
 
     Raises:
         ValueError: an adapter is incomplete.
     """
     merged: State = {}
+    scaling = scaling or AdapterScaling()
     for key, value in state.items():
         if ".lora_" in key:
             continue
@@ -150,10 +186,10 @@ def merge_component(state: Mapping[str, torch.Tensor], source: str) -> State:
         if owner.endswith(".base_layer"):
             owner = owner.removesuffix(".base_layer")
             if leaf == "weight":
-                pair = [state.get(f"{owner}.lora_{side}.{_ADAPTER}.weight") for side in "AB"]
-                if pair[0] is None or pair[1] is None:
+                down, up = (state.get(f"{owner}.lora_{side}.{_ADAPTER}.weight") for side in "AB")
+                if down is None or up is None:
                     raise ValueError(f"{source}: {owner} lacks lora_A or lora_B; copy the file again")
-                value = _merge(value, pair[0], pair[1], f"{source}: {owner}")
+                value = _merge(value, (down, up), scaling.of(without_film(f"vision_backbone.{owner}"), down.shape[0]), f"{source}: {owner}")
         merged[f"{owner}.{leaf}" if owner else leaf] = value
     return merged
 
@@ -173,6 +209,7 @@ def published_state(
     """
     merged: State = {}
     state = model.state_dict()
+    scalings = {name: float(module.scaling[_ADAPTER]) for name, module in adapted_modules(model).items()}
     quantized = tuple(f"{name}.layer." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
     assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
     keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
@@ -187,7 +224,7 @@ def published_state(
         value = state[key] if key in state else originals[f"{owner}.{leaf}"]  # type: ignore[index]
         if is_adapted_layer and leaf == "weight" and not is_film:
             down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
-            value = _merge(value.to(down.device), down, up, owner, merge_dtype)
+            value = _merge(value.to(down.device), (down, up), scalings[owner], owner, merge_dtype)
         if is_film:
             owner = without_film(owner)
         merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
@@ -199,10 +236,11 @@ def without_film(name: str) -> str:
     return name.replace(FILM_PREFIX, "vision_backbone.").replace(".block.", ".") if FILM_PREFIX in name else name
 
 
-def _merge(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, source: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """W + scaling * B A in `dtype`, of a linear layer or of a convolution whose B is 1 x 1."""
-    rank = down.shape[0]
-    scaling = LoraSpec(rank).alpha / rank
+def _merge(
+    weight: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor], scaling: float, source: str, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """W + scaling * B A in `dtype`, of a linear layer or of a convolution whose B is 1 x 1; `pair` is A and B."""
+    down, up = pair
     product = up.to(dtype).flatten(1) @ down.to(dtype).flatten(1)
     if product.numel() != weight.numel():
         raise ValueError(f"{source}: the adapter is for a weight of {list(product.shape)}, the model has {list(weight.shape)}")

@@ -33,11 +33,12 @@ from prismatic.policy.checkpoint.loading import (
     resolve_folder,
 )
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
-from prismatic.policy.checkpoint.spec import LoraSpec, PolicySpec
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.engine import Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import PEFT_PREFIX, State, lora_rank
+from prismatic.policy.lora.adapters import PEFT_PREFIX, State, lora_rank, module_of, up_matrix
+from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.policy.policy import Policy
 
 Delta = tuple[torch.Tensor, torch.Tensor]  # down and up
@@ -73,39 +74,40 @@ class AdapterBank:
 
     def __init__(self, vla: OpenVLAForActionPrediction) -> None:
         self._vla = vla
-        self._deltas: dict[str, dict[LowRankLayer, Delta]] = {}
+        self._layers: dict[str, LowRankLayer] = {}  # by path
+        self._deltas: dict[str, dict[str, Delta]] = {}  # adapter -> path -> delta
+        self._switched_on: str | None = None
         self._lock = threading.Lock()
 
-    def add(self, name: str, adapter: State) -> None:
+    def add(self, name: str, adapter: State, scaling: AdapterScaling) -> None:
         """Keeps the content of an adapter file, which must fit the model (`check_adapter`), on the model's device and in its dtype."""
         like = self._vla.language_model.model.norm.weight
-        deltas: dict[LowRankLayer, Delta] = {}
-        for path, (down, up) in _pairs(adapter).items():
-            scaling = LoraSpec(down.shape[0]).alpha / down.shape[0]
-            deltas[self._adapted(path)] = (down.to(like.device, like.dtype), (scaling * up.float()).to(like.device, like.dtype))
-        self._deltas[name] = deltas
+        found: dict[str, Delta] = {}
+        for path, (down, up) in _pairs(adapter, name).items():
+            factor = scaling.of(path, down.shape[0])
+            found[path] = (down.to(like.device, like.dtype), (factor * up.float()).to(like.device, like.dtype))
+            self._wrap(path)
+        self._deltas[name] = found
 
     @contextmanager
     def activated(self, name: str) -> Iterator[None]:
         """The model with that adapter, for the block."""
         with self._lock:
-            for layer, delta in self._deltas[name].items():
-                layer.delta = delta
-            try:
-                yield
-            finally:
-                for layer in self._deltas[name]:
-                    layer.delta = None
+            if self._switched_on != name:
+                deltas = self._deltas[name]
+                for path, layer in self._layers.items():
+                    layer.__dict__["delta"] = deltas.get(path)  # a module's own assignment looks at every kind of thing first
+                self._switched_on = name
+            yield
 
-    def _adapted(self, path: str) -> LowRankLayer:
-        """The layer at `path`, wrapped if it is not yet."""
+    def _wrap(self, path: str) -> None:
+        """Wraps the layer at `path`, unless it is."""
+        if path in self._layers:
+            return
         owner, _, leaf = path.rpartition(".")
         parent = self._vla.get_submodule(owner)
-        layer = getattr(parent, leaf)
-        if not isinstance(layer, LowRankLayer):
-            layer = LowRankLayer(layer)
-            setattr(parent, leaf, layer)
-        return layer
+        self._layers[path] = LowRankLayer(getattr(parent, leaf))
+        setattr(parent, leaf, self._layers[path])
 
 
 class AdapterEngine:
@@ -115,8 +117,15 @@ class AdapterEngine:
         self._bank, self._name, self._engine = bank, name, engine
 
     @property
+    def kind(self) -> str:
+        return self._engine.kind
+
+    @property
     def batch_sizes(self) -> Sequence[int]:
         return self._engine.batch_sizes
+
+    def seal(self, frame_sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        self._engine.seal(frame_sizes, batch_size)
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         with self._bank.activated(self._name):
@@ -150,7 +159,7 @@ def load_adapter_policies(
             load_component(module, folder, component)
             module.to(dtype).eval().requires_grad_(False)
         move_used_parts(model, device)
-        bank.add(name, adapters.pop(name))
+        bank.add(name, adapters.pop(name), AdapterScaling.read(folder / ADAPTER_FOLDER))
         loaded[name] = PolicyParts(model, vla.config, base.processor, specs[name], statistics[name], load_reference(folder, specs[name]))
     return {name: _policy(bank, name, parts, options) for name, parts in loaded.items()}  # engines see every adapted layer
 
@@ -197,8 +206,9 @@ def check_adapter(adapter: State, vla: OpenVLAForActionPrediction, source: str) 
     Raises:
         ValueError: one does not.
     """
+    pairs = _pairs(adapter, source)
     weights = vla.state_dict()
-    for path, (down, up) in _pairs(adapter).items():
+    for path, (down, up) in pairs.items():
         weight = weights.get(f"{path}.weight")
         found = [up.shape[0], *down.shape[1:]]
         if weight is None or list(weight.shape) != found:
@@ -206,11 +216,10 @@ def check_adapter(adapter: State, vla: OpenVLAForActionPrediction, source: str) 
             raise ValueError(f"{source}: {path} is for a weight of {found}, the model has {expected}; take the right base model")
 
 
-def _pairs(adapter: State) -> dict[str, Delta]:
-    """Path of a layer -> its matrices A and B, of an adapter file's content."""
-    pairs = {}
-    for key, down in adapter.items():
-        if key.endswith(".lora_A.weight"):
-            path = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
-            pairs[path] = (down, adapter[key.replace(".lora_A.", ".lora_B.")])
-    return pairs
+def _pairs(adapter: State, source: str) -> dict[str, Delta]:
+    """Path of a layer -> its matrices A and B, of an adapter file's content.
+
+    Raises:
+        ValueError: a matrix B is absent.
+    """
+    return {module_of(key): (down, up_matrix(adapter, key, source)) for key, down in adapter.items() if key.endswith(".lora_A.weight")}

@@ -3,6 +3,8 @@
 OFT      {full_image, <any key with "wrist">, state, instruction}  ->  list of H arrays [A], json_numpy
 OpenVLA  {image, instruction, unnorm_key?}                         ->  one array [A], the first action of the chunk
 {"encoded": "<either, as JSON text>"}                              ->  the answer as JSON text within JSON
+
+Bodies may be msgpack, npz or a form, too, with the same names; `Accept: application/msgpack` asks for {actions} in msgpack.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from prismatic.serving.observations import ObservationReader, PolicyRequest
+import numpy as np
+
+from prismatic.serving.observations import ObservationReader, PolicyRequest, one_of
 from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.vla.types import ActionChunk
 from prismatic.wire import keys
-from prismatic.wire.arrays import describe, json_array, read_json
+from prismatic.wire.arrays import describe, json_array, pack_openpi, read_json
+from prismatic.wire.bodies import read_body
 from prismatic.wire.errors import RequestError
 
 CAMERAS = slots_by_name(NamedBy.ACT)
@@ -41,13 +46,13 @@ def camera_of(name: str) -> str | None:
     return "wrist" if "wrist" in name else None
 
 
-def decode_act(body: bytes, reader: ObservationReader) -> ActRequest:
-    """The request in `body`.
+def decode_act(body: bytes, reader: ObservationReader, content_type: str = "application/json") -> ActRequest:
+    """The request in `body`, in one of the forms of `prismatic.wire.bodies`.
 
     Raises:
         RequestError: it cannot be read, or does not fit the policy.
     """
-    content = read_json(body)
+    content = read_body(body, content_type)
     is_double_encoded = isinstance(content, dict) and "encoded" in content
     if is_double_encoded:
         if len(content) != 1 or not isinstance(content["encoded"], str):
@@ -56,12 +61,18 @@ def decode_act(body: bytes, reader: ObservationReader) -> ActRequest:
     if not isinstance(content, dict):
         raise RequestError(f"the body must be a JSON object with full_image (or image), state and instruction, found {describe(content)}")
     images = {name: (camera_of(name), value) for name, value in content.items() if _is_image(name, value)}
-    request = reader.read(images, content.get(keys.STATE, content.get("proprio")), content.get(keys.INSTRUCTION), content.get("unnorm_key"))
+    state = one_of(content, (keys.STATE, "proprio"))
+    request = reader.read(images, state, content.get(keys.INSTRUCTION), content.get("unnorm_key"))
     return ActRequest(request, "image" in content and "full_image" not in content, is_double_encoded)
 
 
 def _is_image(name: str, value: Any) -> bool:
-    return name not in _OTHER_KEYS and (camera_of(name) is not None or isinstance(value, dict))
+    return name not in _OTHER_KEYS and (camera_of(name) is not None or isinstance(value, (dict, np.ndarray)))
+
+
+def encode_msgpack(chunk: ActionChunk, act: ActRequest) -> bytes:
+    """The body of an answer in msgpack: {actions: [H, A]}, or [A] where one action was asked for."""
+    return pack_openpi({keys.ACTIONS: np.ascontiguousarray(chunk.actions[0] if act.single_action else chunk.actions)})
 
 
 def encode_actions(chunk: ActionChunk, act: ActRequest) -> str:

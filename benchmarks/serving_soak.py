@@ -1,0 +1,196 @@
+"""A server with well-behaved clients, alone and beside ones that misbehave: its memory, and the latency of those that behave.
+
+python benchmarks/serving_soak.py --pretrained_checkpoint runs/demo/checkpoint --seconds 1200 --json soak.json
+
+Each of the misbehaving clients does one thing again and again: idle sockets, a head that trickles, a body that stops, a websocket that
+never reads, one that leaves before its answer, damaged bodies, frames that are too large, and requests without patience.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serving import call, make_body, start_server
+
+from prismatic.acting.client import ConnectionOptions, PolicyClient, ServerUnavailableError
+from prismatic.cli import run_script
+from prismatic.vla.types import Observation
+from prismatic.wire import keys
+
+_UPGRADE = (
+    b"GET /vla-eval HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@dataclass
+class SoakConfig:
+    """Flags of the benchmark."""
+
+    pretrained_checkpoint: str  # folder of a checkpoint
+    seconds: float = 1200  # with all clients; those that behave are measured alone for a quarter of it before
+    num_clients: int = 16  # that behave: half over websockets, half over HTTP
+    num_misbehaving: int = 8
+    pause_s: float = 0.1  # of a client that behaves, between its answer and its next request
+    image_size: int = 256  # pixels, square
+    deploy_flags: str = ""  # further flags of deploy.py, in one text
+    json: Path | None = None  # where the result is written, too
+
+
+@dataclass
+class Clients:
+    """Threads that ask until they are told to stop."""
+
+    port: int
+    info: dict[str, Any]
+    image_size: int
+    stop: threading.Event = field(default_factory=threading.Event)
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # when, seconds
+    failures: list[str] = field(default_factory=list)
+
+    def behave(self, number: int, pause_s: float) -> None:
+        """Asks, waits for the answer, pauses."""
+        rng = np.random.default_rng(number)
+        size = (self.image_size, self.image_size, 3)
+        images = {camera: rng.integers(0, 256, size, dtype=np.uint8) for camera in self.info["cameras"]}
+        seen = Observation(images, "pick up the bowl", np.zeros(self.info["proprio_dim"]))
+        scheme = "ws" if number % 2 else "http"
+        client = PolicyClient(f"{scheme}://127.0.0.1:{self.port}", ConnectionOptions(reply_timeout_s=30))
+        while not self.stop.wait(pause_s):
+            started = time.perf_counter()
+            try:
+                client.infer(seen)
+                self.latencies.append((started, time.perf_counter() - started))
+            except ServerUnavailableError as error:
+                self.failures.append(str(error)[:200])
+                self.stop.wait(error.retry_after_s)
+        client.close()
+
+    def misbehave(self, do: Callable[[], None]) -> None:
+        """Does it again and again, whatever comes of it."""
+        while not self.stop.wait(0.02):
+            with suppress(OSError, http.client.HTTPException, ValueError):
+                do()
+
+    def misdeeds(self) -> Iterator[Callable[[], None]]:
+        """What misbehaving clients do."""
+        body = make_body(self.info, self.image_size)
+        head = f"POST /act HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        kept: list[socket.socket] = []
+
+        def raw(*parts: bytes, wait_s: float = 0.0, is_kept: bool = False) -> None:
+            connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+            for part in parts:
+                connection.sendall(part)
+            if is_kept:
+                kept.append(connection)
+                if len(kept) > 200:
+                    kept.pop(0).close()
+                return
+            self.stop.wait(wait_s)
+            connection.close()
+
+        def ask(content: bytes, **headers: str) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            connection.request("POST", "/act", content, headers)
+            connection.getresponse().read()
+            connection.close()
+
+        damaged = itertools.cycle([body[:-1], b"[" * 1000, body.replace(b"|u1", b"|O"), b"\x00" * 5000])
+        hello = bytes([0x82, 0x80 | 40, 0, 0, 0, 0]) + b"\x84\xa4type\xa5hello\xa7payload\x80\xa3seq\x00\xa9timestamp\xcb" + bytes(8)
+        yield lambda: raw(is_kept=True)
+        yield lambda: raw(*(bytes([byte]) for byte in head[:20]), wait_s=2)
+        yield lambda: raw(head, body[: len(body) // 2], wait_s=2)
+        yield lambda: raw(_UPGRADE, hello * 500, wait_s=2)
+        yield lambda: raw(head, body)
+        yield lambda: ask(next(damaged))
+        yield lambda: raw(_UPGRADE, bytes([0x82, 0xFF]) + (1 << 32).to_bytes(8, "big") + bytes(4), bytes(1 << 20))
+        yield lambda: ask(body, **{keys.DEADLINE_HEADER: "1"})
+
+    @contextmanager
+    def running(self, targets: Sequence[Callable[[], None]]) -> Iterator[None]:
+        threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join(40)
+
+
+def memory_mib(pid: int) -> float:
+    """What the process has in memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+def figures(latencies: list[tuple[float, float]], since: float) -> dict[str, float]:
+    """Answers, and their latency [ms], from `since` on."""
+    found = [1e3 * seconds for when, seconds in latencies if when >= since]
+    if not found:
+        raise ValueError("no request was answered; look at the server's log")
+    return {"answers": len(found), "median_ms": float(np.median(found)), "p99_ms": float(np.percentile(found, 99))}
+
+
+def main(config: SoakConfig) -> None:
+    """Prints latencies alone and together, and the server's memory on the way."""
+    process, port = start_server(config.pretrained_checkpoint, config.deploy_flags)
+    try:
+        result = soak(config, process.pid, port)
+        metrics = call(port, "GET", "/metrics").decode()
+        result["ready"] = call(port, "GET", "/readyz").decode().strip()
+        result["dropped"] = [line for line in metrics.splitlines() if line.startswith("prismatic_requests_dropped_total")]
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    result["p99_ratio"] = result["together"]["p99_ms"] / result["alone"]["p99_ms"]
+    print(json.dumps(result, indent=2))
+    if config.json is not None:
+        config.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def soak(config: SoakConfig, pid: int, port: int) -> dict[str, Any]:
+    """The figures of both phases."""
+    info = json.loads(call(port, "GET", "/info"))
+    clients = Clients(port, info, config.image_size)
+    good = [functools.partial(clients.behave, number, config.pause_s) for number in range(config.num_clients)]
+    bad = Clients(port, info, config.image_size)
+    misdeeds = list(bad.misdeeds())
+    rude = [functools.partial(bad.misbehave, do) for do in itertools.islice(itertools.cycle(misdeeds), config.num_misbehaving)]
+    with clients.running(good):
+        time.sleep(config.seconds / 20)  # until all are at work
+        since = time.perf_counter()
+        time.sleep(config.seconds / 4)
+        alone, memory = figures(clients.latencies, since), []
+        with bad.running(rude):
+            time.sleep(config.seconds / 20)
+            since = time.perf_counter()
+            while time.perf_counter() - since < config.seconds:
+                memory.append(round(memory_mib(pid), 1))
+                time.sleep(config.seconds / 20)
+            together = figures(clients.latencies, since)
+    return {
+        "alone": alone,
+        "together": together,
+        "failures": clients.failures[:10],
+        "num_failures": len(clients.failures),
+        "memory_mib": memory,
+    }
+
+
+if __name__ == "__main__":
+    run_script(main, SoakConfig)

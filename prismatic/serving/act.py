@@ -1,0 +1,107 @@
+"""`POST /act`: the whole way of one request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from prismatic.serving.answering import Asked, ClientGoneError, error_response, seconds_left, unless_gone
+from prismatic.serving.connections import ConnectionLimits
+from prismatic.serving.observations import PolicyRequest
+from prismatic.serving.protocols import openvla_rest
+from prismatic.serving.service import PolicyService, ServedPolicy
+from prismatic.wire import keys
+from prismatic.wire.errors import RequestError, TooLargeError
+
+_MSGPACK = "application/msgpack"
+_GONE = 499  # nobody reads this status
+
+
+async def act(service: PolicyService, limits: ConnectionLimits, request: Request) -> Response:
+    """The answer to one request."""
+    try:
+        service.check_sender(request.headers, request.query_params)
+    except RequestError as error:  # a stranger is no client, and takes no client's place
+        service.metrics.requests.labels("act", str(error.status)).inc()
+        return error_response(error)
+    client = service.clients.of_http(request.headers, request.client.host if request.client else "")
+    asked = Asked(service, client, "act", time.perf_counter())
+    try:
+        served = service.find(request.query_params.get("adapter"))
+        until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
+        body = await _read_in_time(request, service, limits)
+        asked = replace(asked, arrived=time.perf_counter())
+        response = await unless_gone(_answer(asked, served, body, until, request), _gone(request))
+    except RequestError as error:
+        response = error_response(error)
+    except (ClientDisconnect, ClientGoneError):
+        response = JSONResponse({"error": "the client went away"}, _GONE)
+    asked.record(response.status_code)
+    return response
+
+
+async def _answer(asked: Asked, served: ServedPolicy, body: bytes, until: float, request: Request) -> Response:
+    service, read = asked.service, None
+
+    def decode() -> PolicyRequest:
+        nonlocal read
+        read = openvla_rest.decode_act(body, served.reader, request.headers.get("content-type", ""))
+        return replace(read.request, begins=keys.BEGINS_HEADER in request.headers)
+
+    with service.batcher.admission() as place:
+        chunk = await service.answer(decode, asked.client, place, until)
+    assert read is not None
+    warnings = served.fresh_warnings(asked.client)
+    headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
+    if _MSGPACK in request.headers.get("accept", ""):
+        return Response(openvla_rest.encode_msgpack(chunk, read), media_type=_MSGPACK, headers=headers)
+    return Response(openvla_rest.encode_actions(chunk, read), media_type="application/json", headers=headers)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client of a request whose body was read has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_in_time(request: Request, service: PolicyService, limits: ConnectionLimits) -> bytes:
+    """The body.
+
+    Raises:
+        RequestError: it is too large, does not arrive in time, or too many others arrive.
+    """
+    seconds = service.options.request_timeout_s
+    try:
+        return await asyncio.wait_for(_read_body(request, service.options.max_body_bytes, limits), seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise SlowBodyError(f"the body did not arrive within {seconds:g} s") from error
+    finally:
+        limits.hold(request, 0)
+
+
+async def _read_body(request: Request, limit: int, limits: ConnectionLimits) -> bytes:
+    announced = request.headers.get("content-length", "")
+    parts: list[bytes] = []
+    size = int(announced) if announced.isdigit() and len(announced) < 19 else 0
+    if size <= limit:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                break
+            parts.append(part)
+            limits.hold(request, size)
+    if size > limit:
+        raise TooLargeError(f"the body exceeds {limit >> 20} MB (--max_body_mb); send smaller camera images")
+    return b"".join(parts)
+
+
+class SlowBodyError(RequestError):
+    """A body that did not arrive in time."""
+
+    status = 408
