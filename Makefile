@@ -39,7 +39,7 @@ test: install ## Run every test that this machine can run
 
 test-world: $(LIBERO_STAMP) ## Tests against other people's packages: LIBERO's simulator, published clients, LeRobot (installs them)
 	PRISMATIC_CLIENT_TESTS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "clients or sim" tests/smoke/test_deploy.py \
-	    tests/smoke/test_lerobot_oracle.py tests/smoke/test_lerobot_robots.py tests/smoke/test_libero.py tests/smoke/test_libero_regeneration.py
+	    tests/smoke/test_lerobot_oracle.py tests/smoke/test_lerobot_robots.py tests/smoke/test_lerobot_policy.py tests/smoke/test_libero.py tests/smoke/test_libero_regeneration.py
 
 lint: install ## Ruff and mypy
 	$(PY) -m ruff check .

@@ -36,8 +36,10 @@ def lerobot(tmp_path_factory: pytest.TempPathFactory) -> LeRobot:
     """LeRobot's environment, with an arm that our tests simulate and with our policy plugin."""
     from client_environments import client_python
     from lerobot_environment import PACKAGES, UNPINNED, LeRobot
+    from policy_server import ROOT
 
     python = client_python("lerobot", PACKAGES, tmp_path_factory, UNPINNED)
     environment = LeRobot(python, tmp_path_factory.mktemp("lerobot"))
     environment.install(Path(__file__).parent / "clients" / "lerobot_robot_simulated")
+    environment.install(ROOT / "integrations" / "lerobot_policy_openvla_oft_remote")
     return environment

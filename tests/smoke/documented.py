@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-PAGES = ("README_EN.md", "ALOHA.md", "LIBERO.md", "SETUP.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PAGES = ("README_EN.md", "ALOHA.md", "LIBERO.md", "SETUP.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/lerobot.md")
 FOLLOWED_BY_A_TEST_OF_ITS_OWN = {"docs/own_robot.md": "tests/smoke/test_own_robot.py"}
 
 
@@ -54,6 +54,17 @@ _NOT_YET = Gpu("not yet run: needs eight GPUs, or the published checkpoints")
 _RECORDED = Gpu("the date of the last run stands beside its results in benchmarks/README.md")
 
 RULES: dict[str, Rule] = {
+    # docs/lerobot.md
+    r"lerobot-record .* --teleop\.type=so101_leader .*": ByHand("needs an arm and its leader"),
+    r"lerobot-record .* --policy\.type=openvla_oft_remote .*": Elsewhere("tests/smoke/test_lerobot_policy.py", "lerobot_record"),
+    r"python -m lerobot_policy_openvla_oft_remote .*": Elsewhere(
+        "tests/smoke/test_lerobot_policy.py", '"lerobot_policy_openvla_oft_remote"'
+    ),
+    r"python scripts/run_robot\.py --robot lerobot:so101_follower .*": Elsewhere("tests/smoke/test_lerobot_robots.py", "run_robot.py"),
+    r"python vla-scripts/deploy\.py --pretrained_checkpoint runs/so101_pick.*": Elsewhere("tests/smoke/test_lerobot_robots.py", "Server("),
+    r"python scripts/inspect_dataset\.py --suggest \S+/me/so101_pick": Elsewhere("tests/unit/test_suggestion.py", "write_v3"),
+    r"torchrun .* --dataset_name me/so101_pick .*": Elsewhere("tests/smoke/test_pasted_entries.py", '"so101_pick"'),
+    r"pip install scipy msgpack websockets|pip install --no-deps \. && .*": ByHand("changes the robot's environment"),
     # README_EN.md
     r"make demo": Here(
         instead="python scripts/demo.py --num_demonstrations 4 --max_steps 4 --num_trials_per_task 1 --num_control_trials_per_task 1"
@@ -118,6 +129,7 @@ RULES: dict[str, Rule] = {
         "last run 2026-11-25, see assets/tiny_base/README.md; tests/unit/test_pretraining.py tests its stages"
     ),
     r"python benchmarks/(check_7b|inference|serving|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
+    r"python benchmarks/lerobot_client\.py": ByHand("runs in LeRobot's environment; the date of the last run stands beside its results"),
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
     r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout|serving_soak)\.py .*": ByHand(

@@ -22,7 +22,7 @@ PACKAGES = [
     "datasets>=4,<5",
     "huggingface-hub>=0.34.2,<0.36",
     *("draccus==0.10.0", "deepdiff<9", "gymnasium<2", "accelerate<2", "jsonlines", "packaging", "einops", "termcolor", "imageio"),
-    *("setuptools", "pyserial", "opencv-python-headless<4.13", "diffusers<0.36", "rerun-sdk<0.27"),
+    *("setuptools", "pyserial", "feetech-servo-sdk<2", "opencv-python-headless<4.13", "diffusers<0.36", "rerun-sdk<0.27"),
     *("gym-aloha==0.1.5", "dm-control==1.0.28", "mujoco==3.3.0"),
     *("msgpack", "websockets", "scipy"),  # for run_robot.py and the policy plugin
 ]
@@ -73,7 +73,7 @@ class LeRobot:
         command = [str(self.python), *map(str, arguments)]
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def run(self, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A process that has ended."""
         command = [str(self.python), *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)

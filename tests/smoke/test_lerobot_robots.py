@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feetech_bus import HIGHEST, LOWEST, MIDDLE, NUM_MOTORS, FeetechBus
 from lerobot_environment import LeRobot
 from policy_server import Server, write_policy
 
@@ -19,7 +20,7 @@ from prismatic.vla.constants import NormalizationType, RobotPlatform
 from prismatic.vla.demonstrated import Demonstrated
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
-SESSION = Path(__file__).parent / "clients" / "lerobot_arm_session.py"
+CLIENTS = Path(__file__).parent / "clients"
 # Another order and other units than LeRobot's.
 NAMES = ("gripper [0-1]", *(f"{joint} [rad]" for joint in ("wrist_roll", "wrist_flex", "elbow_flex", "shoulder_lift", "shoulder_pan")))
 PLATFORM = RobotPlatform("SO101", 10, 6, 6, NormalizationType.BOUNDS, 25.0, NAMES, NAMES)
@@ -87,7 +88,7 @@ def test_sigterm_in_the_middle_leaves_the_arm_where_it_is(lerobot: LeRobot, serv
 
 
 def test_what_lerobot_and_the_policy_say_of_each_other(lerobot: LeRobot, tmp_path: Path) -> None:
-    done = lerobot.run(SESSION, tmp_path / "journal.jsonl")
+    done = lerobot.run(CLIENTS / "lerobot_arm_session.py", tmp_path / "journal.jsonl")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["degrees"] == {"factors": [1.0] * 6, "cameras": {"primary": "front"}}
@@ -110,3 +111,28 @@ def test_what_lerobot_and_the_policy_say_of_each_other(lerobot: LeRobot, tmp_pat
         assert re.search(message, found[name]), (name, found[name])
     ends = [line["torque"] for line in journal(tmp_path) if line["what"] == "disconnect"]
     assert ends == [True, True]  # of the two cases that connect
+
+
+def test_lerobots_own_so101_is_told_to_stay_when_it_is_connected_and_keeps_its_torque_at_the_end(lerobot: LeRobot) -> None:
+    calibration = lerobot.folder / "lerobot/calibration/robots/so_follower/my_arm.json"
+    calibration.parent.mkdir(parents=True)
+    for _ in range(3):  # LeRobot gives up where a busy machine takes more than 50 ms for an answer
+        bus = FeetechBus()
+        calibration.write_text(json.dumps(bus.calibration))
+        done = lerobot.run(CLIENTS / "lerobot_feetech_session.py", bus.port)
+        if "no status packet" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert f"lerobot-calibrate --robot.type=so101_follower --robot.port={bus.port} --robot.id=another_arm" in found["said"]
+    assert np.allclose(found["before"], [0.0] * 5 + [0.5], atol=2e-3)
+    assert np.allclose(found["after"], [0.1, -0.1, 0.0, 0.0, 0.0, 0.75], atol=2e-3)
+    turn = round(0.1 / (2 * np.pi) * 4095)
+    assert [bus.word(number) for number in (1, 2, 6)] == pytest.approx(
+        [MIDDLE + turn, MIDDLE - turn, LOWEST + 0.75 * (HIGHEST - LOWEST)], abs=2
+    )
+    assert all(motor[40] for motor in bus.motors.values()), "a motor is off"
+    last_off = max(place for place, (what, _, value) in enumerate(bus.history) if what == "torque" and not value)
+    goals = [(number, value) for what, number, value in bus.history[last_off:] if what == "goal"]
+    assert goals[:NUM_MOTORS] == [(number, pytest.approx(MIDDLE, abs=1)) for number in range(1, NUM_MOTORS + 1)]  # as it was found
+    assert len(goals) == 2 * NUM_MOTORS
