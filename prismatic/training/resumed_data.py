@@ -1,8 +1,8 @@
 """Whether a resumed run has the robot, the cameras and the episodes that it has had so far, and every process the same ones.
 
 The sampler's position only counts samples: what they are follows from registry, data, transform and flags, all of which may have changed
-meanwhile, with as many samples as before. Checkpoints therefore remember their episodes by number and digest (names, lengths and
-instructions), and policy.json says what their actions and states were like.
+meanwhile, with as many samples as before. Checkpoints therefore remember their episodes by number and digest (names, lengths,
+instructions and weights), and policy.json says what their actions and states were like.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def _describe(part: RobotDataset) -> str:
         number = int(index.instruction_ids[index.episode_starts[episode]])
         text = index.instructions[number] if number >= 0 else ""
         digest.update(f"{index.names[episode]}\0{index.lengths[episode]}\0{text}\n".encode())
+    if part.shares is not None:
+        digest.update(part.shares.tobytes())
     return f"{len(part.episodes)} {digest.hexdigest()[:16]}"
 
 
@@ -107,7 +109,7 @@ def _other_episodes(checkpoint: Checkpoint, data: TrainingData, spec: PolicySpec
             if now == description:
                 continue
             (count, _), (count_now, _) = description.split(), now.split()
-            numbers = f" ({count} then, {count_now} now)" if count != count_now else ", lengths or instructions"
+            numbers = f" ({count} then, {count_now} now)" if count != count_now else ", lengths, instructions or weights"
             yield f"data set {name!r} has other {kind} episodes{numbers}{_exclusions(name, data, spec)}"
 
 

@@ -96,6 +96,7 @@ class DataConfig:
     new_statistics: bool = False  # --vla_path is a fine-tuned checkpoint: normalize by these data, not as its heads have learnt it
     default_instruction: str | None = None  # for episodes without one, which are left out otherwise
     exclude_episodes: Path | None = None  # a file that lists episodes to leave out, one a line: train 12, or episode_7.hdf5
+    episode_weights: str | None = None  # how often episodes are shown: a JSON file of rules, or a column of the recordings (success)
     max_bad_samples: int | None = None  # samples that cannot be decoded before the run stops; None: 0.1 % of an epoch, 10 at least
     image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments

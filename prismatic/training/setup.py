@@ -180,6 +180,7 @@ def _dataset_options(config: FinetuneConfig, cameras: tuple[str, ...], image_siz
         device_augmentation=config.data.device_augmentation,
         frame_cache_dir=config.data.frame_cache_dir,
         exclude_episodes=config.data.exclude_episodes,
+        episode_weights=config.data.episode_weights,
     )
 
 
@@ -303,7 +304,8 @@ def _left_out(data: TrainingData) -> dict[str, object]:
     """What the readers left out or mended, and what the user left out, for policy.json."""
     mended = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
     excluded = {name: list(episodes) for name, episodes in data.excluded.items() if episodes}
-    return {name: found for name, found in (("repairs", mended), ("excluded_episodes", excluded)) if found}
+    said = (("repairs", mended), ("excluded_episodes", excluded), ("episode_weights", data.weights))
+    return {name: found for name, found in said if found}
 
 
 def _provenance(config: FinetuneConfig, base_path: str, ranks: Ranks) -> dict[str, object]:

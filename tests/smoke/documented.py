@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-PAGES = ("README_EN.md", "ALOHA.md", "LIBERO.md", "SETUP.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/lerobot.md")
+PAGES = (
+    "README_EN.md",
+    "ALOHA.md",
+    "LIBERO.md",
+    "SETUP.md",
+    "CONTRIBUTING.md",
+    "docs/rollouts.md",
+    "benchmarks/README.md",
+    "docs/lerobot.md",
+)
 FOLLOWED_BY_A_TEST_OF_ITS_OWN = {"docs/own_robot.md": "tests/smoke/test_own_robot.py"}
 
 
@@ -115,6 +124,8 @@ RULES: dict[str, Rule] = {
     r"torchrun .* --nproc-per-node 8 .* --dataset_name libero_spatial_no_noops .*": _NOT_YET,
     r"python scripts/make_base\.py --output_dir runs/tiny_base": Here(),
     r"torchrun .* --dataset_name libero_object_scripted .*": Here(_SHORT),
+    # docs/rollouts.md
+    r"python scripts/collect\.py .*": Elsewhere("tests/smoke/test_collect.py", "scripts/collect.py"),
     # SETUP.md
     r"source .*|python3 -m venv .*|(\.venv/bin/)?pip install --constraint .*|conda .*": _INSTALLS,
     r"pip (wheel|install dist/).*": Elsewhere("tests/smoke/test_wheel.py", '"wheel"'),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_launcher import ROOT
+from launching import ROOT
 from survival import make_workplace
 
 from prismatic.training.config import FinetuneConfig
@@ -62,7 +62,7 @@ def _resume(workplace: Path, **flags: Any) -> None:
             r"other \w+ episodes.*; --exclude_episodes left out train 0 \(.*\), now train 1 \(.*restore what",
         ),
         ({"val_fraction": 0.6}, r"other training episodes \(3 then, 2 now\): the position in the data cannot be resumed"),
-        ({"data_root_dir": "renamed"}, r"other training episodes, lengths or instructions: the position"),
+        ({"data_root_dir": "renamed"}, r"other training episodes, lengths, instructions or weights: the position"),
         ({"optimizer": "adamw_8bit"}, r"--optimizer is 'adamw_8bit', the run in .* was started with 'adamw'"),
         ({"image_aug": False}, r"--image_aug is False, the run in .* was started with True"),
     ],

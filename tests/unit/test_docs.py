@@ -30,7 +30,7 @@ from documents import page_commands
 
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
-RECORDINGS = "docs/recordings.md"
+RECORDINGS, ROLLOUTS = "docs/recordings.md", "docs/rollouts.md"
 OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
@@ -46,6 +46,7 @@ CONFIGS = {
     f"{LIBERO}/record_demos.py": lambda: load_script(f"{LIBERO}/record_demos.py").RecordConfig,
     f"{LIBERO}/regenerate_libero_dataset.py": lambda: load_script(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
     "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
+    "scripts/collect.py": lambda: load_script("scripts/collect.py").CollectConfig,
     "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
     "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
     "scripts/make_base.py": lambda: load_script("scripts/make_base.py").MakeBaseConfig,
@@ -116,7 +117,7 @@ def test_the_readme_explains_samples_and_fields_of_the_registry(page: str) -> No
     assert {name for name in documented if f"| `{name}` |" in text} == documented
 
 
-@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES) for command in page_commands(page)])
+@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES, ROLLOUTS) for command in page_commands(page)])
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     _check_command(command)
 
@@ -171,7 +172,7 @@ def test_every_test_that_the_page_of_recordings_names_exists() -> None:
     assert page.count("`test_") + page.count("::test_") > 40
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS])
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS])
 def test_links_and_pictures_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
         path = (ROOT / page).parent / target if target else ROOT / page
@@ -183,7 +184,7 @@ def test_links_and_pictures_exist(page: str) -> None:
             assert anchor in headings, f"{page} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, "CHANGELOG.md"])
 def test_english_pages_begin_with_a_chinese_summary(page: str) -> None:
     first = (ROOT / page).read_text().split("\n## ")[0]
     assert "**中文摘要" in first

@@ -38,6 +38,7 @@ FLAGS = {
     "new_statistics": "the default keeps what heads have learnt; data far beyond need a range of their own",
     "default_instruction": "only the user knows what was done where a recording does not say it",
     "exclude_episodes": "which demonstrations are bad is a judgement of the user",
+    "episode_weights": "which episodes count for how much (successes, interventions, the last rounds) is a judgement of the user",
     "max_bad_samples": "how much damage is too much depends on what the data are worth",
     "image_aug": PUBLISHED,
     "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",

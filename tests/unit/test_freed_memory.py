@@ -8,7 +8,7 @@ import pytest
 _PROGRAM = """
 import resource
 import numpy as np
-from prismatic.vla.datasets.dataset import _keep_freed_memory
+from prismatic.vla.datasets.freed_memory import keep_freed_memory
 
 def num_page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -16,7 +16,7 @@ def num_page_faults():
         images = [np.zeros(150_000, np.uint8) + 1 for _ in range(64)]  # 9.6 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-_keep_freed_memory()
+keep_freed_memory()
 num_page_faults()
 print(num_page_faults())
 """

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter
 from itertools import islice
 
@@ -112,3 +114,48 @@ def test_any_number_of_workers_delivers_the_same_order(num_workers: int) -> None
 def test_orders_are_uniform() -> None:
     firsts = Counter(_take(MixtureSampler([5], [1.0], seed), 1)[0].sample for seed in range(500))
     assert np.abs(np.array([firsts[sample] for sample in range(5)]) - 100).max() < 40
+
+
+SHARES = np.array([0.0, 1.0, 2.0, 0.5, 3.0, 0.5] * 20)
+
+
+def test_shares_say_how_often_a_pass_shows_a_sample() -> None:
+    sampler = MixtureSampler([120, 30], [1.0, 1.0], seed=1, shares=[SHARES, None])
+    assert sampler.num_samples_per_epoch == round(SHARES.sum()) + 30
+    keys = _take(sampler, 10 * sampler.num_samples_per_epoch)
+    counts = np.bincount([key.sample for key in keys], minlength=150)
+    np.testing.assert_array_equal(counts[120:], 10)
+    whole = np.round(SHARES) == SHARES
+    np.testing.assert_array_equal(counts[:120][whole], 10 * SHARES[whole])
+    assert set(counts[:120][~whole]) <= {4, 5, 6}, "in every other pass, as evenly as it goes"
+    assert len(set(keys)) == len(keys), "no sample twice with the same augmentation"
+    first = [key.sample for key in keys[: sampler.num_samples_per_epoch]]
+    twice = [abs(one - other) for one, other in itertools.pairwise(first)]
+    assert twice.count(0) < 10, "the showings of a sample are shuffled apart"
+
+
+def test_shares_keep_one_order_for_all_processes_and_after_resuming_and_other_shares_are_refused() -> None:
+    shares = [SHARES]
+    whole = _take(MixtureSampler([120], [1.5], seed=5, shares=shares), 600)
+    dealt = [_take(MixtureSampler([120], [1.5], 5, rank, 3, shares), 200) for rank in range(3)]
+    assert [key for together in zip(*dealt, strict=True) for key in together] == whole
+    sampler = MixtureSampler([120], [1.5], seed=5, shares=shares)
+    sampler.advance(77)
+    resumed = MixtureSampler([120], [1.5], seed=99, shares=shares)
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert _take(resumed, 300) == whole[77:377]
+    key = next(key for key in whole if SHARES[key.sample] == 3)
+    others = Counter(sampler.following(key))
+    assert others.total() == 139, "the others of its pass"
+    assert others[key.sample] == int(SHARES[key.sample]) - 1
+    assert set(others) | {key.sample} >= set(np.flatnonzero(SHARES >= 1).tolist())
+    for other in ([None], [SHARES[::-1].copy()]):
+        changed = MixtureSampler([120], [1.5 * 140 / 120] if other[0] is None else [1.5], seed=5, shares=other)
+        with pytest.raises(ValueError, match=r"with (other weights of the episodes|data sets with counts)"):
+            changed.load_state_dict(sampler.state_dict())
+
+
+def test_a_state_without_shares_is_resumed_without_them() -> None:
+    sampler = MixtureSampler([10], [1.0], seed=0)
+    state = {name: value for name, value in sampler.state_dict().items() if name != "shares"}
+    MixtureSampler([10], [1.0], seed=0).load_state_dict(state)

@@ -45,9 +45,14 @@ class EvalConfig(EvaluationFlags):
 
 def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
+    return run_evaluation(config, make_benchmark(config))
+
+
+def make_benchmark(config: EvalConfig) -> Benchmark:
+    """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
-    return run_evaluation(config, Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config)))
+    return Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config))
 
 
 def _load_policy(config: EvalConfig) -> ChunkPolicy:

@@ -99,13 +99,14 @@ class Benchmark:
     simulator: Simulator
     tasks: list[str]  # in the order of the report
     load_policy: Callable[[], ChunkPolicy]  # actions in the simulator's units
+    split: str = "evaluation"  # where starts are drawn, see simulators.interfaces.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
 
 
 def plan_episodes(config: EvaluationFlags, benchmark: Benchmark) -> list[PlannedEpisode]:
     """Task after task, so that workers seldom change their environment; within a task, run after run over the same episodes."""
     return [
-        PlannedEpisode(EpisodeSpec(task, index, config.seed), run)
+        PlannedEpisode(EpisodeSpec(task, index, config.seed, benchmark.split), run)
         for task in benchmark.tasks
         for run in config.runs
         for index in benchmark.episode_numbers(task, config.num_trials(run))
@@ -120,6 +121,8 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
     """What the episodes of one journal must have in common."""
     settings = {name: value for name, value in config.settings().items() if name not in _FREE_FLAGS}
     settings["benchmark"] = benchmark.title
+    if benchmark.split != Benchmark.split:
+        settings["split"] = benchmark.split
     if config.pretrained_checkpoint and Path(config.pretrained_checkpoint).is_dir():
         settings["checkpoint_content"] = fingerprint(Path(config.pretrained_checkpoint))
     return settings

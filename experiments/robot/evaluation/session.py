@@ -208,8 +208,8 @@ class Session:
             "checkpoint": info.checkpoint or str(self._options.settings.get("pretrained_checkpoint") or ""),
             "robot": type(self._robot).__name__,
             "robot_platform": info.platform,
-            "action_names": tuple(self._robot.action_names),
-            "state_names": tuple(self._robot.state_names),
+            "action_names": tuple(info.action_names),  # of the commands, which may be changes of what the robot calls targets
+            "state_names": tuple(self._robot.state_names or info.proprio_names),
             "control_hz": self._options.control_hz,
         }
         path = self._options.folder / RECORDINGS / f"{name}.hdf5"

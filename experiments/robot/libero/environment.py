@@ -119,7 +119,7 @@ class LiberoEnvironment:
         self.robosuite.add_observable(Observable("snapshot", snapshot, sampling_rate=self.control_hz))
 
     def reset(self, episode: EpisodeSpec) -> None:
-        """Evaluation: the fixed initial state of the episode's number. Demonstration: objects where the episode's generator puts them."""
+        """Evaluation: the fixed initial state of the episode's number. Else: objects where the episode's generator puts them."""
         if episode.split == "evaluation":
             state = self._reset_to_fixed(episode.index)
         else:

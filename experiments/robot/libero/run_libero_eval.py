@@ -79,6 +79,11 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
 
 def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
+    return run_evaluation(config, make_benchmark(config))
+
+
+def make_benchmark(config: EvalConfig) -> Benchmark:
+    """The suite's tasks, and the checkpoint's policy on them."""
     configure_rendering()
     prepare_libero(config.allow_newer_mujoco)
     tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
@@ -92,7 +97,7 @@ def evaluate(config: EvalConfig) -> Report:
         max_steps=config.max_steps,
         allow_newer_mujoco=config.allow_newer_mujoco,
     )
-    benchmark = Benchmark(
+    return Benchmark(
         title=config.task_suite_name,
         robot="LIBERO",
         simulator=simulator,
@@ -100,7 +105,6 @@ def evaluate(config: EvalConfig) -> Report:
         load_policy=partial(load_policy, config),
         episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
     )
-    return run_evaluation(config, benchmark)
 
 
 def episode_numbers(tasks: dict[str, LiberoTask], states_path: Path | None, task: str, count: int) -> list[int]:

@@ -34,11 +34,16 @@ class EvalConfig(EvaluationFlags):
 
 def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
+    return run_evaluation(config, make_benchmark(config))
+
+
+def make_benchmark(config: EvalConfig) -> Benchmark:
+    """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, "METAWORLD", CAMERAS)
-    return run_evaluation(config, Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load))
+    return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load)
 
 
 def main(config: EvalConfig) -> None:

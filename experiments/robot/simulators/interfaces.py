@@ -17,8 +17,8 @@ import numpy as np
 
 from prismatic.vla.types import Observation
 
-# Streams of random numbers: demonstrations and evaluation never see the same draw, whatever the seed.
-SPLITS = ("demonstration", "evaluation")
+# Streams of random numbers: demonstrations, evaluation and rollouts to train on never see the same draw, whatever the seed.
+SPLITS = ("demonstration", "evaluation", "collection")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _indexes(parent: Path, of_indexes: _Verdicts) -> Iterator[CacheItem]:
 def _judge(about: Mapping[str, Any], key: str) -> tuple[str, bool]:
     """(verdict, whether it may be used) of an index."""
     folder = Path(about["folder"])
-    if not folder.is_dir():
+    if not folder.exists():
         if folder.parent.is_dir():
             return "its data are gone", False
         return "its data are not there now (a disk that is not mounted?)", True
@@ -134,6 +134,6 @@ def _frames(path: Path, of_indexes: _Verdicts) -> CacheItem:
     verdicts = of_indexes.get((dataset, folder))
     if verdicts is not None:
         return CacheItem(path, what, verdicts.get(key, "data have changed since"), key in verdicts)
-    if not Path(folder).is_dir() and Path(folder).parent.is_dir():
+    if not Path(folder).exists() and Path(folder).parent.is_dir():
         return CacheItem(path, what, "its data are gone", False)
     return CacheItem(path, what, "cannot be told without a current index; inspect the data set first", True)

@@ -13,9 +13,7 @@ system leaves out the last H - 1 steps instead (`published_tail`).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,9 +24,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismatic.vla.constants import ActionKind, near_names
+from prismatic.vla.datasets.episode_weights import check_recorded, describe_weights, episode_weights
 from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
+from prismatic.vla.datasets.freed_memory import keep_freed_memory
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.motions import describe_motions
 from prismatic.vla.datasets.repairs import Repair
@@ -45,9 +45,6 @@ from prismatic.vla.types import BadSample, Sample
 
 _MOST_BAD_IN_A_ROW = 100  # samples; more, and the disk is at fault
 _NUM_EPISODES_MEASURED = 32  # of each data set, for the size of their images
-# Names and numbers of glibc's malloc.h; sizes in bytes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_BLOCK, _KEPT = 32 * 2**20, 64 * 2**20  # glibc allows no larger block
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class DatasetOptions:
     frame_cache_bytes: int = 2**28  # without that folder: keep them in shared memory if all fit (small sets); 0: never
     cache_dir: Path | None = None  # for the index; None: with the data, or the user's cache folder
     exclude_episodes: Path | None = None  # a file that lists episodes to leave out (`exclusions`)
+    episode_weights: str | None = None  # a file or a column that says how often episodes are shown (`episode_weights`)
 
     def __post_init__(self) -> None:
         if self.default_instruction is not None and not self.default_instruction.strip():
@@ -94,8 +92,15 @@ class RobotDataset:
     """The samples of one data set: those of `episodes`, in their order."""
 
     def __init__(
-        self, spec: DatasetSpec, frames: CachedFrames, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+        self,
+        spec: DatasetSpec,
+        frames: CachedFrames,
+        episodes: np.ndarray,
+        statistics: DatasetStatistics,
+        options: DatasetOptions,
+        weights: np.ndarray | None = None,
     ) -> None:
+        """`weights`: how often each of the `episodes` is shown in a pass; None: once."""
         index = frames.index
         self.spec, self.index, self.stored, self.options = spec, index, frames, options
         self.episodes = episodes
@@ -109,6 +114,8 @@ class RobotDataset:
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
         self.first_steps = index.episode_starts[episodes]
         self.last_steps = self.first_steps + lengths - 1
+        is_plain = weights is None or bool((weights == 1).all())
+        self.shares = None if weights is None or is_plain else np.repeat(weights, samples)  # float64 [samples]; None: each once
 
     def __len__(self) -> int:
         return int(self.sample_starts[-1])
@@ -259,7 +266,7 @@ class VLADataset(Dataset[Sample]):
     def sampler(self, seed: int, rank: int = 0, world_size: int = 1) -> MixtureSampler:
         """The endless training order of one process; samples that cannot be decoded are replaced along it."""
         sizes, weights = [len(part) for part in self.parts], [part.spec.weight for part in self.parts]
-        self._order = MixtureSampler(sizes, weights, seed, rank, world_size)
+        self._order = MixtureSampler(sizes, weights, seed, rank, world_size, [part.shares for part in self.parts])
         return self._order
 
 
@@ -283,6 +290,7 @@ class TrainingData:
     repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
     demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
+    weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> weight -> its episodes, where they are not all 1
 
 
 def load_training_data(
@@ -293,13 +301,15 @@ def load_training_data(
     Raises:
         ValueError: the data contradict entry, platform or given statistics, are damaged, or leave nothing to train or validate on.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     train, val, known, demonstrated = [], [], dict(statistics or {}), {}
     opened = _open_frames(specs, options)
     indexes = {spec.name: frames.index for spec, frames in zip(specs, opened, strict=True)}
     excluded = excluded_episodes(options.exclude_episodes, indexes)
+    weights = episode_weights(specs, indexes, options.episode_weights)
     for spec, frames in zip(specs, opened, strict=True):
-        index, left_out = frames.index, excluded[spec.name]
+        index, left_out = frames.index, excluded[spec.name] | set(np.flatnonzero(weights[spec.name] == 0).tolist())
+        check_recorded(spec, index, left_out)
         train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
         covered = published_episodes(index, left_out) if options.published_statistics else train_episodes
         mask = spec.normalization_mask(index.actions.shape[1])
@@ -309,7 +319,7 @@ def load_training_data(
             known[spec.name] = compute_statistics(index, covered, mask)
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
-        train.append(_part(spec, frames, train_episodes, known[spec.name], options))
+        train.append(_part(spec, frames, train_episodes, known[spec.name], options, weights[spec.name][train_episodes]))
         if options.val_fraction is not None:
             val.append(_part(spec, frames, val_episodes, known[spec.name], options))
     return TrainingData(
@@ -318,6 +328,7 @@ def load_training_data(
         statistics={spec.name: known[spec.name] for spec in specs},
         repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
+        weights={name: describe_weights(found) for name, found in weights.items() if (found != 1).any()},
         excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )
 
@@ -339,17 +350,6 @@ def _check_statistics(spec: DatasetSpec, given: DatasetStatistics, mask: np.ndar
             f"data set {spec.name!r}: its entry in {CONFIGS_FILE} and the checkpoint's statistics disagree whether {', '.join(odd)} is "
             "normalised. Correct action_encoding there, or pass --new_statistics True"
         )
-
-
-def _keep_freed_memory() -> None:
-    """Makes glibc's malloc keep up to 64 MB of freed memory, in this process and those forked later; does nothing with other systems.
-
-    Else the memory of a batch may go back to the system and come anew, page by page, for the next batch: 0.3 to 0.6 ms a sample.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 def _open_frames(specs: Sequence[DatasetSpec], options: DatasetOptions) -> list[CachedFrames]:
@@ -376,9 +376,14 @@ def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptio
 
 
 def _part(
-    spec: DatasetSpec, frames: CachedFrames, episodes: np.ndarray, statistics: DatasetStatistics, options: DatasetOptions
+    spec: DatasetSpec,
+    frames: CachedFrames,
+    episodes: np.ndarray,
+    statistics: DatasetStatistics,
+    options: DatasetOptions,
+    weights: np.ndarray | None = None,
 ) -> RobotDataset:
-    part = RobotDataset(spec, frames, episodes, statistics, options)
+    part = RobotDataset(spec, frames, episodes, statistics, options, weights)
     if len(part) == 0:
         raise ValueError(
             f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and --published_tail needs that; "

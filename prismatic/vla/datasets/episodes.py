@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ class RawEpisode:
     trajectory: Trajectory
     texts: tuple[str, ...] = ()  # where the recording has several instructions that say the same: all of them, one is in the trajectory
     problem: str = ""  # why the source cannot deliver it; the trajectory is empty then
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what is said of the episode as a whole (success, seed, ...), as JSON has it
 
 
 class FrameError(ValueError):

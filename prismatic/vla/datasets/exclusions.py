@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from prismatic.vla.constants import near_names
@@ -30,7 +30,7 @@ def excluded_episodes(path: Path | None, indexes: Mapping[str, EpisodeIndex]) ->
     """
     excluded: dict[str, set[int]] = {name: set() for name in indexes}
     for wanted, line in _lines(path, indexes) if path is not None else ():
-        found = {name: episodes for name in wanted if (episodes := _find(line, indexes[name], f"{path}: {line!r}"))}
+        found = {name: episodes for name in wanted if (episodes := find_episodes(line, indexes[name], f"{_FLAG} {path}: {line!r}"))}
         if not found:
             raise ValueError(f"{_FLAG} {path}: {line!r} is no episode of {', '.join(wanted)}; {_advice(line, indexes[wanted[0]])}")
         if len(found) > 1:
@@ -63,24 +63,28 @@ def _lines(path: Path, indexes: Mapping[str, EpisodeIndex]) -> Iterator[tuple[tu
             raise ValueError(f"{_FLAG} {path}: {dataset!r} of the line {line!r} is no data set of this run; {near_names(dataset, indexes)}")
 
 
-def _find(line: str, index: EpisodeIndex, where: str) -> set[int]:
-    """The episodes that `line` means; none if it fits none."""
+def find_episodes(line: str, index: EpisodeIndex, where: str, among: Set[int] | None = None) -> set[int]:
+    """The episodes, of `among` or of all, that `line` means; none if it fits none.
+
+    Raises:
+        ValueError: it is not clear which; `where` begins the message.
+    """
     split, _, number = line.rpartition(" ")
     if split in index.splits and re.fullmatch(r"\d+", number):
         first, end = index.splits[split]
         if int(number) >= end - first:
-            raise ValueError(f"{_FLAG} {where}: split {split} has {end - first} episodes, numbered from 0")
-        return {first + int(number)}
+            raise ValueError(f"{where}: split {split} has {end - first} episodes, numbered from 0")
+        return {first + int(number)} if among is None or first + int(number) in among else set()
     files: dict[str, set[int]] = {}
     for episode, name in enumerate(index.names):
+        if among is not None and episode not in among:
+            continue
         file, comma, label = name.rpartition(", ")
         file = file if comma else name
         if _ends_with(name, line) or _ends_with(file, line) or (comma and label == line):
             files.setdefault(file, set()).add(episode)
     if len(files) > 1:
-        raise ValueError(
-            f"{_FLAG} {where} fits episodes of {len(files)} files, {' and '.join(list(files)[:2])}; give its folder or file, too"
-        )
+        raise ValueError(f"{where} fits episodes of {len(files)} files, {' and '.join(list(files)[:2])}; give its folder or file, too")
     return next(iter(files.values()), set())
 
 

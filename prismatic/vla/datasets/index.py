@@ -34,7 +34,7 @@ from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
 # Fields of an entry that no number of an index depends on: documentation, what is checked later, what is described by other means.
 _NOT_IN_KEY = ("image_obs_keys", "state_encoding", "robot_platform", "depth_obs_keys", "transform", "fps", "version")
@@ -60,6 +60,7 @@ class EpisodeIndex:
     episode_starts: np.ndarray  # int64 [E + 1]
     repairs: tuple[Repair, ...] = ()  # what the source left out or mended
     refused: Mapping[int, str] = field(default_factory=dict)  # episodes that cannot be used and have no steps, and why
+    facts: tuple[Mapping[str, Any], ...] = ()  # [E]: what the recording says of each episode as a whole
     about: Mapping[str, Any] = field(default_factory=dict)  # for people who find its caches: dataset, folder, stride, made
 
     @property
@@ -207,7 +208,10 @@ def _cache_parents(folder: Path, cache_dir: Path | None) -> list[Path]:
     if cache_dir is not None:
         return [cache_dir]
     beside, own = folder / CACHE_FOLDER, user_cache() / "index"
-    if source_kind(folder) != "lerobot":
+    kind = source_kind(folder)
+    if kind == "manifest":
+        return [own]
+    if kind != "lerobot":
         return [beside, own]
     if beside.is_dir():
         logger.info("%s is not used any more, because push_to_hub would upload it with the data set; you may delete it", beside)
@@ -226,6 +230,7 @@ def _to_index(arrays: dict[str, np.ndarray], description: dict[str, Any], key: s
         instructions=tuple(description["instructions"]),
         repairs=repairs_from_json(description["repairs"]),
         refused={int(number): reason for number, reason in description["refused"].items()},
+        facts=tuple(description["facts"]),
         about=description["about"],
         **arrays,
     )

@@ -37,6 +37,7 @@ def build_index(
     splits: dict[str, tuple[int, int]] = {}
     texts: dict[str, int] = {}
     names: list[str] = []
+    facts: list[Mapping[str, Any]] = []
     refused: dict[int, str] = {}
     num_steps, num_empty = 0, 0
     frames = _FrameKeys(source, entry)
@@ -44,6 +45,7 @@ def build_index(
     for raw, episode in _standard_episodes(source, entry, transform):
         number = len(names)
         names.append(raw.name.removeprefix(f"{source.folder}{os.sep}"))
+        facts.append(raw.facts)
         splits[raw.split] = (splits.get(raw.split, (number, 0))[0], number + 1)
         if isinstance(episode, str):
             refused[number] = episode
@@ -61,6 +63,7 @@ def build_index(
         "cameras": list(entry.cameras),
         "frame_keys": frames.hex(),
         "names": names,
+        "facts": facts,
         "refused": {str(number): reason for number, reason in refused.items()},
         "splits": splits,
         "instructions": list(texts),

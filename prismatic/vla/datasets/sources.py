@@ -3,6 +3,7 @@
 dataset_info.json, features.json        RLDS, written by tensorflow-datasets; in a version folder such as 1.0.0
 meta/info.json                          LeRobot v2.1 or v3
 *.hdf5, *.h5 (at any depth)             raw recordings: ALOHA (ACT), LIBERO, robomimic, Isaac Lab, RoboCasa
+a file .json in place of a folder       a list of such folders (`manifest`)
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.episodes import EpisodeSource
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, files_below
+from prismatic.vla.datasets.manifest import is_manifest, read_manifest
+from prismatic.vla.datasets.merged import MergedSource
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
 from prismatic.vla.datasets.rlds.source import RldsSource
@@ -61,6 +64,8 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     kind = source_kind(folder)
     if kind == "rlds":
         return RldsSource(folder, entry)
+    if kind == "manifest":
+        return MergedSource(folder, [open_source(part, entry) for part in _part_folders(folder)])
     if kind == "lerobot":
         from prismatic.vla.datasets.lerobot.source import LeRobotSource
 
@@ -77,6 +82,8 @@ def describe_recordings(folder: Path) -> Description:
         ValueError: none that a source reads, or their description is damaged.
     """
     kind = source_kind(folder)
+    if kind == "manifest":
+        return _common_description(folder)
     if kind == "rlds" and (recorded := RecordedNames.load(folder)) is not None:
         return Description(hz=recorded.fps, stride=recorded.stride, corrected_order=recorded.image_channel_order)
     if kind == "hdf5":
@@ -91,11 +98,13 @@ def describe_recordings(folder: Path) -> Description:
 
 
 def source_kind(folder: Path) -> str:
-    """What the recordings in `folder` are: "rlds", "lerobot" or "hdf5".
+    """What the recordings in `folder` are: "rlds", "lerobot" or "hdf5"; "manifest": a file that lists others.
 
     Raises:
         ValueError: none of these; the message lists what is there.
     """
+    if folder.is_file() and is_manifest(folder.name):
+        return "manifest"
     if (folder / _RLDS_FILE).is_file():
         return "rlds"
     if (folder / _LEROBOT_FILE).is_file():
@@ -106,6 +115,32 @@ def source_kind(folder: Path) -> str:
         f"{folder} holds no recordings: expected a version folder such as 1.0.0 with {_RLDS_FILE} (RLDS, written by tensorflow-datasets), "
         f"{_LEROBOT_FILE} (LeRobot), or .hdf5 files; found: {_some(sorted(path.name for path in folder.iterdir()))}"
     )
+
+
+def _part_folders(path: Path) -> list[Path]:
+    """The folders of a manifest's parts; of a data set with versions the newest."""
+    return [find_dataset_folder(part.path.parent, part.path.name) for part in read_manifest(path).parts]
+
+
+def _common_description(path: Path) -> Description:
+    """What the parts of a manifest say of themselves.
+
+    Raises:
+        ValueError: conversions of some changed what others have as recorded.
+    """
+    folders = _part_folders(path)
+    said = [describe_recordings(folder) for folder in folders]
+    for folder, other in zip(folders, said, strict=True):
+        if (other.stride, other.corrected_order) != (said[0].stride, said[0].corrected_order):
+            raise ValueError(
+                f"{path}: {folder} was converted with stride {other.stride} and colours from {other.corrected_order}, {folders[0]} with "
+                f"stride {said[0].stride} and {said[0].corrected_order}; one data set needs one form: convert all alike"
+            )
+    rates = [other.hz for other in said if other.hz is not None]
+    if len(set(rates)) > 1:
+        found = " and ".join(f"{rate:g} Hz" for rate in sorted(set(rates)))
+        raise ValueError(f"{path} joins recordings of {found}; one data set has one rate: make two of it")
+    return Description(hz=rates[0] if rates else None, stride=said[0].stride, corrected_order=said[0].corrected_order)
 
 
 def _some(names: list[str]) -> str:

@@ -93,7 +93,10 @@ def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instru
     """The episodes of `split` with an instruction; all of them where there is a default for the others."""
     episodes = np.setdiff1d(index.episodes_of(split), sorted(left_out))
     if len(episodes) == 0:
-        raise ValueError(f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode left; shorten --exclude_episodes")
+        raise ValueError(
+            f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode left; shorten --exclude_episodes, or give an "
+            "episode a weight above 0"
+        )
     if default_instruction is not None:
         return episodes
     labelled = episodes[index.is_labelled()[episodes]]

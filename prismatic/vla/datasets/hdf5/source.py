@@ -16,7 +16,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5 import robomimic
 from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
 from prismatic.vla.datasets.hdf5.columns import without_last_observation
+from prismatic.vla.datasets.hdf5.facts import episode_facts
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
@@ -194,7 +195,8 @@ class Hdf5Source:
             return None
         self._note_depths(act_depths(file), str(path))
         self._note_unused_actions(episode.trajectory, str(path))
-        return self._episode(place, place.name(path), episode.trajectory, episode.images, episode.instruction)
+        found = self._episode(place, place.name(path), episode.trajectory, episode.images, episode.instruction)
+        return replace(found, facts=episode_facts(file))
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
         demo = robomimic.demos(file)[name]
@@ -205,7 +207,8 @@ class Hdf5Source:
             self.repairs.note(_NESTED, f"{where}: obs/{group}")
         self._note_depths(robomimic.demo_depths(demo), where)
         images = {camera: demo["obs"][camera] for camera in self.cameras if camera in demo["obs"]}
-        return self._episode(place, where, trajectory, images, robomimic.demo_instruction(file, demo, path, self.folder))
+        found = self._episode(place, where, trajectory, images, robomimic.demo_instruction(file, demo, path, self.folder))
+        return replace(found, facts=episode_facts(demo))
 
     def _episode(self, place: _Place, name: str, trajectory: Trajectory, images: Mapping[str, Any], instruction: Instruction) -> RawEpisode:
         """The episode with references to its images and one instruction."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform
 from prismatic.vla.datasets.dataset import TrainingData
+from prismatic.vla.datasets.episode_weights import manifest_weights
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics
@@ -34,6 +35,7 @@ class DatasetView:
     def of(cls, spec: DatasetSpec, index: EpisodeIndex) -> DatasetView:
         """The view of the training split; of all episodes where there is no such split or it has no instruction."""
         split = index.episodes_of("train") if "train" in index.splits else index.all_episodes()
+        split = split[manifest_weights(spec.folder, index)[split] > 0]
         labelled = split[index.is_labelled()[split]]
         episodes = labelled if len(labelled) else split
         return cls(spec, index, episodes, compute_statistics(index, episodes, _normalization_mask(spec, index.actions.shape[1])))

@@ -14,6 +14,7 @@ import numpy as np
 
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, RobotPlatform, get_robot_platform, near_names
 from prismatic.vla.datasets.episodes import Trajectory, TrajectoryTransform, standardize
+from prismatic.vla.datasets.manifest import is_manifest, read_manifest
 from prismatic.vla.datasets.rlds.oxe.configs import (
     CONFIGS_FILE,
     ENDS_OF_ARMS,
@@ -126,7 +127,7 @@ def resolve_datasets(
     use_proprio: bool = True,
     stride: str | None = None,
 ) -> tuple[DatasetSpec, ...]:
-    """The specs of `dataset_name`, a data set (optionally `name:version`) or a mixture; all of one robot platform.
+    """The specs of `dataset_name`, a data set (`name`, `name:version`, the path of a manifest) or a mixture; all of one robot platform.
 
     `robot_platform` (--robot_platform) overrides the entries'. An entry of one's own without platform means the only one that its encodings
     and the widths of its first episode fit; the state counts where the policy uses it (`use_proprio`). `stride` (--stride) overrides the
@@ -157,8 +158,18 @@ def _without_repetitions(mixture: str, parts: Iterable[tuple[str, float]]) -> li
     return list(kept.values())
 
 
-def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> DatasetSpec:
-    bare_name, _, version = name.partition(":")
+def _locate(name: str, data_root_dir: Path) -> tuple[str, Path]:
+    """(name of the entry, folder or manifest) of a data set.
+
+    Raises:
+        ValueError: unknown name, missing folder or file, or a manifest of an unknown data set.
+    """
+    path = Path(name).expanduser()
+    if is_manifest(name):
+        path = path if path.exists() or path.is_absolute() else data_root_dir / path
+        bare_name, version = read_manifest(path).dataset, ""
+    else:
+        bare_name, _, version = name.partition(":")
     registry_name = registered_name(bare_name)
     if registry_name is None:
         known = (*OXE_DATASET_CONFIGS, *OXE_NAMED_MIXTURES)
@@ -167,9 +178,16 @@ def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> 
             f"({near_names(bare_name, known)}). For a data set of your own, "
             f"python scripts/inspect_dataset.py --suggest {data_root_dir / bare_name} prints an entry to paste"
         )
+    if is_manifest(name):
+        return registry_name, path
+    recorded = find_entry(registry_name).version
+    return registry_name, find_dataset_folder(data_root_dir, name if version or recorded is None else f"{bare_name}:{recorded}")
+
+
+def _resolve(name: str, weight: float, data_root_dir: Path, wanted: _Wanted) -> DatasetSpec:
+    registry_name, folder = _locate(name, data_root_dir)
     check_entry_stands_once(registry_name)
     entry = find_entry(registry_name)
-    folder = find_dataset_folder(data_root_dir, name if version or entry.version is None else f"{bare_name}:{entry.version}")
     transform = NumpyTransform(find_transform(registry_name, entry.transform))
     said = describe_recordings(folder)
     hz = recorded_hz(entry, said)

@@ -1,0 +1,73 @@
+"""Rollouts as data: an evaluation whose episodes are recorded, from starts that no evaluation draws, and a manifest that names them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, plan_episodes
+from experiments.robot.evaluation.rollout import EXPERT_RUN, RolloutOptions
+from experiments.robot.evaluation.run import run_evaluation
+from prismatic.acting.recorder import RECORDINGS
+from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.manifest import Part, write_manifest
+from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registered_name
+
+MANIFEST_FILE = "manifest.json"
+COLLECTION = "collection"  # of simulators.interfaces.SPLITS
+
+
+def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
+    """Plays and records what is missing of the episodes; the manifest of all of them, in `config.folder`.
+
+    `dataset`: the registry entry that reads them. An interrupted collection goes on; its manifest names what there is so far.
+
+    Raises:
+        ValueError: no such entry, or the folder holds the episodes of another policy or other flags.
+    """
+    if registered_name(dataset) is None:
+        raise ValueError(f"--dataset_name {dataset!r} is no entry of the registry; {near_names(dataset, OXE_DATASET_CONFIGS)}")
+    config = replace(config, record=True)
+    benchmark = replace(benchmark, split=COLLECTION, episode_numbers=lambda task, count: list(range(count)))
+    try:
+        run_evaluation(config, benchmark)
+    finally:
+        manifest = _write_manifest(config, benchmark, dataset)
+    return manifest
+
+
+def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
+    """Names the recordings that there are of the planned episodes, and no others; no file where there is none."""
+    options = RolloutOptions(recording_dir=config.folder / RECORDINGS)
+    wanted = [path for episode in plan_episodes(config, benchmark) if (path := options.recording(episode)) is not None and path.exists()]
+    parts = []
+    for folder in dict.fromkeys(path.parents[1] for path in wanted):
+        own = {path for path in wanted if path.parents[1] == folder}
+        is_all = own == set(folder.rglob("*.hdf5"))
+        parts.append(Part(folder, () if is_all else tuple(sorted(path.relative_to(folder).as_posix() for path in own))))
+    path = config.folder / MANIFEST_FILE
+    if parts:
+        write_manifest(path, dataset, parts)
+    return path
+
+
+def dataset_of(checkpoint: str | Path, default: str) -> str:
+    """The data set whose entry and statistics a policy was trained with, where it is one of the registry; else `default`."""
+    from prismatic.policy.checkpoint.files import STATISTICS_FILE
+    from prismatic.policy.checkpoint.loading import resolve_folder
+
+    if not checkpoint:
+        return default
+    statistics = resolve_folder(checkpoint, with_weights=False) / STATISTICS_FILE
+    known = [name for name in json.loads(statistics.read_text()) if registered_name(name)] if statistics.is_file() else []
+    return known[0] if len(known) == 1 else default
+
+
+def count_episodes(config: EvaluationFlags) -> tuple[int, int]:
+    """(episodes, successes) that `config.folder` holds of the policy, or of the expert where it acts alone."""
+    from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
+
+    run = EXPERT_RUN if config.policy == "expert" else "none"
+    rows = {(row["task"], row["index"], row["seed"]): row for row in read_journal(config.folder / JOURNAL_FILE)[1] if row["run"] == run}
+    return len(rows), sum(row["success"] for row in rows.values())

@@ -1,0 +1,105 @@
+"""Plays a policy in a simulator and records its rollouts as data to train on, with success, seed, checkpoint and instruction.
+
+python scripts/collect.py --pretrained_checkpoint runs/demo/checkpoint --simulator metaworld --output_dir runs/round_1 --num_envs 8
+
+Episodes are played as the evaluation scripts play them, from starts that neither demonstrations nor evaluations draw (of LIBERO: never one
+of the 50 fixed states). They land in <output_dir>/recordings, and <output_dir>/manifest.json names them: pass it to training as
+--dataset_name, with --episode_weights success for the successes alone (docs/rollouts.md). An interrupted collection goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.collecting import collect, count_episodes, dataset_of
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from prismatic.cli import run_script
+from prismatic.vla.constants import near_names
+
+SIMULATORS = ("metaworld", "aloha", "libero")
+# Flag -> the simulators that it belongs to.
+_OWN_FLAGS = {"task_suite_name": ("libero",), "unnorm_key": ("aloha", "libero")}
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Flags of a collection."""
+
+    # Policy
+    pretrained_checkpoint: str = ""  # folder or Hub id
+    policy: str = "checkpoint"  # or expert: the simulator's scripted experts
+    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
+    batch_size: int = 1  # observations per policy call
+    engine: str = "auto"  # see prismatic/policy/inference/engine.py
+    unnorm_key: str | None = None  # aloha, libero: whose statistics count
+
+    # Episodes
+    simulator: str = ""  # metaworld, aloha, libero
+    task_names: list[str] = field(default_factory=list)  # those of the simulator's evaluation script by default
+    task_suite_name: str | None = None  # libero: libero_spatial by default
+    num_episodes: int = 50  # per task
+    seed: int = 7  # of the starts; another one draws others
+    num_envs: int = 2  # simulator processes
+    image_size: int | None = None  # pixels; as in the simulator's evaluation by default, and in the demonstrations
+    fast_rendering: bool | None = None  # likewise
+
+    # Data
+    output_dir: Path = Path("runs/collected")  # recordings/, manifest.json, and the report of an evaluation
+    dataset_name: str | None = None  # registry entry that reads them; that of the policy's training by default
+    restart: bool = False  # forget the episodes that output_dir holds
+
+    def __post_init__(self) -> None:
+        if self.simulator not in SIMULATORS:
+            raise ValueError(f"--simulator is {self.simulator!r}; {near_names(self.simulator, SIMULATORS)}")
+        for name, simulators in _OWN_FLAGS.items():
+            if getattr(self, name) is not None and self.simulator not in simulators:
+                raise ValueError(f"--{name} belongs to --simulator {' or '.join(simulators)}; leave it out")
+        if self.num_episodes < 1:
+            raise ValueError(f"--num_episodes is {self.num_episodes}, must be at least 1")
+
+    def evaluation_flags(self) -> dict[str, Any]:
+        """What the simulator's evaluation script is told; what is not said keeps its default there."""
+        said = {
+            "task_names": self.task_names or None,
+            "task_suite_name": self.task_suite_name,
+            "unnorm_key": self.unnorm_key,
+            "env_img_res" if self.simulator == "libero" else "image_size": self.image_size,
+            "fast_rendering": self.fast_rendering,
+        }
+        same = ("pretrained_checkpoint", "policy", "num_open_loop_steps", "batch_size", "engine", "seed", "num_envs", "restart")
+        fixed = {"num_trials_per_task": self.num_episodes, "local_log_dir": self.output_dir, "num_pictures": 0, "record": True}
+        return {name: getattr(self, name) for name in same} | fixed | {name: value for name, value in said.items() if value is not None}
+
+
+def make_evaluation(config: CollectConfig) -> tuple[EvaluationFlags, Benchmark, str]:
+    """The flags of the simulator's evaluation, its benchmark, and the registry entry of its scripted demonstrations."""
+    flags = config.evaluation_flags()
+    if config.simulator == "metaworld":
+        from experiments.robot.metaworld import run_metaworld_eval as metaworld
+
+        metaworld_flags = metaworld.EvalConfig(**flags)
+        return metaworld_flags, metaworld.make_benchmark(metaworld_flags), "metaworld_demo"
+    if config.simulator == "aloha":
+        from experiments.robot.aloha import run_aloha_sim_eval as aloha
+
+        aloha_flags = aloha.EvalConfig(**flags)
+        return aloha_flags, aloha.make_benchmark(aloha_flags), f"aloha_sim_{aloha_flags.task_names[0]}_scripted"
+    from experiments.robot.libero import run_libero_eval as libero
+
+    libero_flags = libero.EvalConfig(**flags)
+    return libero_flags, libero.make_benchmark(libero_flags), f"{libero_flags.task_suite_name}_scripted"
+
+
+def main(config: CollectConfig) -> None:
+    flags, benchmark, usual = make_evaluation(config)
+    dataset = config.dataset_name or dataset_of(flags.pretrained_checkpoint, usual)
+    manifest = collect(flags, benchmark, dataset)
+    num_episodes, num_successes = count_episodes(flags)
+    print(f"{num_episodes} episodes, {num_successes} of them successes, to be read as {dataset}: {manifest}")
+    print(f"train on the successes with: --dataset_name {manifest} --episode_weights success")
+
+
+if __name__ == "__main__":
+    run_script(main, CollectConfig)

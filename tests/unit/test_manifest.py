@@ -1,0 +1,190 @@
+"""Data sets that are lists of others, and how often their episodes are shown."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from rlds_writer import make_episode, write_dataset
+
+from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
+from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
+from prismatic.vla.datasets.inspection.page import inspect_dataset
+from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.rollout_record import Commander
+from prismatic.vla.types import Observation
+
+ROBOT = ROBOT_PLATFORMS["METAWORLD"]
+OPTIONS = DatasetOptions(cameras=("primary",), image_size=16)
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_rollout(path: Path, value: float, length: int = 3, by: Commander = Commander.POLICY, **facts: Any) -> Path:
+    """A rollout whose actions, states and pictures all are `value`, as the recorder writes it."""
+    known = {"action_names": ROBOT.action_names, "robot_platform": "METAWORLD", "success": True, **facts}
+    with EpisodeRecorder(path, "push") as recorder:
+        for _ in range(length):
+            picture = np.full((16, 16, 3), 10 * value, np.uint8)
+            seen = Observation({"primary": picture, "wrist": picture}, "push", np.full(4, value))
+            recorder.add(RecordedStep(seen, np.full(4, value), by))
+        recorder.close(known)
+    return path
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path) -> Path:
+    """Three rollouts: a success, a failure, a success with an intervention."""
+    write_rollout(tmp_path / "rollouts" / "a.hdf5", 1.0)
+    write_rollout(tmp_path / "rollouts" / "b.hdf5", 2.0, length=4, success=False)
+    write_rollout(tmp_path / "rollouts" / "c.hdf5", 3.0, by=Commander.PERSON)
+    return tmp_path / "rollouts"
+
+
+def load(path: Path | str, **changes: Any) -> TrainingData:
+    options = {**vars(OPTIONS), **changes}
+    return load_training_data(resolve_datasets(str(path), Path("/nowhere")), DatasetOptions(**options))
+
+
+def manifest(folder: Path, *rows: dict[str, Any], dataset: str = "metaworld_demo") -> Path:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"dataset": dataset, "recordings": list(rows)}))
+    return path
+
+
+def shown(data: TrainingData, num_passes: int = 4) -> dict[float, float]:
+    """Value of an episode (its proprio) -> how often a sample of it is shown per pass."""
+    sampler, part = data.train.sampler(seed=0), data.train.parts[0]
+    keys = islice(iter(sampler), num_passes * sampler.num_samples_per_epoch)
+    counts = Counter(float(part.index.proprio[part.locate(key.sample)[0]][0]) for key in keys)
+    lengths = Counter(float(part.index.proprio[part.locate(sample)[0]][0]) for sample in range(len(part)))
+    return {value: count / lengths[value] / num_passes for value, count in sorted(counts.items())}
+
+
+def test_a_manifest_joins_sets_of_any_kind_and_copies_nothing(tmp_path: Path, rollouts: Path) -> None:
+    write_dataset(tmp_path / "data", "metaworld_demo", {"train": [make_episode(5, seed=0, size=16)], "val": [make_episode(2, size=16)]})
+    other = write_rollout(tmp_path / "elsewhere" / "d.hdf5", 4.0)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    path = tmp_path / "sets" / "manifest.json"
+    write_manifest(path, "metaworld_demo", [Part(tmp_path / "data" / "metaworld_demo"), Part(rollouts), Part(other.parent)])
+    assert sorted(item for item in tmp_path.rglob("*") if item.is_file()) == sorted([*before, path])
+    data = load(path, val_fraction=0.1)
+    assert data.val is not None
+    assert (len(data.train), len(data.val)) == (5 + 3 + 4 + 3 + 3, 2)
+    assert list(data.statistics) == ["metaworld_demo"]
+    part = data.train.parts[0]
+    for number in range(5, len(data.train)):  # pictures and numbers of the same step
+        value = float(part.index.proprio[part.locate(number)[0]][0])
+        assert abs(float(part.frames(number).mean()) - 10 * value) < 1.5, number
+        assert str(int(value)) in "1234"
+    assert data.train.origin(5).recording == str(rollouts / "a.hdf5")
+    inspection = inspect_dataset(resolve_datasets(str(path), tmp_path)[0])
+    assert len(inspection.view.episodes) == 5
+    assert inspection.strips
+
+
+def test_success_only_and_interventions_twice(tmp_path: Path, rollouts: Path) -> None:
+    weights = {"not success": 0, "num_person_steps > 0": 2}
+    path = manifest(tmp_path, {"path": "rollouts", "weights": weights})
+    data = load(path)
+    assert shown(data) == {1.0: 1.0, 3.0: 2.0}
+    assert data.weights == {"metaworld_demo": {"0": 1, "1": 1, "2": 1}}
+    assert data.statistics["metaworld_demo"]["num_trajectories"] == 2, "what is never shown counts in no statistic"
+    (tmp_path / "weights.json").write_text(json.dumps(weights))
+    plain = manifest(tmp_path, {"path": "rollouts"})
+    assert shown(load(plain, episode_weights=str(tmp_path / "weights.json"))) == {1.0: 1.0, 3.0: 2.0}
+    assert shown(load(plain, episode_weights="success")) == {1.0: 1.0, 3.0: 1.0}
+    assert shown(load(plain, episode_weights="num_person_steps")) == {3.0: 3.0}
+    (tmp_path / "weights.json").write_text(
+        json.dumps({"metaworld_demo": {"b.hdf5": 0.5}, "task == none": 9} | {"num_person_steps >= 3": 0})
+    )
+    with pytest.raises(ValueError, match="has no column 'task'"):
+        load(plain, episode_weights=str(tmp_path / "weights.json"))
+    (tmp_path / "weights.json").write_text(json.dumps({"metaworld_demo": {"b.hdf5": 0.5}, "num_person_steps >= 3": 0}))
+    assert shown(load(plain, episode_weights=str(tmp_path / "weights.json"))) == {1.0: 1.0, 2.0: 0.5}
+
+
+def test_episodes_weights_files_and_manifests_within_manifests(tmp_path: Path, rollouts: Path) -> None:
+    manifest(tmp_path, {"path": "rollouts", "episodes": ["a.hdf5", "not success"], "weight": 0.5}, {"path": "rollouts/c.hdf5", "weight": 3})
+    found = shown(load(tmp_path / "manifest.json"))
+    assert found.pop(3.0) == 3.0
+    assert list(found) == [1.0, 2.0]
+    assert all(abs(rate - 4 / 7) < 0.1 for rate in found.values()), "of 3.5 samples of the rest a pass draws 4"
+    (tmp_path / "outer").mkdir()
+    outer = manifest(tmp_path / "outer", {"path": "../manifest.json", "weight": 2})
+    assert shown(load(outer)) == {1.0: 1.0, 2.0: 1.0, 3.0: 6.0}
+    assert [part.weight for part in read_manifest(outer).parts] == [1.0, 6.0]
+
+
+def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> None:
+    rollouts.rename(tmp_path / "metaworld_demo")
+    specs = resolve_datasets("metaworld_demo", tmp_path)
+    data = load_training_data(specs, DatasetOptions(**{**vars(OPTIONS), "episode_weights": "success"}))
+    assert shown(data) == {1.0: 1.0, 3.0: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"path": "nowhere"}, r"recordings 0: .*nowhere does not exist; correct the path"),
+        ({"path": "rollouts", "weight": -1}, r"the weight of 'weight' is -1; it must be a number, 0 \(left out\) or more"),
+        ({"path": "rollouts", "weights": {"success": "often"}}, r"the weight of 'success' is 'often'"),
+        ({"path": "rollouts", "weights": {"success": float("nan")}}, r"the weight of 'success' is nan"),
+        ({"path": "rollouts", "weights": [1, 2, 3]}, r'"weights": expected an object'),
+        ({"path": "rollouts", "wieght": 2}, r"'wieght' is unknown; did you mean weight"),
+        ({"path": "rollouts", "episodes": []}, r'"episodes" must be a list of one or more texts'),
+        ({"path": "rollouts", "episodes": ["d.hdf5"]}, r"'d.hdf5' is neither a column nor an episode; by file: known: rollouts/a.hdf5"),
+        ({"path": "rollouts", "weights": {"sucess > 0": 1}}, r"rollouts/a.hdf5\) has no column 'sucess' \(did you mean success"),
+        ({"path": "rollouts", "weights": {"success": 0, "not success": 0}}, r"no episode left.*a weight above 0"),
+        ({"path": "manifest.json"}, "list each other in a circle"),
+    ],
+)
+def test_a_manifest_that_cannot_be_meant_is_one_line(tmp_path: Path, rollouts: Path, row: dict[str, Any], message: str) -> None:
+    path = manifest(tmp_path, row)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_manifest_is_named(tmp_path: Path, rollouts: Path) -> None:
+    with pytest.raises(ValueError, match=r"the manifest .*none.json cannot be read \(.*No such file"):
+        load(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list.json is no manifest: expected"):
+        load(tmp_path / "list.json")
+    with pytest.raises(ValueError, match=r"'metaworld_dmo' is neither an entry.*did you mean metaworld_demo"):
+        load(manifest(tmp_path, {"path": "rollouts"}, dataset="metaworld_dmo"))
+    twice = manifest(tmp_path, {"path": "rollouts"}, {"path": "rollouts/a.hdf5"})
+    with pytest.raises(ValueError, match=r"lists rollouts/a.hdf5 twice; give it a weight of 2"):
+        load(twice)
+
+
+def test_rollouts_of_another_robot_or_layout_of_actions_are_refused_until_left_out(tmp_path: Path, rollouts: Path) -> None:
+    write_rollout(rollouts / "d.hdf5", 4.0, action_names=("x [m]", "y [m]", "z [m]", "gripper"), robot_platform="OTHER")
+    path = manifest(tmp_path, {"path": "rollouts"})
+    with pytest.raises(ValueError, match=r"d.hdf5\) was recorded on OTHER with the actions x \[m\], .*\(1 of 4 episodes\); leave them out"):
+        load(path)
+    assert 4.0 not in shown(load(manifest(tmp_path, {"path": "rollouts", "weights": {"robot_platform == OTHER": 0}})))
+
+
+def test_recordings_without_success_are_named_before_training(tmp_path: Path, rollouts: Path) -> None:
+    with h5py.File(rollouts / "b.hdf5", "a") as file:
+        del file.attrs["success"]
+    path = manifest(tmp_path, {"path": "rollouts"})
+    with pytest.raises(ValueError, match=r"rollouts/b.hdf5\) has no column 'success'.*record with --record True, add the attribute"):
+        load(path, episode_weights="success")
+    with h5py.File(rollouts / "b.hdf5", "a") as file:
+        file.attrs["success"] = -1.0
+    with pytest.raises(ValueError, match=r"b.hdf5\) has the weight -1.0; it must be a number, 0 \(left out\) or more"):
+        load(path, episode_weights="success")
