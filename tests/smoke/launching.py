@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +56,23 @@ class Started:
         """What it has printed so far."""
         return self.output.read_text()
 
+    def lines(self) -> Iterator[str]:
+        """What it prints, line by line, until it has ended."""
+        with self.output.open() as file:
+            has_ended, part = False, ""
+            while True:
+                part += file.readline()
+                if part.endswith("\n"):
+                    yield part
+                    part = ""
+                elif has_ended:
+                    break
+                else:
+                    has_ended = not self.is_running()
+                    time.sleep(0.02)
+            if part:
+                yield part
+
 
 class Launcher:
     """Starts training runs whose output goes to files of `folder`."""
@@ -74,6 +91,15 @@ class Launcher:
         forker = _forker(TORCH)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})}
         return Started(forker, forker.start([str(script), *flags], environment, folder, output, output), output)
+
+
+def start(command: Sequence[str | Path], output: Path, env: Mapping[str, str] | None = None) -> Started:
+    """Starts `command` (as in `run`) in the background; what it prints goes to the file `output`."""
+    assert command[0] == sys.executable, command
+    output.touch()
+    environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
+    forker = _forker(TORCH)
+    return Started(forker, forker.start([str(word) for word in command[1:]], environment, ROOT, output, output), output)
 
 
 def run(
@@ -100,14 +126,19 @@ def run(
 
 
 def run_ranks(
-    command: Sequence[str | Path], count: int, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240.0
+    command: Sequence[str | Path],
+    count: int,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 240.0,
+    checkout: Path = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """`run` as `count` processes of one run, as torchrun starts them: the highest exit status and what all have printed."""
     common = {**(os.environ if env is None else env), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     with ThreadPoolExecutor(count) as pool:
-        done = list(pool.map(lambda place: run(command, cwd, place, timeout), places))
+        done = list(pool.map(lambda place: run(command, cwd, place, timeout, checkout=checkout), places))
     status = max((process.returncode for process in done), key=abs)
     return subprocess.CompletedProcess(list(command), status, "".join(one.stdout for one in done), "".join(one.stderr for one in done))
 

@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import launching
 import torch
 
 from prismatic.models.base import write_tiny_base
@@ -72,21 +74,18 @@ class Server:
             *flags,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRISMATIC_API_KEY": api_key}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        self._folder = tempfile.TemporaryDirectory()
+        self.process = launching.start(command, Path(self._folder.name, "printed.txt"), environment)
         self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        printed = self.process.lines()
+        for line in printed:
             self.lines.append(line)
             if found := re.search(r"serving on http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
         else:
             raise AssertionError("".join(self.lines))
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        self.lines.extend(self.process.stderr)
+        threading.Thread(target=lambda: self.lines.extend(printed), daemon=True).start()
 
     def request(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str, dict[str, str]]:
         call = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers or {})
@@ -97,8 +96,8 @@ class Server:
             return error.code, error.read().decode(), dict(error.headers)
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        self.process.kill(signal.SIGTERM)
+        return self.process.wait(30)
 
 
 class FaultyProxy:

@@ -213,10 +213,10 @@ def test_what_is_asked_before_sigterm_is_answered(checkpoint: Path) -> None:
             assert msgpack.unpackb(client.recv())["actions"]
         one.send(frame)
         time.sleep(0.2)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.kill(signal.SIGTERM)
         answer = msgpack.unpackb(one.recv(timeout=10))
         assert answer["actions"][b"shape"] == [8, 7]
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(30) == 0
 
 
 def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def _run(folder: Path, command: str, statuses: tuple[int, ...] = (0,)) -> str:
     if words[0] == "python" and words[1].endswith(".py"):
         kind = launching.TENSORFLOW if words[1].startswith("scripts/convert") else launching.TORCH
         done = launching.run([sys.executable, *words[1:]], folder, environment(folder), 250, kind, folder)
+    elif words[0] == "torchrun" and (folder / "runs/my_run").exists():  # the first one is torchrun's own
+        begin = next(number for number, word in enumerate(words) if word.endswith(".py"))
+        count = int(words[words.index("--nproc-per-node") + 1])
+        done = launching.run_ranks([sys.executable, *words[begin:]], count, folder, environment(folder), checkout=folder)
     else:
         done = subprocess.run(
             command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=250, check=False
