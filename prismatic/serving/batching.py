@@ -73,6 +73,8 @@ class Batcher:
         self._calls, self._options, self._metrics = calls, options, metrics
         self.health = health or PolicyHealth()
         self.costs: dict[str | None, BatchCosts] = {}  # of each adapter's policy
+        self._fastest: dict[str | None, float] = {}  # call of each adapter's policy [s], ever
+        self._free_at = 0.0  # monotonic time at which the latest call ended
         self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._admitted = 0
@@ -211,10 +213,13 @@ class Batcher:
         return batch
 
     def _drop_unwanted(self) -> None:
-        """Takes out what nobody waits for, or what could not be answered in time."""
+        """Takes out what nobody waits for, or what could not be answered in time.
+
+        What came to a free policy is computed in any case: costs that were measured while the machine was busy must not refuse for ever.
+        """
         now, kept = time.monotonic(), deque[_Waiting]()
         for waiting in self._queue:
-            soonest = now + self.costs.get(waiting.request.adapter, BatchCosts()).of(1)
+            soonest = now + (self._fastest.get(waiting.request.adapter, 0.0) if waiting.queued < self._free_at else 0.0)
             if waiting.answer.cancelled():
                 self._metrics.dropped.labels("client gone").inc()
             elif soonest > waiting.deadline:
@@ -265,7 +270,7 @@ class Batcher:
         if self.health.fault is not None:
             raise PredictionError(f"the device failed ({self.health.fault}); the server must be started anew")
         self._metrics.batch_size.observe(len(batch))
-        self.health.busy_since = time.monotonic()
+        self.health.busy_since = started = time.monotonic()
         try:
             with self._metrics.prediction.time():
                 chunks = self._calls.predict(batch[0].request.group, [waiting.request.observation for waiting in batch])
@@ -278,7 +283,12 @@ class Batcher:
             self._note_failure(error)
             raise
         finally:
+            self._note_call(batch[0].request.adapter, started)
             self.health.busy_since = None
+
+    def _note_call(self, adapter: str | None, since: float) -> None:
+        self._free_at = time.monotonic()
+        self._fastest[adapter] = min(self._fastest.get(adapter, math.inf), self._free_at - since)
 
     def _note_failure(self, error: BaseException) -> None:
         logger.error("the policy failed", exc_info=error)

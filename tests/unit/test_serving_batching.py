@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,8 +14,9 @@ pytest.importorskip("prometheus_client", reason="needs the extra [serve]")
 from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
+from prismatic.serving.scheduling import BatchCosts
 from prismatic.vla.types import ActionChunk, Observation
-from prismatic.wire.errors import BusyError, PredictionError, RequestError
+from prismatic.wire.errors import BusyError, PredictionError, RequestError, SlowPredictionError
 
 
 class Recorder:
@@ -111,3 +113,27 @@ def test_the_house_is_bounded_and_closes(batcher: Batcher) -> None:
     batcher.refuse_new()
     with pytest.raises(BusyError, match="shutting down"), batcher.admission():
         pass
+
+
+def test_a_slow_moment_refuses_nothing_for_ever(batcher: Batcher) -> None:
+    batcher.costs[None] = BatchCosts({1: 100.0})  # measured while the machine was busy
+    batcher._fastest[None] = 100.0
+    for _ in range(3):
+        assert batcher.submit(request("abc"), time.monotonic() + 5).result(5).actions[0, 0] == 3
+    assert batcher._fastest[None] < 5
+
+
+def test_what_waited_and_cannot_be_in_time_is_not_computed(batcher: Batcher, policy: Recorder) -> None:
+    policy.go.clear()
+    first = batcher.submit(request("first"))
+    while batcher.health.busy_since is None:
+        time.sleep(0.001)
+    late = batcher.submit(request("late"), time.monotonic() + 0.2)
+    in_time = batcher.submit(request("in time"), time.monotonic() + 60)
+    time.sleep(0.15)  # a call takes so long that the second one could not be answered within 0.2 s
+    policy.go.set()
+    assert first.result(5) is not None
+    with pytest.raises(SlowPredictionError):
+        late.result(5)
+    assert in_time.result(5) is not None
+    assert "late" not in [text for texts in policy.batches for text in texts]
