@@ -58,6 +58,7 @@ class LeRobot:
             "PATH": f"{python.parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT}:{self._site}",
             "OMP_NUM_THREADS": "1",
+            "MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"),  # there is no display
         }
 
     def install(self, project: Path) -> None:
