@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of the policy at the real 7B shape with random weights: from camera images and text to actions.
+"""Latency, throughput and memory of the policy at a real shape (7B; qwen-*: 0.5B) with random weights: from images and text to actions.
 
 python benchmarks/inference.py --json inference.json                                  # every shape and kind; needs a GPU with 48 GB
 python benchmarks/inference.py --shapes libero --kinds bf16 --batch_sizes 1 --profile true
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from prismatic.cli import run_script
-from prismatic.models.base import build_tokenizer
-from prismatic.models.configuration import OpenVLAConfig, openvla_7b
+from prismatic.models.base import build_tokenizer_for
+from prismatic.models.configuration import OpenVLAConfig, openvla_7b, prismatic_qwen25_0_5b
 from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
@@ -40,6 +40,8 @@ INSTRUCTION = "pick up the black bowl between the plate and the box and place it
 SHAPES: dict[str, tuple[str, tuple[str, ...], HeadSpec]] = {
     "libero": ("LIBERO", ONE_ARM, HeadSpec(use_proprio=True)),
     "aloha-film": ("ALOHA", TWO_ARMS, HeadSpec(use_proprio=True, use_film=True)),
+    "qwen-libero": ("LIBERO", ONE_ARM, HeadSpec(use_proprio=True)),  # goal: 7 ms in bf16, 3.5 GiB
+    "qwen-aloha-film": ("ALOHA", TWO_ARMS, HeadSpec(use_proprio=True, use_film=True)),
     "libero-diffusion": (
         "LIBERO",
         ONE_ARM,
@@ -128,8 +130,9 @@ def measure_kind(
 def build_parts(shape: str, quantization: str) -> PolicyParts:
     """The policy of `shape` on the GPU with random weights, the same in every call."""
     platform_name, cameras, heads = SHAPES[shape]
-    platform, config = ROBOT_PLATFORMS[platform_name], openvla_7b()
-    spec = PolicySpec(platform, cameras, ImageRecipe(config.image_size, center_crop=True), "random", heads)
+    platform, config = ROBOT_PLATFORMS[platform_name], prismatic_qwen25_0_5b() if shape.startswith("qwen-") else openvla_7b()
+    image, prompt = ImageRecipe(config.image_size, center_crop=True), config.token_ids.prompt_template
+    spec = PolicySpec(platform, cameras, image, "random", heads, prompt=prompt)
     torch.manual_seed(0)
     with DEVICE:
         vla = OpenVLAForActionPrediction(config)
@@ -145,7 +148,7 @@ def build_parts(shape: str, quantization: str) -> PolicyParts:
 
 
 def _processor(config: OpenVLAConfig) -> PrismaticProcessor:
-    return PrismaticProcessor(PrismaticImageProcessor(config.image_size), build_tokenizer(config.token_ids), {})
+    return PrismaticProcessor(PrismaticImageProcessor(config.image_size), build_tokenizer_for(config), {})
 
 
 def make_observations(spec: PolicySpec, frame_size: int) -> list[Observation]:

@@ -1,4 +1,4 @@
-"""Speed and memory of a training step with the real 7B shape, random weights and the real data loader, on one GPU.
+"""Speed and memory of a training step with a real shape (7B; qwen-*: 0.5B), random weights and the real data loader, on one GPU.
 
     python benchmarks/train_step.py --work_dir /dev/shm/train_step --json train_step.json
 
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from prismatic.cli import run_script
-from prismatic.models.base import build_tokenizer, random_weights, write_base
-from prismatic.models.configuration import openvla_7b
+from prismatic.models.base import build_tokenizer_for, random_weights, write_base
+from prismatic.models.configuration import openvla_7b, prismatic_qwen25_0_5b
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.loop import Trainer
@@ -44,8 +44,11 @@ class Case:
     flags: dict[str, Any]
     goal: str
     cap_gib: float | None = None
+    base: str = "openvla-7b"  # of PRESETS
 
 
+PRESETS = {"openvla-7b": openvla_7b, "prismatic-qwen25-0.5b": prismatic_qwen25_0_5b}
+QWEN = "prismatic-qwen25-0.5b"
 LIBERO = {"dataset_name": "libero_spatial_no_noops", "num_images_in_input": 2}
 ALOHA = {"dataset_name": "aloha1_put_X_into_pot_300_demos", "num_images_in_input": 3, "use_film": True}
 SMALL = {"batch_size": 1, "quantize_base": "nf4", "gradient_checkpointing": True}
@@ -59,6 +62,9 @@ CASES = {
     "libero-b1": Case({**LIBERO, "batch_size": 1, "gradient_checkpointing": True}, "20 GiB", cap_gib=22),
     "libero-b1-nf4": Case({**LIBERO, **SMALL}, "12 GiB", cap_gib=22),
     "aloha-film-b1-nf4": Case({**ALOHA, **SMALL, "optimizer": "adamw_8bit"}, "16 GiB", cap_gib=22),
+    "qwen-b1": Case({**LIBERO, "batch_size": 1}, "6 GiB, also when it is merged", cap_gib=7.5, base=QWEN),
+    "qwen-b8": Case({**LIBERO, "batch_size": 8}, "16 GiB", cap_gib=22, base=QWEN),
+    "qwen-b32": Case({**LIBERO, "batch_size": 32, "activation_memory_budget": 1.0}, "150 samples/s", base=QWEN),
 }
 
 
@@ -66,7 +72,7 @@ CASES = {
 class TrainStepConfig:
     """The flags."""
 
-    work_dir: Path  # receives the base model (15 GB), which is deleted again; a memory file system is quickest
+    work_dir: Path  # receives the base models (15 and 2.5 GB), which are deleted again; a memory file system is quickest
     cases: list[str] = field(default_factory=lambda: list(CASES))  # which to run
     flags: dict[str, Any] = field(default_factory=dict)  # training flags for all of them, for instance {compile: "False"}
     num_workers: int = 8
@@ -80,28 +86,29 @@ class TrainStepConfig:
 def main(config: TrainStepConfig) -> None:
     """Entry point."""
     if not torch.cuda.is_available():
-        raise ValueError("no CUDA device; this benchmark trains a 7B model")
-    base = config.work_dir / "base_7b"
+        raise ValueError("no CUDA device; this benchmark trains models of 0.5B and 7B")
+    bases = {name: config.work_dir / name for name in {CASES[case].base for case in config.cases}}
     figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        processes.submit(ensure_base, base).result()
+        for preset, base in bases.items():
+            processes.submit(ensure_base, preset, base).result()
         for name in config.cases:
             try:
-                figures[name] = processes.submit(measure, name, base, config).result()
+                figures[name] = processes.submit(measure, name, bases[CASES[name].base], config).result()
             except RuntimeError as error:  # out of memory, say: the other cases still count
                 figures[name] = {"error": str(error).splitlines()[0]}
             print(name, json.dumps({**figures[name], "goal": CASES[name].goal}), flush=True)
             if config.json is not None:
                 config.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if not config.keep_base:
+    for base in () if config.keep_base else bases.values():
         shutil.rmtree(base)
 
 
-def ensure_base(folder: Path) -> None:
-    """Writes a 7B base of random weights, unless there is one."""
+def ensure_base(preset: str, folder: Path) -> None:
+    """Writes a base of random weights, unless there is one."""
     if not folder.exists():
-        sizes = openvla_7b()
-        write_base(folder, sizes, random_weights(sizes, 7, torch.device("cuda")), build_tokenizer(sizes.token_ids))
+        sizes = PRESETS[preset]()
+        write_base(folder, sizes, random_weights(sizes, 7, torch.device("cuda")), build_tokenizer_for(sizes))
 
 
 def measure(name: str, base: Path, config: TrainStepConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.models.sizes import BACKBONES
 from prismatic.stages import run_stage
 
 STAGES_FILE = "stages.json"
@@ -28,6 +29,7 @@ class DemoConfig:
     output_dir: Path = Path("runs/demo")  # emptied first
     num_demonstrations: int = 50  # per task
     from_scratch: bool = False  # train every one of random weights, instead of LoRA on the pretrained ones in assets/tiny_base
+    backbone: str = "llama"  # form of the language model: llama, or qwen, which needs --from_scratch True
     max_steps: int | None = None  # optimizer steps; None: 820 of LoRA, or 1050 from scratch, which take as long
     num_trials_per_task: int = 40  # evaluation episodes per task, on object positions that no demonstration has
     num_control_trials_per_task: int = 15  # evaluation episodes per task with grey images, and with a wrong instruction
@@ -35,6 +37,10 @@ class DemoConfig:
     seed: int = 7  # of everything
 
     def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"--backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
+        if self.backbone != "llama" and not self.from_scratch:
+            raise ValueError(f"--backbone {self.backbone}: {PRETRAINED_BASE} is of Llama's form; pass --from_scratch True")
         for name in ("num_demonstrations", "max_steps", "num_trials_per_task", "num_control_trials_per_task", "num_envs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
@@ -45,7 +51,9 @@ def demo_commands(config: DemoConfig) -> dict[str, list[str]]:
     out, seed = config.output_dir, str(config.seed)
     recordings, rlds, train = (str(out / name) for name in ("recordings", "rlds", "train"))
     base = str(out / "tiny-base") if config.from_scratch else PRETRAINED_BASE
-    make_base = {"make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--seed", seed]}
+    make_base = {
+        "make a tiny base": ["python", "scripts/make_base.py", "--output_dir", base, "--backbone", config.backbone, "--seed", seed]
+    }
     return {
         "record demonstrations": [
             *("python", "experiments/robot/metaworld/record_demos.py", "--output_dir", recordings),

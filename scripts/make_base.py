@@ -2,6 +2,7 @@
 
 python scripts/make_base.py --output_dir runs/tiny_base --llm_dim 128 --llm_layers 3        random weights, sizes from the flags
 python scripts/make_base.py --output_dir runs/base_7b --preset openvla-7b --device cuda     random weights of the real size (15 GB)
+python scripts/make_base.py --output_dir runs/base_qwen --preset prismatic-qwen25-0.5b      the same of the small base (2.5 GB)
 python scripts/make_base.py --output_dir runs/mine --sizes_from DIR --weights FILE          given weights, sizes and tokenizer of DIR
 """
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from prismatic.models.configuration import OpenVLAConfig
 
-PRESETS = ("tiny", "openvla-7b")
+PRESETS = ("tiny", "openvla-7b", "prismatic-qwen25-0.5b")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class MakeBaseConfig(TinySizes):
 
     # What to write
     output_dir: Path = Path("runs/tiny_base")  # a folder that does not exist yet
-    preset: str = "tiny"  # tiny: the sizes below; openvla-7b: the published sizes
+    preset: str = "tiny"  # tiny: the sizes below; openvla-7b, prismatic-qwen25-0.5b: the published sizes
     sizes_from: str | None = None  # folder or Hub id whose config.json gives the sizes instead
     weights: Path | None = None  # a safetensors file with the whole state dict; None: random weights
     tokenizer: str | None = None  # folder or Hub id to copy the tokenizer from; None: that of sizes_from, else one made here
@@ -57,15 +58,18 @@ def main(config: MakeBaseConfig) -> None:
 def _compose(config: MakeBaseConfig) -> None:
     import torch
 
-    from prismatic.models.base import build_tokenizer, random_weights, write_base
-    from prismatic.models.configuration import openvla_7b
+    from prismatic.models.base import build_tokenizer_for, random_weights, write_base
+    from prismatic.models.configuration import openvla_7b, prismatic_qwen25_0_5b
     from prismatic.policy.checkpoint.loading import load_config, resolve_folder
 
-    sizes = openvla_7b() if config.sizes_from is None else load_config(config.sizes_from)
-    if config.sizes_from is None and config.preset != "openvla-7b":
-        raise ValueError("--weights and --tokenizer need the sizes that go with them: pass --sizes_from or --preset openvla-7b")
+    presets = {"openvla-7b": openvla_7b, "prismatic-qwen25-0.5b": prismatic_qwen25_0_5b}
+    if config.sizes_from is None and config.preset not in presets:
+        raise ValueError(
+            f"--weights and --tokenizer need the sizes that go with them: pass --sizes_from or --preset {' or '.join(presets)}"
+        )
+    sizes = presets[config.preset]() if config.sizes_from is None else load_config(config.sizes_from)
     source = config.tokenizer or config.sizes_from
-    tokenizer = build_tokenizer(sizes.token_ids) if source is None else resolve_folder(source, with_weights=False)
+    tokenizer = build_tokenizer_for(sizes) if source is None else resolve_folder(source, with_weights=False)
     weights = random_weights(sizes, config.seed, torch.device(config.device)) if config.weights is None else _read(config.weights, sizes)
     write_base(config.output_dir, sizes, weights, tokenizer)
 

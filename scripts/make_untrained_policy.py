@@ -43,6 +43,9 @@ def main(config: UntrainedConfig) -> None:
     if config.output_dir.exists():
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
     platform = get_robot_platform(config.robot_platform)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_base(Path(folder) / "base", config, config.seed)
+        base = load_base(Path(folder) / "base", torch.float32)
     steps = 50 if config.action_head == "diffusion" else None
     spec = PolicySpec(
         platform=platform,
@@ -50,11 +53,9 @@ def main(config: UntrainedConfig) -> None:
         image=ImageRecipe(size=config.image_size, jpeg_round_trip=True, center_crop=True),
         unnorm_key=_STATISTICS_NAME,
         heads=HeadSpec(action_head=config.action_head, use_proprio=True, num_diffusion_steps_train=steps),
+        prompt=base.vla.config.token_ids.prompt_template,
         provenance={"note": "random weights, made by scripts/make_untrained_policy.py"},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        write_tiny_base(Path(folder) / "base", config, config.seed)
-        base = load_base(Path(folder) / "base", torch.float32)
     torch.manual_seed(config.seed)
     model = build_action_model(base.vla, base.vla.config, spec).eval()
     statistics = {_STATISTICS_NAME: {"action": _bounds(platform.action_dim), "proprio": _bounds(platform.proprio_dim)}}

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from prismatic.policy.checkpoint.files import check_free_space
-from prismatic.policy.checkpoint.loading import WEIGHT_FILES, LoadOptions, load_parts
+from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_model
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
 

@@ -19,13 +19,13 @@ def check_checkpoint(folder: Path) -> list[Finding]:
 
 
 def _check_base(folder: Path) -> list[Finding]:
-    from prismatic.policy.checkpoint.loading import WEIGHT_FILES
+    from prismatic.policy.checkpoint.stored_weights import has_weights
     from prismatic.policy.checkpoint.verification import adapter_base
 
     base = adapter_base(folder)
     if base is None:
         return []
-    if any((Path(base) / name).is_file() for name in WEIGHT_FILES):
+    if has_weights(Path(base)):
         return [Finding("base model", Status.OK, base)]
     if Path(base).is_absolute() or base.count("/") != 1 or base.startswith("."):
         remedy = (

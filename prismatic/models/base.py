@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from prismatic.models.chat_tokenizer import CHAT_SPECIAL_TOKENS, build_chat_tokenizer, chat_ids, line_break_id
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, load_tokenizer
 from prismatic.models.vla import OpenVLAForActionPrediction
@@ -78,6 +79,11 @@ def build_tokenizer(token_ids: TokenIds | None = None) -> PreTrainedTokenizerFas
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
 
 
+def build_tokenizer_for(config: OpenVLAConfig) -> PreTrainedTokenizerFast:
+    """A tokenizer in miniature whose ids are those of `config`, of either family."""
+    return build_chat_tokenizer(_WORDS.split(), config.token_ids) if config.is_qwen else build_tokenizer(config.token_ids)
+
+
 def _fill_up(pieces: list[str], token_ids: TokenIds | None) -> list[str]:
     """`pieces` with unused ones among them, so that the action pieces that follow end the base vocabulary of `token_ids`."""
     if token_ids is None:
@@ -94,7 +100,7 @@ def _fill_up(pieces: list[str], token_ids: TokenIds | None) -> list[str]:
     return [*before, *islice(unused, count - len(before))]
 
 
-def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.Tensor], tokenizer: Path | PreTrainedTokenizerFast) -> None:
+def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.Tensor], tokenizer: Path | PreTrainedTokenizerBase) -> None:
     """Writes a base checkpoint (bfloat16) into the new folder `folder`, complete or not at all; `tokenizer` may be a folder to copy from.
 
     Raises:
@@ -109,7 +115,7 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
         save_torch_state_dict(state, partial, max_shard_size="5GB", metadata={"format": "pt"})
         config.save_published(partial)
         write_tokenizer(partial, tokenizer)
-        PrismaticImageProcessor(config.image_size).save_pretrained(partial)
+        PrismaticImageProcessor(config.image_size, config.image_resize_strategy).save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp keeps other users out
         partial.rename(folder)
     finally:
@@ -130,12 +136,20 @@ def write_tiny_base(folder: Path, sizes: TinySizes, seed: int) -> None:
     Raises:
         ValueError: the folder exists already.
     """
-    tokenizer = build_tokenizer()
-    config = tiny(sizes, base_vocab_size=len(tokenizer) - 1, empty_token_id=tokenizer.vocab[_SPACE])
+    config, tokenizer = tiny_base(sizes)
     write_base(folder, config, {} if folder.exists() else random_weights(config, seed), tokenizer)
 
 
-def write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerFast) -> None:
+def tiny_base(sizes: TinySizes) -> tuple[OpenVLAConfig, PreTrainedTokenizerFast]:
+    """The configuration of a tiny model and the tokenizer made for it."""
+    if sizes.backbone == "qwen":
+        tokenizer = build_chat_tokenizer(_WORDS.split())
+        return tiny(sizes, len(tokenizer), line_break_id(tokenizer), chat_ids(tokenizer)), tokenizer
+    tokenizer = build_tokenizer()
+    return tiny(sizes, base_vocab_size=len(tokenizer) - 1, empty_token_id=tokenizer.vocab[_SPACE]), tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerBase) -> None:
     """The tokenizer's files in a form that transformers 4.40 reads too (newer ones name a class that it does not have)."""
     if isinstance(tokenizer, Path):
         for name in TOKENIZER_FILES:
@@ -143,7 +157,17 @@ def write_tokenizer(folder: Path, tokenizer: Path | PreTrainedTokenizerFast) -> 
                 shutil.copy(tokenizer / name, folder / name)
         load_tokenizer(folder)
         return
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    described = {**_SPECIAL_TOKENS, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(_SPECIAL_TOKENS, indent=2) + "\n")
+    for name, content in tokenizer_texts(tokenizer).items():
+        (folder / name).write_bytes(content)
+
+
+def tokenizer_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """File name -> content of a tokenizer that was made or extended here."""
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    special = CHAT_SPECIAL_TOKENS if "<|im_start|>" in tokenizer.get_vocab() else _SPECIAL_TOKENS
+    described = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer.json": tokenizer.backend_tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(described, indent=2) + "\n").encode(),
+        "special_tokens_map.json": (json.dumps(special, indent=2) + "\n").encode(),
+    }

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
+from prismatic.models.decoder_sizes import TEXT_CONFIGS, DecoderSizes, TextConfig, rope_theta
 from prismatic.models.sizes import TinySizes
-from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds, near_names
+from prismatic.vla.constants import NUM_ACTION_BINS, PROMPT_TEMPLATE, QWEN_PROMPT_TEMPLATE, TokenIds, near_names
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class OpenVLAConfig(PreTrainedConfig):
 
     model_type = "openvla"
 
-    text_config: dict | LlamaConfig | None = None  # Llama sizes; absent ones are those of Llama-2 7B
+    text_config: dict | TextConfig | None = None  # sizes of the language model; absent ones are those of Llama-2 7B
     timm_model_ids: list[str] | tuple[str, ...] = _PUBLISHED_IDS
     image_sizes: list[int] | tuple[int, ...] | int = (224, 224)
     vision_towers: list | tuple | None = None  # two TowerConfig as dictionaries; None: by timm_model_ids
@@ -102,7 +103,7 @@ class OpenVLAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None or isinstance(self.text_config, dict):
-            self.text_config = LlamaConfig(**{"vocab_size": 32064, "pad_token_id": self.pad_token_id, **(self.text_config or {})})
+            self.text_config = _text_config(self.text_config or {}, self.pad_token_id)
         if not self.use_fused_vision_backbone:
             raise ValueError(
                 "use_fused_vision_backbone is false: only checkpoints with both vision towers (DINOv2 and SigLIP) are supported"
@@ -128,30 +129,40 @@ class OpenVLAConfig(PreTrainedConfig):
                 f"the vision towers must cut the same image into the same patches; found {dino.image_size} px / {dino.patch_size} px "
                 f"and {siglip.image_size} px / {siglip.patch_size} px"
             )
-        llama = self.llama
-        if llama.num_key_value_heads != llama.num_attention_heads or llama.tie_word_embeddings or llama.attention_bias:
-            raise ValueError(
-                f"text_config: grouped key/value heads ({llama.num_key_value_heads} of {llama.num_attention_heads}), tied embeddings "
-                "and attention biases are not part of the Llama-2 that OpenVLA uses"
-            )
+        sizes = self.decoder_sizes
         if self.n_action_bins != NUM_ACTION_BINS:
             raise ValueError(f"n_action_bins is {self.n_action_bins}; action tokens stand for {NUM_ACTION_BINS} bins")
-        if not NUM_ACTION_BINS < self.token_ids.base_vocab_size <= self.token_ids.pad < llama.vocab_size:
+        ids = self.token_ids
+        others = {"pad_token_id": ids.pad, "bos_token_id": ids.bos, "eos_token_id": ids.stop}
+        actions = range(ids.action_token_begin_idx + 1, ids.base_vocab_size)
+        wrong = {name: value for name, value in others.items() if not 0 <= value < sizes.vocab_size or value in actions}
+        if wrong or not NUM_ACTION_BINS < ids.base_vocab_size <= sizes.vocab_size:
+            named = ", ".join(f"{name} {value}" for name, value in (wrong or {"pad_token_id": ids.pad}).items())
             raise ValueError(
-                f"vocab_size {llama.vocab_size} less pad_to_multiple_of {self.pad_to_multiple_of} must leave more than {NUM_ACTION_BINS} "
-                f"tokens, and pad_token_id {self.pad_token_id} must lie in the rows beyond them"
+                f"vocab_size {sizes.vocab_size} less pad_to_multiple_of {self.pad_to_multiple_of} must leave more than {NUM_ACTION_BINS} "
+                f"tokens, the last of which stand for actions; {named} must lie within vocab_size and be none of these"
             )
 
     @property
-    def llama(self) -> LlamaConfig:
+    def language(self) -> TextConfig:
         """`text_config`, typed."""
-        assert isinstance(self.text_config, LlamaConfig)
+        assert isinstance(self.text_config, (LlamaConfig, Qwen2Config))
         return self.text_config
+
+    @property
+    def decoder_sizes(self) -> DecoderSizes:
+        """What the language model is made of."""
+        return DecoderSizes.of(self.language)
+
+    @property
+    def is_qwen(self) -> bool:
+        """Whether the language model, its tokenizer and its prompt are Qwen's; else they are Llama's."""
+        return isinstance(self.text_config, Qwen2Config)
 
     @property
     def hidden_size(self) -> int:
         """Width of the language model, which projectors and heads share."""
-        return self.llama.hidden_size
+        return self.language.hidden_size
 
     @property
     def towers(self) -> tuple[TowerConfig, TowerConfig]:
@@ -176,17 +187,18 @@ class OpenVLAConfig(PreTrainedConfig):
 
     @property
     def token_ids(self) -> TokenIds:
-        """The ids that the token layout relies on."""
-        llama = self.llama
-        assert isinstance(llama.bos_token_id, int)
-        assert isinstance(llama.eos_token_id, int)
+        """The prompt and the ids that the token layout relies on."""
+        language = self.language
+        assert isinstance(language.bos_token_id, int)
+        assert isinstance(language.eos_token_id, int)
         assert self.pad_token_id is not None
         return TokenIds(
-            base_vocab_size=llama.vocab_size - self.pad_to_multiple_of,
-            bos=llama.bos_token_id,
-            stop=llama.eos_token_id,
+            base_vocab_size=language.vocab_size - self.pad_to_multiple_of,
+            bos=language.bos_token_id,
+            stop=language.eos_token_id,
             empty=self.empty_token_id,
             pad=self.pad_token_id,
+            prompt_template=QWEN_PROMPT_TEMPLATE if self.is_qwen else PROMPT_TEMPLATE,
         )
 
     def save_published(self, folder: Path) -> None:
@@ -217,13 +229,13 @@ class OpenVLAConfig(PreTrainedConfig):
         _write_json(folder / "generation_config.json", generation)
 
     def _published_text_config(self) -> dict[str, Any]:
-        """The sizes of the language model, and whatever else differs from Llama's defaults."""
-        own, default = self.llama.to_dict(), LlamaConfig().to_dict()
+        """The sizes of the language model, and whatever else differs from the defaults of its family."""
+        own, default = self.language.to_dict(), type(self.language)().to_dict()
         kept = [key for key in own if key in _PUBLISHED_TEXT_FIELDS or own[key] != default.get(key)]
         content = {key: own[key] for key in kept}
-        if (theta := dict(self.llama.rope_parameters or {}).get("rope_theta", _ROPE_THETA)) != _ROPE_THETA:
+        if (theta := rope_theta(self.language)) != _ROPE_THETA:
             content["rope_theta"] = theta
-        for key in ("rope_parameters", "head_dim", "dtype", "transformers_version", "architectures"):
+        for key in ("rope_parameters", "head_dim", "dtype", "transformers_version", "architectures", "layer_types"):
             content.pop(key, None)
         return content
 
@@ -237,23 +249,63 @@ def openvla_7b() -> OpenVLAConfig:
     return OpenVLAConfig()
 
 
-def tiny(sizes: TinySizes, base_vocab_size: int, empty_token_id: int) -> OpenVLAConfig:
-    """The OpenVLA architecture at any size; the vocabulary is that of the tokenizer that goes with it."""
+def prismatic_qwen25_0_5b() -> OpenVLAConfig:
+    """The sizes of prism-qwen25-extra-dinosiglip-224px-0_5b: Qwen2.5-0.5B with 256 extra tokens for actions behind its own 151,665.
+
+    BOS and stop are what stands first and last in a sample there: the chat's <|im_start|> and <|im_end|>.
+    """
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+    return OpenVLAConfig(
+        text_config=_qwen_text_config(sizes, vocab_size=151936, bos=151644, stop=151645, pad=151643),
+        pad_to_multiple_of=15,
+        pad_token_id=151643,  # <|endoftext|>
+        empty_token_id=198,  # the line break before the action tokens
+        llm_backbone_id="qwen25-0_5b-extra",
+        hf_llm_id="Qwen/Qwen2.5-0.5B",
+    )
+
+
+def _qwen_text_config(sizes: dict[str, Any], vocab_size: int, bos: int, stop: int, pad: int) -> dict[str, Any]:
+    """A text_config of Qwen2.5's small models, whose token head is tied to the embeddings."""
+    ids = {"bos_token_id": bos, "eos_token_id": stop, "pad_token_id": pad}
+    return {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6, **sizes, "vocab_size": vocab_size, **ids}
+
+
+def _text_config(content: dict[str, Any], pad_token_id: int | None) -> TextConfig:
+    family = content.get("model_type", "llama")
+    if family not in TEXT_CONFIGS:
+        raise ValueError(f"text_config: model_type {family!r} is not supported; {near_names(family, TEXT_CONFIGS)}")
+    own = {"vocab_size": 32064} if family == "llama" else {}
+    return TEXT_CONFIGS[family](**{**own, "pad_token_id": pad_token_id, **content})
+
+
+def tiny(sizes: TinySizes, base_vocab_size: int, empty_token_id: int, chat_ids: tuple[int, int, int] = (1, 2, 0)) -> OpenVLAConfig:
+    """The OpenVLA architecture at any size; the vocabulary is that of the tokenizer that goes with it.
+
+    `chat_ids`: where Qwen's form has <|im_start|>, <|im_end|> and <|endoftext|>.
+    """
     tower = (sizes.image_size, sizes.patch_size, sizes.vision_dim, sizes.vision_layers + 1, sizes.vision_heads)
+    language = {
+        "hidden_size": sizes.llm_dim,
+        "num_hidden_layers": sizes.llm_layers,
+        "num_attention_heads": sizes.llm_heads,
+        "intermediate_size": sizes.llm_mlp_dim,
+    }
+    vocab_size = base_vocab_size + 64
+    if sizes.backbone == "qwen":
+        bos, stop, pad = chat_ids
+        shared = {"num_key_value_heads": sizes.llm_heads // 2 if sizes.llm_heads % 2 == 0 else 1}
+        language = _qwen_text_config(language | shared, vocab_size, bos, stop, pad)
+    else:
+        language, pad = {**language, "vocab_size": vocab_size}, base_vocab_size
     return OpenVLAConfig(
         vision_towers=[asdict(TowerConfig.dino(*tower)), asdict(TowerConfig.siglip(*tower))],
         image_sizes=[sizes.image_size] * 2,
         timm_model_ids=["tiny-dinov2", "tiny-siglip"],
         vision_backbone_id=f"tiny-dinosiglip-{sizes.image_size}px",
-        llm_backbone_id="tiny-llama",
-        hf_llm_id="tiny-llama",
-        text_config={
-            "hidden_size": sizes.llm_dim,
-            "num_hidden_layers": sizes.llm_layers,
-            "num_attention_heads": sizes.llm_heads,
-            "intermediate_size": sizes.llm_mlp_dim,
-            "vocab_size": base_vocab_size + 64,
-        },
-        pad_token_id=base_vocab_size,
+        llm_backbone_id=f"tiny-{sizes.backbone}",
+        hf_llm_id=f"tiny-{sizes.backbone}",
+        text_config=language,
+        pad_token_id=pad,
         empty_token_id=empty_token_id,
     )

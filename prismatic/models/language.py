@@ -1,7 +1,12 @@
-"""Llama-2 whose attention sees in both directions. Letters: B batch, T tokens, D width, G heads, K head width.
+"""One decoder whose attention sees in both directions, in Llama-2's or Qwen2's form. Letters: B batch, T tokens, D width, G heads,
+K head width.
 
-Written out here rather than taken from transformers, whose Llama is causal and changes between versions; parameter names are
-the same. Touvron et al. 2023 (arXiv:2307.09288); rotary embedding: Su et al. 2021 (arXiv:2104.09864), rotating halves.
+    Llama-2  as many key/value heads as query heads, no biases, a token head of its own       Touvron et al. 2023 (arXiv:2307.09288)
+    Qwen2    query heads share key/value heads, biases on q, k, v, the small ones tie the     Qwen team 2024 (arXiv:2407.10671)
+             token head to the embeddings
+
+`DecoderSizes` says which. Written out here rather than taken from transformers, whose models are causal and change between versions;
+parameter names are the same. Rotary embedding: Su et al. 2021 (arXiv:2104.09864), rotating halves.
 """
 
 from __future__ import annotations
@@ -11,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig
 
 from prismatic.models.attention import SELECTIVE_BACKENDS, get_attention, prepare_mask
+from prismatic.models.decoder_sizes import DecoderSizes
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, each [T, K]
 
@@ -56,23 +61,25 @@ class Stacked:
 
     def __init__(self) -> None:
         self.layer: tuple[nn.Module, ...] = ()  # a tuple hides the module from the state dict: its weight is that of the projections
-        self.count = 0
+        self.widths: tuple[int, ...] = ()
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One output per projection, all of one width; empty if nothing is stacked."""
-        return self.layer[0](x).chunk(self.count, dim=-1) if self.layer else ()
+        """One output per projection, of `widths`; empty if nothing is stacked."""
+        return self.layer[0](x).split(self.widths, dim=-1) if self.layer else ()
 
 
-class LlamaAttention(nn.Module):
-    """Bidirectional multi-head self-attention [B, T, D] -> [B, T, D]."""
+class DecoderAttention(nn.Module):
+    """Bidirectional multi-head self-attention [B, T, D] -> [B, T, D]; several query heads may share a key/value head."""
 
-    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+    def __init__(self, sizes: DecoderSizes, attn_implementation: str | None) -> None:
         super().__init__()
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.head_dim = sizes.head_dim
+        self.num_sharing = sizes.num_heads // sizes.num_key_value_heads  # query heads per key/value head
+        width, shared = sizes.num_heads * sizes.head_dim, sizes.num_key_value_heads * sizes.head_dim
+        self.q_proj = nn.Linear(sizes.hidden_size, width, bias=sizes.qkv_bias)
+        self.k_proj = nn.Linear(sizes.hidden_size, shared, bias=sizes.qkv_bias)
+        self.v_proj = nn.Linear(sizes.hidden_size, shared, bias=sizes.qkv_bias)
+        self.o_proj = nn.Linear(width, sizes.hidden_size, bias=sizes.output_bias)
         self.stacked = Stacked()
         self._attend = get_attention(attn_implementation)
         self.selects_rows = self._attend in SELECTIVE_BACKENDS
@@ -82,18 +89,23 @@ class LlamaAttention(nn.Module):
         projected = (() if rows is not None else self.stacked(x)) or (self.q_proj(take_rows(x, rows)), self.k_proj(x), self.v_proj(x))
         query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)  # 3 x [B, G, T, K]
         query_rotation = rotation if rows is None else tuple(part[rows].unsqueeze(1) for part in rotation)
-        attended = self._attend(rotate(query, query_rotation), rotate(key, rotation), value, mask)
+        key, value = (self._for_every_query_head(part) for part in (rotate(key, rotation), value))
+        attended = self._attend(rotate(query, query_rotation), key, value, mask)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
+    def _for_every_query_head(self, part: torch.Tensor) -> torch.Tensor:
+        """Keys or values [B, G, T, K] from those of the shared heads: no backend then needs to know of sharing."""
+        return part if self.num_sharing == 1 else part.repeat_interleave(self.num_sharing, dim=1)
 
-class LlamaMLP(nn.Module):
+
+class DecoderMLP(nn.Module):
     """SwiGLU, [B, T, D] -> [B, T, D] (Shazeer 2020)."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, sizes: DecoderSizes) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(sizes.hidden_size, sizes.mlp_dim, bias=sizes.mlp_bias)
+        self.up_proj = nn.Linear(sizes.hidden_size, sizes.mlp_dim, bias=sizes.mlp_bias)
+        self.down_proj = nn.Linear(sizes.mlp_dim, sizes.hidden_size, bias=sizes.mlp_bias)
         self.stacked = Stacked()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,15 +113,15 @@ class LlamaMLP(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-class LlamaLayer(nn.Module):
+class DecoderLayer(nn.Module):
     """Pre-norm Transformer block [B, T, D] -> [B, T, D]."""
 
-    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+    def __init__(self, sizes: DecoderSizes, attn_implementation: str | None) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config, attn_implementation)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DecoderAttention(sizes, attn_implementation)
+        self.mlp = DecoderMLP(sizes)
+        self.input_layernorm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
+        self.post_attention_layernorm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
 
     def forward(self, x: torch.Tensor, rotation: Rotation, mask: torch.Tensor | None, rows: torch.Tensor | None = None) -> torch.Tensor:
         """With `rows` int64 [B, R] only their outputs [B, R, D]."""
@@ -117,20 +129,19 @@ class LlamaLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class LlamaModel(nn.Module):
-    """Embeddings, layers and final norm; named `model` inside the language model, as in Llama checkpoints."""
+class Decoder(nn.Module):
+    """Embeddings, layers and final norm; named `model` inside the language model, as in the checkpoints of both forms."""
 
     _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by transformers' gradient_checkpointing_enable
 
-    def __init__(self, config: LlamaConfig, attn_implementation: str | None) -> None:
+    def __init__(self, sizes: DecoderSizes, attn_implementation: str | None) -> None:
         super().__init__()
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.rope_theta = _rope_theta(config)
+        self.head_dim, self.rope_theta = sizes.head_dim, sizes.rope_theta
         self.gradient_checkpointing = False
         self._attend = get_attention(attn_implementation)
-        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaLayer(config, attn_implementation) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.embed_tokens: nn.Module = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(sizes, attn_implementation) for _ in range(sizes.num_layers))
+        self.norm = RMSNorm(sizes.hidden_size, sizes.norm_eps)
 
     def forward(
         self, embeddings: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor | None = None, rotation: Rotation | None = None
@@ -155,13 +166,27 @@ class LlamaModel(nn.Module):
         return rotary_angles(embeddings.shape[1], self.head_dim, self.rope_theta, like=embeddings)
 
 
-class BidirectionalLlama(nn.Module):
+class TiedHead(nn.Module):
+    """Token logits [..., V] of states [..., D] by the embeddings' own weight, which so exists once, in memory and in the state dict."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self._model = (model,)  # a tuple hides the module from the state dict
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        weight = self._model[0].embed_tokens.weight
+        assert isinstance(weight, torch.Tensor)
+        return F.linear(states, weight)
+
+
+class BidirectionalDecoder(nn.Module):
     """`model` plus `lm_head`, which is computed only where token logits are asked for."""
 
-    def __init__(self, config: LlamaConfig, attn_implementation: str | None = None) -> None:
+    def __init__(self, sizes: DecoderSizes, attn_implementation: str | None = None) -> None:
         super().__init__()
-        self.model = LlamaModel(config, attn_implementation)
-        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.model = Decoder(sizes, attn_implementation)
+        self.is_tied = sizes.tied_embeddings
+        self.lm_head: nn.Module = TiedHead(self.model) if self.is_tied else nn.Linear(sizes.hidden_size, sizes.vocab_size, bias=False)
 
     def forward(
         self,
@@ -175,12 +200,3 @@ class BidirectionalLlama(nn.Module):
         With `rows` int64 [B, R] only the states [B, R, D] of those positions.
         """
         return self.model(embeddings, mask, rows, rotation)
-
-
-def _rope_theta(config: LlamaConfig) -> float:
-    parameters = dict(config.rope_parameters or {})
-    if parameters.get("rope_type", "default") != "default":
-        raise ValueError(f"text_config: rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses the default rotary embedding")
-    theta = parameters.get("rope_theta", 10000.0)
-    assert isinstance(theta, (int, float))
-    return float(theta)

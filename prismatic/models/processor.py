@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prismatic.vla.constants import TokenIds, near_names
+from prismatic.models.chat_tokenizer import EXTRA_TOKENS
+from prismatic.vla.constants import QWEN_PROMPT_TEMPLATE, TokenIds, near_names
 from prismatic.vla.prompts import tokenize_prompt
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -45,8 +46,13 @@ def normalize_pixels(images: torch.Tensor) -> torch.Tensor:
 def _channel_constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Factor and subtrahend, float32 [2, 3, 1, 1]; kept, because a CUDA graph cannot upload them."""
     with torch.inference_mode(False):
-        mean, std = (torch.tensor(values, device=device)[:, :, None, None] for values in (_MEANS, _STDS))
-        return 1 / (255 * std), mean / std
+        return pixel_constants(device)
+
+
+def pixel_constants(device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and subtrahend, float32 [2, 3, 1, 1], of a channel's bytes, for DINOv2 and for SigLIP."""
+    mean, std = (torch.tensor(values, device=device)[:, :, None, None] for values in (_MEANS, _STDS))
+    return 1 / (255 * std), mean / std
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,29 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"checkpoint folder {folder} lacks tokenizer.json; copy the tokenizer files from the base model")
     # Takes tokenizer.json as it is; AutoTokenizer would rebuild a Llama tokenizer by the rules of the installed transformers.
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, source: str) -> None:
+    """Returns if the tokenizer goes with a model of these ids; `source` names the folder.
+
+    Raises:
+        ValueError: it is that of another family, or lacks the extra tokens that stand for actions.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if token_ids.prompt_template == QWEN_PROMPT_TEMPLATE:
+        if vocabulary.get("<|im_start|>") != token_ids.bos or vocabulary.get("<|im_end|>") != token_ids.stop:
+            raise ValueError(
+                f"{source}: the language model is Qwen's, but its tokenizer has not <|im_start|> at {token_ids.bos} and <|im_end|> at "
+                f"{token_ids.stop}, so it is another model's; copy the tokenizer files of Qwen/Qwen2.5-0.5B or of the converted base"
+            )
+        first = token_ids.action_token_begin_idx + 1
+        if [vocabulary.get(token) for token in (EXTRA_TOKENS[0], EXTRA_TOKENS[-1])] != [first, token_ids.base_vocab_size - 1]:
+            raise ValueError(
+                f"{source}: the tokenizer lacks the {len(EXTRA_TOKENS)} extra tokens {EXTRA_TOKENS[0]} ... {EXTRA_TOKENS[-1]} at "
+                f"{first} ... {token_ids.base_vocab_size - 1}, which stand for actions; scripts/convert/prismatic_to_base.py adds them"
+            )
+    elif "<|im_start|>" in vocabulary:
+        raise ValueError(f"{source}: the language model is Llama's, but its tokenizer is Qwen's; copy the tokenizer files of its own base")
 
 
 _FILL = 127  # int(255 x 0.5): SigLIP's mean, which the published processor uses for both halves

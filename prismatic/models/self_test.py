@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from prismatic.models.language import LlamaModel, rotary_angles
+from prismatic.models.language import Decoder, rotary_angles
 from prismatic.models.vla import OpenVLAForActionPrediction
 
 _NUM_TOKENS = 6
@@ -46,7 +46,7 @@ def check_bidirectional(vla: OpenVLAForActionPrediction) -> None:
 
 
 @torch.no_grad()
-def _symptom(model: LlamaModel, number: int) -> str | None:
+def _symptom(model: Decoder, number: int) -> str | None:
     """What is wrong with one layer, or None."""
     weight = model.norm.weight
     generator = torch.Generator().manual_seed(0)  # leaves the global random state alone
@@ -86,7 +86,7 @@ def _negate(tokens: torch.Tensor, where: int | slice) -> torch.Tensor:
     return changed
 
 
-def _run(model: LlamaModel, number: int, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _run(model: Decoder, number: int, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """What the layer's attention adds to tokens [B, T, D], float32."""
     layer = model.layers[number]
     rotation = rotary_angles(tokens.shape[1], model.head_dim, model.rope_theta, like=tokens)

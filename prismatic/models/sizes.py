@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BACKBONES = ("llama", "qwen")
+
 
 @dataclass(frozen=True)
 class TinySizes:
@@ -19,7 +21,10 @@ class TinySizes:
     llm_layers: int = 3  # blocks
     llm_heads: int = 2  # of attention
     llm_mlp_dim: int = 384  # inner width of its perceptrons
+    backbone: str = "llama"  # form of the language model: llama, or qwen (shared key/value heads, biases, tied embeddings, a chat prompt)
 
     def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"--backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         if self.llm_dim % (2 * self.llm_heads):
             raise ValueError(f"llm_dim {self.llm_dim} is not an even multiple of llm_heads {self.llm_heads}; heads need an even width")

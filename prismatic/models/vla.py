@@ -23,7 +23,7 @@ from transformers import initialization as init
 
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.models.film import FiLMedVisionBackbone
-from prismatic.models.language import BidirectionalLlama, RMSNorm
+from prismatic.models.language import BidirectionalDecoder, RMSNorm
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.sequence import (
     ActionSlots,
@@ -57,13 +57,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
-    _no_split_modules = ["VisionBlock", "LlamaLayer"]  # noqa: RUF012 (as the base class declares it)
+    _no_split_modules = ["VisionBlock", "DecoderLayer"]  # noqa: RUF012 (as the base class declares it)
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__(config)
         self.vision_backbone: PrismaticVisionBackbone | FiLMedVisionBackbone = PrismaticVisionBackbone(config)
         self.projector = VisionProjector(self.vision_backbone.embed_dim, config.hidden_size)
-        self.language_model = BidirectionalLlama(config.llama, config._attn_implementation)
+        self.language_model = BidirectionalDecoder(config.decoder_sizes, config._attn_implementation)
         self.post_init()
 
     def forward(
@@ -180,7 +180,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.llama.initializer_range)
+            init.normal_(module.weight, std=self.config.language.initializer_range)
         elif isinstance(module, (nn.LayerNorm, RMSNorm)):
             init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm):

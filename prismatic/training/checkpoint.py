@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_free_space, check_keys, format_bytes
-from prismatic.policy.checkpoint.loading import StoredWeights
 from prismatic.policy.checkpoint.saving import save_policy
+from prismatic.policy.checkpoint.stored_weights import open_weights
 from prismatic.policy.lora.adapters import is_adapted
 from prismatic.training.distributed import Ranks, is_lost_process, on_main
 from prismatic.training.origin import known_anywhere
@@ -91,7 +91,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     def write() -> None:
         try:
             with atomic_folder(folder) as temporary:
-                originals = StoredWeights(run.base_folder) if config.model.quantize_base != "none" else None
+                originals = open_weights(run.base_folder, parts.config) if config.model.quantize_base != "none" else None
                 save_policy(parts, temporary, None if config.saving.save_latest_checkpoint_only else state.step, merge, originals)
                 _write_trainer_state(temporary / TRAINER_STATE_FOLDER, state, trained, gathering, random_states)
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -21,9 +21,7 @@ from prismatic.policy.checkpoint.continuing import Continuation, check_heads
 from prismatic.policy.checkpoint.files import ACTION_HEAD, ADAPTER_FILE, ADAPTER_FOLDER, has_component
 from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.policy.checkpoint.loading import (
-    WEIGHT_FILES,
     LoadOptions,
-    StoredWeights,
     list_files,
     load_config,
     load_spec,
@@ -32,6 +30,7 @@ from prismatic.policy.checkpoint.loading import (
     resolve_folder,
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, StoredWeights
 from prismatic.policy.lora.adapters import adapter_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.training.config import FinetuneConfig

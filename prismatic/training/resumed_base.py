@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prismatic.policy.checkpoint.files import format_bytes, read_samples
-from prismatic.policy.checkpoint.loading import WEIGHT_FILES, named_base, resolve_folder
+from prismatic.policy.checkpoint.loading import named_base, resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+from prismatic.policy.checkpoint.stored_weights import has_weights, weight_paths
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.run_folder import Checkpoint, is_of_run, read_checkpoint
 from prismatic.training.sections import ModelConfig
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 def describe_base(folder: Path) -> dict[str, str]:
     """File -> "<bytes> <digest>" of what makes the model in `folder`, as far as it is there."""
     described = {}
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in weight_paths(folder):
         described[path.name] = f"{path.stat().st_size} {_digest(read_samples(path))}"
     if (folder / _CONFIG).is_file():
         content = json.loads((folder / _CONFIG).read_text())
@@ -78,7 +79,7 @@ def _given_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str | None:
     folder = Path(given).expanduser()
     if config.saving.resume and is_of_run(config, folder) and read_checkpoint(folder) is not None:
         return None
-    if any((folder / name).is_file() for name in WEIGHT_FILES) or not folder.is_dir():
+    if has_weights(folder) or not folder.is_dir():
         return given
     return (PolicySpec.load(folder).base_model if (folder / POLICY_FILE).is_file() else None) or named_base(folder) or given
 

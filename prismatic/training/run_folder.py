@@ -26,6 +26,7 @@ from prismatic.policy.checkpoint.files import (
     recover_folder,
     remove_folder,
 )
+from prismatic.policy.checkpoint.stored_weights import weight_paths
 from prismatic.training.config import FinetuneConfig
 
 STATE_FILE = "state.json"
@@ -160,7 +161,7 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
     Raises:
         ValueError: it has not.
     """
-    model = sum(path.stat().st_size for path in base_folder.glob("model*.safetensors"))
+    model = sum(path.stat().st_size for path in weight_paths(base_folder))
     is_written_whole = config.saving.merge_lora_during_training or not config.model.use_lora
     trained = 0 if config.model.use_lora else 6 * model  # weights and two moments in float32
     check_free_space(config.run_dir, trained + (model if is_written_whole else 0))

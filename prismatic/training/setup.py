@@ -120,7 +120,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     if resumed is not None:
         on_main(lambda: check_robot(resumed, specs[0].platform, cameras, config.model.use_proprio), ranks)
     origin = on_main(lambda: find_origin(config, specs[0].platform, cameras, names, resumed), ranks)
-    image_size = on_all(lambda: load_config(origin.base_path).image_size, ranks)
+    model_config = on_all(lambda: load_config(origin.base_path), ranks)
+    image_size = model_config.image_size
     on_main(lambda: check_disk(config, resolve_folder(origin.base_path, with_weights=False)), ranks)
     data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
     sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
@@ -140,6 +141,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         unnorm_key=specs[0].name if len(specs) == 1 else None,
         heads=config.model.heads,
         lora=config.model.lora,
+        prompt=model_config.token_ids.prompt_template,
         base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
         demonstrated=data.demonstrated,
         provenance=_provenance(config, base_path, ranks) | _left_out(data) | ({"continued": record} if record else {}),

@@ -91,8 +91,9 @@ def _units(model: ActionModel) -> Iterator[nn.Module]:
         if hasattr(tower, "attn_pool"):
             yield tower.attn_pool
     yield from vla.language_model.model.layers
-    yield vla.language_model.model.embed_tokens
-    yield vla.language_model.lm_head
+    if not vla.language_model.is_tied:  # tied ones are read by two modules, and stay with the model's own weights
+        yield vla.language_model.model.embed_tokens
+        yield vla.language_model.lm_head
 
 
 def set_gradient_exchange(model: nn.Module, is_last: bool) -> None:

@@ -22,19 +22,29 @@ IGNORE_INDEX = -100
 # Number of bins that an action dimension is cut into, and the number of token ids that stand for them.
 NUM_ACTION_BINS = 256
 
+# What the base models were trained with; part of policy.json, so that a checkpoint made with another one is noticed.
+PROMPT_TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
+# Qwen's chat, as MiniVLA (github.com/Stanford-ILIAD/openvla-mini) has it.
+QWEN_PROMPT_TEMPLATE = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nWhat action should the robot take to {instruction}?<|im_end|>\n<|im_start|>assistant\n"
+)
+PROMPT_TEMPLATES = (PROMPT_TEMPLATE, QWEN_PROMPT_TEMPLATE)
+
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The token ids that the layout of a sample relies on; the defaults are Llama-2's as OpenVLA uses them.
+    """The prompt and the token ids that the layout of a sample relies on; the defaults are Llama-2's as OpenVLA uses them.
 
     The last `NUM_ACTION_BINS` ids of the base vocabulary (before padding rows) stand for actions.
     """
 
     base_vocab_size: int = 32000
-    bos: int = 1
-    stop: int = 2  # </s>, ends every training sample
-    empty: int = 29871  # the lone space that the tokenizer puts before the action characters
+    bos: int = 1  # first token of a sample, which the image tokens follow: <s>; Qwen: <|im_start|>
+    stop: int = 2  # ends the actions of every training sample: </s>; Qwen: <|im_end|>
+    empty: int = 29871  # stands before the actions: the lone space of Llama's tokenizer; Qwen: the line break that ends the prompt
     pad: int = 32000
+    prompt_template: str = PROMPT_TEMPLATE
 
     @property
     def action_token_begin_idx(self) -> int:

@@ -4,7 +4,8 @@
     training    prompt, one id per action dimension of the chunk, stop
 
 `empty` is the lone space that the Llama tokenizer puts between "Out:" and the action characters; the published evaluation adds
-it after tokenizing, so that both layouts agree (pinned by tests/golden/test_prompts.py).
+it after tokenizing, so that both layouts agree (pinned by tests/golden/test_prompts.py). In Qwen's chat the prompt itself begins with
+BOS (<|im_start|>) and ends in `empty` (the line break behind "assistant").
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from prismatic.vla.constants import IGNORE_INDEX, TokenIds
-
-# What the base model was trained with; part of policy.json, so that a checkpoint made with another one is noticed.
-PROMPT_TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
+from prismatic.vla.constants import IGNORE_INDEX, PROMPT_TEMPLATE, TokenIds
 
 
 class PromptTokenizer(Protocol):
@@ -24,15 +22,15 @@ class PromptTokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-def build_prompt(instruction: str) -> str:
-    """`PROMPT_TEMPLATE` with the instruction in lower case.
+def build_prompt(instruction: str, template: str = PROMPT_TEMPLATE) -> str:
+    """`template` with the instruction in lower case.
 
     Raises:
         ValueError: the instruction is empty.
     """
     if not instruction.strip():
         raise ValueError("the instruction is empty; say what the robot should do, for example 'open the drawer'")
-    return PROMPT_TEMPLATE.format(instruction=instruction.lower())
+    return template.format(instruction=instruction.lower())
 
 
 def append_empty_token(prompt_ids: Sequence[int], token_ids: TokenIds) -> list[int]:
@@ -46,7 +44,7 @@ def tokenize_prompt(tokenizer: PromptTokenizer, instruction: str, token_ids: Tok
     Raises:
         ValueError: the tokenizer does not put BOS first, so that it is not the one that the model was made with.
     """
-    prompt_ids = list(tokenizer.encode(build_prompt(instruction)))
+    prompt_ids = list(tokenizer.encode(build_prompt(instruction, token_ids.prompt_template)))
     if prompt_ids[:1] != [token_ids.bos]:
         raise ValueError(
             f"the tokenizer gave {prompt_ids[:3]} ... for a prompt, which must begin with the BOS id {token_ids.bos}; "

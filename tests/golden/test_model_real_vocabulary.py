@@ -40,7 +40,7 @@ def _formula(settings: dict[str, Any]) -> torch.Tensor:
 def _load_model(golden_dir: Path) -> tuple[ActionModel, OpenVLAForActionPrediction]:
     settings, recorded = load_case(golden_dir, NAME)
     small = load_config(golden_dir)
-    text_config = {**small.llama.to_dict(), "vocab_size": settings["embed_formula"]["rows"], "pad_token_id": TokenIds().pad}
+    text_config = {**small.language.to_dict(), "vocab_size": settings["embed_formula"]["rows"], "pad_token_id": TokenIds().pad}
     vla = OpenVLAForActionPrediction(OpenVLAConfig(vision_towers=small.vision_towers, text_config=text_config))
     assert vla.config.token_ids == TokenIds()
     embed, lm_head = _formula(settings["embed_formula"]), _formula(settings["lm_head_formula"])

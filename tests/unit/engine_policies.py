@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from prismatic.models.base import build_tokenizer, random_weights
-from prismatic.models.configuration import TinySizes, tiny
+from prismatic.models.base import random_weights, tiny_base
+from prismatic.models.configuration import TinySizes
 from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
@@ -26,16 +28,16 @@ HEADS = {
 INSTRUCTIONS = ("lift", "push the block", "slowly push the small red block to the left of the big green bowl")
 
 
-def make_parts(head: str) -> PolicyParts:
+def make_parts(head: str, backbone: str = "llama") -> PolicyParts:
     """A METAWORLD policy with random weights, the same in every call."""
-    tokenizer = build_tokenizer()
-    config = tiny(SIZES, base_vocab_size=len(tokenizer) - 1, empty_token_id=tokenizer.convert_tokens_to_ids("▁"))
+    config, tokenizer = tiny_base(replace(SIZES, backbone=backbone))
     vla = OpenVLAForActionPrediction(config)
     vla.load_state_dict(random_weights(config, seed=0))
     torch.manual_seed(1)
     if HEADS[head].use_film:
         vla.add_film()
-    spec = PolicySpec(ROBOT_PLATFORMS["METAWORLD"], ("primary", "wrist"), ImageRecipe(28, center_crop=True), "arm", HEADS[head])
+    platform, image, prompt = ROBOT_PLATFORMS["METAWORLD"], ImageRecipe(28, center_crop=True), config.token_ids.prompt_template
+    spec = PolicySpec(platform, ("primary", "wrist"), image, "arm", HEADS[head], prompt=prompt)
     model = build_action_model(vla, config, spec).eval().requires_grad_(False)
     bounds = {"min": [-1.0] * 4, "max": [1.0] * 4, "q01": [-1.0] * 4, "q99": [1.0] * 4}
     processor = PrismaticProcessor(PrismaticImageProcessor(28), tokenizer, {})

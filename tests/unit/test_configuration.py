@@ -44,7 +44,7 @@ def test_published_config_has_the_sizes_of_the_preset() -> None:
     assert published.token_ids == preset.token_ids == TokenIds()
     assert published.towers == preset.towers
     assert published.num_patches == 256
-    assert (published.hidden_size, published.llama.num_hidden_layers, published.llama.rms_norm_eps) == (4096, 32, 1e-6)
+    assert (published.hidden_size, published.language.num_hidden_layers, published.language.rms_norm_eps) == (4096, 32, 1e-6)
     assert published.norm_stats == PUBLISHED["norm_stats"]
 
 
@@ -55,7 +55,7 @@ def test_tiny_survives_a_file(tmp_path: Path) -> None:
     assert loaded.towers == config.towers
     assert loaded.num_patches == 9
     assert loaded.token_ids == config.token_ids == TokenIds(base_vocab_size=500, empty=259, pad=500)
-    assert loaded.llama.to_dict() == config.llama.to_dict()
+    assert loaded.language.to_dict() == config.language.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_tiny_survives_a_file(tmp_path: Path) -> None:
         ({"pad_token_id": 40000}, "pad_token_id 40000"),
         ({"image_sizes": [224, 448]}, "same patches"),
         ({"image_sizes": [225, 225]}, "image_size 225 is not a multiple of patch_size 14"),
-        ({"text_config": {"num_key_value_heads": 8, "vocab_size": 32064}}, "grouped key/value heads"),
+        ({"text_config": {"num_key_value_heads": 7, "vocab_size": 32064}}, "32 is not a multiple of num_key_value_heads 7"),
     ],
 )
 def test_bad_config(change: dict[str, Any], message: str) -> None:

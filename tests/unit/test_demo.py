@@ -51,6 +51,14 @@ def test_from_scratch_trains_every_random_weight() -> None:
     assert flags["use_lora"] == "False"
 
 
+def test_the_small_qwen_form_is_trained_from_scratch() -> None:
+    commands = demo.demo_commands(demo.DemoConfig(from_scratch=True, backbone="qwen"))
+    assert _flags(commands["make a tiny base"])["backbone"] == "qwen"
+    for wrong, message in (({}, "pass --from_scratch True"), ({"backbone": "gemma"}, "choose one of llama, qwen")):
+        with pytest.raises(ValueError, match=message):
+            demo.DemoConfig(**{"backbone": "qwen", **wrong})
+
+
 def test_steps_are_what_is_asked_for() -> None:
     flags = _flags(demo.demo_commands(demo.DemoConfig(max_steps=10))["fine-tune"])
     assert (flags["max_steps"], flags["num_steps_before_decay"]) == ("10", "8")

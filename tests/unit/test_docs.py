@@ -49,6 +49,7 @@ CONFIGS = {
     "scripts/collect.py": lambda: load_script("scripts/collect.py").CollectConfig,
     "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
     "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
+    "scripts/convert/prismatic_to_base.py": lambda: load_script("scripts/convert/prismatic_to_base.py").ConvertConfig,
     "scripts/make_base.py": lambda: load_script("scripts/make_base.py").MakeBaseConfig,
     "benchmarks/rollout.py": lambda: load_script("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/deploy.py": lambda: DeployConfig,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine_policies import HEADS, INSTRUCTIONS, make_observations, make_parts, predict
 
+from prismatic.models.sizes import BACKBONES
 from prismatic.policy.inference.engine import EagerEngine
 from prismatic.policy.inference.frames import split_frames
 from prismatic.policy.inference.graphs import (
@@ -28,9 +29,10 @@ from prismatic.policy.policy import Policy
 from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("head", HEADS)
-def test_programs_agree_with_the_plain_engine(head: str) -> None:
-    plain, parts = Policy(make_parts(head)), make_parts(head)
+def test_programs_agree_with_the_plain_engine(head: str, backbone: str) -> None:
+    plain, parts = Policy(make_parts(head, backbone)), make_parts(head, backbone)
     policy = Policy(parts, engine=GraphEngine(parts, compiled=False, max_batch_size=4))
     # One, at its own length; three in the bucket of four, of different lengths; the same again; more than any bucket holds.
     for count in (1, 3, 2, 3, 5):

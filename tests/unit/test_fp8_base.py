@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prismatic.models.configuration import TinySizes, tiny
+from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.fp8 import Fp8FrozenLinear
@@ -68,12 +69,16 @@ def test_stacked_layers_are_the_single_ones_to_the_bit() -> None:
     assert relative(seen.grad, reference.grad) < 2 * ERROR
 
 
-def test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base() -> None:
-    sizes = TinySizes(llm_dim=64, llm_layers=2, llm_heads=2, llm_mlp_dim=96)
+@pytest.mark.parametrize("form", BACKBONES)
+def test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base(form: str) -> None:
+    sizes = TinySizes(llm_dim=64, llm_layers=2, llm_heads=2, llm_mlp_dim=96, backbone=form)
     gradients = []
     for kind in ("none", "fp8"):
         torch.manual_seed(0)
         vla = OpenVLAForActionPrediction(tiny(sizes, 512, 300))
+        for name, parameter in vla.language_model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter, std=0.5)
         quantize_frozen_base(vla, kind, torch.device("cpu"), torch.float32)
         torch.manual_seed(1)
         model = add_lora(vla, LoraSpec(4, 0.0))

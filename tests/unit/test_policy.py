@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
+from prismatic.models.sizes import BACKBONES
 from prismatic.policy.checkpoint.files import atomic_folder
 from prismatic.policy.checkpoint.loading import load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
@@ -20,7 +22,7 @@ from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
-from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.constants import PROMPT_TEMPLATE, ROBOT_PLATFORMS
 from prismatic.vla.images import ImageRecipe, round_trip
 from prismatic.vla.reference import Reference, small_picture
 from prismatic.vla.types import Observation
@@ -43,13 +45,17 @@ STATISTICS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> PolicyParts:
     """A policy of a METAWORLD arm with random weights; its fourth action dimension never changed in the data."""
-    folder = tmp_path_factory.mktemp("base") / "base"
-    write_tiny_base(folder, SIZES, seed=0)
+    return make_parts(tmp_path_factory.mktemp("base") / "base", "llama")
+
+
+def make_parts(folder: Path, backbone: str) -> PolicyParts:
+    write_tiny_base(folder, replace(SIZES, backbone=backbone), seed=0)
     base = load_base(folder, torch.float32)
     heads, platform = HeadSpec(use_proprio=True), ROBOT_PLATFORMS["METAWORLD"]
     torch.manual_seed(0)
     image = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
-    spec = PolicySpec(platform=platform, cameras=("primary", "wrist"), image=image, unnorm_key="arm", heads=heads)
+    prompt = base.vla.config.token_ids.prompt_template
+    spec = PolicySpec(platform, ("primary", "wrist"), image, unnorm_key="arm", heads=heads, prompt=prompt)
     model = build_action_model(base.vla, base.vla.config, spec)
     return PolicyParts(model.eval(), base.vla.config, base.processor, spec, STATISTICS)
 
@@ -73,6 +79,26 @@ def test_saving_and_loading_is_a_round_trip(parts: PolicyParts, folder: Path) ->
     assert loaded.spec == parts.spec
     expected, found = (policy.predict([observation()])[0].actions for policy in (Policy(parts), loaded))
     np.testing.assert_allclose(found, expected, atol=0.02)  # weights are stored in bfloat16
+
+
+def test_a_policy_of_qwens_form_is_saved_loaded_and_keeps_its_prompt(tmp_path: Path) -> None:
+    parts, folder = make_parts(tmp_path / "base", "qwen"), tmp_path / "checkpoint"
+    folder.mkdir()
+    save_policy(parts, folder, step=3)
+    loaded = Policy.from_pretrained(folder, device="cpu")
+    assert loaded.spec.prompt.startswith("<|im_start|>system\nYou are Qwen")
+    expected, found = (policy.predict([observation()])[0].actions for policy in (Policy(parts), loaded))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    text = (folder / "policy.json").read_text()
+    described = json.loads(text)
+    (folder / "policy.json").write_text(json.dumps({**described, "prompt": PROMPT_TEMPLATE}))
+    with pytest.raises(ValueError, match=r"policy\.json says the prompt 'In: What action .* the files belong to different checkpoints"):
+        Policy.from_pretrained(folder, device="cpu")
+    (folder / "policy.json").write_text(text)
+    write_tiny_base(tmp_path / "llama", SIZES, seed=0)
+    shutil.copy(tmp_path / "llama" / "tokenizer.json", folder)
+    with pytest.raises(ValueError, match=r"the language model is Qwen's, but its tokenizer has not <\|im_start\|> at"):
+        Policy.from_pretrained(folder, device="cpu")
 
 
 def test_pictures_that_were_jpeg_files_on_their_way_give_the_same_actions_to_the_bit(folder: Path) -> None:
@@ -244,8 +270,9 @@ def test_a_policy_of_several_data_sets_asks_for_one(parts: PolicyParts) -> None:
         Policy(replace(parts, spec=replace(parts.spec, unnorm_key=None)))
 
 
-def test_merging_gives_what_the_adapters_give(tmp_path: Path) -> None:
-    write_tiny_base(tmp_path / "base", SIZES, seed=0)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_merging_gives_what_the_adapters_give(tmp_path: Path, backbone: str) -> None:
+    write_tiny_base(tmp_path / "base", replace(SIZES, backbone=backbone), seed=0)
     base = load_base(tmp_path / "base", torch.float32)
     plain = {key: value.clone() for key, value in base.vla.state_dict().items()}
     adapted = add_lora(base.vla, LoraSpec(rank=4))
@@ -258,7 +285,10 @@ def test_merging_gives_what_the_adapters_give(tmp_path: Path) -> None:
     assert merged.keys() == expected.keys() == plain.keys()
     for key in merged:
         torch.testing.assert_close(merged[key], expected[key], atol=1e-6, rtol=1e-5)
-    assert not torch.equal(merged["language_model.lm_head.weight"], plain["language_model.lm_head.weight"])
+    if backbone == "qwen":  # whose token head is the embeddings, and is not adapted
+        assert not any("lm_head" in key for key in merged)
+    else:
+        assert not torch.equal(merged["language_model.lm_head.weight"], plain["language_model.lm_head.weight"])
 
 
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:

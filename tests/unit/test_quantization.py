@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from prismatic.models.action_model import ActionInputs, ActionModel
 from prismatic.models.base import random_weights
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
+from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.inference.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_model
 
@@ -26,15 +28,18 @@ SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=32, vision_layers=1, 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def config() -> OpenVLAConfig:
-    return tiny(SIZES, base_vocab_size=600, empty_token_id=300)
+@pytest.fixture(scope="module", params=BACKBONES)
+def config(request: pytest.FixtureRequest) -> OpenVLAConfig:
+    return tiny(replace(SIZES, backbone=request.param), base_vocab_size=600, empty_token_id=300)
 
 
 @pytest.fixture(scope="module")
 def vla(config: OpenVLAConfig) -> OpenVLAForActionPrediction:
     model = OpenVLAForActionPrediction(config)
     model.load_state_dict(random_weights(config, seed=0))
+    for name, parameter in model.language_model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
     return model.eval().requires_grad_(False)
 
 

@@ -19,6 +19,7 @@ RECIPES = sorted((ROOT / "vla-scripts" / "recipes").glob("*.yaml"))
 def test_the_promised_recipes_are_there() -> None:
     names = {path.stem for path in RECIPES}
     assert {"libero", "aloha", "one_24gb_card", "full_finetuning", "debug", "diffusion", "discrete"} <= names
+    assert {"small_8gb_card", "small_24gb_card"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

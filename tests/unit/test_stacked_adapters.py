@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from prismatic.models.base import random_weights
 from prismatic.models.configuration import TinySizes, tiny
-from prismatic.models.language import LlamaLayer
+from prismatic.models.language import DecoderLayer
+from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.stacking import stack_projections
@@ -23,15 +25,15 @@ SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, 
 RANK = 4
 
 
-def adapted_model(dropout: float = 0.0) -> OpenVLAForActionPrediction:
-    """A tiny model whose adapters are not zero."""
-    config = tiny(SIZES, base_vocab_size=600, empty_token_id=300)
+def adapted_model(dropout: float = 0.0, form: str = "llama") -> OpenVLAForActionPrediction:
+    """A tiny model whose adapters (and biases, where its form has some) are not zero."""
+    config = tiny(replace(SIZES, backbone=form), base_vocab_size=600, empty_token_id=300)
     model = OpenVLAForActionPrediction(config)
     model.load_state_dict(random_weights(config, seed=0))
     adapted = add_lora(model, LoraSpec(RANK, dropout))
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name or ("language_model" in name and name.endswith("bias")):
             nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
@@ -46,12 +48,13 @@ def outputs_and_gradients(model: OpenVLAForActionPrediction) -> tuple[torch.Tens
     return output.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def test_stacking_changes_neither_results_nor_gradients_nor_names() -> None:
-    single = adapted_model()
+@pytest.mark.parametrize("form", BACKBONES)
+def test_stacking_changes_neither_results_nor_gradients_nor_names(form: str) -> None:
+    single = adapted_model(form=form)
     stacked = copy.deepcopy(single)
     stack_projections(stacked)
     layer = stacked.language_model.model.layers[0]
-    assert isinstance(layer, LlamaLayer)
+    assert isinstance(layer, DecoderLayer)
     assert layer.self_attn.stacked.layer
     assert layer.mlp.stacked.layer
     assert list(stacked.state_dict()) == list(single.state_dict())
@@ -70,6 +73,21 @@ def test_a_trained_adapter_reaches_the_stacked_layer() -> None:
     with torch.no_grad():
         next(value for name, value in model.named_parameters() if "k_proj.lora_B" in name).add_(1.0)
     assert (outputs_and_gradients(model)[0] - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("form", BACKBONES)
+def test_frozen_projections_are_stacked_to_the_same_result(form: str) -> None:
+    config = tiny(replace(SIZES, backbone=form), base_vocab_size=600, empty_token_id=300)
+    single = OpenVLAForActionPrediction(config).eval().requires_grad_(False)
+    for name, parameter in single.language_model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    stacked = copy.deepcopy(single)
+    stack_projections(stacked)
+    assert stacked.language_model.model.layers[0].self_attn.stacked.layer
+    hidden = torch.randn(2, 5, SIZES.llm_dim)
+    torch.testing.assert_close(stacked.language_model(hidden), single.language_model(hidden), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, stacked.state_dict()[name]) for name, value in single.state_dict().items())
 
 
 def test_layers_with_dropout_or_trained_weights_stay_apart() -> None:

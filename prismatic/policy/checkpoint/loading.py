@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.action_model import ActionModel
 from prismatic.models.attention import get_attention
 from prismatic.models.configuration import OpenVLAConfig
-from prismatic.models.processor import PrismaticProcessor
+from prismatic.models.processor import PrismaticProcessor, check_tokenizer
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.files import (
@@ -36,8 +36,10 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
+from prismatic.policy.checkpoint.prismatic_layout import is_prismatic, prismatic_config, prismatic_processor
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
 from prismatic.policy.lora.scaling import AdapterScaling
@@ -45,8 +47,8 @@ from prismatic.vla.reference import Reference
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-_HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf"]  # of a model folder: weights of the model, in any format
+# Of a model folder: weights of the model, in any format.
+_HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf", "checkpoints/*.pt"]
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     folder = resolve_folder(name_or_path, with_weights=False)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
+    if is_prismatic(folder):
+        return prismatic_config(folder)
     return OpenVLAConfig.from_pretrained(folder)
 
 
 def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa", with_weights: bool = True) -> BaseModel:
-    """The model of a folder or Hub id in the published layout, on the CPU; on the meta device, to be filled, without weights.
+    """The model of a folder or Hub id in the published layout (OpenVLA's or Prismatic's), on the CPU; without weights on the meta device.
 
     Raises:
         ValueError: no such model or attention backend, a file is missing or damaged, or weights do not fit; every key that differs
@@ -153,11 +157,12 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
     """
     get_attention(attn_implementation)
     folder = resolve_folder(name_or_path)
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+    if not has_weights(folder):
         raise ValueError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
     config = load_config(folder)
     config._attn_implementation = attn_implementation
-    processor = PrismaticProcessor.from_pretrained(folder)
+    processor = _load_processor(folder, config)
+    check_tokenizer(processor.tokenizer, config.token_ids, str(folder))
     if not with_weights:
         with torch.device("meta"):
             empty = OpenVLAForActionPrediction(config)
@@ -165,6 +170,22 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
             parameter.data = parameter.data.to(dtype)
         return BaseModel(empty, processor)
     return BaseModel(_load_vla(folder, config, dtype), processor)
+
+
+def _load_processor(folder: Path, config: OpenVLAConfig) -> PrismaticProcessor:
+    """The processor of a base; Prismatic's folders have no tokenizer, which then comes from the language model's own."""
+    if not is_prismatic(folder):
+        return PrismaticProcessor.from_pretrained(folder)
+    if (folder / "tokenizer.json").is_file():
+        return prismatic_processor(folder, folder, config)
+    try:
+        source = resolve_folder(config.hf_llm_id, with_weights=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} lacks tokenizer.json, as every base in Prismatic's layout; copy tokenizer.json and tokenizer_config.json of "
+            f"{config.hf_llm_id} into it (hf download {config.hf_llm_id} tokenizer.json tokenizer_config.json --local-dir {folder})"
+        ) from error
+    return prismatic_processor(folder, source, config)
 
 
 def load_parts(
@@ -188,6 +209,11 @@ def load_parts(
         logger.warning("%s: %s changed since training saved it; actions may have other units. Copy it again", folder, ", ".join(changed))
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
+    if spec.prompt != config.token_ids.prompt_template:
+        raise ValueError(
+            f"{folder}: {POLICY_FILE} says the prompt {spec.prompt!r}, its model was made for {config.token_ids.prompt_template!r}; "
+            "the files belong to different checkpoints, copy the whole folder again"
+        )
     model = build_action_model(base.vla, config, spec)
     for component, module in head_components(model).items():
         load_component(module, folder, component)
@@ -215,13 +241,14 @@ def load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) ->
     """
     if (folder / POLICY_FILE).is_file():
         return apply_flags(PolicySpec.load(folder), options.flags, f"{folder / POLICY_FILE}")
-    image_size = load_config(folder).image_size
-    return describe_published(folder, options.flags, image_size, norm_stats, options.unnorm_key)
+    if is_prismatic(folder):  # MiniVLA's tokens stand for codes of whole chunks, which its own code turns into actions
+        raise ValueError(f"{folder} is a base in Prismatic's layout, whose actions cannot be read here; fine-tune it first")
+    return describe_published(folder, options.flags, load_config(folder), norm_stats, options.unnorm_key)
 
 
 def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
     """The vision-language model with FiLM and adapters, merged or not."""
-    has_whole_model = any((folder / name).is_file() for name in WEIGHT_FILES)
+    has_whole_model = has_weights(folder)
     if has_whole_model and not options.keep_adapters:
         base = load_base(folder, dtype, options.attn_implementation)
         if spec.heads.use_film:
@@ -285,69 +312,22 @@ def check_weights(folder: Path, config: OpenVLAConfig) -> None:
     """
     with torch.device("meta"):
         expected = OpenVLAForActionPrediction(config).state_dict()
-    check_keys(expected, StoredWeights(folder).shapes(), f"the weights in {folder} do not fit its config.json")
+    check_keys(expected, open_weights(folder, config).shapes(), f"the weights in {folder} do not fit its config.json")
 
 
 def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
     check_weights(folder, config)
+    if is_prismatic(folder):
+        with torch.device("meta"):
+            vla = OpenVLAForActionPrediction(config)
+        vla.load_state_dict({name: value.to(dtype) for name, value in open_weights(folder, config).items()}, assign=True)
+        return vla.eval()
     try:
         return OpenVLAForActionPrediction.from_pretrained(folder, config=config, dtype=dtype)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(
             f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); copy or download them again"
         ) from error
-
-
-class StoredWeights(Mapping[str, torch.Tensor]):
-    """The tensors in a model folder by name, each read from the disk when it is asked for.
-
-    Raises:
-        ValueError: a file is absent or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        single, index = (folder / name for name in WEIGHT_FILES)
-        files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        self._paths: dict[str, Path] = {}
-        for name in files:
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"{folder} lacks {name}, which {index.name} lists; its download is incomplete, continue it or copy the file"
-                )
-            with self.open_file(folder / name) as file:
-                self._paths |= dict.fromkeys(file.keys(), folder / name)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with self.open_file(self._paths[name]) as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def shapes(self) -> dict[str, torch.Tensor]:
-        """Every tensor on the meta device: its shape without its content."""
-        shapes: dict[str, torch.Tensor] = {}
-        for path in sorted(set(self._paths.values())):
-            with self.open_file(path) as file:
-                shapes |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
-        return shapes
-
-    @staticmethod
-    @contextmanager
-    def open_file(path: Path) -> Iterator[Any]:
-        """The safetensors file, its tensors not read yet.
-
-        Raises:
-            ValueError: it is absent or damaged.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
 
 
 def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:

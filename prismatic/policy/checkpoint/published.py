@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prismatic.models.configuration import OpenVLAConfig
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
     NOISY_ACTION_PROJECTOR,
@@ -31,7 +32,7 @@ _CAMERAS = {1: ONE_ARM[:1], 2: ONE_ARM, 3: TWO_ARMS}
 
 
 def describe_published(
-    folder: Path, flags: PolicyFlags, image_size: int, norm_stats: Mapping[str, Any], unnorm_key: str | None
+    folder: Path, flags: PolicyFlags, config: OpenVLAConfig, norm_stats: Mapping[str, Any], unnorm_key: str | None
 ) -> PolicySpec:
     """The specification of a published OFT folder, out of its files and the flags.
 
@@ -50,10 +51,11 @@ def describe_published(
     spec = PolicySpec(
         platform=platform,
         cameras=cameras,
-        image=ImageRecipe(size=image_size, jpeg_round_trip=True, center_crop=flags.center_crop is not False),
+        image=ImageRecipe(size=config.image_size, jpeg_round_trip=True, center_crop=flags.center_crop is not False),
         unnorm_key=key,
         heads=_heads(folder, flags),
         lora=None if rank is None else LoraSpec(rank),
+        prompt=config.token_ids.prompt_template,
         provenance={"note": "a published checkpoint without policy.json"},
     )
     return apply_flags(spec, flags, f"the files of {folder}")

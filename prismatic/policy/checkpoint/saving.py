@@ -20,7 +20,7 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.parts import PolicyParts, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.lora.adapters import adapter_config, adapter_state, is_adapted, published_state
+from prismatic.policy.lora.adapters import LM_HEAD, adapter_config, adapter_state, is_adapted, published_state
 
 # The published checkpoints store the model and the adapters in bfloat16.
 _MODEL_DTYPE = torch.bfloat16
@@ -68,7 +68,8 @@ def _save_adapter(vla: nn.Module, spec: PolicySpec, folder: Path) -> None:
     folder.mkdir()
     pattern = ADAPTER_FILE.replace(".safetensors", "{suffix}.safetensors")
     save_torch_state_dict(adapter_state(vla, _MODEL_DTYPE), folder, filename_pattern=pattern, metadata={"format": "pt"})
-    config = adapter_config(spec.lora, spec.base_model or str(spec.provenance.get("vla_path", "")))
+    is_tied = not any(f"{LM_HEAD}." in key for key in vla.state_dict())
+    config = adapter_config(spec.lora, spec.base_model or str(spec.provenance.get("vla_path", "")), is_tied)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "README.md").write_text(_ADAPTER_README)
 

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prismatic.vla.constants import NormalizationType, RobotPlatform
+from prismatic.vla.constants import PROMPT_TEMPLATE, PROMPT_TEMPLATES, NormalizationType, RobotPlatform
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import ImageRecipe
-from prismatic.vla.prompts import PROMPT_TEMPLATE
 from prismatic.vla.stated_limits import StatedLimits
 
 POLICY_FILE = "policy.json"
@@ -85,8 +84,9 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if not self.cameras:
             raise ValueError("a policy needs at least the primary camera")
-        if self.prompt != PROMPT_TEMPLATE:
-            raise ValueError(f"the policy was trained with the prompt {self.prompt!r}, this version of the code builds {PROMPT_TEMPLATE!r}")
+        if self.prompt not in PROMPT_TEMPLATES:
+            built = " or ".join(repr(template) for template in PROMPT_TEMPLATES)
+            raise ValueError(f"the policy was trained with the prompt {self.prompt!r}, this version of the code builds {built}")
 
     def save(self, folder: Path) -> None:
         """Writes policy.json into `folder`."""

@@ -33,9 +33,10 @@ from prismatic.policy.checkpoint.files import (
     read_component,
     read_manifest,
 )
-from prismatic.policy.checkpoint.loading import WEIGHT_FILES, StoredWeights, check_weights, load_config, named_base
+from prismatic.policy.checkpoint.loading import check_weights, load_config, named_base
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, StoredWeights
 from prismatic.policy.lora.adapters import merge_component
 from prismatic.vla.diagnosis import Finding, Status
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._triton import has_triton
 
 from prismatic.models.film import FiLMedVisionBlock
-from prismatic.models.language import LlamaLayer
+from prismatic.models.language import DecoderLayer
 from prismatic.models.vision import VisionBlock
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.inference.fp8 import frozen_product
@@ -37,9 +37,9 @@ def compile_blocks(vla: OpenVLAForActionPrediction) -> None:
     compiled: dict[type[nn.Module], Any] = {}
     for block in [*vla.language_model.model.layers, *_vision_blocks(vla)]:
         kind = type(block)
-        assert kind in (LlamaLayer, VisionBlock, FiLMedVisionBlock)
+        assert kind in (DecoderLayer, VisionBlock, FiLMedVisionBlock)
         if kind not in compiled:
-            compiled[kind] = torch.compile(kind.forward, dynamic=True if kind is LlamaLayer else None)
+            compiled[kind] = torch.compile(kind.forward, dynamic=True if kind is DecoderLayer else None)
         block.forward = types.MethodType(compiled[kind], block)
 
 

@@ -46,14 +46,16 @@ class Fp8Linear(nn.Module):
 
 
 class Fp8FrozenLinear(nn.Module):
-    """[..., K] -> [..., N] without bias, with a gradient for its input. Weights and scales hold bits, as those of `Fp8Linear`."""
+    """[..., K] -> [..., N] with a gradient for its input. Weights and scales hold bits, as those of `Fp8Linear`."""
 
-    def __init__(self, weight: torch.Tensor, largest_of_columns: torch.Tensor) -> None:
-        """From a weight [N, K]; `largest_of_columns` [K] is max |W| over these rows, and over those of layers to be stacked with it."""
+    def __init__(self, weight: torch.Tensor, largest_of_columns: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """From a weight [N, K] and perhaps a bias [N]; `largest_of_columns` [K] is max |W| over these rows, and over those of layers to
+        be stacked with it."""
         super().__init__()
         self.weight, self.scale = _bits(weight)
         self.transposed, self.transposed_scale = _bits(weight.t(), largest_of_columns)  # [K, N], [K]
         self.one = nn.Parameter(torch.ones(1, device=weight.device).view(torch.int32), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
     def stacked(cls, parts: Sequence[Fp8FrozenLinear]) -> Fp8FrozenLinear:
@@ -61,7 +63,8 @@ class Fp8FrozenLinear(nn.Module):
         whole = cls.__new__(cls)
         nn.Module.__init__(whole)
         sizes = [len(part.weight) for part in parts]
-        for name, dim in (("weight", 0), ("scale", 0), ("transposed", 1)):
+        whole.bias = None
+        for name, dim in (("weight", 0), ("scale", 0), ("transposed", 1), *((("bias", 0),) if parts[0].bias is not None else ())):
             joined = torch.cat([getattr(part, name).data for part in parts], dim=dim)
             setattr(whole, name, nn.Parameter(joined, requires_grad=False))
             for part, view in zip(parts, joined.split(sizes, dim=dim), strict=True):
@@ -71,7 +74,7 @@ class Fp8FrozenLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = frozen_product(x.flatten(0, -2), self.weight, self.scale, self.transposed, self.transposed_scale, self.one)
-        return rows.unflatten(0, x.shape[:-1])
+        return (rows if self.bias is None else rows + self.bias.to(rows.dtype)).unflatten(0, x.shape[:-1])
 
 
 class _FrozenProduct(torch.autograd.Function):

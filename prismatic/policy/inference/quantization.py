@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from prismatic.models.film import FiLMedVisionBlock
-from prismatic.models.language import LlamaLayer
+from prismatic.models.language import DecoderLayer
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.inference.fp8 import Fp8FrozenLinear, Fp8Linear, check_fp8
 from prismatic.vla.constants import near_names
@@ -79,7 +79,7 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
         return
     check_fp8(device)
     for layer in vla.language_model.model.layers[:-1]:
-        assert isinstance(layer, LlamaLayer)
+        assert isinstance(layer, DecoderLayer)
         for owner, names in (
             (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
             (layer.self_attn, ("o_proj",)),
@@ -92,12 +92,13 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
 def _freeze_in_fp8(owner: nn.Module, names: Sequence[str], device: torch.device, compute_dtype: torch.dtype) -> None:
     """Puts float8 layers in the place of `names`, projections of one input, whose columns share scales so that they can be stacked."""
     weights = [getattr(owner, name).weight.detach().to(device) for name in names]
+    biases = [_bias(getattr(owner, name), device, compute_dtype) for name in names]
     for name, weight in zip(names, weights, strict=True):
         if any(size % 16 for size in weight.shape):
             raise ValueError(f"--quantize_base fp8: {name} is {list(weight.shape)}, fp8 products need multiples of 16; leave the flag out")
     largest = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
-    for name, weight in zip(names, weights, strict=True):
-        quantized = QuantizedLinear(Fp8FrozenLinear(weight, largest), compute_dtype)
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        quantized = QuantizedLinear(Fp8FrozenLinear(weight, largest, bias), compute_dtype)
         quantized.out_features, quantized.in_features = weight.shape
         setattr(owner, name, quantized)
 
@@ -121,6 +122,7 @@ def _int8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -
     layers: Any = _bitsandbytes().nn
     quantized = layers.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
     quantized.weight = layers.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
+    _take_bias(quantized, _bias(linear, device, torch.float16))
     return QuantizedLinear(quantized.to(device), torch.float16)  # the package rounds inputs to float16 in any case, and warns of others
 
 
@@ -128,6 +130,7 @@ def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) ->
     layers: Any = _bitsandbytes().nn
     quantized = layers.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
     quantized.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
+    _take_bias(quantized, _bias(linear, device, compute_dtype))
     return QuantizedLinear(quantized.to(device), compute_dtype)
 
 
@@ -141,8 +144,16 @@ def _fp8_weight_only(linear: nn.Linear, device: torch.device, compute_dtype: tor
 
 def _fp8(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) -> QuantizedLinear:
     check_fp8(device)
-    bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
-    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device), bias), compute_dtype)
+    return QuantizedLinear(Fp8Linear(linear.weight.detach().to(device), _bias(linear, device, compute_dtype)), compute_dtype)
+
+
+def _bias(linear: nn.Linear, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if linear.bias is None else linear.bias.detach().to(device, dtype)
+
+
+def _take_bias(layer: nn.Module, bias: torch.Tensor | None) -> None:
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
 
 
 def _torchao(config: str, linear: nn.Linear) -> QuantizedLinear:

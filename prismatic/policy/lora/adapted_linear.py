@@ -40,13 +40,13 @@ class AdaptedLinear(Linear):
     def is_stackable(self) -> bool:
         """Whether `StackedAdaptedLinear` may compute it: no dropout, which each layer draws for itself; a plain or fp8 frozen weight."""
         base, name = self.base_layer, self.active_adapters[0]
-        is_plain = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
+        is_plain = type(base) is nn.Linear and not any(value.requires_grad for value in base.parameters())
         is_fp8 = isinstance(base, QuantizedLinear) and isinstance(base.layer, Fp8FrozenLinear)
         return (is_plain or is_fp8) and isinstance(self.lora_dropout[name], nn.Identity)
 
 
 class StackedAdaptedLinear(nn.Module):
-    """Adapted layers of the same input as one, [..., D] -> [..., n*O]; `base` holds their stacked weights."""
+    """Adapted layers of the same input as one, [..., D] -> [..., n*O], or the sum of different O; `base` holds their stacked weights."""
 
     def __init__(self, layers: Sequence[AdaptedLinear], base: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,10 @@ class StackedAdaptedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         name, count = self._layers[0].active_adapters[0], len(self._layers)
         down = torch.cat([layer.lora_A[name].weight for layer in self._layers])  # [n*r, D]
-        up = torch.stack([layer.lora_B[name].weight for layer in self._layers])  # [n, O, r]
+        ups = [layer.lora_B[name].weight for layer in self._layers]  # n x [O, r]
         narrow = F.linear(x, down).flatten(0, -2).unflatten(-1, (count, -1)) * self._layers[0].scaling[name]  # [R, n, r]
-        wide = torch.bmm(narrow.transpose(0, 1), up.transpose(1, 2))  # [n, R, O]
+        if len({len(up) for up in ups}) > 1:  # keys and values that several query heads share are narrower
+            apart = [F.linear(part, up) for part, up in zip(narrow.unbind(1), ups, strict=True)]
+            return self.base(x) + torch.cat(apart, dim=-1).unflatten(0, x.shape[:-1])
+        wide = torch.bmm(narrow.transpose(0, 1), torch.stack(ups).transpose(1, 2))  # [n, R, O]
         return self.base(x) + wide.transpose(0, 1).reshape(*x.shape[:-1], -1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prismatic.models.language import TiedHead
 from prismatic.policy.checkpoint.files import check_keys, is_film_layer
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.quantization import QuantizedLinear
@@ -38,7 +39,7 @@ FILM_PREFIX = "vision_backbone.vision_backbone."
 _ADAPTER = "default"  # PEFT's name for the one adapter; part of the keys in memory, absent from adapter files
 PEFT_PREFIX = "base_model.model."
 _DOWN = ".lora_A.weight"
-_LM_HEAD = "language_model.lm_head"
+LM_HEAD = "language_model.lm_head"
 
 
 def add_lora(model: PreTrainedModel, lora: LoraSpec, ranks: Mapping[str, int] | None = None) -> PeftModel:
@@ -54,7 +55,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSpec, ranks: Mapping[str, int] | 
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(LORA_TARGET_MODULES),
+        target_modules=list(lora_targets(is_tied=isinstance(model.get_output_embeddings(), TiedHead))),
         init_lora_weights="gaussian",
         rank_pattern={re.escape(name): rank for name, rank in (ranks or {}).items() if rank != lora.rank},
     )
@@ -62,6 +63,11 @@ def add_lora(model: PreTrainedModel, lora: LoraSpec, ranks: Mapping[str, int] | 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         return get_peft_model(model, config)
+
+
+def lora_targets(is_tied: bool) -> tuple[str, ...]:
+    """The layers that get adapters. A token head tied to the embeddings gets none: merged, it would be tied no longer."""
+    return tuple(name for name in LORA_TARGET_MODULES if not (is_tied and name == "lm_head"))
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -73,12 +79,12 @@ def adapter_state(model: nn.Module, dtype: torch.dtype) -> State:
     """The content of an adapter file, on the CPU: every LoRA matrix under PEFT's file naming, and the LM head that PEFT stores along."""
     state = {}
     for key, value in model.state_dict().items():
-        if ".lora_" in key or key == f"{PEFT_PREFIX}{_LM_HEAD}.base_layer.weight":
+        if ".lora_" in key or key == f"{PEFT_PREFIX}{LM_HEAD}.base_layer.weight":
             state[key.replace(f".{_ADAPTER}.", ".")] = value.detach().to("cpu", dtype).contiguous()
     return state
 
 
-def adapter_config(lora: LoraSpec, base_model: str | None) -> dict[str, Any]:
+def adapter_config(lora: LoraSpec, base_model: str | None, is_tied: bool = False) -> dict[str, Any]:
     """adapter_config.json with the fields that PEFT 0.11.1 knows: it refuses any other, newer versions read these."""
     return {
         "alpha_pattern": {},
@@ -101,7 +107,7 @@ def adapter_config(lora: LoraSpec, base_model: str | None) -> dict[str, Any]:
         "r": lora.rank,
         "rank_pattern": {},
         "revision": None,
-        "target_modules": list(LORA_TARGET_MODULES),
+        "target_modules": list(lora_targets(is_tied)),
         "task_type": None,
         "use_dora": False,
         "use_rslora": False,
@@ -212,8 +218,9 @@ def published_state(
     scalings = {name: float(module.scaling[_ADAPTER]) for name, module in adapted_modules(model).items()}
     quantized = tuple(f"{name}.layer." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
     assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
-    keys = [key for key in state if not key.startswith(quantized)] + [f"{name.removesuffix('.layer.')}.weight" for name in quantized]
-    for key in keys:
+    owners = [name.removesuffix(".layer.") for name in quantized]
+    biases = [f"{owner}.bias" for owner in owners if _plain_name(f"{owner}.bias") in (originals or ())]
+    for key in [*(key for key in state if not key.startswith(quantized)), *(f"{owner}.weight" for owner in owners), *biases]:
         name = key.removeprefix(PEFT_PREFIX)
         if ".lora_" in name or is_film_layer(name):
             continue
@@ -229,6 +236,11 @@ def published_state(
             owner = without_film(owner)
         merged[f"{owner}.{leaf}"] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
     return merged
+
+
+def _plain_name(key: str) -> str:
+    """The name in a model without adapters of a weight that PEFT wraps."""
+    return key.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
 
 
 def without_film(name: str) -> str:
