@@ -94,6 +94,47 @@ def test_observations_and_physics_are_those_of_liberos_own_environment_to_the_bi
         assert not np.array_equal(ours["primary0"], ours["primary1"])
 
 
+# Suite -> what its first task asks for, and one environment of each kind of change, played for two steps.
+PRO = """
+import json
+import numpy as np
+from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import CHANGES, SUITES, load_initial_states, prepare_libero, suite_tasks
+prepare_libero()
+found = {}
+for suite in SUITES:
+    if suite == "libero_90":
+        continue
+    tasks = suite_tasks(suite)
+    assert len(tasks) == 10, suite
+    assert all(len(load_initial_states(task)) == 50 for task in tasks), suite
+    found[suite] = tasks[0].language
+for change in CHANGES:
+    simulator = LiberoSimulator(f"libero_spatial_{change}", suite_tasks(f"libero_spatial_{change}"), image_size=32, num_steps_wait=1)
+    task = simulator.tasks[0].name
+    environment = simulator.make_environment(task)
+    environment.reset(EpisodeSpec(task, 0, seed=7))
+    assert not environment.step(np.zeros(7)) and environment.max_steps == 220
+    assert environment.observe().images["primary"].std() > 10
+    environment.close()
+print(json.dumps(found))
+"""
+
+
+def test_the_suites_of_libero_pro_ask_for_what_their_files_say() -> None:
+    done = run_python("-c", PRO)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 4 + 16
+    original = "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    assert {found[f"libero_spatial{change}"] for change in ("", "_object", "_swap")} == {original}
+    assert found["libero_spatial_lan"] == "lift the black bowl between the plate and ramekin and set it on the plate"
+    assert found["libero_spatial_task"] == "pick the akita black bowl not between the plate and the ramekin and place it on the plate"
+    assert found["libero_goal_lan"] == "open the cabinet's middle drawer"
+    assert found["libero_10_task"] == "put both the cream cheese and the tomato sauce in the basket"
+
+
 def test_demonstrations_of_the_experts_start_at_random_and_hold_what_training_needs(tmp_path: Path) -> None:
     import numpy as np
 

