@@ -6,7 +6,7 @@ Every rule is a function of (module name -> source), so that each is also shown 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -70,14 +70,46 @@ def _parse(source: str) -> ast.Module:
     return ast.parse(source)
 
 
-def _imports(tree: ast.AST, modules: Iterable[str]) -> list[str]:
-    """What a tree imports, at any depth; `from package import module` counts as that module."""
+def _at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: classes, branches and `try` included, functions and `if TYPE_CHECKING` not."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _at_import(node)
+
+
+def _named_import(node: ast.AST) -> str | None:
+    """The module that importlib.import_module("...") or __import__("...") loads."""
+    if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+        return None
+    function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return str(node.args[0].value) if function in ("import_module", "__import__") else None
+
+
+@cache
+def _import_nodes(source: str, late: bool) -> tuple[ast.Import | ast.ImportFrom | str, ...]:
+    """What a module imports at any depth, or (not `late`) when it is imported itself."""
+    tree = _parse(source)
+    found = (
+        (node if isinstance(node, (ast.Import, ast.ImportFrom)) else _named_import(node))
+        for node in (ast.walk if late else _at_import)(tree)
+    )
+    return tuple(node for node in found if node is not None)
+
+
+def _imports(source: str, modules: Iterable[str], late: bool = True) -> list[str]:
+    """The names of what a module imports; `from package import module` counts as that module."""
     known, names = frozenset(modules), []
     packages = _packages(known)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+    for node in _import_nodes(source, late):
+        if isinstance(node, str):
+            names.append(node)
+        elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, "imports are absolute"
             assert node.module
             for alias in node.names:
@@ -98,7 +130,7 @@ def wrong_directions(sources: Sources) -> list[str]:
     for module, source in sources.items():
         own = _room(module)
         allowed = {own} | (ROOMS[own] if own else set()) | _SMALL
-        for name in _imports(_parse(source), sources):
+        for name in _imports(source, sources):
             if name.split(".")[0] in TOP and name not in TOP and _room(name) not in allowed:
                 wrong.append(f"{module} imports {name}")
             if name in TOP:
@@ -110,16 +142,30 @@ def heavy_imports(sources: Sources) -> list[str]:
     """Heavy packages that are loaded when a module is imported, or by a room that must not have them at all."""
     wrong = []
     for module, source in sources.items():
-        tree = _parse(source)
-        top_level = _imports(ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], []), sources)
+        top_level = _imports(source, sources, late=False)
         early = {name.split(".")[0] for name in top_level} & LATE_ONLY - {IMPORTED_LATE.get(module)}
         early |= set(top_level) & set(IMPORTED_LATE)
         if module.startswith(WITHOUT_TORCH):
             early |= {name.split(".")[0] for name in top_level} & HEAVY
-            early |= {name.split(".")[0] for name in _imports(tree, sources)} & HEAVY - {"h5py"}  # rollouts may be recorded there
+            early |= {name.split(".")[0] for name in _imports(source, sources)} & HEAVY - {"h5py"}  # rollouts may be recorded there
         if module.endswith("__init__"):
             early |= set(top_level) - {"__future__"}
         wrong += [f"{module} loads {name}" for name in sorted(early)]
+    return wrong
+
+
+def heavy_on_the_robot(sources: Sources) -> list[str]:
+    """Heavy packages that a robot's computer would load with something that its own rooms import, directly or through others."""
+    wrong = []
+    for start in (module for module in sources if module.startswith(WITHOUT_TORCH)):
+        seen, waiting = {start}, [(name, start) for name in _imports(sources[start], sources)]
+        while waiting:
+            name, importer = waiting.pop()
+            if importer != start and name.split(".")[0] in HEAVY:
+                wrong.append(f"{start} loads {name} with {importer}")
+            if name in sources and name not in seen:
+                seen.add(name)
+                waiting += [(other, name) for other in _imports(sources[name], sources, late=False)]
     return wrong
 
 
@@ -127,8 +173,7 @@ def circles(sources: Sources) -> list[list[str]]:
     """Groups of modules that import each other, directly or through others, late imports included (Tarjan 1972)."""
     names = {module.removesuffix(".__init__"): module for module in sources}
     graph = {
-        name: {other for other in _imports(_parse(sources[module]), names) if other in names and other != name}
-        for name, module in names.items()
+        name: {other for other in _imports(sources[module], names) if other in names and other != name} for name, module in names.items()
     }
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -159,7 +204,7 @@ def circles(sources: Sources) -> list[list[str]]:
 def tensorflow_users(sources: Sources) -> list[str]:
     """Modules outside conversion that import TensorFlow, at any depth."""
     heavy = {"tensorflow", "tensorflow_datasets"}
-    users = [module for module, source in sources.items() if {name.split(".")[0] for name in _imports(_parse(source), sources)} & heavy]
+    users = [module for module, source in sources.items() if {name.split(".")[0] for name in _imports(source, sources)} & heavy]
     return [user for user in users if not user.startswith("prismatic.conversion.")]
 
 
@@ -169,6 +214,10 @@ def test_rooms_import_only_the_rooms_before_them() -> None:
 
 def test_heavy_packages_are_imported_late() -> None:
     assert heavy_imports(_sources(*TOP)) == []
+
+
+def test_nothing_heavy_comes_to_the_robot_through_others() -> None:
+    assert heavy_on_the_robot(_sources(*TOP)) == []
 
 
 def test_no_modules_import_each_other() -> None:
@@ -194,6 +243,8 @@ def test_tensorflow_is_imported_by_conversion_only() -> None:
         ("prismatic.wire.planted", "from prismatic.serving.service import PolicyService"),
         ("prismatic.training.planted", "from experiments.robot.evaluation import report"),
         ("prismatic.training.planted", "import experiments"),
+        ("prismatic.models.planted", "def late():\n    importlib.import_module('prismatic.training.loop')"),
+        ("prismatic.vla.planted", "def late():\n    __import__('prismatic.policy.policy')"),
         ("prismatic.vla.planted", "if True:\n    from prismatic.doctor import machine"),
     ],
 )
@@ -205,6 +256,10 @@ def test_a_planted_wrong_direction_is_seen(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("prismatic.training.planted", "import wandb"),
+        ("prismatic.training.planted", "try:\n    import wandb\nexcept ImportError:\n    wandb = None"),
+        ("prismatic.training.planted", "if True:\n    import peft\nelse:\n    pass"),
+        ("prismatic.models.planted", "class Late:\n    import matplotlib"),
+        ("prismatic.models.planted", "tables = importlib.import_module('pyarrow')"),
         ("prismatic.vla.datasets.planted", "from pyarrow import parquet"),
         ("prismatic.acting.planted", "def late():\n    import torch"),
         ("prismatic.acting.planted", "import h5py"),
@@ -215,6 +270,24 @@ def test_a_planted_wrong_direction_is_seen(module: str, source: str) -> None:
 )
 def test_a_planted_heavy_import_is_seen(module: str, source: str) -> None:
     assert len(heavy_imports({**_sources("prismatic"), module: source})) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from prismatic.vla.planted import x",
+        "def late():\n    from prismatic.vla import planted",
+        "import prismatic.vla.planted_between",
+    ],
+)
+def test_a_planted_heavy_import_through_others_is_seen(source: str) -> None:
+    planted = {
+        "prismatic.acting.planted": source,
+        "prismatic.vla.planted": "import torch",
+        "prismatic.vla.planted_between": "import prismatic.vla.planted",
+    }
+    assert heavy_on_the_robot(planted) == ["prismatic.acting.planted loads torch with prismatic.vla.planted"]
+    assert heavy_on_the_robot(planted | {"prismatic.vla.planted": "def late():\n    import torch"}) == []
 
 
 @pytest.mark.parametrize(

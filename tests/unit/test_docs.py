@@ -173,6 +173,27 @@ def test_every_test_that_the_page_of_recordings_names_exists() -> None:
     assert page.count("`test_") + page.count("::test_") > 40
 
 
+def test_what_the_house_names_is_where_it_says() -> None:
+    rows = re.findall(r"^\| (an? .*|the .*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    files = [path for folder in ("prismatic", "experiments", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
+    for row in rows:
+        names = [name for name in re.findall(r"`([^`]+)`", row) if ":" not in name]
+        paths = [name for name in names if "/" in name or name.endswith(".py")]
+        for path in paths:
+            assert (
+                (ROOT / path).exists()
+                if path.startswith(("prismatic/", "experiments/"))
+                else any(str(file).endswith(f"/{path}") or str(file.parent).endswith(f"/{path.rstrip('/')}") for file in files)
+            ), f"CONTRIBUTING.md names {path}, which is not there"
+        named = [file for file in files if any(str(file).endswith(f"/{path}") for path in paths)]
+        for name in set(names) - set(paths):
+            found = any(
+                re.search(rf"^(class |def |    |)\"?{name}\b\"?( = |: |\(|:)|\"{name}\"", file.read_text(), re.MULTILINE) for file in named
+            )
+            assert found, f"none of the files of this row defines {name}: {row}"
+
+
 @pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS])
 def test_links_and_pictures_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
