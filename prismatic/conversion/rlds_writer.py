@@ -44,8 +44,8 @@ from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, Dataset
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
 from prismatic.vla.datasets.sources import describe_recordings
-from prismatic.vla.datasets.split_names import VAL_FRACTION
-from prismatic.vla.datasets.splits import VAL_SPLITS, choose_validation
+from prismatic.vla.datasets.split_names import VAL_FRACTION, usual_split
+from prismatic.vla.datasets.splits import choose_validation
 from prismatic.vla.datasets.texts import draw_text
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> di
     """
     recorded: dict[str, list[StagedEpisode]] = {}
     for item in episodes:
-        recorded.setdefault("val" if item.split in VAL_SPLITS else item.split, []).append(item)
+        recorded.setdefault("val" if usual_split(item.split) == "val" else item.split, []).append(item)
     if "train" not in recorded:
         raise ValueError(f"no recording belongs to the split 'train', only to {', '.join(recorded)}; rename the folder or the split")
     if "val" in recorded or val_fraction == 0:

@@ -129,7 +129,7 @@ _SINKS: dict[str, Callable[[FinetuneConfig, int], Sink]] = {"wandb": WandbSink, 
 
 
 def open_sinks(config: FinetuneConfig, first_step: int) -> list[Sink]:
-    """Those that the flags name; one that cannot be opened is told and left out."""
+    """Those that the flags name; one that cannot be opened is reported and left out."""
     opened = []
     for name in config.logging.logger_names:
         try:

@@ -1,4 +1,4 @@
-"""Flags on the command line and in a file; what --help shows; how mistakes are told."""
+"""Flags on the command line and in a file; what --help shows; how mistakes are reported."""
 
 from __future__ import annotations
 

@@ -66,6 +66,8 @@ def refuses(folder: Path, message: str, entry: DatasetEntry = ENTRY) -> None:
         ({"train": [0, "2:3"], "val": [1]}, {"train": [0, 2], "val": [1]}, ""),
         ({"train": "0,2:3"}, {"train": [0, 2]}, r"in no split of info.json are left out \(1, first: episode 1\)"),
         ({"train": "all"}, {"train": [0, 1, 2]}, ""),
+        ({"training": ":2", "valid": "2:"}, {"train": [0, 1], "val": [2]}, ""),
+        ({"train": "0:1", "val": "1:2", "eval": "2:"}, {"train": [0], "val": [1], "eval": [2]}, ""),  # two names of one split
         (["0:2", 2], {"train": [0, 1, 2]}, ""),
         (None, {"train": [0, 1, 2]}, ""),
     ],

@@ -1,4 +1,4 @@
-"""What training saw against what a policy is shown: every usual mistake is told, and nothing else."""
+"""What training saw against what a policy is shown: every usual mistake is reported, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The simulated ALOHA as a robot of the real-time loop, and one that takes changes of its joints' angles.
 
-Action, position [14]: see simulation.py.
+Action, position [14]: see environment.py.
 """
 
 from __future__ import annotations

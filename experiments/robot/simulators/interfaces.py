@@ -3,7 +3,7 @@
     Simulator --make_environment--> Environment   (one task, one process, at most one open renderer)
               --make_expert------> Expert        (reads the simulator's privileged state)
 
-MetaWorld, LIBERO and ALOHA implement these protocols; `recording.py` and `rollout.py` know nothing else about them.
+MetaWorld, LIBERO and ALOHA implement these protocols; `recording/record.py` and `evaluation/` know nothing else about them.
 A Simulator travels to worker processes by pickle, so it holds plain settings only and imports its engine late.
 """
 

@@ -40,7 +40,7 @@ def episode_weights(specs: Sequence[DatasetSpec], indexes: Mapping[str, EpisodeI
     """Data set -> float64 [E]: how often a pass shows each episode, by its manifest if it is one and by --episode_weights.
 
     Raises:
-        ValueError: a rule fits nothing, a recording lacks a column, or a weight is no number from 0 on.
+        ValueError: a rule fits nothing, a recording lacks a column, or a weight is not a number from 0 on.
     """
     weights = flag_weights(wanted, indexes)
     for spec in specs:

@@ -122,7 +122,7 @@ def check_weights(content: Any, where: str) -> dict[str, float]:
     """Rule -> weight.
 
     Raises:
-        ValueError: no such object, or a weight that is no number from 0 on.
+        ValueError: no such object, or a weight that is not a number from 0 on.
     """
     if not isinstance(content, dict):
         raise ValueError(f'{where}: expected an object such as {{"not success": 0, "episode_7.hdf5": 2}}, found {content!r}')

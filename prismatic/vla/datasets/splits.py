@@ -17,10 +17,9 @@ import numpy as np
 
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.split_names import validation_split
 
 logger = logging.getLogger(__name__)
-
-VAL_SPLITS = ("val", "validation")  # names of recorded splits; the first that there is counts
 
 
 def choose_validation(names: Sequence[str], tasks: Sequence[Hashable], val_fraction: float) -> np.ndarray:
@@ -73,7 +72,7 @@ def split_episodes(
     """
     if "train" not in index.splits:
         raise ValueError(f"data set {spec.name!r} ({spec.folder}) has no split 'train'; found: {', '.join(index.splits)}")
-    val_split = None if val_fraction is None else next((split for split in VAL_SPLITS if split in index.splits), None)
+    val_split = None if val_fraction is None else validation_split(index.splits)
     unused = {number for number in index.refused if index.place_of(number)[0] not in ("train", val_split)}
     index.check_refused(left_out | unused)
     train = _labelled(spec, index, "train", default_instruction, left_out)

@@ -35,6 +35,7 @@ from prismatic.vla.datasets.lerobot.tables import DataFiles, Table
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
+_READER_VERSION = 2  # changes where the same files give other episodes
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -54,7 +55,7 @@ class LeRobotSource:
         self._places = self._cameras.with_videos(places)
         self.files = (*_data_files(self._layout), *self._cameras.files(self._places))
         self._numbers = {path: number for number, path in enumerate(self.files)}
-        self.layout = json.dumps([self._layout.fingerprint, self._cameras.names])
+        self.layout = json.dumps([_READER_VERSION, self._layout.fingerprint, self._cameras.names])
         self.num_episodes = len(self._places)
         self._images = tuple(camera for camera in self._layout.cameras if not self._layout.is_video(camera))
         self._tables = FrameTables(folder)

@@ -2,7 +2,7 @@
 
 LeRobot writes {"train": "0:50"}: the numbers of the episodes, the last excluded. Trimmed and edited sets keep what no longer fits; by hand
 people also write "10:", ":40", "80%:" (shares of the episodes in order), several spans ("0:12,13:50"), single numbers, lists of these,
-and "all".
+and "all". A split called training, valid, eval or the like is "train" or "val".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.vla.datasets.repairs import Repairs
+from prismatic.vla.datasets.split_names import usual_split
 
 _SPAN = re.compile(r"\s*(?:(?P<start>\d*)(?P<start_share>%?)\s*:\s*(?P<stop>\d*)(?P<stop_share>%?)|(?P<one>\d+))\s*")
 
@@ -27,6 +28,7 @@ def divide_episodes(info: Path, splits: Any, numbers: Sequence[int], repairs: Re
     if not isinstance(splits, Mapping):
         splits = {"train": splits}
     chosen: dict[int, str] = {}
+    usual = {name: usual_split(str(name)) or name for name in splits}
     for name, said in splits.items():
         found = _numbers(info, name, said, numbers, repairs, is_only=len(splits) == 1)
         for number in found:
@@ -37,6 +39,8 @@ def divide_episodes(info: Path, splits: Any, numbers: Sequence[int], repairs: Re
             f"{info}: the splits {dict(splits)} hold none of the {len(numbers)} episodes, numbered {min(numbers)} to {max(numbers)}; "
             f'write "splits": {{"train": ":"}} for all of them'
         )
+    if len(set(usual.values())) == len(usual):  # no two names of one split
+        chosen = {number: usual[name] for number, name in chosen.items()}
     left_out = [number for number in numbers if number not in chosen]
     if left_out:
         repairs.note("episodes in no split of info.json are left out", f"episode {left_out[0]}", len(left_out))
