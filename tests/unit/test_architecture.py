@@ -93,11 +93,13 @@ def _named_import(node: ast.AST) -> str | None:
 def _import_nodes(source: str, late: bool) -> tuple[ast.Import | ast.ImportFrom | str, ...]:
     """What a module imports at any depth, or (not `late`) when it is imported itself."""
     tree = _parse(source)
-    found = (
-        (node if isinstance(node, (ast.Import, ast.ImportFrom)) else _named_import(node))
-        for node in (ast.walk if late else _at_import)(tree)
-    )
-    return tuple(node for node in found if node is not None)
+    found: list[ast.Import | ast.ImportFrom | str] = []
+    for node in ast.walk(tree) if late else _at_import(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif (name := _named_import(node)) is not None:
+            found.append(name)
+    return tuple(found)
 
 
 def _imports(source: str, modules: Iterable[str], late: bool = True) -> list[str]:
