@@ -11,7 +11,6 @@ the policy's, and the first state with those of the demonstrations.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from prismatic.acting.actor import ChunkSource
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.limit_sources import choose_limits
 from prismatic.acting.robot import Robot
+from prismatic.acting.signals import end_at_signals
 from prismatic.acting.start_check import check_names
 from prismatic.cli import run_script
 
@@ -103,7 +103,7 @@ def run(config: RobotConfig) -> Path:
 
 
 def main(config: RobotConfig) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as Ctrl-C does: robot held, terminal restored
+    end_at_signals()  # robot held, terminal restored
     run(config)
 
 

@@ -10,6 +10,7 @@ while running:                                              # every 1 / control_
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -83,7 +84,9 @@ class RemoteActor:
         """
         self._collect(now)
         if self._waiting is None and not trouble and self.executor.wants_chunk(now, sensed):
+            started = time.monotonic()
             trouble = self._ask(observe, now)
+            now += time.monotonic() - started  # of a camera that makes the loop wait: what is known of the joints grows old
         return self.executor.next(now, sensed, person, trouble)
 
     def close(self) -> None:
@@ -99,6 +102,8 @@ class RemoteActor:
             self.num_failed_observations += 1
             logger.warning("no observation: %s: %s", type(error).__name__, error)
             return f"no observation: {type(error).__name__}: {error}"[:160]
+        images = {name: image.copy() for name, image in observation.images.items()}  # a camera may use its memory again
+        observation = dataclasses.replace(observation, images=images)
         self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation, self._begins), now)
         return ""
 

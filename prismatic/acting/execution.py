@@ -25,7 +25,6 @@ from prismatic.acting.states import TRANSITIONS, Event, State
 from prismatic.vla.rollout_record import Commander
 
 _FUTURE_S = 0.1  # a measurement may be so much newer than the step that uses it
-_FOLLOWED = 0.25  # a robot that is held away from its plan is followed from this part of the gap on
 _MAX_REASONS = 32
 _FOLLOWING = (State.ACTING, State.HOLDING)  # the states in which the policy is asked and obeyed
 
@@ -251,6 +250,7 @@ class ChunkExecutor:
         """
         trouble = trouble or self.find_trouble(sensed, now)
         if not trouble and (strayed := self._find_strayed(sensed)):
+            self._is_approaching = True
             self._happen(Event.BLOCKED, f"{strayed}: is something in the way, or is the emergency stop pressed?")
             return self._hold(now)
         if self.state in _FOLLOWING:
@@ -264,7 +264,7 @@ class ChunkExecutor:
     def _find_strayed(self, sensed: Sensed) -> str:
         """Which dimensions are away from where they were told to be; the robot is told to be where it is from now on."""
         gap = np.where(self._is_target, np.abs(self._motion.command - sensed.position), 0.0)
-        allowed = self._limits.max_gap * (1.0 if self.state in _FOLLOWING else _FOLLOWED)
+        allowed = self._limits.max_gap if self.state in (*_FOLLOWING, State.INTERVENTION) else self._limits.resting_gap
         if not (gap > allowed).any():
             return ""
         names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(gap > allowed)]
@@ -273,6 +273,8 @@ class ChunkExecutor:
 
     def _follow_plan(self, now: float, trouble: str) -> Command:
         action = self._plan.at(self._step) if self._step < self._end else None
+        if action is not None and not np.isfinite(action).all():  # a mean of numbers that were finite, each by itself
+            action, trouble = None, trouble or "action beyond all numbers"
         if trouble or action is None:
             self._happen(Event.TROUBLE, trouble or "waiting for the server")
             return self._hold(now)
@@ -312,6 +314,7 @@ class ChunkExecutor:
         speed = WALKING if self._is_approaching else 1.0
         limited = self._limits.check(np.asarray(person, np.float64), self._motion, self._dt, speed)
         if limited.motion is None:
+            self._motion = Motion(self.neutral(), np.zeros(self._dim))
             return Command(self.state, self.neutral(), "a person's command beyond the limits")
         self._move(limited.motion)
         return Command(self.state, limited.motion.command.copy(), "a person commands", Commander.PERSON, self.state.value)

@@ -9,7 +9,7 @@ to the range of the training data, widened by a tenth of its width at either end
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -58,7 +58,8 @@ def choose_limits(info: PolicyInfo, file: Path | None = None, mode: str = "clip"
                 notes.append(f"{what} of {_names(info.action_names, is_new)} from {source}")
             found[name] = np.where(is_new, values[name], found[name])
     _complete(found, info)
-    limits = ActionLimits(kinds=info.action_kinds, mode=mode, **found)
+    _check_ranges(found, info, tuple(sources))
+    limits = ActionLimits(kinds=info.action_kinds, mode=mode, usual_gap=_numbers(info.demonstrated.max_gap), **found)
     return ChosenLimits(limits, tuple(notes))
 
 
@@ -111,7 +112,7 @@ def _demonstrated(info: PolicyInfo) -> Values:
 
 def _complete(found: Values, info: PolicyInfo) -> None:
     """Fills in what may be left open, and refuses what may not."""
-    missing = np.isnan(found["low"]) | np.isnan(found["high"]) | np.isnan(found["max_speed"])
+    missing = ~(np.isfinite(found["low"]) & np.isfinite(found["high"]) & np.isfinite(found["max_speed"]))
     if missing.any():
         raise ValueError(
             f"no limits are known for {_names(info.action_names, missing)}: neither the platform {info.platform} states them nor does the "
@@ -121,11 +122,26 @@ def _complete(found: Values, info: PolicyInfo) -> None:
     found["max_gap"] = np.where(np.isnan(found["max_gap"]), _default_gap(info, found["max_speed"]), found["max_gap"])
 
 
+def _check_ranges(found: Values, info: PolicyInfo, sources: Sequence[str]) -> None:
+    """Refuses ranges that are none, and bounds by which a dimension could never move, or would always count as blocked."""
+    for dim, (name, kind) in enumerate(zip(info.action_names, info.action_kinds, strict=True)):
+        low, high, speed, acceleration, gap = (float(found[quantity][dim]) for quantity in QUANTITIES)
+        said = ", ".join(f"{quantity} {found[quantity][dim]:g}" for quantity in QUANTITIES)
+        wrong = "low is above high" if low > high else "a bound is below 0" if min(speed, acceleration, gap) < 0 else ""
+        if not wrong and kind is ActionKind.TARGET and speed > 0 and 0 in (acceleration, gap):
+            wrong = "with a max_acceleration or max_gap of 0 it could not move; to keep it still state max_speed 0"
+        if not wrong and kind is not ActionKind.TARGET and (low > 0 or high < 0):
+            wrong = "its range must have 0 in it, by which it is held still"
+        if wrong:
+            raise ValueError(f"limits of {name}: {wrong} ({said}, from {', '.join(sources)}); correct them in the file of --limits")
+
+
 def _default_gap(info: PolicyInfo, max_speed: np.ndarray) -> np.ndarray:
     """What a robot's delay and the demonstrations explain; a gripper on an object never reaches its target."""
     dims = zip(info.action_kinds, info.action_names, strict=True)
     has_one = np.array([kind is ActionKind.TARGET and "gripper" not in name.lower() for kind, name in dims])
-    return np.where(has_one, np.fmax(_GAP * _numbers(info.demonstrated.max_gap), _LAG_S * max_speed), np.inf)
+    gap = np.fmax(_GAP * _numbers(info.demonstrated.max_gap), _LAG_S * max_speed)
+    return np.where(has_one & (gap > 0), gap, np.inf)  # what never moves cannot be stopped
 
 
 def _names(names: tuple[str, ...], chosen: np.ndarray) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from prismatic.vla.constants import ActionKind
 
 LIMIT_MODES = ("clip", "refuse")
+_RESTING = 0.25  # of the allowed gap
 WALKING = 0.25  # of the speed limit, at which a robot approaches the first target of a plan
 
 
@@ -23,6 +24,7 @@ class ActionLimits:
     max_speed: np.ndarray  # float64 [A], unit/s; of a motion its unit times the steps per second
     max_acceleration: np.ndarray  # float64 [A], unit/s^2, of speeding up; slowing down is always allowed
     max_gap: np.ndarray  # float64 [A], how far the robot may be from its target before it counts as blocked
+    usual_gap: np.ndarray | None = None  # float64 [A], of the demonstrations, by delay and load; NaN where not known
     mode: str = "clip"  # clip: the nearest action within the bounds; refuse: none at all
 
     def __post_init__(self) -> None:
@@ -43,6 +45,16 @@ class ActionLimits:
     def is_target(self) -> np.ndarray:
         """bool [A]."""
         return np.array([kind is ActionKind.TARGET for kind in self.kinds], bool)
+
+    @property
+    def resting_gap(self) -> np.ndarray:
+        """float64 [A], from which on a robot that is held is told to be where it is.
+
+        A quarter of `max_gap`, so that it does not jump when it is let go, but no less than what load explains: an arm that sinks by more
+        than that below each new target would be led to the ground.
+        """
+        usual = np.full(len(self.kinds), np.nan) if self.usual_gap is None else self.usual_gap
+        return np.minimum(self.max_gap, np.fmax(_RESTING * self.max_gap, usual))
 
     def check(self, action: np.ndarray, before: Motion, dt: float, speed: float = 1.0) -> LimitedAction:
         """What may be done of `action`, finite [A], within a step of `dt` seconds after `before`; at that part of the allowed `speed`.

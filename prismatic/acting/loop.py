@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.leader import Leader
 from prismatic.acting.recorder import RecordedStep
 from prismatic.acting.robot import Robot, RobotError, Sensed
+from prismatic.acting.signals import undisturbed
 from prismatic.acting.states import State
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
@@ -26,6 +28,7 @@ from prismatic.vla.types import Observation
 PAUSE_KEYS, CONTINUE, TAKE_OVER, SUCCESS, FAILURE, QUIT = "p ", "c", "t", "s", "f", "q"
 KEY_HELP = "keys: p or space pause, c continue, t take over and hand back, s success, f failure, q quit"
 _LATE = 0.1  # of a period; a tick that starts later than this counts as late
+_HOLD_ATTEMPTS, _HOLD_PAUSE_S = 20, 0.05  # of the last command, by which a base comes to rest
 _IDLE_LOG_S = 1.0  # while a person is waited for, a line and a frame so often
 
 logger = logging.getLogger(__name__)
@@ -125,18 +128,21 @@ class RealTimeRollout:
         self._observation: Observation | None = None  # of this tick
         self._num_failed_commands = self._num_failed_readings = self._num_unseen_steps = 0
         self._logged_at = -np.inf
+        self._log_error: OSError | None = None
 
     def run(self) -> RolloutOutcome:
         """Until the task is solved, a key or the watchdog ends it, or the steps are used up; the robot is held in any case."""
         ticker, started = Ticker(self._plan.control_hz), time.monotonic()
         ending = self._begin(ticker)
         try:
-            with self._plan.step_log.open("w") as log:
+            with self._plan.step_log.open("wb", buffering=0) as log:
                 while not ending:
-                    ending = self._tick(ticker.begin() - started, log)
+                    with undisturbed():
+                        ending = self._tick(ticker.begin() - started, log)
                     ticker.wait()
         finally:
-            self._hold()
+            with undisturbed():
+                self._hold()
         timing = ticker.statistics()
         if self._actor.latencies_s:
             latencies = 1e3 * np.asarray(self._actor.latencies_s)
@@ -167,7 +173,7 @@ class RealTimeRollout:
                 return f"stopped: {trouble} for {options.stop_after_s:.1f} s before the start"
             time.sleep(ticker.period)
 
-    def _tick(self, elapsed: float, log: TextIO) -> str:
+    def _tick(self, elapsed: float, log: FileIO) -> str:
         """One control step; how the rollout ends with it, "" if it goes on."""
         if ending := self._read_key():
             return ending
@@ -246,12 +252,13 @@ class RealTimeRollout:
             logger.warning("%s", self._trouble)
 
     def _hold(self) -> None:
-        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are."""
+        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are; repeated until taken."""
         try:
-            if self._has_begun:
-                self._robot.send(self._actor.executor.neutral())
-        except Exception as error:
-            logger.warning("the robot did not take the last command: %s: %s", type(error).__name__, error)
+            for _ in range(_HOLD_ATTEMPTS if self._has_begun else 0):
+                self._send(Command(State.STOPPED, self._actor.executor.neutral()))
+                if not self._trouble:
+                    return
+                time.sleep(_HOLD_PAUSE_S)
         finally:
             self._robot.stop()
 
@@ -275,7 +282,7 @@ class RealTimeRollout:
             (executor.hand_back if executor.state is State.INTERVENTION else executor.take_over)()
         return {SUCCESS: "success", FAILURE: "failure", QUIT: "quit"}.get(key, "")
 
-    def _log(self, elapsed: float, command: Command, sensed: Sensed, log: TextIO) -> None:
+    def _log(self, elapsed: float, command: Command, sensed: Sensed, log: FileIO) -> None:
         """A line and, if its turn has come, a picture; while a person is waited for, fewer of both."""
         is_idle = command.state is State.WAITING
         if is_idle and elapsed - self._logged_at < _IDLE_LOG_S:
@@ -284,8 +291,12 @@ class RealTimeRollout:
         if self._stride and self._num_ticks % self._stride == 0:
             self._film()
         self._num_ticks += 1
-        log.write(json.dumps(self._line(elapsed, command, sensed)) + "\n")
-        log.flush()
+        try:
+            log.write((json.dumps(self._line(elapsed, command, sensed)) + "\n").encode())
+        except OSError as error:  # of a full disk; a robot is moving
+            if self._log_error is None:
+                logger.warning("%s is not complete: %s", self._plan.step_log, error)
+            self._log_error = error
 
     def _film(self) -> None:
         try:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.acting.background import Background
+from prismatic.acting.patient_file import PatientFile
 from prismatic.vla.jpeg_files import encode_jpeg
 from prismatic.vla.rollout_record import ATTRIBUTES, GROUP, Commander
 from prismatic.vla.types import Observation
@@ -79,6 +80,7 @@ class EpisodeRecorder:
         self._facts, self._cameras = {"language_instruction": instruction, **(facts or {})}, dict(cameras or {})
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file: Any = None  # h5py.File, from the first step on
+        self._disk: PatientFile | None = None  # under it
         self._columns: dict[str, Any] = {}
         self._num_person_steps = 0
 
@@ -89,15 +91,13 @@ class EpisodeRecorder:
             RecordingError: it has other cameras or widths than the first, or the disk does not take it.
         """
         row = self._row(step)
-        try:
-            if self._file is None:
-                self._open(row)
-            self._check_alike(row)
-            for name, value in row.items():
-                self._columns[name].resize(self.num_steps + 1, axis=0)
-                self._columns[name][self.num_steps] = value
-        except OSError as error:
-            raise RecordingError(f"{self.path} cannot be written: {error}") from error
+        if self._file is None:
+            self._open(row)
+        self._check_alike(row)
+        for name, value in row.items():
+            self._columns[name].resize(self.num_steps + 1, axis=0)
+            self._columns[name][self.num_steps] = value
+        self._check_disk()
         self.num_steps += 1
         self._num_person_steps += step.by is Commander.PERSON
 
@@ -115,6 +115,9 @@ class EpisodeRecorder:
                 if value is not None and not (isinstance(value, str | tuple) and not value):
                     self._file.attrs[name] = value
             self._file.close()
+            if self._disk is not None:
+                self._disk.close()
+            self._check_disk()
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise RecordingError(f"{self.path} cannot be written: {error}") from error
@@ -125,12 +128,15 @@ class EpisodeRecorder:
     def discard(self) -> None:
         """Leaves no file that is not complete; harmless after `close`."""
         if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:  # of a full disk, on which it could not be written either
-                logger.debug("%s: %s", self._temporary, error)
+            self._file.close()
+        if self._disk is not None:
+            self._disk.close()
             self._temporary.unlink(missing_ok=True)
-        self._file = None
+        self._file = self._disk = None
+
+    def _check_disk(self) -> None:
+        if self._disk is not None and self._disk.error is not None:
+            raise RecordingError(f"{self.path} cannot be written: {self._disk.error}") from self._disk.error
 
     def __enter__(self) -> EpisodeRecorder:
         return self
@@ -157,9 +163,13 @@ class EpisodeRecorder:
     def _open(self, row: Mapping[str, Any]) -> None:
         import h5py
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(self.path)
-        self._file = h5py.File(self._temporary, "w")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(self.path)
+            self._disk = PatientFile(self._temporary)
+        except OSError as error:
+            raise RecordingError(f"{self.path} cannot be written: {error}") from error
+        self._file = h5py.File(self._disk, "w")
         for name, value in row.items():
             if name.startswith("observations/images/"):
                 shape, kind = (), h5py.vlen_dtype(np.uint8)

@@ -6,9 +6,11 @@ Letters: A action dim, P proprio dim.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from prismatic.acting.limits import ActionLimits
 from prismatic.acting.robot import Robot
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
@@ -86,6 +88,19 @@ def check_start(state: np.ndarray | None, info: PolicyInfo) -> list[str]:
         f"{info.proprio_names[dim]} is {state[dim]:.4g} before the start; the demonstrations began between {seen.start_low[dim]:.4g} and "
         f"{seen.start_high[dim]:.4g}. {_explain(state[dim], low[dim], high[dim])}"
         for dim in np.flatnonzero((state < low) | (state > high))
+    ]
+
+
+def check_range(position: np.ndarray, limits: ActionLimits, names: Sequence[str]) -> list[str]:
+    """A sentence for each target whose position [A] is well beyond its limits, into which the robot would walk whatever the policy says."""
+    if np.shape(position) != limits.low.shape:
+        return []
+    beyond = _BEYOND_RANGE * (limits.high - limits.low)
+    outside = limits.is_target & ((position < limits.low - beyond) | (position > limits.high + beyond))
+    return [
+        f"{names[dim]} is at {position[dim]:.4g} before the start; its limits are {limits.low[dim]:.4g} and {limits.high[dim]:.4g}, and it "
+        "walks into them. Are they in its unit? See --limits, or bring the robot to where the demonstrations began."
+        for dim in np.flatnonzero(outside)
     ]
 
 

@@ -100,6 +100,8 @@ class Address:
 
 def make_transport(url: str, options: ConnectionOptions) -> Transport:
     parts = urlsplit(url if "://" in url else f"ws://{url}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("the server's URL holds a name or password, which is not used: set the environment variable PRISMATIC_API_KEY")
     is_address = parts.scheme in ("ws", "wss", "http", "https") and parts.hostname and parts.path in ("", "/", "/act", keys.POLICY_PATH)
     if not is_address or not parts.hostname or not re.fullmatch(r"(adapter=[^&]+)?", parts.query):
         expected = (

@@ -184,6 +184,20 @@ def test_the_base_of_relative_targets_is_where_the_arms_have_come_to_rest() -> N
     np.testing.assert_allclose(arm.commands[0], 0.5, atol=0.002)  # not where they were when the reset was commanded
 
 
+def test_a_reading_that_is_no_number_never_becomes_a_target() -> None:
+    arm = SlowArm()
+    robot = RelativeTargets(arm, (ActionKind.MOTION,) * 14)
+    robot.send(np.full(14, 0.01))
+    before = arm.position
+    arm.position = lambda: np.full(14, np.nan)  # type: ignore[method-assign]
+    with pytest.raises(RobotError, match="not a number"):
+        robot.send(np.zeros(14))
+    arm.position = before  # type: ignore[method-assign]
+    robot.send(np.zeros(14))
+    assert robot._target is not None
+    assert np.isfinite(robot._target).all()
+
+
 def test_relative_targets_do_not_run_away_from_an_arm_that_something_stops() -> None:
     arm = SlowArm()
     robot = RelativeTargets(arm, (*(ActionKind.MOTION,) * 13, ActionKind.TARGET))

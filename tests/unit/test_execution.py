@@ -592,3 +592,42 @@ def test_the_world_of_the_test_above_lets_the_arm_act() -> None:
         world.step(Stretch("nothing", 1, 1, 0.5, "follows", 0.0, DT), "nothing")
     assert world.num_acted > 10
     assert world.position[0] == pytest.approx(0.5)
+
+
+def test_an_arm_with_a_delay_is_led_without_stuttering() -> None:
+    robot = make(limits=wide((TARGET,), max_speed=90.0, max_gap=45.0))
+    robot.follows = False
+    robot.executor.take_over()
+    commands = [0.0]
+    for number in range(60):
+        command = robot.step(person=np.array([90.0 * DT * number]))
+        robot.position += (command.action - robot.position) * (1 - np.exp(-DT / 0.15))
+        commands.append(float(command.action[0]))
+    assert np.diff(commands).min() >= 0, "the command went back to where the arm was"
+
+
+def test_an_arm_that_sinks_under_its_load_is_not_led_to_the_ground() -> None:
+    limits = replace(wide((TARGET,), max_speed=10.0, max_gap=8.25), usual_gap=np.array([5.5]))
+    robot = make(limits=limits, start=50.0)
+    robot.follows = False
+    robot.executor.pause()
+    for _ in range(50):
+        robot.position = robot.step().action - 5.0  # the demonstrations saw this gap, too
+    assert robot.position.tolist() == [45.0]
+
+
+def test_a_person_beyond_the_limits_leaves_no_speed_behind() -> None:
+    robot = make(limits=wide((TARGET,), max_speed=10.0, max_acceleration=5.0, high=1.0, mode="refuse"))
+    robot.executor.take_over()
+    robot.step(person=np.array([0.005]))
+    robot.step(person=np.array([2.0]))
+    assert robot.executor._motion.rate.tolist() == [0.0]
+
+
+def test_predictions_whose_mean_is_no_number_hold_the_robot() -> None:
+    robot = make(num_open_loop_steps=1, ensemble_decay=0.1)
+    for value in (1.0, np.inf):
+        robot.executor._plan.add(0, np.full((10, 1), value), 0)
+    robot.executor._end = 5
+    command = robot.step()
+    assert (command.state, command.action.tolist(), command.reason) == (State.HOLDING, [0.0], "action beyond all numbers")

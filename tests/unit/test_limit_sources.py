@@ -70,6 +70,9 @@ def test_a_robot_without_any_limit_is_not_moved(tmp_path: Path) -> None:
     silent = replace(INFO, demonstrated=replace(INFO.demonstrated, max_step=(None,) * 4))  # a published checkpoint
     with pytest.raises(ValueError, match=r"no limits are known for elbow \[rad\], gripper: .* pass it as --limits"):
         choose_limits(silent)
+    endless = replace(INFO, demonstrated=replace(INFO.demonstrated, max_step=(np.inf, 1.0, 0.01, 0.1)))  # JSON has Infinity
+    with pytest.raises(ValueError, match=r"no limits are known for elbow \[rad\]: "):
+        choose_limits(endless)
     file = write(tmp_path / "limits.json", {name: {"max_speed": 0.3} for name in NAMES[:2]})
     assert choose_limits(silent, file).limits.max_speed[0] == 0.3
 
@@ -82,6 +85,10 @@ def test_a_robot_without_any_limit_is_not_moved(tmp_path: Path) -> None:
         ({"gripper": {"speed": 1}}, "unknown 'speed'; did you mean max_speed"),
         ({"gripper": {"low": "a"}}, "low of gripper is 'a'"),
         ({"gripper": {"low": float("nan")}}, "low of gripper is nan"),
+        ({"gripper": {"low": 1.5}}, r"limits of gripper: low is above high \(low 1.5, high 1.1"),
+        ({"gripper": {"max_speed": -1}}, "limits of gripper: a bound is below 0"),
+        ({"elbow [rad]": {"max_gap": 0}}, r"limits of elbow \[rad\]: with a max_acceleration or max_gap of 0 it could not move"),
+        ({"dx": {"low": 0.01}}, "limits of dx: its range must have 0 in it"),
     ],
 )
 def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: object, message: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from prismatic.acting.client import ServerUnavailableError
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
 from prismatic.acting.limits import ActionLimits
 from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.robot import Sensed
+from prismatic.acting.signals import end_at_signals
 from prismatic.acting.states import State
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.types import Observation
@@ -239,4 +243,80 @@ def test_an_exception_that_nobody_foresaw_leaves_the_arm_held(tmp_path: Path) ->
         RealTimeRollout(arm, actor, Keys(), plan).run()  # type: ignore[arg-type]
     assert arm.calls == ["stop"]
     np.testing.assert_array_equal(arm.commands[-1], np.full(6, 12.0))
+    actor.close()
+
+
+class Wheel(SimulatedArm):
+    """Its last dimension is a base that is driven by velocities."""
+
+    num_refused = 3  # of the last commands
+
+    def send(self, action: np.ndarray) -> None:
+        if self.num_refused and self.fault == "bus glitch":
+            self.num_refused -= 1
+            raise ConnectionError("no status packet")
+        super().send(action)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_rollout_between_two_commands_and_repeated_ones_change_nothing(tmp_path: Path, number: int) -> None:
+    saved = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    arm = Wheel()
+    send, broken = arm.send, []
+
+    def send_slowly(action: np.ndarray) -> None:
+        if len(arm.commands) in (5, 6):  # in the midst of a command, and of the last one
+            arm.fault = "bus glitch"
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                broken.append(len(arm.commands))
+        send(action)
+
+    arm.send = send_slowly  # type: ignore[method-assign]
+    kinds = (ActionKind.TARGET,) * 5 + (ActionKind.VELOCITY,)
+    actor = RemoteActor(Policy(), ChunkExecutor(ExecutionOptions(8), replace(LIMITS, kinds=kinds), HZ, NAMES))
+    plan = RolloutPlan(0, "go", 1000, HZ, tmp_path / "steps.jsonl")
+    try:
+        end_at_signals()
+        with pytest.raises(KeyboardInterrupt):
+            RealTimeRollout(arm, actor, Keys(), plan).run()  # type: ignore[arg-type]
+    finally:
+        for kind, handler in saved.items():
+            signal.signal(kind, handler)
+        actor.close()
+    assert not broken
+    assert arm.commands[-1][5] == 0.0, "the base drives on"
+    assert arm.calls == ["stop"]
+
+
+def test_a_full_disk_does_not_end_the_loop(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    actor = RemoteActor(Policy(), ChunkExecutor(ExecutionOptions(8), LIMITS, HZ, NAMES))
+    plan = RolloutPlan(0, "go", 5, HZ, Path("/dev/full"))
+    assert RealTimeRollout(arm, actor, Keys(), plan).run().ending == "out of steps"  # type: ignore[arg-type]
+    actor.close()
+
+
+def test_a_camera_may_use_its_memory_again_and_one_that_makes_the_loop_wait_holds_the_arm() -> None:
+    picture, seen = np.full((8, 8, 3), 7, np.uint8), threading.Event()
+
+    class Late(Policy):
+        def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
+            seen.wait(5)
+            assert observation.images["primary"].max() == 7
+            return super().infer(observation, begins)
+
+    def observe() -> Observation:
+        time.sleep(0.1)
+        return Observation({"primary": picture}, "go", np.zeros(6))
+
+    actor = RemoteActor(Late(), ChunkExecutor(ExecutionOptions(8, max_observation_age_s=0.05), LIMITS, HZ, NAMES))
+    now = time.monotonic()
+    actor.reset(Sensed(np.zeros(6), now), now)
+    assert actor.tick(now, Sensed(np.zeros(6), now), observe).reason == "stale observation"
+    picture[:] = 0
+    seen.set()
+    assert actor._waiting is not None
+    assert actor._waiting[1].result(5).actions.shape == (10, 6)
     actor.close()

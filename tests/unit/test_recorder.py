@@ -108,6 +108,37 @@ def test_a_disk_that_does_not_take_it_is_one_line_and_leaves_nothing(tmp_path: P
         recorder.close({"success": True})
 
 
+def test_a_disk_that_becomes_full_costs_the_recording_and_not_the_process(tmp_path: Path) -> None:
+    class Full:
+        closed = False
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.left = file, 30_000
+
+        def write(self, data: memoryview) -> int:
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return int(self.file.write(data))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def fill(recorder: EpisodeRecorder) -> None:
+        for number in range(1, 200):
+            recorder.add(step(number))
+        recorder.close({"success": True})
+
+    for attempt in range(3):  # HDF5, which saw a write fail, ended the process at the next file or at its exit
+        with EpisodeRecorder(tmp_path / "rollout.hdf5", "go") as recorder:
+            recorder.add(step(0))
+            assert recorder._disk is not None
+            recorder._disk._file = Full(recorder._disk._file)
+            with pytest.raises(RecordingError, match=r"rollout.hdf5 cannot be written: .*No space left"):
+                fill(recorder)
+        assert list(tmp_path.iterdir()) == [], attempt
+
+
 def test_steps_for_which_there_is_no_time_are_left_out_and_counted_and_pictures_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from simulated_arm import NAMES, SimulatedArm
 
-from prismatic.acting.start_check import check_names, check_observation, check_start
+from prismatic.acting.limit_sources import choose_limits
+from prismatic.acting.start_check import check_names, check_observation, check_range, check_start
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.types import Observation
@@ -99,3 +100,13 @@ def test_a_robot_without_what_the_policy_needs_is_refused() -> None:
         check_observation(replace(seen, proprio=np.zeros(5)), INFO)
     with pytest.raises(ValueError, match="the robot gives none"):
         check_observation(replace(seen, proprio=None), INFO)
+
+
+def test_a_robot_that_stands_beyond_its_limits_is_named_before_it_walks_into_them() -> None:
+    limits = choose_limits(replace(INFO, action_names=NAMES)).limits
+    at = np.array([0.0, -115.0, 0.0, 0.0, 0.0, 50.0])
+    assert check_range(at, limits, NAMES) == []  # a little
+    narrow = replace(limits, low=limits.low * np.pi / 180, high=limits.high * np.pi / 180)  # radians in a file for degrees
+    found = check_range(at, narrow, NAMES)
+    assert [told.partition(" ")[0] for told in found] == ["shoulder_lift", "gripper"]
+    assert "is at -115 before the start; its limits are -1.955 and 0.5585, and it walks into them" in found[0]

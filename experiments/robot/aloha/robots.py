@@ -97,7 +97,10 @@ class RelativeTargets(Robot):
             before = now
 
     def send(self, action: np.ndarray) -> None:
+        """Raises RobotError where a joint's reading is not a number: a sum near it would not be one, either."""
         position = self._robot.position()
+        if not np.isfinite(position).all():
+            raise RobotError("a joint's reading is not a number, so that nothing is known of where its target would be")
         if self._target is None:
             self._target = position.copy()
         wanted = np.where(self._adds, self._target + action, action)

@@ -10,7 +10,6 @@ a line in rollouts.jsonl, a log of every control step and a video; summary.json 
 from __future__ import annotations
 
 import dataclasses
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from experiments.robot.evaluation.session import Driver, SessionOptions, drive, 
 from prismatic.acting.keyboard import Keyboard
 from prismatic.acting.limit_sources import ChosenLimits, choose_limits
 from prismatic.acting.robot import Robot
+from prismatic.acting.signals import end_at_signals
 from prismatic.cli import run_script
 from prismatic.vla.constants import ActionKind
 from prismatic.wire.policy_info import PolicyInfo
@@ -156,7 +156,7 @@ def evaluate(config: AlohaEvalConfig) -> Path:
 
 
 def main(config: AlohaEvalConfig) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves as Ctrl-C does: robot held, terminal restored
+    end_at_signals()  # robot held, terminal restored
     evaluate(config)
 
 

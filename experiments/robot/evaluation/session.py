@@ -14,7 +14,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from prismatic.acting.limits import per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.acting.recorder import RECORDINGS, BackgroundRecorder, EpisodeRecorder, RecordingError
 from prismatic.acting.robot import Robot, RobotError
-from prismatic.acting.start_check import check_observation, check_start
+from prismatic.acting.start_check import check_observation, check_range, check_start
 from prismatic.wire.policy_info import PolicyInfo
 
 logger = logging.getLogger(__name__)
@@ -155,12 +156,14 @@ class Session:
             ValueError: the observation lacks what the policy needs.
         """
         try:
-            observation = self._robot.observe(self._label)
+            observation, position = self._robot.observe(self._label), self._robot.position()
         except Exception as error:  # the loop holds the robot for it, and says so
             logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
             return True
         check_observation(observation, self._driver.info)
-        warnings = [told for told in check_start(observation.proprio, self._driver.info) if told.partition(" ")[0] not in self._known]
+        info = self._driver.info
+        found = check_start(observation.proprio, info) + check_range(position, self._driver.limits.limits, info.action_names)
+        warnings = [told for told in found if told.partition(" ")[0] not in self._known]
         self._known |= {told.partition(" ")[0] for told in warnings}
         for told in warnings:
             logger.warning("%s", told)
@@ -196,7 +199,10 @@ class Session:
                 self._close_recording(recorder, outcome)
             if film is not None:
                 ending = "interrupted" if outcome is None else "success" if outcome.success else "failure"
-                video = film.close(options.folder / f"{name}_{ending}.mp4")
+                try:
+                    video = film.close(options.folder / f"{name}_{ending}.mp4")
+                except Exception as error:  # of the pictures, of PyAV, or of a full disk; the rollout counts without its video
+                    logger.warning("no video of this rollout: %s: %s", type(error).__name__, error)
         return outcome, video
 
     def _make_recorder(self, number: int, name: str) -> BackgroundRecorder:
@@ -241,7 +247,7 @@ class Session:
         if video is not None:
             row["video"] = video.name
         self._rows.append(row)
-        with (self._options.folder / "rollouts.jsonl").open("a") as file:
+        with _written(self._options.folder / "rollouts.jsonl") as path, path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         timing = outcome.timing
         print(
@@ -266,9 +272,19 @@ class Session:
             "policy": self._driver.info.content(),
             "command": sys.argv,
         }
-        (self._options.folder / "summary.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+        with _written(self._options.folder / "summary.json") as path:
+            path.write_text(json.dumps(content, indent=1, default=str) + "\n")
         interval = f"95 % interval {100 * low:.0f}-{100 * high:.0f} %"
         print(f"{self._num_successes} of {len(self._rows)} rollouts succeeded ({interval}): {self._options.folder}")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Raises ValueError where the disk does not take it."""
+    try:
+        yield path
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 def session_folder(parent: Path, family: str, note: str | None) -> Path:
