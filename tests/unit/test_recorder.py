@@ -125,11 +125,11 @@ def test_a_disk_that_becomes_full_costs_the_recording_and_not_the_process(tmp_pa
             return getattr(self.file, name)
 
     def fill(recorder: EpisodeRecorder) -> None:
-        for number in range(1, 200):
+        for number in range(1, 60):
             recorder.add(step(number))
         recorder.close({"success": True})
 
-    for attempt in range(3):  # HDF5, which saw a write fail, ended the process at the next file or at its exit
+    for attempt in range(2):  # HDF5, which saw a write fail, ended the process at the next file or at its exit
         with EpisodeRecorder(tmp_path / "rollout.hdf5", "go") as recorder:
             recorder.add(step(0))
             assert recorder._disk is not None
