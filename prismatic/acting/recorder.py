@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ RECORDINGS = "recordings"  # folder of the recordings, in that of the results of
 _MAX_WAITING = 32  # steps with their pictures; three cameras of 480 x 640 take 90 MB
 _ROWS = 64  # of a column, read and written at once
 _NAME_LENGTH = 16  # of texts in a column
-
-logger = logging.getLogger(__name__)
 
 
 class RecordingError(ValueError):

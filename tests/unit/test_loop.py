@@ -262,7 +262,8 @@ class Wheel(SimulatedArm):
 def test_a_signal_ends_a_rollout_between_two_commands_and_repeated_ones_change_nothing(tmp_path: Path, number: int) -> None:
     saved = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     arm = Wheel()
-    send, broken = arm.send, []
+    send = arm.send
+    broken: list[int] = []
 
     def send_slowly(action: np.ndarray) -> None:
         if len(arm.commands) in (5, 6):  # in the midst of a command, and of the last one
