@@ -17,8 +17,9 @@ import torch
 from data_kinds import IMAGE_SIZE, KINDS, Kind
 from torch.utils.data import DataLoader
 
-from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.types import Sample
 
 NUM_WORKERS = 2

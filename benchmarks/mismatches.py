@@ -201,10 +201,11 @@ def gripper_rows(config: MismatchConfig) -> Iterator[Row]:
 
 def data_rows() -> Iterator[Row]:
     """Mistakes in ALOHA demonstrations, as training and inspect_dataset.py look at them, and as compared with a checkpoint's training."""
-    from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+    from prismatic.vla.datasets.dataset import DatasetOptions
     from prismatic.vla.datasets.inspection.view import training_views
     from prismatic.vla.datasets.reference_frames import make_reference
     from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+    from prismatic.vla.datasets.training_data import load_training_data
 
     with tempfile.TemporaryDirectory() as folder:
         options = RecordingOptions(Path(folder), num_episodes=_NUM_DEMONSTRATIONS, noise_scale=0.0)

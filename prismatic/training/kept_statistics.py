@@ -13,7 +13,8 @@ import numpy as np
 
 from prismatic.training.origin import Origin
 from prismatic.vla.constants import NormalizationType, RobotPlatform
-from prismatic.vla.datasets.dataset import RobotDataset, TrainingData
+from prismatic.vla.datasets.dataset import RobotDataset
+from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.normalization import Bounds
 
 _USUAL_SHARE = {NormalizationType.BOUNDS: 0.0, NormalizationType.BOUNDS_Q99: 0.02}  # of its own data that a policy's bounds leave out

@@ -15,7 +15,8 @@ from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.training.distributed import Ranks, gather_objects, raise_together
 from prismatic.training.run_folder import Checkpoint
 from prismatic.vla.constants import RobotPlatform
-from prismatic.vla.datasets.dataset import RobotDataset, TrainingData
+from prismatic.vla.datasets.dataset import RobotDataset
+from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.demonstrated import Demonstrated
 
 _FLAG = "the file of --exclude_episodes"

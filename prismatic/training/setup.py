@@ -36,7 +36,7 @@ from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.datasets.collator import Collator
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.frame_filling import NodeShare, fill_sequential_caches
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import quick_checks
@@ -44,6 +44,7 @@ from prismatic.vla.datasets.inspection.view import training_views
 from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.sampler import MixtureSampler
+from prismatic.vla.datasets.training_data import TrainingData, load_training_data
 from prismatic.vla.diagnosis import Finding
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import Batch

@@ -19,9 +19,10 @@ from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.manifest import read_manifest
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.training_data import load_training_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from script_modules import load_script

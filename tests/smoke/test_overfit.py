@@ -14,8 +14,9 @@ from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.training_data import load_training_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from rlds_writer import make_episode, write_dataset

@@ -13,11 +13,12 @@ from rlds_writer import make_episode, write_dataset
 
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, RobotPlatform
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.rlds.oxe import mixtures
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, ActionEncoding, find_entry, kinds_text
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import libero_dataset_transform
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.images import ImageRecipe
 from prismatic.vla.normalization import unnormalize
 

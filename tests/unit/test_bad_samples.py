@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 
 from prismatic.training.bad_samples import BadSampleWatch, TooManyBadSamplesError, as_row, bad_samples_allowed
 from prismatic.training.distributed import Ranks
-from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.inspection.page import inspect_dataset
 from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.types import BadSample, Sample
 
 OPTIONS = DatasetOptions(cameras=("primary",), image_size=24, augment=True, frame_cache_bytes=0)
@@ -130,7 +131,8 @@ def test_pictures_for_reference_and_inspection_go_on(tmp_path: Path) -> None:
 _READ = """
 import sys
 from pathlib import Path
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 options = DatasetOptions(cameras=("primary",), image_size=24, frame_cache_bytes=0)
 data = load_training_data(resolve_datasets("metaworld_demo", Path(sys.argv[1])), options).train

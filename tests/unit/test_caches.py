@@ -15,11 +15,12 @@ from rlds_writer import make_episode, write_dataset
 
 from prismatic.commands.inspect_dataset import InspectConfig, main
 from prismatic.vla.datasets.caches import CacheItem, find_caches
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import CACHE_FOLDER
 from prismatic.vla.datasets.locks import Owner
 from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.training_data import load_training_data
 
 
 @pytest.fixture(autouse=True)

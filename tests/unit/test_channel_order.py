@@ -13,7 +13,7 @@ from rlds_writer import make_episode, smooth_image, write_dataset
 
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.channel_order import frames_as_rgb
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import EpisodeIndex, index_key, load_index
 from prismatic.vla.datasets.inspection.colours import check_channel_order, hue_shares, looks_exchanged
 from prismatic.vla.datasets.inspection.frames import Strip
@@ -22,6 +22,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.images import encode_jpeg
 
 ENTRY = DatasetEntry(

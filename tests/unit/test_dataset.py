@@ -10,10 +10,11 @@ import pytest
 import torch
 from rlds_writer import Episode, make_episode, write_dataset
 
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.rlds.oxe import configs, mixtures
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
+from prismatic.vla.datasets.training_data import TrainingData, load_training_data
 from prismatic.vla.images import decode_image, prepare_batch_on_device, resize_lanczos3
 from prismatic.vla.normalization import unnormalize
 from prismatic.vla.types import Sample

@@ -15,13 +15,14 @@ from lerobot_writer import write_v3
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.training_data import TrainingData, load_training_data
 
 OPTIONS = DatasetOptions(cameras=("primary",), image_size=24, use_proprio=True, frame_cache_bytes=0)
 

@@ -15,8 +15,9 @@ from rlds_writer import make_episode, write_dataset
 
 from prismatic.training.distributed import EndedTogether, process_group
 from prismatic.training.finite import NON_FINITE_FILE, FiniteWatch, NonFiniteLossError
-from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.training_data import load_training_data
 
 DATASET = "metaworld_demo"
 

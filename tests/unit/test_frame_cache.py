@@ -24,7 +24,7 @@ from rlds_writer import make_episode, write_dataset
 from torch.utils.data import DataLoader
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, VLADataset, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.episodes import FrameReader
 from prismatic.vla.datasets.frame_cache import FrameCache, record_bytes
 from prismatic.vla.datasets.frame_filling import NodeShare, fill_sequential_caches
@@ -32,6 +32,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.sampler import SampleKey
+from prismatic.vla.datasets.training_data import TrainingData, load_training_data
 
 SIZE = 24
 OPTIONS = DatasetOptions(cameras=("primary", "wrist"), image_size=SIZE, frame_cache_bytes=0)

@@ -8,7 +8,7 @@ import pytest
 _PROGRAM = """
 import resource
 import numpy as np
-from prismatic.vla.datasets.freed_memory import keep_freed_memory
+from prismatic.vla.datasets.training_data import keep_freed_memory
 
 def num_page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,13 +13,14 @@ import pytest
 from hdf5_files import ALOHA_CAMERAS, camera_images, write_aloha, write_libero
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, identity_dataset_transform, libero_dataset_transform
 from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.images import decode_image, encode_jpeg
 
 ALOHA = find_entry("aloha1_put_X_into_pot_300_demos")

@@ -14,7 +14,7 @@ from rlds_writer import encode_png, make_episode, write_dataset
 
 from prismatic.vla import constants
 from prismatic.vla.constants import ActionKind
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
 from prismatic.vla.datasets.inspection.encodings import kind_by_values
@@ -26,6 +26,7 @@ from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.diagnosis import Finding, Status
 
 Episode = dict[str, Any]

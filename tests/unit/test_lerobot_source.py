@@ -14,7 +14,7 @@ from lerobot_writer import change_info, decode_video, encode_video, make_episode
 from rlds_writer import smooth_image
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables, read_frame_table
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
@@ -23,6 +23,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.sources import find_dataset_folder, open_source
+from prismatic.vla.datasets.training_data import load_training_data
 
 ENTRY = DatasetEntry(image_obs_keys={"primary": "top", "wrist": "observation.images.wrist"}, robot_platform="METAWORLD")
 EPISODES = [make_episode(7, 1, "push"), make_episode(9, 2, "pull"), make_episode(5, 3, "push")]

@@ -15,10 +15,11 @@ from rlds_writer import make_episode, write_dataset
 
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.vla.constants import ROBOT_PLATFORMS
-from prismatic.vla.datasets.dataset import DatasetOptions, TrainingData, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.inspection.page import inspect_dataset
 from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.training_data import TrainingData, load_training_data
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
 

@@ -10,9 +10,10 @@ import pytest
 from oxe_recordings import write_recording
 from rlds_writer import make_episode, write_dataset
 
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.rlds.oxe import mixtures
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
+from prismatic.vla.datasets.training_data import load_training_data
 
 # Number of data sets and sum of the weights of the published lists (rtx_franka without its four repetitions and berkeley_rpt).
 PUBLISHED_MIXTURES = {

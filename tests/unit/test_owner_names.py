@@ -10,10 +10,11 @@ from lerobot_writer import make_episode, write_v3
 from prismatic.cli import parse_flags
 from prismatic.commands.inspect_dataset import InspectConfig, main
 from prismatic.training.config import FinetuneConfig
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registered_name
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sources import find_dataset_folder
+from prismatic.vla.datasets.training_data import load_training_data
 
 ENTRY = {"image_obs_keys": {"primary": "top", "wrist": "wrist"}, "action_encoding": 1, "robot_platform": "METAWORLD"}
 

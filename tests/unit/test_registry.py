@@ -13,7 +13,7 @@ from rlds_writer import make_episode, write_dataset
 
 from prismatic.vla import constants
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, get_robot_platform
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.repairs import NO_STEPS
 from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import (
@@ -29,6 +29,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import (
 from prismatic.vla.datasets.rlds.oxe.locations import entry_location, platform_location
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets, select_policy_cameras
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, libero_dataset_transform
+from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.datasets.transform_key import transform_key
 
 REPOSITORY = Path(__file__).parents[2]

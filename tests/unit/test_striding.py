@@ -17,7 +17,7 @@ from rlds_writer import make_episode, write_dataset
 from prismatic.conversion.options import RldsFlags
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
-from prismatic.vla.datasets.dataset import DatasetOptions, load_training_data
+from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
@@ -25,6 +25,7 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_dat
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.rlds.source import RldsSource
 from prismatic.vla.datasets.striding import combine_actions, whole_factor
+from prismatic.vla.datasets.training_data import load_training_data
 
 TARGET, MOTION, VELOCITY = ActionKind.TARGET, ActionKind.MOTION, ActionKind.VELOCITY
 

@@ -4,7 +4,6 @@ Letters: M steps, H chunk, A action dim, P proprio dim, N cameras that the polic
 
     RobotDataset     the samples of one data set: step -> frames, instruction, chunk of the H actions that follow, proprio
     VLADataset       the samples of a mixture, one data set behind the other; resized, augmented
-    load_training_data   specs -> training and validation VLADataset and their statistics
 
 By default every step of an episode is a sample: beyond its end, targets are repeated, motions and velocities are 0. The published
 system leaves out the last H - 1 steps instead (`published_tail`).
@@ -14,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from prismatic.vla.constants import ActionKind, near_names
-from prismatic.vla.datasets.episode_weights import check_recorded, describe_weights, episode_weights
+from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.episodes import FrameError
-from prismatic.vla.datasets.exclusions import excluded_episodes
-from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
-from prismatic.vla.datasets.freed_memory import keep_freed_memory
-from prismatic.vla.datasets.index import EpisodeIndex, load_index
-from prismatic.vla.datasets.motions import describe_motions
-from prismatic.vla.datasets.repairs import Repair
-from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
+from prismatic.vla.datasets.frame_cache import CachedFrames
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
-from prismatic.vla.datasets.sources import open_source
-from prismatic.vla.datasets.splits import split_episodes
-from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, count_beyond, published_episodes
-from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.datasets.statistics import DatasetStatistics, count_beyond
 from prismatic.vla.images import augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
 from prismatic.vla.types import BadSample, Sample
@@ -278,115 +267,3 @@ def _common_shape(parts: Sequence[RobotDataset]) -> tuple[int, int] | None:
             with contextlib.suppress(FrameError):
                 shapes |= {frame.shape[:2] for frame in part.stored.recorded(int(part.first_steps[episode]))}
     return shapes.pop() if len(shapes) == 1 else None
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run trains and validates on."""
-
-    train: VLADataset
-    val: VLADataset | None  # never augmented
-    statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
-    repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
-    demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
-    excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
-    weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> weight -> its episodes, where they are not all 1
-
-
-def load_training_data(
-    specs: Sequence[DatasetSpec], options: DatasetOptions, statistics: Mapping[str, DatasetStatistics] | None = None
-) -> TrainingData:
-    """The samples of all `specs`, indexed where necessary; `statistics` names data sets whose statistics are given, not computed.
-
-    Raises:
-        ValueError: the data contradict entry, platform or given statistics, are damaged, or leave nothing to train or validate on.
-    """
-    keep_freed_memory()
-    train, val, known, demonstrated = [], [], dict(statistics or {}), {}
-    opened = _open_frames(specs, options)
-    indexes = {spec.name: frames.index for spec, frames in zip(specs, opened, strict=True)}
-    excluded = excluded_episodes(options.exclude_episodes, indexes)
-    weights = episode_weights(specs, indexes, options.episode_weights)
-    for spec, frames in zip(specs, opened, strict=True):
-        index, left_out = frames.index, excluded[spec.name] | set(np.flatnonzero(weights[spec.name] == 0).tolist())
-        check_recorded(spec, index, left_out)
-        train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
-        covered = published_episodes(index, left_out) if options.published_statistics else train_episodes
-        mask = spec.normalization_mask(index.actions.shape[1])
-        if spec.name in known:
-            _check_statistics(spec, known[spec.name], mask, options)
-        else:
-            known[spec.name] = compute_statistics(index, covered, mask)
-        cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
-        demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
-        train.append(_part(spec, frames, train_episodes, known[spec.name], options, weights[spec.name][train_episodes]))
-        if options.val_fraction is not None:
-            val.append(_part(spec, frames, val_episodes, known[spec.name], options))
-    return TrainingData(
-        train=VLADataset(train, options, augment=options.augment),
-        val=VLADataset(val, options, augment=False) if val else None,
-        statistics={spec.name: known[spec.name] for spec in specs},
-        repairs={name: index.repairs for name, index in indexes.items()},
-        demonstrated=demonstrated,
-        weights={name: describe_weights(found) for name, found in weights.items() if (found != 1).any()},
-        excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
-    )
-
-
-def _check_statistics(spec: DatasetSpec, given: DatasetStatistics, mask: np.ndarray, options: DatasetOptions) -> None:
-    """Accepts given statistics that describe the same numbers."""
-    quantities = {"action": spec.platform.action_dim} | ({"proprio": spec.platform.proprio_dim} if options.use_proprio else {})
-    for quantity, width in quantities.items():
-        found = len(given.get(quantity, {}).get("mean", ()))
-        if found != width:
-            raise ValueError(
-                f"data set {spec.name!r} has {quantity} of {width} dimensions, the checkpoint's statistics of it {found}; pass "
-                "--fresh_heads True to begin with new heads and new statistics, or take the checkpoint of a policy for this robot"
-            )
-    given_mask = np.asarray(given["action"].get("mask", np.ones(len(mask))), bool)
-    odd = [name for name, one, other in zip(spec.platform.action_names, given_mask, mask, strict=True) if one != other]
-    if odd:
-        raise ValueError(
-            f"data set {spec.name!r}: its entry in {CONFIGS_FILE} and the checkpoint's statistics disagree whether {', '.join(odd)} is "
-            "normalised. Correct action_encoding there, or pass --new_statistics True"
-        )
-
-
-def _open_frames(specs: Sequence[DatasetSpec], options: DatasetOptions) -> list[CachedFrames]:
-    """The checked index and the frames of each data set."""
-    indexes = []
-    for spec in specs:
-        source = open_source(spec.folder, spec.entry)
-        index = load_index(source, spec.entry, spec.transform, options.cache_dir, dataset=spec.name, is_lenient=True)
-        spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
-        _check_cameras(spec, index, options)
-        indexes.append(index)
-    named = [(spec.name, index) for spec, index in zip(specs, indexes, strict=True)]
-    caches = open_frame_caches(named, options.cameras, options.image_size, options.frame_cache_dir, options.frame_cache_bytes)
-    return [CachedFrames(index, options.cameras, options.image_size, kept) for index, kept in zip(indexes, caches, strict=True)]
-
-
-def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptions) -> None:
-    for camera in options.cameras:
-        if camera not in index.cameras:
-            raise ValueError(
-                f"data set {spec.name!r} has no camera {camera!r}; add it to image_obs_keys of its entry in {CONFIGS_FILE}; "
-                f"{near_names(camera, index.cameras)}"
-            )
-
-
-def _part(
-    spec: DatasetSpec,
-    frames: CachedFrames,
-    episodes: np.ndarray,
-    statistics: DatasetStatistics,
-    options: DatasetOptions,
-    weights: np.ndarray | None = None,
-) -> RobotDataset:
-    part = RobotDataset(spec, frames, episodes, statistics, options, weights)
-    if len(part) == 0:
-        raise ValueError(
-            f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and --published_tail needs that; "
-            "leave it out, or take a platform with a shorter chunk"
-        )
-    return part

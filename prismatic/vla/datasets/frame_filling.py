@@ -15,8 +15,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from prismatic.vla.datasets.dataset import TrainingData
 from prismatic.vla.datasets.frame_cache import CachedFrames, record_bytes
+from prismatic.vla.datasets.training_data import TrainingData
 
 _MOST_STEPS = 2000  # of a task
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prismatic.vla.datasets.dataset import TrainingData
 from prismatic.vla.datasets.inspection.encodings import check_encoding
 from prismatic.vla.datasets.inspection.grippers import check_gripper_signs, check_grippers
 from prismatic.vla.datasets.inspection.ranges import check_clipping, check_constants, check_idle_steps, check_spread, check_units
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.diagnosis import MAX_LISTED, Finding, Status, counted, listed
 
 REPAIRS = "repairs"  # subject of what the reader left out or mended

@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform
-from prismatic.vla.datasets.dataset import TrainingData
 from prismatic.vla.datasets.episode_weights import manifest_weights
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics
+from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.normalization import Bounds
 
 
