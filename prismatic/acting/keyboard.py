@@ -42,6 +42,11 @@ class Keyboard:
             return ""
         return os.read(self._stream.fileno(), 1).decode(errors="replace").lower()
 
+    def forget(self) -> None:
+        """Drops the keys that were pressed before now: they were no answer to what is asked next."""
+        while self.pressed():
+            pass
+
     def wait(self, keys: str) -> str:
         """The first of `keys` that is pressed."""
         while (key := self.pressed()) not in keys or not key:

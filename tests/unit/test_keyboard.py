@@ -37,6 +37,9 @@ def test_keys_come_without_enter_and_the_terminal_is_restored(terminal: tuple[in
         assert [keyboard.pressed() for _ in range(4)] == ["p", " ", "s", ""]
         os.write(master, b"xyc")
         assert keyboard.wait("cq") == "c"
+        os.write(master, b"cc")
+        keyboard.forget()  # typed ahead: no answer to the next question
+        assert keyboard.pressed() == ""
     assert settings(stream) == before
     assert keyboard.pressed() == ""
 

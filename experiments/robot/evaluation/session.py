@@ -134,8 +134,8 @@ class Session:
             except RobotError as error:
                 if not self._keyboard.is_terminal:
                     raise ValueError(f"the robot did not reach its start: {error}") from error
-                print(f"The robot did not reach its start: {error}\nPress c to try again, q to quit")
-                if self._keyboard.wait(CONTINUE + QUIT) == QUIT:
+                question = f"The robot did not reach its start: {error}\nPress c to try again, q to quit"
+                if self._ask(question, CONTINUE + QUIT) == QUIT:
                     return False
 
     def _prepare(self, number: int) -> bool:
@@ -146,8 +146,8 @@ class Session:
             while not (typed := self._keyboard.line(f"instruction [{self._label}]: ") or self._label):
                 pass
             self._label = typed
-        print(f"rollout {number + 1}: {self._label!r}. Prepare the scene, then press c to begin, q to quit; {KEY_HELP}")
-        return self._keyboard.wait(CONTINUE + QUIT) == CONTINUE
+        question = f"rollout {number + 1}: {self._label!r}. Prepare the scene, then press c to begin, q to quit; {KEY_HELP}"
+        return self._ask(question, CONTINUE + QUIT) == CONTINUE
 
     def _looks_right(self) -> bool:
         """Shows what is not as in the demonstrations, before anything moves; False: quit.
@@ -169,8 +169,7 @@ class Session:
             logger.warning("%s", told)
         if not warnings or not (self._options.waits_for_person and self._keyboard.is_terminal):
             return True
-        print("Nothing has moved. Press c to go on all the same, q to quit")
-        return self._keyboard.wait(CONTINUE + QUIT) == CONTINUE
+        return self._ask("Nothing has moved. Press c to go on all the same, q to quit", CONTINUE + QUIT) == CONTINUE
 
     def _play(self, number: int) -> tuple[RolloutOutcome, Path | None]:
         options, film = self._options, None
@@ -233,8 +232,13 @@ class Session:
             self._unrecorded = error
 
     def _ask_success(self) -> bool:
-        print(f"Was it a success? {SUCCESS} or {FAILURE}")
-        return self._keyboard.wait(SUCCESS + FAILURE) == SUCCESS
+        return self._ask(f"Was it a success? {SUCCESS} or {FAILURE}", SUCCESS + FAILURE) == SUCCESS
+
+    def _ask(self, question: str, keys: str) -> str:
+        """The key that answers; one that was pressed before the question is none."""
+        self._keyboard.forget()
+        print(question, flush=True)
+        return self._keyboard.wait(keys)
 
     def _report(self, number: int, outcome: RolloutOutcome, video: Path | None) -> None:
         """One line in rollouts.jsonl and on the screen."""
