@@ -100,7 +100,7 @@ def check_range(position: np.ndarray, limits: ActionLimits, names: Sequence[str]
     return [
         f"{names[dim]} is at {position[dim]:.4g} before the start; its limits are {limits.low[dim]:.4g} and {limits.high[dim]:.4g}, and it "
         "walks into them. Are they in its unit? See --limits, or bring the robot to where the demonstrations began."
-        for dim in np.flatnonzero(outside)
+        for dim in np.flatnonzero(outside).tolist()
     ]
 
 

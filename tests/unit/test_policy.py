@@ -210,7 +210,6 @@ def test_an_image_that_is_no_image_is_described() -> None:
     ("file", "message"),
     [
         ("policy.json", "has no policy.json"),
-        ("dataset_statistics.json", "lacks dataset_statistics.json"),
         ("action_head--3_checkpoint.pt", "exactly one file action_head--"),
         ("proprio_projector--3_checkpoint.pt", "exactly one file proprio_projector--"),
         ("model.safetensors", "holds neither model.safetensors nor lora_adapter/"),
@@ -222,6 +221,16 @@ def test_an_image_that_is_no_image_is_described() -> None:
 def test_a_missing_file_is_named(folder: Path, file: str, message: str) -> None:
     (folder / file).unlink()
     with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_statistics_that_the_models_config_carries_stand_in_for_their_file(folder: Path) -> None:
+    before = Policy.from_pretrained(folder, device="cpu").predict([observation()])[0].actions
+    (folder / "dataset_statistics.json").unlink()
+    np.testing.assert_array_equal(Policy.from_pretrained(folder, device="cpu").predict([observation()])[0].actions, before)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "norm_stats": None}))
+    with pytest.raises(ValueError, match=r"lacks dataset_statistics.json"):
         Policy.from_pretrained(folder, device="cpu")
 
 
