@@ -225,6 +225,7 @@ def test_health_with_a_policy_that_hangs() -> None:
 def test_health_with_a_dead_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(house.service.batcher, "_next_batch", list)  # nothing known ends the thread; this does
     house.request("/act", BODY, {keys.DEADLINE_HEADER: "2000"})
+    house.eventually(lambda: not house.service.batcher._thread.is_alive())  # a moment after its last answer
     for path in ("/healthz", "/health", "/readyz"):
         status, text = house.request(path)
         assert (status, "the thread that calls the policy has ended" in text) == (503, True)
@@ -282,24 +283,23 @@ def test_the_servers_own_page_may_ask(house: House) -> None:
         pass
 
 
-def test_our_client_says_how_long_it_waits_and_waits_as_long_as_it_is_told(house: House) -> None:
-    for scheme in ("ws", "http"):
-        client = PolicyClient(f"{scheme}://127.0.0.1:{house.port}", ConnectionOptions(reply_timeout_s=1.0, first_backoff_s=0.01))
+@pytest.mark.parametrize("scheme", ["ws", "http"])
+def test_our_client_says_how_long_it_waits_and_waits_as_long_as_it_is_told(house: House, scheme: str) -> None:
+    client = PolicyClient(f"{scheme}://127.0.0.1:{house.port}", ConnectionOptions(reply_timeout_s=1.0, first_backoff_s=0.01))
+    client.infer(SEEN)
+    before = len(house.engine.calls)
+    first = hold(house)
+    with pytest.raises(ServerUnavailableError):
         client.infer(SEEN)
-        before = len(house.engine.calls)
-        first = hold(house)
-        with pytest.raises(ServerUnavailableError):
-            client.infer(SEEN)
-        house.eventually(lambda: house.service.batcher.admitted == 1)
-        house.engine.go.set()
-        first.join()
-        assert len(house.engine.calls) == before + 1  # what it no longer waited for was not computed
-        house.service.batcher.refuse_new()
-        with pytest.raises(ServerUnavailableError) as caught:
-            client.infer(SEEN)
-        assert caught.value.retry_after_s == 1
-        house.service.batcher._closed = False
-        client.close()
+    house.eventually(lambda: house.service.batcher.admitted == 1)
+    house.service.batcher.refuse_new()  # while the first one is at work: the worker ends behind the last
+    with pytest.raises(ServerUnavailableError) as caught:
+        client.infer(SEEN)
+    assert caught.value.retry_after_s == 1
+    house.engine.go.set()
+    first.join()
+    assert len(house.engine.calls) == before + 1  # what it no longer waited for was not computed
+    client.close()
 
 
 def test_our_client_is_told_of_an_observation_that_is_too_large() -> None:

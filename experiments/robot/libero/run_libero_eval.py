@@ -41,9 +41,7 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     """Plays LIBERO with a checkpoint; what stays None is read from it."""
 
     # LIBERO
-    task_suite_name: str = (
-        "libero_spatial"  # libero_spatial, libero_object, libero_goal, libero_10, libero_90, or LIBERO-PRO's: libero_goal_swap
-    )
+    task_suite_name: str = "libero_spatial"  # libero_spatial, _object, _goal, _10, _90, or of LIBERO-PRO: libero_goal_swap
     task_names: list[str] = field(default_factory=list)  # names or numbers of tasks; all of the suite by default
     num_steps_wait: int = 10  # no-op steps first, while objects fall onto the table
     initial_states_path: str = _DEFAULT_STATES  # "DEFAULT": the 50 fixed states; else a metainfo.json of regenerate_libero_dataset.py
