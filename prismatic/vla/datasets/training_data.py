@@ -68,9 +68,10 @@ def load_training_data(
             known[spec.name] = compute_statistics(index, covered, mask)
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
-        train.append(_part(spec, frames, train_episodes, known[spec.name], options, weights[spec.name][train_episodes]))
+        shown = weights[spec.name][train_episodes]
+        train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, shown), spec.name))
         if options.val_fraction is not None:
-            val.append(_part(spec, frames, val_episodes, known[spec.name], options))
+            val.append(_not_empty(RobotDataset(spec, frames, val_episodes, known[spec.name], options), spec.name))
     return TrainingData(
         train=VLADataset(train, options, augment=options.augment),
         val=VLADataset(val, options, augment=False) if val else None,
@@ -124,18 +125,10 @@ def _check_cameras(spec: DatasetSpec, index: EpisodeIndex, options: DatasetOptio
             )
 
 
-def _part(
-    spec: DatasetSpec,
-    frames: CachedFrames,
-    episodes: np.ndarray,
-    statistics: DatasetStatistics,
-    options: DatasetOptions,
-    weights: np.ndarray | None = None,
-) -> RobotDataset:
-    part = RobotDataset(spec, frames, episodes, statistics, options, weights)
+def _not_empty(part: RobotDataset, name: str) -> RobotDataset:
     if len(part) == 0:
         raise ValueError(
-            f"data set {spec.name!r}: no episode is as long as the chunk of {part.chunk} actions, and --published_tail needs that; "
+            f"data set {name!r}: no episode is as long as the chunk of {part.chunk} actions, and --published_tail needs that; "
             "leave it out, or take a platform with a shorter chunk"
         )
     return part
