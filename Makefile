@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := rlds,metaworld,aloha,lerobot,quant,serve,tensorboard,wandb,dev
+EXTRAS := rlds,metaworld,aloha,lerobot,quant,export,serve,tensorboard,wandb,dev
 STAMP := $(VENV)/.installed
 LIBERO_STAMP := $(VENV)/.installed-libero
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "aloha": "the simulated ALOHA robot",
     "serve": "the policy server and its clients",
     "quant": "4-bit and 8-bit models, 8-bit AdamW",
+    "export": "ONNX files for small computers",
     "flash": "flash-attn, which is never needed",
     "wandb": "logging to Weights & Biases",
     "tensorboard": "logging to TensorBoard",

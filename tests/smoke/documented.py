@@ -134,6 +134,7 @@ RULES: dict[str, Rule] = {
     r"python vla-scripts/finetune\.py --config_path vla-scripts/recipes/small_8gb_card\.yaml .*": Elsewhere(
         "tests/unit/test_recipes.py", "small_8gb_card"
     ),
+    r"python scripts/export\.py .*": Elsewhere("tests/unit/test_export.py", "export.py"),
     r"docker .*": ByHand("needs Docker"),
     r"torchrun --standalone --nnodes 1 --nproc-per-node 8 .* --data_root_dir data --dataset_name my_robot": Elsewhere(
         "tests/smoke/test_processes.py", "--nproc-per-node"

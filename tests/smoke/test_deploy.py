@@ -246,7 +246,7 @@ def to_simulator(actions: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.clients
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)  # building the environments is not counted
 def test_the_published_rest_clients(server: Server, checkpoint: Path, client_envs: dict[str, Path]) -> None:
     seen = run_client(client_envs["oft"], "oft_session.py", server.port)
     expected = expected_actions(checkpoint)

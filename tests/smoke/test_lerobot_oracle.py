@@ -25,7 +25,7 @@ def write_and_read(lerobot: LeRobot, folder: Path, out: Path, fps: float, codec:
 
 
 @pytest.mark.clients
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)  # building the environment is not counted
 @pytest.mark.parametrize(("codec", "fps"), [("h264", 30), ("hevc", 15), ("libsvtav1", 7), ("h264", 29.97), ("libsvtav1", 30)])
 def test_frame_for_frame_as_lerobot_reads_it(lerobot: LeRobot, tmp_path: Path, codec: str, fps: float) -> None:
     folder = tmp_path / "set"

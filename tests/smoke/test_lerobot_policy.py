@@ -21,7 +21,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.types import Observation
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900, func_only=True)]
 SESSION = Path(__file__).parent / "clients" / "lerobot_policy_session.py"
 NUM_STEPS = 1000
 CAMERAS = {"primary": "observation.images.front", "wrist": "observation.images.wrist"}

@@ -19,7 +19,7 @@ from policy_server import Server, write_policy
 from prismatic.vla.constants import NormalizationType, RobotPlatform
 from prismatic.vla.demonstrated import Demonstrated
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(900, func_only=True)]
 CLIENTS = Path(__file__).parent / "clients"
 # Another order and other units than LeRobot's.
 NAMES = ("gripper [0-1]", *(f"{joint} [rad]" for joint in ("wrist_roll", "wrist_flex", "elbow_flex", "shoulder_lift", "shoulder_pan")))

@@ -50,6 +50,7 @@ CONFIGS = {
     "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
     "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
     "scripts/convert/prismatic_to_base.py": lambda: load_script("scripts/convert/prismatic_to_base.py").ConvertConfig,
+    "scripts/export.py": lambda: load_script("scripts/export.py").ExportConfig,
     "scripts/make_base.py": lambda: load_script("scripts/make_base.py").MakeBaseConfig,
     "benchmarks/rollout.py": lambda: load_script("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/deploy.py": lambda: DeployConfig,

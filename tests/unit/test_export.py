@@ -1,0 +1,119 @@
+"""An exported policy gives the policy's own actions, in a process that knows neither this project nor transformers nor peft."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_policies import make_parts
+from script_modules import load_script
+
+from prismatic.models.base import tokenizer_texts
+from prismatic.policy.checkpoint.loading import load_parts
+from prismatic.policy.checkpoint.parts import PolicyParts
+from prismatic.policy.checkpoint.saving import save_policy
+from prismatic.policy.export import ExportedCall, example_inputs, export_policy, export_program
+
+LENGTHS = (24, 37)  # of the prompt; the first is the one that the program was traced with
+
+_RUN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+samples = [np.load(folder.parent / f"inputs_{length}.npz") for length in (24, 37)]
+wanted = set(json.loads((folder / "processor.json").read_text())["inputs"])
+if kind == "onnx":
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(folder / "policy.onnx"), providers=["CPUExecutionProvider"])
+    assert {item.name for item in session.get_inputs()} == wanted
+    results = [session.run(["actions"], {name: sample[name] for name in wanted})[0] for sample in samples]
+else:
+    import torch
+    program = torch.export.load(folder / "policy.pt2").module()
+    results = [program(**{name: torch.from_numpy(sample[name]) for name in wanted}).numpy() for sample in samples]
+foreign = {"transformers", "peft", "prismatic"} & set(sys.modules)
+assert not foreign, foreign
+np.savez(folder.parent / f"results_{kind}.npz", *results)
+"""
+
+
+def _whole(head: str, backbone: str) -> PolicyParts:
+    """A policy with the files of its tokenizer."""
+    parts = make_parts(head, backbone)
+    files = tokenizer_texts(parts.processor.tokenizer)
+    return replace(parts, processor=replace(parts.processor, tokenizer_files=files))
+
+
+def _check(parts: PolicyParts, folder: Path, kind: str) -> None:
+    call = ExportedCall(parts).eval()
+    for length in LENGTHS:
+        np.savez(folder.parent / f"inputs_{length}.npz", **{name: value.numpy() for name, value in example_inputs(parts, length).items()})
+    subprocess.run([sys.executable, "-I", "-c", _RUN, str(folder), kind], check=True)
+    found = np.load(folder.parent / f"results_{kind}.npz")
+    for length, name in zip(LENGTHS, found.files, strict=True):
+        with torch.no_grad():
+            expected = call(**example_inputs(parts, length))
+        np.testing.assert_allclose(found[name], expected.numpy(), atol=1e-4)
+
+
+def test_both_programs_of_a_checkpoint_act_alone(tmp_path: Path) -> None:
+    script, checkpoint, folder = load_script("scripts/export.py"), tmp_path / "checkpoint", tmp_path / "exported"
+    checkpoint.mkdir()
+    save_policy(_whole("l1", "qwen"), checkpoint, step=None)
+    config = script.ExportConfig(str(checkpoint), folder)
+    script.main(config)
+    parts = load_parts(checkpoint, torch.device("cpu"), torch.float32)
+    assert {"policy.pt2", "processor.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    described = json.loads((folder / "processor.json").read_text())
+    assert described["inputs"]["prompt_ids"] == {"shape": [1, "L"], "dtype": "int64"}
+    assert described["images"]["cameras"] == ["primary", "wrist"]
+    assert described["prompt"]["template"].startswith("<|im_start|>")
+    assert described["normalization"]["statistics"] == parts.norm_stats
+    for kind in ("torch", "onnx"):
+        _check(parts, folder, kind)
+    with pytest.raises(ValueError, match="exists already"):
+        script.main(config)
+
+
+def test_flags_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    script = load_script("scripts/export.py")
+    for flags, message in (
+        ({"formats": ["tflite"]}, "--formats: tflite is unknown; choose among torch, onnx, aoti"),
+        ({"dtype": "int8"}, "--dtype is 'int8'; choose one of float32"),
+        ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            script.ExportConfig(**{"pretrained_checkpoint": "runs/x", "output_dir": tmp_path / "y", **flags})
+
+
+def test_onnx_runtime_denoises_as_the_policy_does(tmp_path: Path) -> None:
+    parts, folder = _whole("diffusion", "qwen"), tmp_path / "exported"
+    heads = replace(parts.spec.heads, num_diffusion_steps_inference=2)  # each step is a copy of the model's operations
+    parts = replace(parts, spec=replace(parts.spec, heads=heads))
+    export_policy(parts, folder, ("onnx",))
+    _check(parts, folder, "onnx")
+
+
+@pytest.mark.parametrize("head", ["film", "discrete"])
+def test_programs_of_other_heads_give_the_same_actions(head: str) -> None:
+    parts = make_parts(head)
+    call, example = ExportedCall(parts).eval(), example_inputs(parts)
+    program = export_program(call, example).module()
+    for length in LENGTHS:
+        example = example_inputs(parts, length)
+        torch.testing.assert_close(program(**example), call(**example), atol=1e-4, rtol=0)
+
+
+def test_without_the_packages_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'ONNX files need the packages onnx and onnxscript; pip install "openvla-oft-robot\[export\]"'):
+        export_policy(make_parts("l1"), tmp_path / "exported", ("onnx",))
+    assert not list(tmp_path.iterdir())
