@@ -35,7 +35,7 @@ $(LIBERO_STAMP): $(STAMP)
 	@touch $@
 
 test: install ## Run every test that this machine can run
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-world: $(LIBERO_STAMP) ## Tests against other people's packages: LIBERO's simulator, published clients, LeRobot (installs them)
 	PRISMATIC_CLIENT_TESTS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "clients or sim" tests/smoke/test_deploy.py \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Caches of tests are not the user's."""
+    """Caches of tests are not the user's; Ctrl-C reaches tests and their programs also in a shell's background job, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="prismatic-test-cache-")
     os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE]
 
