@@ -1,4 +1,4 @@
-"""A quick test, at every load of a checkpoint, that attention looks both ways and ignores padding.
+"""A quick test, whenever a policy is loaded to act, that attention looks both ways and ignores padding.
 
 The most common cause of a ruined success rate is a library update that silently makes attention causal again. Letters: B batch,
 T tokens, D width.

@@ -17,11 +17,12 @@ from urllib.request import urlopen
 
 import launching
 import pytest
-from documented import FOLLOWED_BY_A_TEST_OF_ITS_OWN, PAGES, RULES, Elsewhere, Here, find_rule
-from documents import ROOT, copy_checkout, environment, page_commands
+from documented import FOLLOWED_BY_A_TEST_OF_ITS_OWN, PAGES, RULES, SO101, Elsewhere, Here, find_rule
+from documents import ROOT, add_entry, copy_checkout, environment, page_commands
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from hdf5_files import write_aloha, write_libero
+from lerobot_writer import write_so101
 from rlds_writer import make_episode, write_dataset
 
 ENTRIES = """
@@ -38,6 +39,21 @@ ENTRIES = """
         robot_platform="ALOHA",
     ),
 """
+# What `--suggest` prints for LeRobot's recording, and its user pastes: printed by the test below, too.
+_JOINTS = [f"{joint}.pos [deg]" for joint in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")]
+_NAMES = ", ".join(f'"{name}"' for name in (*_JOINTS, "gripper.pos [0-100]"))
+PLATFORM = f"""
+        RobotPlatform(
+            name="SO101_PICK",
+            num_actions_chunk=10,
+            action_dim=6,
+            proprio_dim=6,
+            normalization=NormalizationType.BOUNDS,
+            control_hz=10,
+            action_names=({_NAMES}),
+            proprio_names=({_NAMES}),
+        ),
+"""
 _STEPS_OF_THE_PAGES = r"--(100?000)_chkpt"
 
 
@@ -48,6 +64,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_checkout(folder)
     registry = folder / "prismatic/vla/datasets/rlds/oxe/configs.py"
     registry.write_text(registry.read_text().replace("    # Templates to copy", f"{ENTRIES}    # Templates to copy", 1))
+    add_entry(folder, SO101 + PLATFORM)
+    write_so101(folder / ".cache/huggingface/lerobot/me/so101_pick")
     _run(folder, "python scripts/make_base.py --output_dir openvla/openvla-7b --image_size 28 --patch_size 14 --llm_layers 1")
     _run(folder, "python scripts/make_untrained_policy.py --output_dir runs/demo/train/demo --robot_platform METAWORLD")
     for number in range(3):
@@ -60,18 +78,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, command: str, statuses: tuple[int, ...] = (0,)) -> str:
-    started, words = time.monotonic(), shlex.split(command)
+    started, words, variables = time.monotonic(), shlex.split(command), environment(folder)
+    if "~/" in command:
+        variables["HOME"] = str(folder)
     if words[0] == "python" and words[1].endswith(".py"):
         kind = launching.TENSORFLOW if words[1].startswith("scripts/convert") else launching.TORCH
-        done = launching.run([sys.executable, *words[1:]], folder, environment(folder), 250, kind, folder)
+        done = launching.run([sys.executable, *words[1:]], folder, variables, 250, kind, folder)
     elif words[0] == "torchrun" and (folder / "runs/my_run").exists():  # the first one is torchrun's own
         begin = next(number for number, word in enumerate(words) if word.endswith(".py"))
         count = int(words[words.index("--nproc-per-node") + 1])
-        done = launching.run_ranks([sys.executable, *words[begin:]], count, folder, environment(folder), checkout=folder)
+        done = launching.run_ranks([sys.executable, *words[begin:]], count, folder, variables, checkout=folder)
     else:
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=250, check=False
-        )
+        done = subprocess.run(command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode in statuses, f"{command}\n{done.stdout}\n{done.stderr}"
     print(f"{time.monotonic() - started:6.1f} s  {command[:120]}")
     return done.stdout
@@ -125,7 +143,10 @@ def test_commands_run(workplace: Path) -> None:
         if rule.serves:
             _serve(workplace, f"{command} {rule.extra}")
         else:
-            _run(workplace, f"{command} {rule.extra}", rule.statuses)
+            printed = _run(workplace, f"{command} {rule.extra}", rule.statuses)
+            assert rule.prints in printed
+            if rule.prints == SO101:
+                assert PLATFORM.strip("\n") in printed
     assert (workplace / "runs/my_run/curves.png").stat().st_size > 10_000
     assert (workplace / "runs/my_run/compared_curves.png").stat().st_size > 10_000
 
@@ -150,7 +171,8 @@ def test_pages_with_commands_are_known() -> None:
         *PAGES,
         *FOLLOWED_BY_A_TEST_OF_ITS_OWN,
         "README.md",
-    }  # README.md has the commands of README_EN.md, see test_docs.py
+        "docs/from_openvla_oft.zh.md",
+    }  # those in Chinese have the commands of the English ones, see test_docs.py
 
 
 SNIPPET_START = """

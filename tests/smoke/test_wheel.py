@@ -25,6 +25,11 @@ ENTRY_POINTS = {
     "openvla-convert-aloha": "--input_dir",
     "openvla-convert-lerobot": "--input_dir",
     "openvla-convert-libero": "--input_dir",
+    "openvla-run-robot": "--robot_args",
+    "openvla-run-aloha": "--vla_server_url",
+    "openvla-eval-aloha-sim": "--num_trials_per_task",
+    "openvla-eval-libero": "--task_suite_name",
+    "openvla-eval-metaworld": "--task_names",
 }
 
 

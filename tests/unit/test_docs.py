@@ -13,7 +13,7 @@ import pytest
 from script_modules import ROOT, load_script
 
 from prismatic.cli_sections import flag_names
-from prismatic.commands import convert_aloha, convert_libero
+from prismatic.commands import convert_aloha, convert_lerobot, convert_libero
 from prismatic.commands.deploy import DeployConfig
 from prismatic.commands.doctor import DoctorConfig
 from prismatic.commands.inspect_dataset import InspectConfig
@@ -31,6 +31,9 @@ from documents import page_commands
 PAGES = ("README.md", "README_EN.md")
 GUIDES = ("ALOHA.md", "LIBERO.md")
 RECORDINGS, ROLLOUTS = "docs/recordings.md", "docs/rollouts.md"
+COMING, COMING_ZH = "docs/from_openvla_oft.md", "docs/from_openvla_oft.zh.md"
+DOORS = (COMING, "docs/lerobot.md", "docs/hdf5_rlds.md", "docs/laptop.md")  # one for each kind of newcomer
+CLAIMS = "docs/claims.md"
 OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
@@ -38,6 +41,8 @@ SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only 
 ALOHA = "experiments/robot/aloha"
 LIBERO = "experiments/robot/libero"
 CONFIGS = {
+    "scripts/run_robot.py": lambda: load_script("scripts/run_robot.py").RobotConfig,
+    "scripts/convert/lerobot_to_rlds.py": lambda: convert_lerobot.ConvertConfig,
     f"{ALOHA}/run_aloha_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
     f"{ALOHA}/run_aloha_sim_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
     f"{ALOHA}/record_demos.py": lambda: load_script(f"{ALOHA}/record_demos.py").RecordConfig,
@@ -72,6 +77,7 @@ CONFIGS = {
 # The same headings in both languages, in order.
 HEADINGS = {
     "让 OpenVLA-OFT 学会你自己的机器人": "Teach OpenVLA-OFT your own robot",
+    "你从哪里来": "Where you come from",
     "它替你解决什么": "What it does for you",
     "安装": "Install",
     "从检查点到动作": "From a checkpoint to actions",
@@ -102,7 +108,40 @@ def test_both_languages_have_the_same_headings_and_commands() -> None:
 def test_both_languages_have_tables_of_the_same_rows_and_the_same_links() -> None:
     chinese, english = ((ROOT / page).read_text() for page in PAGES)
     assert len(re.findall(r"^\|", chinese, re.M)) == len(re.findall(r"^\|", english, re.M)) > 30
-    assert set(re.findall(r"\]\((\S+?)\)", chinese)) == set(re.findall(r"\]\((\S+?)\)", english))
+    assert set(re.findall(r"\]\((\S+?)\)", chinese.replace(COMING_ZH, COMING))) == set(re.findall(r"\]\((\S+?)\)", english))
+
+
+def test_the_readme_opens_a_short_page_for_every_kind_of_newcomer() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        doors = re.findall(r"^\| [^|]+ \| \[[^]]+\]\((\S+?)\)", text, re.M)
+        assert tuple(doors) == (COMING_ZH if page == "README.md" else COMING, *DOORS[1:])
+        assert text.index("make demo") < text.index(doors[0]) < text.index("make install")
+    for page in (*DOORS, COMING_ZH):
+        assert len((ROOT / page).read_text().splitlines()) <= 120, page
+
+
+def test_what_those_who_come_from_openvla_oft_read_is_the_same_in_both_languages_and_there() -> None:
+    chinese, english = ((ROOT / page).read_text() for page in (COMING_ZH, COMING))
+    assert page_commands(COMING_ZH) == page_commands(COMING) != []
+    tables = [re.findall(r"^\| (.+) \| (.+) \|$", text, re.M) for text in (chinese, english)]
+    assert len(tables[0]) == len(tables[1]) > 20
+    for rows in zip(*tables, strict=True):
+        words = [sorted(re.findall(r"`([^`]+)`", " ".join(row))) for row in rows]
+        assert words[0] == words[1]
+    names = {name for row in tables[1] for cell in row for name in re.findall(r"`([^`]+)`", cell)}
+    files = [path for folder in ("prismatic", "experiments", "vla-scripts") for path in (ROOT / folder).rglob("*.py")]
+    paths = {str(path.relative_to(ROOT)) for path in files}
+    here = {name for _, cell in tables[1] for name in re.findall(r"`([\w/]+\.py)`", cell)}
+    assert not [name for name in here if not any(f"/{path}".endswith(f"/{name}") for path in paths)]
+    code = "\n".join(path.read_text() for path in files)
+    for name in names - here:
+        if re.fullmatch(r"[A-Za-z]\w+", name) and name not in GONE:
+            assert re.search(rf"\b{name}\b", code), f"nothing here is called {name}"
+
+
+# Names of the published code that its users look up and that have another one here.
+GONE = {"RLDSDataset", "RLDSBatchTransform", "tensorflow_graphics", "dlimp", "timm", "torchaudio", "fastapi"}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -119,7 +158,13 @@ def test_the_readme_explains_samples_and_fields_of_the_registry(page: str) -> No
     assert {name for name in documented if f"| `{name}` |" in text} == documented
 
 
-@pytest.mark.parametrize("command", [command for page in ("README_EN.md", *GUIDES, ROLLOUTS) for command in page_commands(page)])
+def _commands(*pages: str) -> list[str]:
+    """Of all pages together, each once; programs of LeRobot and pip are no flags of ours."""
+    commands = dict.fromkeys(command for page in pages for command in page_commands(page))
+    return [command for command in commands if not re.match(r"lerobot-|pip |python -m lerobot_", command)]
+
+
+@pytest.mark.parametrize("command", _commands("README_EN.md", *GUIDES, ROLLOUTS, *DOORS))
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     _check_command(command)
 
@@ -174,6 +219,28 @@ def test_every_test_that_the_page_of_recordings_names_exists() -> None:
     assert page.count("`test_") + page.count("::test_") > 40
 
 
+def test_every_test_that_other_pages_name_exists() -> None:
+    defined = {path.stem: re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE) for path in ROOT.glob("tests/*/test_*.py")}
+    claims = (ROOT / CLAIMS).read_text()
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {CLAIMS, COMING_ZH} <= {
+        f"docs/{name}" for name in re.findall(r"\((\w+\.md)\)", claims)
+    }
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", claims, re.MULTILINE)
+    assert len({claim for claim, _ in rows}) > 150
+    for claim, proof in rows:
+        named = re.findall(r"`(test_\w+)(?:::(test_\w+))?`", proof)
+        assert named or re.search(r"shows it|measured|\*not shown\*|by hand|each row|run on|linked", proof), claim
+        for file, name in named:
+            assert file in defined, f"there is no {file}.py: {claim}"
+            assert not name or name in defined[file], f"{file}.py has no {name}: {claim}"
+    for page, home in (("docs/robot_safety.md", ""), ("docs/serving.md", "test_serving_faults")):
+        for cell in re.findall(r"^\|.*\| (.*) \|$", (ROOT / page).read_text(), re.MULTILINE):
+            file = home
+            for found, name, rest in re.findall(r"`(?:(test_\w+)\.py)?(?:::)?(test_\w+)?(\.\.\.)?[`_]", cell):
+                file = found or file
+                assert not name or any(test == name or (rest and test.startswith(name)) for test in defined[file]), f"{page}: {file} {name}"
+
+
 def test_what_the_house_names_is_where_it_says() -> None:
     rows = re.findall(r"^\| (an? .*|the .*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert len(rows) >= 10
@@ -190,7 +257,7 @@ def test_what_the_house_names_is_where_it_says() -> None:
             assert re.search(defined, code, re.MULTILINE), f"no file of this row defines {name}: {row}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS])
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS, COMING_ZH, CLAIMS])
 def test_links_and_pictures_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
         path = (ROOT / page).parent / target if target else ROOT / page
@@ -202,7 +269,7 @@ def test_links_and_pictures_exist(page: str) -> None:
             assert anchor in headings, f"{page} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS[1:], CLAIMS, "CHANGELOG.md"])
 def test_english_pages_begin_with_a_chinese_summary(page: str) -> None:
     first = (ROOT / page).read_text().split("\n## ")[0]
     assert "**中文摘要" in first

@@ -160,5 +160,10 @@ def main(config: AlohaEvalConfig) -> None:
     evaluate(config)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Entry point."""
     run_script(main, AlohaEvalConfig)
+
+
+if __name__ == "__main__":
+    run()

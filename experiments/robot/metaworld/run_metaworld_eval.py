@@ -50,5 +50,10 @@ def main(config: EvalConfig) -> None:
     print_report(evaluate(config), config)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Entry point."""
     run_script(main, EvalConfig)
+
+
+if __name__ == "__main__":
+    run()
