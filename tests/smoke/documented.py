@@ -32,7 +32,6 @@ class Here:
     extra: str = ""  # flags, added at the end, where they win
     instead: str | None = None  # what a make target runs, in a short form
     serves: bool = False  # runs until it is ended
-    prints: str = ""  # stands in what it prints, line by line
     statuses: tuple[int, ...] = (0,)
 
 
@@ -60,14 +59,6 @@ class ByHand:
 
 Rule = Here | Elsewhere | Gpu | ByHand
 
-SO101 = """\
-    "so101_pick": DatasetEntry(
-        image_obs_keys={"primary": "front", "wrist": "wrist"},
-        action_encoding=ActionEncoding.JOINT_POS,
-        state_encoding=StateEncoding.JOINT,
-        robot_platform="SO101_PICK",
-    ),
-"""  # what docs/lerobot.md shows of what is printed
 _SHORT = "--max_steps 2 --save_freq 2 --num_workers 0 --batch_size 2 --wandb_log_freq 1 --lora_rank 4"
 _INSTALLS = ByHand("changes the machine or the environment that the tests run in")
 _THIS = ByHand("is what runs this test")
@@ -83,7 +74,7 @@ RULES: dict[str, Rule] = {
     ),
     r"python scripts/run_robot\.py --robot lerobot:so101_follower .*": Elsewhere("tests/smoke/test_lerobot_robots.py", "run_robot.py"),
     r"python vla-scripts/deploy\.py --pretrained_checkpoint runs/so101_pick.*": Elsewhere("tests/smoke/test_lerobot_robots.py", "Server("),
-    r"python scripts/inspect_dataset\.py --suggest ~/\S+/me/so101_pick": Here(prints=SO101),
+    r"python scripts/inspect_dataset\.py --suggest ~/\S+/me/so101_pick": Here(),
     r"python scripts/inspect_dataset\.py --dataset_name me/so101_pick .*|python scripts/convert/lerobot_to_rlds\.py .*": Here(),
     r"torchrun .* --dataset_name me/so101_pick .*": Here(_SHORT),
     r"pip install scipy msgpack websockets|pip install --no-deps \. && .*": ByHand("changes the robot's environment"),

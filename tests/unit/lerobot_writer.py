@@ -190,11 +190,11 @@ def _jsonl(path: Path, rows: list[dict]) -> None:
 def write_so101(folder: Path) -> Path:
     """A v3.0 folder as LeRobot records an SO-101 in degrees: names of joints, statistics, two cameras."""
     episodes = [
-        make_episode(12, seed, "put the cube into the bowl", ("observation.images.front", "observation.images.wrist"), 6) for seed in (0, 1)
+        make_episode(24, seed, "put the cube into the bowl", ("observation.images.front", "observation.images.wrist"), 6) for seed in (0, 1)
     ]
     for number, episode in enumerate(episodes):
-        degrees = np.linspace(-120, 110, 13)[:, None] * np.linspace(0.5, 1, 6) * (-1) ** number
-        degrees[:, 5] = np.linspace(80, 5, 13)  # the gripper, 0 to 100
+        degrees = np.linspace(-130, 115, 25)[:, None] * np.linspace(0.6, 1, 6) * (-1) ** number
+        degrees[:, 5] = np.linspace(80, 5, 25)  # the gripper, 0 to 100
         episode.state[:], episode.actions[:] = degrees[:-1], degrees[1:]
     write_v3(folder, episodes)
     joints = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")

@@ -152,7 +152,7 @@ SCRIPTS = sorted(
     path
     for folder in ("vla-scripts", "scripts", "experiments")
     for path in (ROOT / folder).rglob("*.py")
-    if "run_script(main" in path.read_text() or "import run\n" in path.read_text()
+    if "__main__" in path.read_text() and ("run_script(main" in path.read_text() or "import run\n" in path.read_text())
 )
 
 
