@@ -33,7 +33,7 @@ GUIDES = ("ALOHA.md", "LIBERO.md")
 RECORDINGS, ROLLOUTS = "docs/recordings.md", "docs/rollouts.md"
 COMING, COMING_ZH = "docs/from_openvla_oft.md", "docs/from_openvla_oft.zh.md"
 DOORS = (COMING, "docs/lerobot.md", "docs/hdf5_rlds.md", "docs/laptop.md")  # one for each kind of newcomer
-CLAIMS = "docs/claims.md"
+CLAIMS, SECURITY = "docs/claims.md", "SECURITY.md"
 OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
@@ -227,9 +227,12 @@ def test_every_test_that_other_pages_name_exists() -> None:
     }
     rows = re.findall(r"^\| (.+) \| (.+) \|$", claims, re.MULTILINE)
     assert len({claim for claim, _ in rows}) > 150
+    rows += re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / SECURITY).read_text(), re.MULTILINE)
     for claim, proof in rows:
         named = re.findall(r"`(test_\w+)(?:::(test_\w+))?`", proof)
-        assert named or re.search(r"shows it|measured|\*not shown\*|by hand|each row|run on|linked", proof), claim
+        assert named or re.search(
+            r"shows it|^Test$|the suite itself|arithmetic|measured|\*not shown\*|by hand|each row|run on|linked", proof
+        ), claim
         for file, name in named:
             assert file in defined, f"there is no {file}.py: {claim}"
             assert not name or name in defined[file], f"{file}.py has no {name}: {claim}"
@@ -239,6 +242,15 @@ def test_every_test_that_other_pages_name_exists() -> None:
             for found, name, rest in re.findall(r"`(?:(test_\w+)\.py)?(?:::)?(test_\w+)?(\.\.\.)?[`_]", cell):
                 file = found or file
                 assert not name or any(test == name or (rest and test.startswith(name)) for test in defined[file]), f"{page}: {file} {name}"
+
+
+def test_one_version_stands_everywhere() -> None:
+    (version,) = re.findall(r'^version = "([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"openvla_oft_robot-{version}-py3" in (ROOT / "SETUP.md").read_text()
+    assert re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
+    for plugin in ROOT.glob("integrations/*/pyproject.toml"):
+        assert f'\nversion = "{version}"\n' in plugin.read_text()
 
 
 def test_what_the_house_names_is_where_it_says() -> None:
@@ -257,7 +269,7 @@ def test_what_the_house_names_is_where_it_says() -> None:
             assert re.search(defined, code, re.MULTILINE), f"no file of this row defines {name}: {row}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS, COMING_ZH, CLAIMS])
+@pytest.mark.parametrize("page", [*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS, COMING_ZH, CLAIMS, SECURITY])
 def test_links_and_pictures_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
         path = (ROOT / page).parent / target if target else ROOT / page
@@ -269,7 +281,7 @@ def test_links_and_pictures_exist(page: str) -> None:
             assert anchor in headings, f"{page} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS[1:], CLAIMS, "CHANGELOG.md"])
+@pytest.mark.parametrize("page", [*GUIDES, *SETUP_PAGES, OWN_ROBOT, RECORDINGS, ROLLOUTS, *DOORS[1:], CLAIMS, SECURITY, "CHANGELOG.md"])
 def test_english_pages_begin_with_a_chinese_summary(page: str) -> None:
     first = (ROOT / page).read_text().split("\n## ")[0]
     assert "**中文摘要" in first
