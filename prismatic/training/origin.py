@@ -73,6 +73,8 @@ def find_origin(
         return _resumed(resumed_base(config, resumed), resumed.folder)
     folder = resolve_folder(config.model.vla_path, with_weights=False)
     if not (folder / POLICY_FILE).is_file() and not has_component(folder, ACTION_HEAD):
+        if config.model.freeze_heads:
+            raise ValueError(f"--freeze_heads True needs a fine-tuned checkpoint as --vla_path; {folder} is a base model")
         return Origin(config.model.vla_path, folder)
     known = load_statistics(folder)
     spec = load_spec(folder, LoadOptions(_as_policy_flags(config, platform), unnorm_key=_same_name(data_sets, known)), known)

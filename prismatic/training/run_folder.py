@@ -37,7 +37,7 @@ _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
     "num_images_in_input", "image_aug", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
     "freeze_language_model", "optimizer", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics",
-    "published_crop",
+    "published_crop", "augmentation", "paraphrases", "freeze_heads",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from typing import Any
 
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec
 from prismatic.vla.datasets.split_names import VAL_FRACTION
+from prismatic.vla.strong_augmentation import AUGMENTATIONS
 
 PRECISIONS = ("auto", "bf16", "fp32")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -45,6 +46,7 @@ class ModelConfig:
     freeze_vision_backbone: bool = False  # the vision towers and their adapters stay as they are; FiLM's new layers are trained
     freeze_projector: bool = False  # the projector from vision to language, and its adapters, stay as they are
     freeze_language_model: bool = False  # the language model and its adapters stay as they are
+    freeze_heads: bool = False  # action head and projectors of a fine-tuned --vla_path stay: with the two above, eyes and FiLM alone learn
 
     def __post_init__(self) -> None:
         _check_at_least_one(self, ("lora_rank", "num_diffusion_steps_train"))
@@ -57,11 +59,14 @@ class ModelConfig:
             raise ValueError("--use_l1_regression and --use_diffusion are both True; set the one that you do not want to False")
         if self.quantize_base != "none" and not self.use_lora:
             raise ValueError(f"--quantize_base {self.quantize_base} needs --use_lora True: quantized weights cannot be trained themselves")
-        is_frozen = len(self.frozen_parts) == 3
-        if is_frozen and self.heads.action_head == "discrete" and not self.use_proprio and not self.use_film:
+        if self.freeze_heads and self.fresh_heads:
+            raise ValueError("--freeze_heads and --fresh_heads are both True; new heads that never learn would know nothing")
+        has_heads = not self.freeze_heads and (self.heads.action_head != "discrete" or self.use_proprio)
+        if len(self.frozen_parts) == 3 and not has_heads and not self.use_film:
+            why = "--freeze_heads too" if self.freeze_heads else "and discrete actions have no head of their own"
             raise ValueError(
-                "--freeze_vision_backbone, --freeze_projector and --freeze_language_model are all True, and discrete actions have no head "
-                "of their own: nothing is left to train; set one of them to False"
+                f"--freeze_vision_backbone, --freeze_projector and --freeze_language_model are all True, {why}: nothing is left to train; "
+                "set one of them to False"
             )
 
     @property
@@ -99,6 +104,8 @@ class DataConfig:
     episode_weights: str | None = None  # how often episodes are shown: a JSON file of rules, or a column of the recordings (success)
     max_bad_samples: int | None = None  # samples that cannot be decoded before the run stops; None: 0.1 % of an epoch, 10 at least
     image_aug: bool = True  # random crop and colour; evaluation then takes the centre crop
+    augmentation: str = "standard"  # of image_aug; strong: wider colours, other viewpoints, noise and masks, for changed scenes
+    paraphrases: Path | None = None  # JSON file: instruction -> list of other ways to say it, of which each sample has one
     device_augmentation: bool = False  # workers only decode (or read the frame cache); the training device resizes and augments
     frame_cache_dir: Path | None = None  # keep resized frames here, 152 KB each at 224 px; later epochs and runs only read them
     num_workers: int = 2  # processes that load data, per training process; 0 loads in the training process
@@ -109,6 +116,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_not_negative(self, ("num_workers", "max_bad_samples"))
+        _check_choice(self, "augmentation", AUGMENTATIONS)
+        if self.augmentation != "standard" and not self.image_aug:
+            raise ValueError(f"--augmentation {self.augmentation} and --image_aug False contradict each other; leave one of them out")
 
 
 @dataclass(frozen=True)

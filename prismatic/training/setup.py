@@ -180,6 +180,8 @@ def _dataset_options(config: FinetuneConfig, cameras: tuple[str, ...], image_siz
         seed=config.optimization.seed,
         val_fraction=config.evaluation.val_fraction if config.evaluation.use_val_set else None,
         default_instruction=config.data.default_instruction,
+        augmentation=config.data.augmentation,
+        paraphrases=config.data.paraphrases,
         device_augmentation=config.data.device_augmentation,
         frame_cache_dir=config.data.frame_cache_dir,
         exclude_episodes=config.data.exclude_episodes,
@@ -267,6 +269,10 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
     if continuation is not None:
         continuation.fill_film(base.vla)
         continuation.fill_heads(model)
+    if config.model.freeze_heads:
+        for name, module in model.named_children():
+            if name != "vla":
+                module.requires_grad_(False)
     return model
 
 
@@ -307,7 +313,12 @@ def _left_out(data: TrainingData) -> dict[str, object]:
     """What the readers left out or mended, and what the user left out, for policy.json."""
     mended = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
     excluded = {name: list(episodes) for name, episodes in data.excluded.items() if episodes}
-    said = (("repairs", mended), ("excluded_episodes", excluded), ("episode_weights", data.weights))
+    said = (
+        ("repairs", mended),
+        ("excluded_episodes", excluded),
+        ("episode_weights", data.weights),
+        ("paraphrased", list(data.paraphrased) if data.paraphrased[0] else []),
+    )
     return {name: found for name, found in said if found}
 
 
@@ -320,7 +331,7 @@ def _provenance(config: FinetuneConfig, base_path: str, ranks: Ranks) -> dict[st
         "dataset_name": config.data.dataset_name,
         "num_processes": ranks.world_size,
         "seed": config.optimization.seed,
-        "frozen": list(config.model.frozen_parts),
+        "frozen": [*config.model.frozen_parts, *(["heads"] if config.model.freeze_heads else [])],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
     }

@@ -27,6 +27,7 @@ import simplejpeg
 from PIL import Image
 
 from prismatic.vla.jpeg_files import encode_jpeg
+from prismatic.vla.strong_augmentation import strengthen
 from prismatic.vla.types import check_image
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def prepare_on_device(batch: Batch, image_size: int) -> Batch:
 
 
 def prepare_batch_on_device(images: torch.Tensor, draws: torch.Tensor | None, image_size: int) -> torch.Tensor:
-    """uint8 [B, N, S, S, 3] out of decoded frames uint8 [B, N, H, W, 3] and draws float32 [B, 6], on the device of `images`.
+    """uint8 [B, N, S, S, 3] out of decoded frames uint8 [B, N, H, W, 3] and draws float32 [B, 6], or of strong ones more (`strengthen`).
 
     The pixels of `resize_lanczos3` and `augment_cpu` with the same draws, within 1 level (rounding). Always computed in float32, whatever
     autocast says.
@@ -294,7 +295,7 @@ def _augment_rows(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     batch, cameras, height, width, channels = images.shape
     if len(draws) != batch:
         raise ValueError(f"the augmentation draw is for {len(draws)} samples, the batch has {batch}")
-    crop_y, crop_x, brightness, contrast, saturation, hue = draws.to(images.device).unbind(1)
+    crop_y, crop_x, brightness, contrast, saturation, hue = draws[:, :6].to(images.device).unbind(1)
     pixels = images.permute(0, 4, 1, 2, 3).float().div_(255)  # [B, 3, N, S, S]
     pixels = pixels.reshape(batch, channels * cameras, height, width)
     pixels = _crop_and_resize(pixels, crop_y, crop_x, CROP_AREA_FRACTION**0.5).view(batch, channels, cameras, height, width)
@@ -302,7 +303,8 @@ def _augment_rows(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     mean = pixels.mean((-2, -1), keepdim=True)
     pixels = pixels.sub_(mean).mul_(_per_sample(contrast, pixels)).add_(mean).clamp_(0, 1)
     pixels = _adjust_saturation_and_hue(pixels, saturation, hue)
-    return _to_uint8(pixels).permute(0, 2, 3, 4, 1).contiguous()
+    standard = _to_uint8(pixels).permute(0, 2, 3, 4, 1).contiguous()
+    return strengthen(standard, draws[:, 6:]) if draws.shape[1] > 6 else standard
 
 
 def _per_sample(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

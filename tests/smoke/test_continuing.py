@@ -282,3 +282,30 @@ def test_sharded_processes_continue_a_policy(workplace: Path, checkpoint: Callab
     assert done.stderr.count("taken over: action head, proprio projector, FiLM, LoRA adapters") == 1
     before, untrained = act(checkpoint("film_adapters")), act(fresh(workplace, "film_adapters"))
     assert np.abs(act(workplace / "sharded--1_chkpt") - before).max() < 0.1 * np.abs(untrained - before).max()
+
+
+EYES_ALONE = {"freeze_projector": True, "freeze_language_model": True, "freeze_heads": True}
+
+
+@pytest.mark.parametrize("name", ["l1", "film_diffusion"])
+def test_eyes_and_film_alone_learn_a_new_view(workplace: Path, checkpoint: Callable[[str], Path], name: str) -> None:
+    """Adaptation to another camera: language model, projector and heads stay to the bit."""
+    before = checkpoint(name)
+    run = f"{name}_eyes"
+    finetune(config_of(workplace, run, vla_path=str(before), learning_rate=0.02, **VARIANTS[name], **EYES_ALONE))
+    after = workplace / f"{run}--1_chkpt"
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    changed = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
+    assert changed == {"vision_backbone"}
+    heads = [path.name for path in before.glob("*--*_checkpoint.pt") if "vision_backbone" not in path.name]
+    assert heads
+    for head in heads:
+        (twin,) = after.glob(f"{head.split('--')[0]}--*_checkpoint.pt")
+        kept, now = (torch.load(path, weights_only=True) for path in (before / head, twin))
+        assert all(torch.equal(kept[key], now[key]) for key in kept), head
+    assert json.loads((after / "policy.json").read_text())["provenance"]["frozen"] == ["projector", "language_model", "heads"]
+
+
+def test_heads_that_have_not_learnt_are_not_frozen(workplace: Path) -> None:
+    with pytest.raises(ValueError, match="--freeze_heads True needs a fine-tuned checkpoint as --vla_path"):
+        finetune(config_of(workplace, "heads_of_a_base", **EYES_ALONE))

@@ -30,6 +30,7 @@ FLAGS = {
     "freeze_vision_backbone": "what a few demonstrations may change is a judgement of the user",
     "freeze_projector": "as freeze_vision_backbone",
     "freeze_language_model": "as freeze_vision_backbone",
+    "freeze_heads": "as freeze_vision_backbone",
     # data
     "data_root_dir": PUBLISHED,
     "dataset_name": PUBLISHED,
@@ -41,6 +42,8 @@ FLAGS = {
     "episode_weights": "which episodes count for how much (successes, interventions, the last rounds) is a judgement of the user",
     "max_bad_samples": "how much damage is too much depends on what the data are worth",
     "image_aug": PUBLISHED,
+    "augmentation": "wider augmentation costs accuracy on unchanged scenes and gains it on changed ones, which its owner must weigh",
+    "paraphrases": "other words for a task are the user's own",
     "device_augmentation": "trades the processor's time for the GPU's; which is scarce depends on the machine",
     "frame_cache_dir": "takes disk space, which only the user may spend",
     "num_workers": "processor cores are shared with others, who are not seen from inside",

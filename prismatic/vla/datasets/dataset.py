@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,14 +25,17 @@ from torch.utils.data import Dataset
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.frame_cache import CachedFrames
+from prismatic.vla.datasets.paraphrases import choose_words
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.statistics import DatasetStatistics, count_beyond
-from prismatic.vla.images import augment_cpu, draw_augmentation
+from prismatic.vla.images import AugmentationDraw, augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
+from prismatic.vla.strong_augmentation import draw_strong, strengthen_cpu, widen
 from prismatic.vla.types import BadSample, Sample
 
 _MOST_BAD_IN_A_ROW = 100  # samples; more, and the disk is at fault
+_WORDS = 1  # keys the choice of words apart from the augmentation
 _NUM_EPISODES_MEASURED = 32  # of each data set, for the size of their images
 
 
@@ -44,6 +47,8 @@ class DatasetOptions:
     image_size: int  # S, pixels
     use_proprio: bool = False
     augment: bool = False  # random crop and colour on the training samples
+    augmentation: str = "standard"  # of AUGMENTATIONS; strong: other viewpoints, noise and masks, too
+    paraphrases: Path | None = None  # JSON, instruction -> other ways to say it: each training sample has one of all of them
     seed: int = 7  # keys the augmentation, together with sample and pass
     val_fraction: float | None = None  # share of episodes split off where there is no val split; None: no validation set
     published_tail: bool = False  # leave out the steps of an episode that fewer than H actions follow, rather than repeat or still its end
@@ -170,7 +175,10 @@ class RobotDataset:
 class VLADataset(Dataset[Sample]):
     """The samples of a mixture, one data set behind the other."""
 
-    def __init__(self, parts: Sequence[RobotDataset], options: DatasetOptions, augment: bool) -> None:
+    def __init__(
+        self, parts: Sequence[RobotDataset], options: DatasetOptions, augment: bool, paraphrases: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.paraphrases = dict(paraphrases or {})
         self.parts, self.options, self.augment = list(parts), options, augment
         self.part_starts = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
         is_cached = any(part.stored.caches for part in self.parts)
@@ -193,19 +201,31 @@ class VLADataset(Dataset[Sample]):
         num_earlier_passes, (part, local) = key.num_earlier_passes, self._locate(number)
         draw = None
         if self.augment:
-            rng = np.random.default_rng((self.options.seed, num_earlier_passes, number))
-            draw = draw_augmentation(rng, self.options.published_crop)
-            if not self.options.device_augmentation:
-                images = augment_cpu(images, draw, out=images)
+            images, draw = self._augmented(images, np.random.default_rng((self.options.seed, num_earlier_passes, number)))
+        instruction = part.instruction(local)
+        if self.paraphrases:
+            rng = np.random.default_rng((self.options.seed, num_earlier_passes, number, _WORDS))
+            instruction = choose_words(instruction, self.paraphrases, rng)
         return Sample(
             images=images,
-            instruction=part.instruction(local),
+            instruction=instruction,
             actions=part.actions(local),
             proprio=part.proprio(local),
             sample_id=number,
-            draw=draw.rows()[0] if draw is not None and self.options.device_augmentation else None,
+            draw=draw,
             in_place_of=bad,
         )
+
+    def _augmented(self, images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+        """(images, None), augmented here; or (images as they are, the row of numbers by which the device will do it)."""
+        draw = draw_augmentation(rng, self.options.published_crop)
+        row = np.zeros(0, np.float32)
+        if self.options.augmentation == "strong":
+            draw, row = AugmentationDraw(*widen(draw.rows()).T), draw_strong(rng, len(images))
+        if self.options.device_augmentation:
+            return images, np.concatenate([draw.rows()[0], row])
+        images = augment_cpu(images, draw, out=images)
+        return (strengthen_cpu(images, row) if row.size else images), None
 
     def _decodable(self, key: SampleKey) -> tuple[int, np.ndarray, tuple[BadSample, ...]]:
         """(number, images, samples that cannot be decoded): of the key's sample, else of the next one in the order of training."""

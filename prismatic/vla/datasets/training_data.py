@@ -16,6 +16,7 @@ from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.motions import describe_motions
+from prismatic.vla.datasets.paraphrases import read_paraphrases
 from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -40,6 +41,7 @@ class TrainingData:
     demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
     weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> weight -> its episodes, where they are not all 1
+    paraphrased: tuple[int, int] = (0, 0)  # instructions that have other words, of how many
 
 
 def load_training_data(
@@ -72,12 +74,15 @@ def load_training_data(
         train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, shown), spec.name))
         if options.val_fraction is not None:
             val.append(_not_empty(RobotDataset(spec, frames, val_episodes, known[spec.name], options), spec.name))
+    told = {text for index in indexes.values() for text in index.instructions}
+    words = read_paraphrases(options.paraphrases, told) if options.paraphrases else {}
     return TrainingData(
-        train=VLADataset(train, options, augment=options.augment),
+        train=VLADataset(train, options, augment=options.augment, paraphrases=words),
         val=VLADataset(val, options, augment=False) if val else None,
         statistics={spec.name: known[spec.name] for spec in specs},
         repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
+        paraphrased=(len(words), len(told)),
         weights={name: describe_weights(found) for name, found in weights.items() if (found != 1).any()},
         excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )

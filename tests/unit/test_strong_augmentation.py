@@ -1,0 +1,178 @@
+"""The strong augmentation: what each part does, that both ways of augmenting agree, and that the standard one is what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rlds_writer import make_episode, write_dataset
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
+from prismatic.vla.datasets.paraphrases import read_paraphrases
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.datasets.sampler import SampleKey
+from prismatic.vla.datasets.training_data import load_training_data
+from prismatic.vla.images import augment_cpu, draw_augmentation, prepare_batch_on_device
+from prismatic.vla.strong_augmentation import NUM_STRONG, draw_strong, homographies, strengthen, strengthen_cpu, widen
+
+NOTHING = np.array([*[0.0] * 14, -1.0], np.float32)  # a row that changes nothing
+OPTIONS = DatasetOptions(cameras=("primary", "wrist"), image_size=24, augment=True)
+
+
+def pictures(num_cameras: int = 2, size: int = 32) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size] * (255 // size)
+    one = np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)
+    return np.stack([one] * num_cameras)
+
+
+def row(**changes: float) -> np.ndarray:
+    changed = NOTHING.copy()
+    names = ["noise", "seed", "top", "left", "height", "width", "blind"]
+    for name, value in changes.items():
+        changed[8 + names.index(name)] = value
+    return changed
+
+
+def test_a_row_that_changes_nothing_changes_nothing() -> None:
+    images = pictures()
+    assert np.abs(strengthen_cpu(images, NOTHING).astype(int) - images).max() <= 1
+    assert strengthen_cpu(images, NOTHING).dtype == np.uint8
+
+
+def test_the_corners_of_the_new_picture_show_what_lay_where_they_came_from() -> None:
+    corners = np.random.default_rng(0).uniform(-0.12, 0.12, (1, 8))
+    moved = homographies(corners)[0] @ np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]).T
+    expected = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) + 2 * corners.reshape(4, 2)
+    np.testing.assert_allclose((moved[:2] / moved[2]).T, expected, atol=1e-5)
+    images = pictures(1, 64)
+    shifted = NOTHING.copy()
+    shifted[:8] = [0.1, 0] * 4  # everything comes from a tenth further right
+    np.testing.assert_allclose(strengthen_cpu(images, shifted)[0, :, :50].astype(int), images[0, :, 6:56], atol=3)
+
+
+def test_noise_has_its_strength_and_follows_from_its_seed_alone() -> None:
+    images = np.full((2, 64, 64, 3), 128, np.uint8)
+    first, other = strengthen_cpu(images, row(noise=10, seed=1)), strengthen_cpu(images, row(noise=10, seed=2))
+    assert first.astype(float).std() == pytest.approx(10, rel=0.03)
+    assert first.mean() == pytest.approx(128, abs=0.3)
+    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(first[0].ravel(), first[1].ravel())[0, 1]) < 0.03  # each camera has its own
+    assert abs(np.corrcoef(first[0, :, :-1].ravel(), first[0, :, 1:].ravel())[0, 1]) < 0.03
+    assert np.array_equal(first, strengthen_cpu(images, row(noise=10, seed=1)))
+    alone = strengthen(
+        torch.from_numpy(np.stack([images, images])), torch.from_numpy(np.stack([row(noise=10, seed=2), row(noise=10, seed=1)]))
+    )
+    assert np.array_equal(alone[1].numpy(), first)  # whatever else is in the batch
+
+
+def test_boxes_and_blind_cameras_are_grey_and_the_rest_is_as_it_was() -> None:
+    images = pictures()
+    boxed = strengthen_cpu(images, row(top=0.25, left=0.5, height=0.25, width=0.125))
+    assert (boxed[:, 8:16, 16:20] == 128).all()
+    assert np.abs(np.delete(boxed, np.s_[8:16], axis=1).astype(int) - np.delete(images, np.s_[8:16], axis=1)).max() <= 1
+    blind = strengthen_cpu(images, row(blind=1))
+    assert (blind[1] == 128).all()
+    assert np.abs(blind[0].astype(int) - images[0]).max() <= 1
+
+
+def test_draws_cover_what_they_should() -> None:
+    rows = np.stack([draw_strong(np.random.default_rng(seed), 2) for seed in range(600)])
+    assert rows.shape == (600, NUM_STRONG)
+    assert 0.11 < np.abs(rows[:, :8]).max() <= 0.12
+    assert 0.4 < (rows[:, 12] > 0).mean() < 0.6
+    assert (rows[:, 10] + rows[:, 12]).max() <= 1
+    assert set(rows[:, 14]) == {-1.0, 0.0, 1.0}
+    assert 0.05 < (rows[:, 14] >= 0).mean() < 0.15
+    assert {draw_strong(np.random.default_rng(seed), 1)[14] for seed in range(50)} == {-1.0}  # the only camera is never blind
+    plain = np.concatenate([draw_augmentation(np.random.default_rng(seed)).rows() for seed in range(300)])
+    wide = widen(plain)
+    assert np.array_equal(wide[:, :2], plain[:, :2])  # the crop
+    for column, (low, high) in {2: (-0.4, 0.4), 3: (0.5, 1.5), 4: (0.5, 1.5), 5: (-0.1, 0.1)}.items():
+        assert low - 1e-6 <= wide[:, column].min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < wide[:, column].max() <= high + 1e-6
+
+
+def load(root: Path, **changes) -> VLADataset:
+    if not (root / "metaworld_demo").exists():
+        write_dataset(root, "metaworld_demo", {"train": [make_episode(20, instruction="open the window")]})
+    return load_training_data(resolve_datasets("metaworld_demo", root), dataclasses.replace(OPTIONS, **changes)).train
+
+
+def test_the_device_does_what_the_loader_would_have_done(tmp_path: Path) -> None:
+    here, there = (
+        load(tmp_path, augmentation="strong"),
+        load(tmp_path, augmentation="strong", device_augmentation=True, frame_cache_bytes=0),
+    )
+    for number in range(6):
+        mine, theirs = here[number], there[number]
+        assert mine.draw is None
+        assert theirs.draw is not None
+        assert theirs.draw.shape == (6 + NUM_STRONG,)
+        draws = torch.from_numpy(theirs.draw)[None]
+        done = prepare_batch_on_device(torch.from_numpy(theirs.images)[None], draws, 24)[0].numpy()
+        difference = np.abs(mine.images.astype(int) - done)
+        assert np.quantile(difference, 0.99) <= 1  # rounding of the standard part, seen through another perspective
+        assert difference.max() <= 3
+
+
+def test_the_standard_augmentation_is_what_it_was_and_the_strong_one_begins_with_the_same_crop(tmp_path: Path) -> None:
+    plain, standard, strong = load(tmp_path, augment=False), load(tmp_path), load(tmp_path, augmentation="strong")
+    for key in (SampleKey(3, 0), SampleKey(3, 1)):
+        rng = np.random.default_rng((OPTIONS.seed, key.num_earlier_passes, 3))
+        expected = augment_cpu(plain[3].images.copy(), draw_augmentation(rng))  # as in earlier versions
+        np.testing.assert_array_equal(standard[key].images, expected)
+        assert np.abs(strong[key].images.astype(int) - expected).mean() > 2
+        np.testing.assert_array_equal(strong[key].images, strong[key].images)
+    assert not np.array_equal(strong[SampleKey(3, 0)].images, strong[SampleKey(3, 1)].images)
+
+
+def test_other_words_are_drawn_for_training_samples_alone(tmp_path: Path) -> None:
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"open the window": ["slide the window open", "let air in"], "sing": ["hum"]}))
+    write_dataset(
+        tmp_path, "metaworld_demo", {"train": [make_episode(60, instruction="open the window")], "val": [make_episode(9, seed=3)]}
+    )
+    options = dataclasses.replace(OPTIONS, paraphrases=words, val_fraction=0.1)
+    data, plain = load_training_data(resolve_datasets("metaworld_demo", tmp_path), options), load(tmp_path)
+    told = [data.train[number].instruction for number in range(60)]
+    assert set(told) == {"open the window", "slide the window open", "let air in"}
+    assert told == [data.train[number].instruction for number in range(60)]
+    assert told != [data.train[SampleKey(number, 1)].instruction for number in range(60)]
+    np.testing.assert_array_equal(data.train[5].images, plain[5].images)  # the augmentation's draws are what they were
+    assert data.paraphrased[0] == 1
+    assert data.val is not None
+    assert len({data.val[number].instruction for number in range(9)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "holds no object"),
+        ('{"open the window": "air"}', "what stands at 'open the window' is no list"),
+        ('{"open the window": [" "]}', "is no list of texts that say something"),
+        ('{"open the windw": ["air"]}', "has none of the data's instructions, such as 'open the window'.*open the windw"),
+    ],
+)
+def test_a_file_of_other_words_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "words.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_paraphrases(tmp_path / "words.json", ["open the window"])
+
+
+def test_flags_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="--augmentation strong and --image_aug False contradict"):
+        FinetuneConfig.from_flags(augmentation="strong", image_aug=False)
+    with pytest.raises(ValueError, match="--augmentation is 'heavy'"):
+        FinetuneConfig.from_flags(augmentation="heavy")
+    with pytest.raises(ValueError, match="--freeze_heads and --fresh_heads are both True"):
+        FinetuneConfig.from_flags(freeze_heads=True, fresh_heads=True)
+    frozen = {"freeze_vision_backbone": True, "freeze_projector": True, "freeze_language_model": True, "freeze_heads": True}
+    with pytest.raises(ValueError, match="--freeze_heads too: nothing is left to train"):
+        FinetuneConfig.from_flags(**frozen)
+    assert FinetuneConfig.from_flags(**frozen, use_film=True).model.freeze_heads  # FiLM alone
