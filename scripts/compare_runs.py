@@ -1,4 +1,4 @@
-"""Compares two evaluations episode by episode: table, McNemar's exact test, one HTML page.
+"""Compares two evaluations episode by episode: table, McNemar's exact test, time to success, one HTML page.
 
 python scripts/compare_runs.py --run_a runs/libero_eval/EVAL-libero_spatial-mine --run_b runs/libero_eval/EVAL-libero_spatial-other
 """
@@ -25,7 +25,7 @@ class CompareConfig:
 def main(config: CompareConfig) -> None:
     comparison = compare(config.run_a, config.run_b, config.control)
     write_comparison(comparison, config.output)
-    print(f"A: {config.run_a}\nB: {config.run_b}\n\n{comparison_table(comparison)}\n\npage: {config.output}")
+    print(f"A: {config.run_a}\nB: {config.run_b}\n\n{comparison_table(comparison)}\n\n{comparison.times.line}\npage: {config.output}")
 
 
 if __name__ == "__main__":

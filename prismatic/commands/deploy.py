@@ -103,12 +103,7 @@ class DeployConfig(PolicyFlags):
         """
         from prismatic.policy.inference.quantization import choose_quantization
 
-        familiar = choose_quantization(self.load_in_8bit, self.load_in_4bit)
-        if familiar != "none" and self.quantization not in ("none", familiar):
-            raise ValueError(
-                f"--quantization {self.quantization} and --load_in_{'8' if self.load_in_8bit else '4'}bit True: set one of them"
-            )
-        return self.quantization if familiar == "none" else familiar
+        return choose_quantization(self.load_in_8bit, self.load_in_4bit, self.quantization)
 
     @property
     def flags(self) -> PolicyFlags:

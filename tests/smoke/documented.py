@@ -17,6 +17,8 @@ PAGES = (
     "SETUP.md",
     "CONTRIBUTING.md",
     "docs/rollouts.md",
+    "docs/changed_scenes.md",
+    "docs/reproductions/README.md",
     "benchmarks/README.md",
     "docs/lerobot.md",
     "docs/hdf5_rlds.md",
@@ -104,6 +106,16 @@ RULES: dict[str, Rule] = {
     r"python scripts/plot_run\.py .*": Here(),
     r"python vla-scripts/merge_lora_weights_and_save\.py .*": Here(),
     r"python scripts/push_to_hub\.py .*": Here("--dry_run True"),  # tests/smoke/test_push_to_hub.py uploads to a server of its own
+    # docs/changed_scenes.md
+    r"python scripts/robustness\.py .*": Here(
+        "--num_trials_per_task 1 --axes [noise] --severities [3] --evaluation_flags '--task_names [faucet-open] --num_envs 1'"
+    ),
+    r"python experiments/robot/metaworld/run_metaworld_eval\.py .* --perturb .*": Elsewhere(
+        "tests/smoke/test_metaworld.py", "changed_scenes.py"
+    ),
+    r"python experiments/robot/metaworld/run_metaworld_eval\.py .* --delay_steps .*": Elsewhere(
+        "tests/unit/test_stepping.py", "SteppedActor("
+    ),
     r"python experiments/robot/metaworld/run_metaworld_eval\.py .*": Here(
         "--num_trials_per_task 1 --task_names [faucet-open] --num_envs 1"
     ),

@@ -17,7 +17,7 @@ from experiments.robot.aloha.robots import HIGH, LOW
 from experiments.robot.aloha.tasks import ALOHA_TASKS, get_aloha_task
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.vla.datasets.hdf5.recording import read_recording
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_cameras_proprio_and_success_of_the_scene() -> None:
 import sys
 import numpy as np
 from experiments.robot.aloha.environment import AlohaSimulator
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 environment = AlohaSimulator(image_size=64).make_environment("transfer_cube")
 seen = []
 for index in (0, 1, 0):  # back to the first: an episode leaves nothing behind
@@ -99,7 +99,7 @@ def test_an_episode_whose_physics_explodes_has_failed_and_the_next_one_is_sound(
     code = """
 import numpy as np
 from experiments.robot.aloha.environment import AlohaSimulator
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 environment = AlohaSimulator().make_environment("insertion")
 environment.reset(EpisodeSpec("insertion", 0, 0))
 before = environment.physics.data.qpos.copy()
@@ -113,6 +113,19 @@ assert environment.physics.time() > 0.03
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "the episode has failed, since its physics became unstable" in done.stderr
+
+
+@pytest.mark.sim
+def test_scenes_change_and_come_back() -> None:
+    words = [sys.executable, "tests/smoke/changed_scenes.py", "aloha", "transfer_cube"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found.pop("none").values()) == {0.0}
+    for axis in ("camera", "robot", "light"):
+        assert 0.3 < found[f"{axis}:1"]["primary"] < found[f"{axis}:3"]["primary"], axis
+    assert found["camera:3"]["left_wrist"] == found["camera:3"]["state"] == 0.0
+    assert 0.01 < found["robot:1"]["state"] < found["robot:3"]["state"] < 0.4
 
 
 def evaluate(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:

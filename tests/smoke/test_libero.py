@@ -59,7 +59,7 @@ np.savez(sys.argv[1], **seen)
 OURS = """
 import sys
 import numpy as np
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.tasks import prepare_libero, suite_tasks
 prepare_libero()
@@ -94,11 +94,22 @@ def test_observations_and_physics_are_those_of_liberos_own_environment_to_the_bi
         assert not np.array_equal(ours["primary0"], ours["primary1"])
 
 
+def test_scenes_change_and_come_back() -> None:
+    done = run_python("tests/smoke/changed_scenes.py", "libero", "0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found.pop("none").values()) == {0.0}
+    for axis in ("camera", "robot", "light", "distractor"):
+        assert 0.1 < found[f"{axis}:1"]["primary"] < found[f"{axis}:3"]["primary"], axis
+    assert found["camera:3"]["state"] == 0.0
+    assert 0.001 < found["robot:1"]["state"] < found["robot:3"]["state"]
+
+
 # Suite -> what its first task asks for, and one environment of each kind of change, played for two steps.
 PRO = """
 import json
 import numpy as np
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.tasks import CHANGES, SUITES, load_initial_states, prepare_libero, suite_tasks
 prepare_libero()

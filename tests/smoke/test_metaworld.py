@@ -15,7 +15,7 @@ from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, 
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.rendering import RenderingUnavailableError, configure_rendering
 from prismatic.vla.datasets.hdf5.recording import read_recording
 from prismatic.vla.types import ActionChunk, Observation
@@ -84,7 +84,7 @@ def test_recorded_demonstrations_hold_what_training_needs(tmp_path: Path) -> Non
 def test_the_first_picture_does_not_tell_faucet_open_from_faucet_close() -> None:
     code = """
 import numpy as np
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.metaworld.environment import MetaWorldSimulator
 shown = []
 for task in ("faucet-open", "faucet-close"):
@@ -107,6 +107,20 @@ assert "torch" not in sys.modules and "tensorflow" not in sys.modules
 """
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.sim
+def test_scenes_change_and_come_back() -> None:
+    done = run_python("tests/smoke/changed_scenes.py", "metaworld", "faucet-open")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("none") == {"primary": 0.0, "wrist": 0.0, "state": 0.0}
+    assert {label.split(":")[0] for label in found} == {"camera", "robot", "light"}
+    for axis in ("camera", "robot", "light"):
+        assert 0.5 < found[f"{axis}:1"]["primary"] < found[f"{axis}:3"]["primary"], axis
+    assert found["camera:3"]["wrist"] == 0.0  # which is bolted to the hand
+    assert found["camera:3"]["state"] == found["light:3"]["state"] == 0.0
+    assert 0.005 < found["robot:1"]["state"] < found["robot:3"]["state"] < 0.09
 
 
 @pytest.mark.sim

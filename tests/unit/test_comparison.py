@@ -16,7 +16,8 @@ def write_journal(folder: Path, successes: dict[str, list[bool]], **settings: ob
     folder.mkdir()
     rows: list[dict] = [{"settings": {"seed": 7, **settings}}]
     for task, outcomes in successes.items():
-        rows += [{"run": "none", "task": task, "index": index, "seed": 7, "success": value} for index, value in enumerate(outcomes)]
+        known = {"run": "none", "task": task, "seed": 7}
+        rows += [{**known, "index": index, "success": value, "num_steps": 10 + index} for index, value in enumerate(outcomes)]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -51,7 +52,10 @@ def test_pairs_are_made_by_task_number_and_seed(tmp_path: Path, capsys: pytest.C
     lines = comparison_table(comparison).splitlines()
     assert lines[2].split()[:5] == ["open", "3", "67", "%", "33"]
     main(CompareConfig(a, b, output=tmp_path / "page" / "comparison.html"))
-    assert "p (McNemar)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "p (McNemar)" in printed
+    assert "mean time to success 10.8 steps (A) and 10.8 (B)" in printed
+    assert "Kolmogorov-Smirnov distance 0.20" in printed
     page = (tmp_path / "page" / "comparison.html").read_text()
     assert "no difference can be shown" in page
     assert "1 more have no partner" in page

@@ -12,7 +12,6 @@ from dataclasses import fields
 import pytest
 from script_modules import ROOT, load_script
 
-from experiments.robot.run_robot import RobotConfig
 from prismatic.cli_sections import flag_names
 from prismatic.commands import convert_aloha, convert_lerobot, convert_libero
 from prismatic.commands.deploy import DeployConfig
@@ -35,6 +34,7 @@ RECORDINGS, ROLLOUTS = "docs/recordings.md", "docs/rollouts.md"
 COMING, COMING_ZH = "docs/from_openvla_oft.md", "docs/from_openvla_oft.zh.md"
 DOORS = (COMING, "docs/lerobot.md", "docs/hdf5_rlds.md", "docs/laptop.md")  # one for each kind of newcomer
 CLAIMS, SECURITY = "docs/claims.md", "SECURITY.md"
+EVALUATIONS = ("docs/changed_scenes.md", "docs/reproductions/README.md")
 OWN_ROBOT = "docs/own_robot.md"  # followed by tests/smoke/test_own_robot.py
 SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only a machine to be set up can run
 
@@ -42,7 +42,7 @@ SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only 
 ALOHA = "experiments/robot/aloha"
 LIBERO = "experiments/robot/libero"
 CONFIGS = {
-    "scripts/run_robot.py": lambda: RobotConfig,
+    "scripts/run_robot.py": lambda: load_script("experiments/robot/run_robot.py").RobotConfig,
     "scripts/convert/lerobot_to_rlds.py": lambda: convert_lerobot.ConvertConfig,
     f"{ALOHA}/run_aloha_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
     f"{ALOHA}/run_aloha_sim_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
@@ -54,6 +54,7 @@ CONFIGS = {
     "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
     "scripts/collect.py": lambda: load_script("scripts/collect.py").CollectConfig,
     "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
+    "scripts/robustness.py": lambda: load_script("scripts/robustness.py").RobustnessConfig,
     "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
     "scripts/convert/prismatic_to_base.py": lambda: load_script("scripts/convert/prismatic_to_base.py").ConvertConfig,
     "scripts/export.py": lambda: load_script("scripts/export.py").ExportConfig,
@@ -165,7 +166,7 @@ def _commands(*pages: str) -> list[str]:
     return [command for command in commands if not re.match(r"lerobot-|pip |python -m lerobot_", command)]
 
 
-@pytest.mark.parametrize("command", _commands("README_EN.md", *GUIDES, ROLLOUTS, *DOORS))
+@pytest.mark.parametrize("command", _commands("README_EN.md", *GUIDES, ROLLOUTS, *DOORS, *EVALUATIONS))
 def test_documented_commands_exist_with_their_flags(command: str) -> None:
     _check_command(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,25 @@ from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 from experiments.robot.evaluation.controls import make_control, wrong_instructions
 from experiments.robot.evaluation.episode_worker import WorkerFailure
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.evaluation.stepping import ActingOptions
+from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.vla.types import ActionChunk, Observation
 
 TASKS = ["left", "right"]
 
 
 def play(
-    policy: ToyPolicy | None, run: str = "none", num_trials: int = 3, simulator: ToySimulator | None = None, **options
+    policy: ToyPolicy | None,
+    run: str = "none",
+    num_trials: int = 3,
+    simulator: ToySimulator | None = None,
+    acting: dict[str, Any] | None = None,
+    **options,
 ) -> list[EpisodeResult]:
     simulator = simulator or ToySimulator()
+    acting = ActingOptions(**({"num_open_loop_steps": 4} | (acting or {})))
     controls = {} if run == "expert" else {run: make_control(run, simulator, TASKS)}
-    options = {"num_open_loop_steps": 4, "filmed_run": run} | options
+    options = {"acting": acting, "filmed_run": run} | options
     episodes = [PlannedEpisode(EpisodeSpec(task, index, seed=5), run) for task in TASKS for index in range(num_trials)]
     results = list(Rollout(simulator, policy, controls, RolloutOptions(**options)).run(episodes))
     return sorted(results, key=lambda result: (result.task, result.index))
@@ -161,7 +169,7 @@ def test_bad_options_name_the_flag(tmp_path: Path) -> None:
 
 def test_too_short_chunks_and_nan_are_refused() -> None:
     with pytest.raises(ValueError, match="--num_open_loop_steps is 8, but the policy predicts 4"):
-        play(ToyPolicy(), num_envs=1, num_open_loop_steps=8)
+        play(ToyPolicy(), num_envs=1, acting={"num_open_loop_steps": 8})
 
     class Diverged(ToyPolicy):
         def _chunk(self, observation: Observation) -> ActionChunk:

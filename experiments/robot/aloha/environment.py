@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from experiments.robot.aloha.experts import AlohaExpert
 from experiments.robot.aloha.tasks import CONTROL_HZ, AlohaTask, get_aloha_task
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment
+from experiments.robot.simulators.perturbations import Perturbation, direction, size_of
 from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
+from experiments.robot.simulators.scene_look import SceneLook
 from prismatic.vla.cameras import TWO_ARMS
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ _SOLVED = 4  # gym-aloha's highest reward
 
 # Slot -> camera of gym-aloha's scene. Its own wrist cameras show mostly the other arm's base, so they are moved.
 _SCENE_CAMERAS = {"primary": "top", "left_wrist": "left_wrist", "right_wrist": "right_wrist", "video": "angle"}
+_TOP_DISTANCE = 0.8  # [m] from the top camera to the table
+_JOINTS_OF_ARM, _ARM_JOINTS = 6, (slice(0, 6), slice(8, 14))  # of the positions and of the commands; the others are fingers
 # The wrist cameras in the frame of gripper_link (x to the finger tips, z up), and the nearest distance that is drawn [m].
 _WRIST_POSE, _NEAREST = CameraPose(position=(0.05, 0.0, 0.13), lookat=(0.15, 0.0, 0.0), fov=75.0), 0.01
 
@@ -40,6 +46,9 @@ _WRIST_POSE, _NEAREST = CameraPose(position=(0.05, 0.0, 0.13), lookat=(0.15, 0.0
 @dataclass(frozen=True)
 class AlohaSimulator:
     """gym-aloha as a Simulator."""
+
+    name: ClassVar[str] = "gym-aloha"
+    scene_axes: ClassVar[tuple[str, ...]] = ("camera", "robot", "light")  # its scenes hold nothing that a task is not about
 
     image_size: int = 256  # S, pixels, rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
@@ -59,6 +68,7 @@ class AlohaEnvironment:
     """One task; nothing is rendered before the first `observe` or `render`."""
 
     control_hz = CONTROL_HZ
+    platform = ROBOT_PLATFORMS["ALOHA"]
 
     def __init__(self, task: AlohaTask, image_size: int, fast_rendering: bool) -> None:
         configure_rendering()
@@ -80,6 +90,7 @@ class AlohaEnvironment:
         self._renderer: OffscreenRenderer | None = None
         self._cameras = {slot: self._camera(name) for slot, name in _SCENE_CAMERAS.items()}
         self._option = mujoco.MjvOption()
+        self._look = SceneLook(self.physics.model.ptr, self._cameras["primary"], _TOP_DISTANCE)
 
     def _camera(self, name: str) -> mujoco.MjvCamera:
         mj, model = self._mujoco, self.physics.model.ptr
@@ -89,7 +100,7 @@ class AlohaEnvironment:
             place_camera(model, camera.fixedcamid, _WRIST_POSE)
         return camera
 
-    def reset(self, episode: EpisodeSpec) -> None:
+    def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
         """Both arms at ALOHA's start, the objects where gym-aloha's own sampling puts them for this episode's seed."""
         from gym_aloha.utils import sample_box_pose, sample_insertion_pose
 
@@ -97,10 +108,21 @@ class AlohaEnvironment:
         pose = sample_box_pose(seed) if self.task.name == "transfer_cube" else np.concatenate(sample_insertion_pose(seed))
         self._sim.BOX_POSE[0] = pose
         self._is_unstable = False
+        self._look.apply(episode, changes)
         self._rules.initialize_episode(self.physics)
+        if robot := size_of(changes, "robot"):
+            rng = robot.rng(episode)
+            for joints in _ARM_JOINTS:
+                shift = robot.joint_shift * direction(rng, _JOINTS_OF_ARM)
+                self.physics.data.qpos[joints] += shift
+                self.physics.data.ctrl[joints] += shift
+            self.physics.forward()
 
     def proprio(self) -> np.ndarray:
         return self._rules.get_qpos(self.physics).astype(np.float32)
+
+    def position(self) -> np.ndarray:
+        return self.proprio().astype(np.float64)
 
     def observe(self) -> Observation:
         images = {slot: self._picture(slot, self.image_size) for slot in CAMERAS}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.robot.aloha.environment import AlohaSimulator
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.acting.robot import Robot, RobotError
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.types import Observation
@@ -43,7 +43,7 @@ class SimulatedRobot(Robot):
         self._is_solved = False
 
     def position(self) -> np.ndarray:
-        return self._environment.proprio().astype(np.float64)
+        return self._environment.position()
 
     def observe(self, instruction: str) -> Observation:
         seen = self._environment.observe()

@@ -3,8 +3,8 @@
 python experiments/robot/aloha/run_aloha_sim_eval.py --pretrained_checkpoint runs/transfer_cube--10000_chkpt --num_envs 16 --batch_size 8
 
 Starts are drawn as gym-aloha does, elsewhere than in any demonstration. Results land in local_log_dir: episodes.jsonl, report.json,
-report.html, failures.png, videos/; an interrupted evaluation goes on. The simulation waits for the policy: how a server and the
-25 Hz clock affect a policy is measured by run_aloha_eval.py.
+report.html, failures.png, videos/; an interrupted evaluation goes on. The simulation waits for the policy unless --delay_steps says for
+how many steps it does not; how a server and a 25 Hz clock affect it is measured by run_aloha_eval.py.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
-    return Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config))
+    return Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config), config.image_size)
 
 
 def _load_policy(config: EvalConfig) -> ChunkPolicy:
     sets = [f"aloha_sim_{task}_scripted" for task in config.task_names]
     key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, sets if len(sets) == 1 else [])
-    return load_policy(config.pretrained_checkpoint, config.engine, "ALOHA", CAMERAS, key)
+    return load_policy(config.pretrained_checkpoint, config.engine, config.quantization, "ALOHA", CAMERAS, key)
 
 
 def main(config: EvalConfig) -> None:

@@ -15,7 +15,7 @@ from prismatic.vla.datasets.manifest import Part, write_manifest
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registered_name
 
 MANIFEST_FILE = "manifest.json"
-COLLECTION = "collection"  # of simulators.interfaces.SPLITS
+COLLECTION = "collection"  # of simulators.episodes.SPLITS
 
 
 def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
@@ -66,8 +66,8 @@ def dataset_of(checkpoint: str | Path, default: str) -> str:
 
 def count_episodes(config: EvaluationFlags) -> tuple[int, int]:
     """(episodes, successes) that `config.folder` holds of the policy, or of the expert where it acts alone."""
-    from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
+    from experiments.robot.evaluation.journal import read_journals
 
     run = EXPERT_RUN if config.policy == "expert" else "none"
-    rows = {(row["task"], row["index"], row["seed"]): row for row in read_journal(config.folder / JOURNAL_FILE)[1] if row["run"] == run}
+    rows = {(row["task"], row["index"], row["seed"]): row for row in read_journals(config.folder)[1] if row["run"] == run}
     return len(rows), sum(row["success"] for row in rows.values())

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
-from experiments.robot.evaluation.statistics import mcnemar_p_value, wilson_interval
+from experiments.robot.evaluation.journal import read_journals
+from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
+from experiments.robot.evaluation.timing import restricted_mean
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,24 @@ def _correlation(a: int, b: int, c: int, d: int) -> float:
 
 
 @dataclass(frozen=True)
+class TimeComparison:
+    """Time to success of both, in control steps; failures count with their length in the mean, and as later than all others in the test."""
+
+    mean_a: float
+    mean_b: float
+    distance: float  # of Kolmogorov and Smirnov
+    p_value: float
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"mean time to success {self.mean_a:.1f} steps (A) and {self.mean_b:.1f} (B), failures counted with their length; "
+            f"Kolmogorov-Smirnov distance {self.distance:.2f}, p {format_p(self.p_value)}"
+        )
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What is shown of two evaluations."""
 
@@ -84,6 +103,7 @@ class Comparison:
     differing: list[dict[str, Any]]  # episodes that ended differently: task, index, seed, winner
     num_unpaired: int  # episodes that one of them lacks
     settings: dict[str, tuple[Any, Any]]  # flags that differ
+    times: TimeComparison
 
     @property
     def total(self) -> PairedTable:
@@ -98,38 +118,40 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
     Raises:
         ValueError: a folder holds no journal, or they have no episode in common.
     """
-    (settings_a, rows_a), (settings_b, rows_b) = (_read(folder) for folder in (folder_a, folder_b))
+    (settings_a, rows_a), (settings_b, rows_b) = (read_journals(folder) for folder in (folder_a, folder_b))
     a, b = _by_episode(rows_a, run), _by_episode(rows_b, run)
     common = [key for key in a if key in b]
     if not common:
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
     tasks = list(dict.fromkeys(task for task, _, _ in common))
     names = [name for name in sorted(settings_a.keys() | settings_b.keys()) if settings_a.get(name) != settings_b.get(name)]
+    won_a, won_b = ({key: row["success"] for key, row in rows.items()} for rows in (a, b))
     return Comparison(
         name_a=folder_a.name,
         name_b=folder_b.name,
-        tables={task: _count((a[key], b[key]) for key in common if key[0] == task) for task in tasks},
+        tables={task: _count((won_a[key], won_b[key]) for key in common if key[0] == task) for task in tasks},
         differing=[
-            {"task": task, "index": index, "seed": seed, "winner": "A" if a[task, index, seed] else "B"}
+            {"task": task, "index": index, "seed": seed, "winner": "A" if won_a[task, index, seed] else "B"}
             for task, index, seed in sorted(common)
-            if a[task, index, seed] != b[task, index, seed]
+            if won_a[task, index, seed] != won_b[task, index, seed]
         ],
         num_unpaired=len(a.keys() ^ b.keys()),
         settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
+        times=_compare_times([a[key] for key in common], [b[key] for key in common]),
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    path = folder / JOURNAL_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {JOURNAL_FILE}; pass the folder of an evaluation, the one that holds report.html")
-    return read_journal(path)
+def _compare_times(rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, Any]]) -> TimeComparison:
+    mean_a, mean_b = (restricted_mean([row["num_steps"] for row in rows]) for rows in (rows_a, rows_b))
+    ends_a, ends_b = ([row["num_steps"] if row["success"] else math.inf for row in rows] for rows in (rows_a, rows_b))
+    distance, p_value = ks_test(ends_a, ends_b)
+    return TimeComparison(mean_a, mean_b, distance, p_value)
 
 
-def _by_episode(rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], bool]:
-    """(task, number, seed) -> success; the latest of an episode that was played again."""
+def _by_episode(rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """(task, number, seed) -> its row; the latest of an episode that was played again."""
     chosen = run or (rows[0]["run"] if rows else "none")
-    return {(row["task"], row["index"], row["seed"]): row["success"] for row in rows if row["run"] == chosen}
+    return {(row["task"], row["index"], row["seed"]): row for row in rows if row["run"] == chosen}
 
 
 def _count(pairs: Iterable[tuple[bool, bool]]) -> PairedTable:

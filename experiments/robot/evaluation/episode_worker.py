@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.evaluation.stepping import ActingOptions, Motions, SteppedActor
 from experiments.robot.evaluation.video import write_mp4
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Simulator
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.vla.rollout_record import Commander
@@ -43,6 +44,7 @@ class EpisodeRequest:
     failure_frames: bool = False  # if it fails, bring what the policy saw on the way
     recording: Path | None = None  # where every step goes, as a recording
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the recording says beside what the worker knows
+    acting: ActingOptions = field(default_factory=ActingOptions)  # not of the expert, which acts without delay
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class EpisodeOutcome:
     recording: Path | None = None
     pictures: tuple[np.ndarray, ...] = ()  # uint8 [PICTURE_SIZE, PICTURE_SIZE, 3]
     failure_frames: tuple[np.ndarray, ...] = ()  # NUM_FAILURE_FRAMES pictures of that size; none after a success
+    motions: Motions = field(default_factory=Motions)  # of the policy
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,11 @@ class _EpisodeRecording:
             known = {"task": spec.task, "episode": spec.index, "seed": spec.seed, "control_hz": environment.control_hz}
             self.recorder = EpisodeRecorder(request.recording, environment.instruction, {**known, **request.facts})
 
-    def add(self, observation: Observation | None, action: np.ndarray, num_queries: int) -> None:
-        """One action before it is executed; `observation` spares rendering again. The simulation waits for the policy: no delay."""
+    def add(self, observation: Observation | None, action: np.ndarray, chunk: int = 0, delay_s: float = np.nan) -> None:
+        """One action before it is executed, of the chunk with that number and delay; `observation` spares rendering again."""
         if self.recorder is not None:
             seen = self._environment.observe() if observation is None else observation
-            delay_s = 0.0 if num_queries else np.nan
-            self.recorder.add(RecordedStep(seen, action, self._by, chunk=num_queries, delay_s=delay_s))
+            self.recorder.add(RecordedStep(seen, action, self._by, chunk=chunk, delay_s=delay_s))
 
     def close(self, success: bool) -> Path | None:
         if self.recorder is None:
@@ -130,43 +132,62 @@ def worker_main(connection: Connection, simulator: Simulator) -> None:
         slot.close()
 
 
+class _Player:
+    """Whoever acts in an episode: the scripted expert, or the policy behind the connection."""
+
+    def __init__(self, simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection) -> None:
+        """After the reset."""
+        self._environment, self._connection, self._keeps = environment, connection, request.failure_frames
+        self._recording = _EpisodeRecording(request, environment)
+        self._expert = simulator.make_expert(environment) if request.use_expert else None
+        self._actor = SteppedActor(request.acting, environment.platform, environment.position(), request.spec, self._ask)
+        self.seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
+        self.recorder, self.close = self._recording.recorder, self._recording.close
+
+    @property
+    def motions(self) -> Motions:
+        return self._actor.motions
+
+    def act(self, step: int) -> np.ndarray:
+        """The action [A] of a step."""
+        if self._expert is not None:
+            observation = self._environment.observe() if self.recorder is not None else None
+            action = self._expert.act()
+            self._recording.add(observation, action)
+            return action
+        command = self._actor.tick(step, self._environment.observe)
+        if command.by is not None:  # nobody wants the robot to be held
+            self._recording.add(self._actor.observation, command.action, self._actor.num_chunks, self._actor.delay_s)
+        return command.action
+
+    def _ask(self, observation: Observation) -> np.ndarray:
+        if self._keeps:
+            self.seen.append(next(iter(observation.images.values())))
+        self._connection.send(observation)
+        return self._connection.recv()
+
+
 def play_episode(simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection) -> EpisodeOutcome:
-    """Resets the environment, then alternates between asking for H actions and executing them open loop."""
+    """Resets the environment and plays until the task is solved or the steps are used up, those of holding included."""
     started = time.perf_counter()
     environment.reset(request.spec)
-    expert = simulator.make_expert(environment) if request.use_expert else None
-    video, recording = _EpisodeVideo(request, environment), _EpisodeRecording(request, environment)
+    player, video = _Player(simulator, environment, request, connection), _EpisodeVideo(request, environment)
     pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
-    queue: deque[np.ndarray] = deque()
-    seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
-    success, num_steps, num_queries = False, 0, 0
-    with recording.recorder or nullcontext():
+    success, num_steps = False, 0
+    with player.recorder or nullcontext():
         while not success and num_steps < environment.max_steps:
             video.record_frame(num_steps)
-            observation = None
-            if expert is not None:
-                observation = environment.observe() if request.recording else None
-                queue.append(expert.act())
-            elif not queue:
-                observation = environment.observe()
-                if request.failure_frames:
-                    seen.append(next(iter(observation.images.values())))
-                connection.send(observation)
-                queue.extend(connection.recv())
-                num_queries += 1
-            action = queue.popleft()
-            recording.add(observation, action, num_queries)
-            success = environment.step(action)
+            success = environment.step(player.act(num_steps))
             num_steps += 1
         video.record_frame(num_steps, force=True)
         if request.pictures:
             pictures.append(environment.render(PICTURE_SIZE))
         if request.failure_frames and not success:
-            seen.append(environment.render(VIDEO_SIZE))
+            player.seen.append(environment.render(VIDEO_SIZE))
         wall_s = time.perf_counter() - started
-        frames = () if success else spread_frames(seen)
-        files = (video.write(success), recording.close(success))
-    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, *files, tuple(pictures), frames)
+        frames = () if success else spread_frames(player.seen)
+        files = (video.write(success), player.close(success))
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, *files, tuple(pictures), frames, player.motions)
 
 
 def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:

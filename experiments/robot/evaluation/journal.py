@@ -1,6 +1,7 @@
 """The episodes of an evaluation as they end, so that an interrupted one goes on where it stopped.
 
     <folder>/episodes.jsonl     first line: what the outcomes depend on (suite, checkpoint, flags); then one episode per line
+    <folder>/episodes.shard-2-of-8.jsonl   the same, of a part of the evaluation (`shards`); all that lie in the folder belong together
     <folder>/pictures/...png    what the report shows of an episode, side by side
 
 A line is written at once; one that a kill cut short is dropped. An episode is known by run, task, number and seed. The first line must
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
+from experiments.robot.evaluation.shards import Shard
 
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
@@ -32,36 +34,53 @@ class JournalError(ValueError):
 class Journal:
     """Appends episodes to a folder's journal and knows those that are there."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], restart: bool = False) -> None:
-        """`settings` is all that outcomes depend on; `restart` forgets what is there.
+    def __init__(self, folder: Path, settings: Mapping[str, Any], restart: bool = False, shard: Shard | None = None) -> None:
+        """`settings` is all that outcomes depend on; `restart` forgets what is there, or what there is of the `shard`.
 
         Raises:
             JournalError: the folder's episodes were played with other settings, or its journal is damaged.
         """
-        self.folder, self._path = folder, folder / JOURNAL_FILE
+        self.folder, self._path = folder, _path_of(folder, shard or Shard())
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._results: dict[tuple[str, str, int, int], EpisodeResult] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        if restart or not self._path.exists():
-            _write(self._path, [json.dumps({"settings": self._settings})])
-        else:
-            self._continue()
+        if restart:
+            for path in [self._path] if shard and shard.count > 1 else journal_files(folder):
+                path.unlink(missing_ok=True)
+        own: list[dict[str, Any]] = []
+        for path in journal_files(folder):
+            rows = self._take_over(path)
+            own = rows if path == self._path else own
+        _write(
+            self._path, [json.dumps({"settings": self._settings}), *(json.dumps(row) for row in own)]
+        )  # without a line that was cut short
 
-    def _continue(self) -> None:
-        stored, rows = read_journal(self._path)
+    def refresh(self) -> None:
+        """Takes in what other shards have written meanwhile."""
+        for path in journal_files(self.folder):
+            if path != self._path:
+                self._take_over(path)
+
+    def _take_over(self, path: Path) -> list[dict[str, Any]]:
+        """The rows of a file of the folder, which become results.
+
+        Raises:
+            JournalError: it is of another evaluation, or damaged.
+        """
+        stored, rows = read_journal(path)
         changed = [name for name in sorted(stored.keys() | self._settings.keys()) if stored.get(name) != self._settings.get(name)]
         if changed and rows:
             listed = "; ".join(f"{name} was {stored.get(name)!r}, is {self._settings.get(name)!r}" for name in changed)
             raise JournalError(
-                f"{self._path} holds episodes of another evaluation ({listed}). Choose another --local_log_dir or --run_id_note, "
+                f"{path} holds episodes of another evaluation ({listed}). Choose another --local_log_dir or --run_id_note, "
                 "or pass --restart True to forget them"
             )
-        _write(
-            self._path, [json.dumps({"settings": self._settings}), *(json.dumps(row) for row in rows)]
-        )  # without a line that was cut short
         for row in rows:
             result = self._from_row(row)
-            self._results[_key(result)] = result
+            known = self._results.get(_key(result))
+            if known is None or known.error is not None or path == self._path:
+                self._results[_key(result)] = result
+        return rows
 
     @property
     def results(self) -> list[EpisodeResult]:
@@ -90,7 +109,8 @@ class Journal:
 
     def _from_row(self, row: dict[str, Any]) -> EpisodeResult:
         try:
-            result = EpisodeResult(**row)
+            values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+            result = EpisodeResult(**values)
         except TypeError as error:
             raise JournalError(f"{self._path} holds an episode of another version ({error}); pass --restart True to begin anew") from error
         pictures, frames = (_load_strip(self._strip(name, result)) for name in ("pictures", "failure_frames"))
@@ -98,6 +118,30 @@ class Journal:
 
     def _strip(self, name: str, result: EpisodeResult) -> Path:
         return self.folder / _PICTURES[name] / result.run / result.task / f"episode_{result.index:03d}_seed_{result.seed}.png"
+
+
+def _path_of(folder: Path, shard: Shard) -> Path:
+    path = folder / JOURNAL_FILE
+    return path.with_name(f"{path.stem}{shard.suffix}{path.suffix}")
+
+
+def journal_files(folder: Path) -> list[Path]:
+    """The journals in a folder: of the whole evaluation, and of its shards."""
+    path = folder / JOURNAL_FILE
+    return [*([path] if path.is_file() else []), *sorted(folder.glob(f"{path.stem}.shard-*{path.suffix}"))]
+
+
+def read_journals(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings and episodes of an evaluation, those of its shards included.
+
+    Raises:
+        JournalError: there is none, or it is damaged.
+    """
+    files = journal_files(folder)
+    if not files:
+        raise JournalError(f"{folder} has no {JOURNAL_FILE}; pass the folder of an evaluation, the one that holds report.html")
+    found = [read_journal(path) for path in files]
+    return found[0][0], [row for _, rows in found for row in rows]
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

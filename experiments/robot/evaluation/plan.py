@@ -12,18 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.delays import read_delays
 from experiments.robot.evaluation.journal import fingerprint
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, PlannedEpisode
-from experiments.robot.simulators.interfaces import EpisodeSpec, Simulator
+from experiments.robot.evaluation.shards import parse_shard
+from experiments.robot.evaluation.stepping import ActingOptions
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Simulator
+from experiments.robot.simulators.perturbations import Perturbation, parse_perturbations
 from prismatic.acting.recorder import check_recording_packages
 from prismatic.vla.constants import get_robot_platform
 
 # Flags without influence on how an episode ends: they may change when an evaluation goes on.
 _FREE_FLAGS = {
     *("num_trials_per_task", "control", "num_control_trials_per_task", "with_expert", "policy", "task_names", "num_envs"),
+    "shard",
     *("save_video", "num_pictures", "record", "local_log_dir", "stages_file", "restart", "run_id_note"),
     *("use_wandb", "wandb_entity", "wandb_project"),
 }
+
+
+# Journals older than these flags go on: at its default, a flag is not written down.
+_LATER_FLAGS = ("delay_steps", "prefetch_steps", "num_blend_steps", "ensemble_decay", "perturb", "quantization")
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,14 @@ class EvaluationFlags:
     pretrained_checkpoint: str | Path = ""  # folder or Hub id of a checkpoint; its policy.json says everything about it
     policy: str = "checkpoint"  # "checkpoint", or "expert": the benchmark's scripted experts instead
     num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
-    batch_size: int = 1  # observations per policy call; part of the outcome, unlike num_envs
+    batch_size: int = 1  # observations per policy call; part of the outcome, unlike num_envs; 0: measured, the fastest
+    quantization: str = "none"  # weights of the language model, see prismatic/policy/inference/quantization.py
+
+    # Time, in steps: what is asked at one step is known some steps later, and the robot goes on or holds meanwhile, as a real one does
+    delay_steps: str = "0"  # from an observation to its actions; or measured ones to draw from: a recording, a JSON list of milliseconds
+    prefetch_steps: int = 0  # ask for the next chunk so many steps before the actions run out
+    num_blend_steps: int = 0  # pass from one chunk to the next over so many steps
+    ensemble_decay: float | None = None  # ACT's temporal ensembling, for instance 0.01; ask often then: --num_open_loop_steps 5
 
     # Episodes
     num_trials_per_task: int = 50  # episodes
@@ -43,7 +60,11 @@ class EvaluationFlags:
     with_expert: bool = False  # play the same episodes with the scripted expert, too
     seed: int = 7  # of the starts, and of a policy that draws
     num_envs: int = 2  # simulator processes
+    shard: str = ""  # play a part: 2/8 is the second of eight; without it, what lies in the folder is merged
     restart: bool = False  # forget the episodes that local_log_dir holds; without it an interrupted evaluation goes on
+
+    # Changed scenes
+    perturb: str = ""  # axis:severity, several with commas: camera:2,light:1 (experiments/robot/simulators/perturbations.py)
 
     # Results
     local_log_dir: Path = Path("runs/eval")  # episodes.jsonl, report.json, report.html, failures.png, videos/
@@ -62,10 +83,20 @@ class EvaluationFlags:
             raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder, or --policy expert")
         if self.num_trials_per_task < 1:
             raise ValueError(f"--num_trials_per_task is {self.num_trials_per_task}, must be at least 1")
+        self.acting(1.0)  # checks the flags that make it up
+        self.perturbations  # noqa: B018  (checks the spelling)
+        if self.batch_size < 0:
+            raise ValueError(f"--batch_size is {self.batch_size}; must be at least 1, or 0 to measure it")
+        if parse_shard(self.shard).count > 1 and self.batch_size == 0:
+            raise ValueError("--batch_size 0 would be measured by each shard anew; pass the number that one of them recommends")
         if self.record:
             check_recording_packages()
         if self.use_wandb and not self.wandb_project:
             raise ValueError("--use_wandb True needs --wandb_project")
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return parse_perturbations(self.perturb)
 
     @property
     def runs(self) -> list[str]:
@@ -79,6 +110,15 @@ class EvaluationFlags:
     def folder(self) -> Path:
         """Where this evaluation's files land."""
         return self.local_log_dir
+
+    def acting(self, control_hz: float) -> ActingOptions:
+        """How chunks become commands on a robot with so many steps a second.
+
+        Raises:
+            ValueError: the flags contradict each other, or name no delays.
+        """
+        delays = read_delays(self.delay_steps, control_hz)
+        return ActingOptions(self.num_open_loop_steps, delays, self.prefetch_steps, self.num_blend_steps, self.ensemble_decay)
 
     def num_trials(self, run: str) -> int:
         if run in ("none", EXPERT_RUN) or self.num_control_trials_per_task is None:
@@ -99,7 +139,8 @@ class Benchmark:
     simulator: Simulator
     tasks: list[str]  # in the order of the report
     load_policy: Callable[[], ChunkPolicy]  # actions in the simulator's units
-    split: str = "evaluation"  # where starts are drawn, see simulators.interfaces.SPLITS
+    image_size: int = 256  # pixels of the square pictures that it will see
+    split: str = "evaluation"  # where starts are drawn, see simulators.episodes.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
 
 
@@ -118,8 +159,16 @@ def _plain(value: object) -> object:
 
 
 def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str, Any]:
-    """What the episodes of one journal must have in common."""
+    """What the episodes of one journal must have in common; `batch_size` as it was measured, if it was."""
     settings = {name: value for name, value in config.settings().items() if name not in _FREE_FLAGS}
+    for name in _LATER_FLAGS:
+        if settings[name] == getattr(EvaluationFlags, name):
+            del settings[name]
+    if "perturb" in settings:
+        settings["perturb"] = sorted(map(str, config.perturbations))
+    if "delay_steps" in settings:  # what was drawn from, not where it lies
+        delays = config.acting(get_robot_platform(benchmark.robot).control_hz).delays
+        settings["delay_steps"] = {str(steps): delays.count(steps) for steps in sorted(set(delays))}
     settings["benchmark"] = benchmark.title
     if benchmark.split != Benchmark.split:
         settings["split"] = benchmark.split

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from experiments.robot.evaluation.batching import BatchTimes, measure_batch_size
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.types import ActionChunk, Observation
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:  # imports torch
     from prismatic.policy.checkpoint.spec import PolicySpec
 
 
-def load_policy(checkpoint: str | Path, engine: str, robot: str, cameras: Collection[str], unnorm_key: str | None = None) -> SeededPolicy:
+def load_policy(
+    checkpoint: str | Path, engine: str, quantization: str, robot: str, cameras: Collection[str], unnorm_key: str | None = None
+) -> SeededPolicy:
     """The policy of `checkpoint`, whose actions are the simulator's own.
 
     Raises:
@@ -23,7 +28,7 @@ def load_policy(checkpoint: str | Path, engine: str, robot: str, cameras: Collec
     from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy  # imports torch and transformers
 
-    policy = Policy.from_pretrained(checkpoint, unnorm_key=unnorm_key, options=LoadOptions(engine=engine))
+    policy = Policy.from_pretrained(checkpoint, unnorm_key=unnorm_key, options=LoadOptions(engine=engine, quantization=quantization))
     check_policy(checkpoint, policy.spec, robot, cameras)
     return SeededPolicy(policy)
 
@@ -68,6 +73,24 @@ class SeededPolicy:
     def warnings(self) -> list[str]:
         """What it was shown and training never saw."""
         return self.policy.watch.warnings
+
+    def forget_warnings(self) -> None:
+        """Another evaluation begins."""
+        self.policy.watch = self.policy.make_watch()
+
+    def warm_up(self, batch_size: int, image_size: int, instructions: Sequence[str]) -> float:
+        """Seconds that it took to prepare for such calls, as a server does before it answers."""
+        return self.policy.warm_up([batch_size], (image_size, image_size), instructions)
+
+    def measure_batch_size(self, image_size: int, instruction: str, num_envs: int) -> BatchTimes:
+        """The fastest batch size for so many environments, measured on grey pictures."""
+        spec = self.policy.spec
+        picture = np.full((image_size, image_size, 3), 128, np.uint8)
+        seen = Observation(dict.fromkeys(spec.cameras, picture), instruction, np.zeros(spec.platform.proprio_dim))
+        try:
+            return measure_batch_size(lambda rows: self.policy.predict(rows, [0] * len(rows)), seen, num_envs)
+        finally:
+            self.forget_warnings()  # no robot has seen these pictures
 
     def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
         return [self._to_simulator(chunk) for chunk in self.policy.predict(observations, seeds)]

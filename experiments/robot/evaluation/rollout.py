@@ -2,7 +2,7 @@
 
     worker 1 --Observation-->              --actions [H, A]--> worker 1
     worker 2 --Observation-->  one policy  --actions [H, A]--> worker 2
-    worker 3 (executing H actions open loop, then asks again)
+    worker 3 (executing actions, see `stepping`, then asks again)
 
 Every random draw of an episode follows from its EpisodeSpec, also a diffusion policy's noise, and the policy always sees batches of
 the same size with prompts of the same length, so results do not depend on the number of workers. A worker that dies is replaced and
@@ -26,7 +26,9 @@ import numpy as np
 
 from experiments.robot.evaluation.controls import Control
 from experiments.robot.evaluation.episode_worker import EpisodeOutcome, EpisodeRequest, WorkerFailure, worker_main
-from experiments.robot.simulators.interfaces import EpisodeSpec, Simulator
+from experiments.robot.evaluation.stepping import ActingOptions
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.workers import single_threaded_children
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import ActionChunk, Observation
@@ -60,7 +62,7 @@ class RolloutOptions:
     """How episodes are played."""
 
     num_envs: int = 2  # worker processes
-    num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
+    acting: ActingOptions = field(default_factory=ActingOptions)  # how the policy's chunks become commands
     batch_size: int = 1  # observations per policy call; fewer are padded by repetition, so that kernels and rounding stay the same
     save_video: str = "none"  # none, failures, all or first_<number per task>
     video_dir: Path | None = None
@@ -72,10 +74,9 @@ class RolloutOptions:
     worker_timeout_s: float = 300.0  # silence after which a worker counts as dead
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_open_loop_steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}, must be at least 1")
+        for name in ("num_envs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, must be at least 1")
         self.num_first_videos  # noqa: B018  (checks the spelling of save_video)
         if self.save_video != "none" and self.video_dir is None:
             raise ValueError(f"--save_video {self.save_video} needs a folder for the videos (video_dir)")
@@ -104,6 +105,7 @@ class RolloutOptions:
             failure_frames=filmed_run and self.failure_frames,
             recording=self.recording(planned),
             facts=facts,
+            acting=self.acting,
         )
 
     def recording(self, planned: PlannedEpisode) -> Path | None:
@@ -131,6 +133,9 @@ class EpisodeResult:
     video: str | None = None
     recording: str | None = None
     error: str | None = None  # the episode crashed twice; counted as a failure
+    num_held_steps: int = 0  # without a command of the policy
+    seam_changes: tuple[float, ...] = field(default=(), repr=False)  # of the command, where a chunk or holding begins or ends
+    inner_changes: tuple[float, ...] = field(default=(), repr=False)  # of the command, within a chunk
     pictures: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
     failure_frames: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
 
@@ -163,7 +168,7 @@ class _Worker:
             logger.warning("a simulator process died before it could be sent its work")
 
     def act(self, actions: np.ndarray, latency_ms: float) -> None:
-        """Sends the next actions [H, A]."""
+        """Sends the answer [H, A]."""
         self.latencies_ms.append(latency_ms)
         self.heard_at = time.monotonic()
         self._send(actions)
@@ -198,6 +203,9 @@ class _Worker:
             wall_s=outcome.wall_s,
             video=str(outcome.video) if outcome.video else None,
             recording=str(outcome.recording) if outcome.recording else None,
+            num_held_steps=outcome.motions.held,
+            seam_changes=tuple(outcome.motions.seams),
+            inner_changes=tuple(outcome.motions.inner),
             pictures=outcome.pictures,
             failure_frames=outcome.failure_frames,
         )
@@ -232,6 +240,7 @@ class Rollout:
         self._pending: deque[PlannedEpisode] = deque()
         self._crashed: set[PlannedEpisode] = set()
         self._crashes_in_a_row = 0
+        self.num_rows = self.num_padded_rows = 0  # observations in the policy's calls, and how many of them fill up a batch
 
     def run(self, episodes: Sequence[PlannedEpisode]) -> Iterator[EpisodeResult]:
         """Yields a result as each episode ends. Pass episodes task after task: changing the task costs a new environment.
@@ -285,13 +294,14 @@ class Rollout:
         assert self.policy is not None
         num_missing = self.options.batch_size - len(asking)
         padded = asking + [asking[-1]] * num_missing
+        self.num_rows, self.num_padded_rows = self.num_rows + len(padded), self.num_padded_rows + num_missing
         seeds = [worker.query_seed() for worker, _ in padded]
         started = time.perf_counter()
         chunks = self.policy.predict([observation for _, observation in padded], seeds)
         latency_ms = (time.perf_counter() - started) * 1e3
         assert len(chunks) == len(padded), (len(chunks), len(padded))
         for (worker, _), chunk in zip(asking, chunks, strict=False):  # the padding gets no answer
-            worker.act(self._executable(chunk), latency_ms)
+            worker.act(self._checked(chunk), latency_ms)
 
     def _controlled(self, worker: _Worker, observation: Observation) -> Observation:
         """What the policy is shown instead, in the worker's run."""
@@ -300,16 +310,12 @@ class Rollout:
         worker.instruction = shown.instruction
         return shown
 
-    def _executable(self, chunk: ActionChunk) -> np.ndarray:
-        """The actions [H, A] that are executed before the next query."""
-        actions = chunk.actions[: self.options.num_open_loop_steps]
-        if len(actions) < (self.options.num_open_loop_steps or 1):
-            raise ValueError(
-                f"--num_open_loop_steps is {self.options.num_open_loop_steps}, but the policy predicts {len(actions)} actions a query"
-            )
-        if not np.isfinite(actions).all():
+    def _checked(self, chunk: ActionChunk) -> np.ndarray:
+        """The actions [H, A], finite and as many as the options need."""
+        self.options.acting.execution(len(chunk.actions))
+        if not np.isfinite(chunk.actions).all():
             raise ValueError("the policy predicted actions that are not finite; the checkpoint is damaged or training diverged")
-        return actions
+        return chunk.actions
 
     def _replace(self, worker: _Worker, failure: WorkerFailure) -> Iterator[EpisodeResult]:
         """Starts a new process; the episode is repeated once, then given up."""

@@ -4,64 +4,122 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from tqdm import tqdm
 
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import make_control
-from experiments.robot.evaluation.journal import Journal
+from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
 from experiments.robot.evaluation.report import Report, console_table, write_report
-from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.shards import parse_shard
+from experiments.robot.simulators.changed import perturbed
+from experiments.robot.simulators.paraphrases import paraphrases
+from experiments.robot.simulators.perturbations import LANGUAGE_AXIS
 from prismatic.acting.recorder import RECORDINGS
+from prismatic.vla.constants import get_robot_platform
+
+logger = logging.getLogger(__name__)
 
 
 def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     """Plays what the journal lacks and writes the report, also when it is interrupted."""
     if config.use_wandb:
         _check_wandb()
+    simulator = perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
+    benchmark = replace(benchmark, simulator=simulator, load_policy=cache(benchmark.load_policy))
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     started = time.perf_counter()
-    controls = {run: make_control(run, benchmark.simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
+    controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
+    config = with_batch_size(config, benchmark)
     settings = outcome_settings(config, benchmark)
-    options = _options(config, recorded_facts(settings, benchmark) if config.record else {})
-    journal = Journal(config.folder, settings, config.restart)
+    options = _options(config, get_robot_platform(benchmark.robot).control_hz, recorded_facts(settings, benchmark) if config.record else {})
+    shard = parse_shard(config.shard)
+    journal = Journal(config.folder, settings, config.restart, shard)
     planned = plan_episodes(config, benchmark)
-    missing = [*journal.missing(planned), *_unrecorded(planned, options)]
-    missing = [episode for episode in planned if episode in set(missing)]
-    needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
-    policy = benchmark.load_policy() if needs_policy else None
+    own = shard.of(planned)
+    lacking = {*journal.missing(own), *_unrecorded(own, options)}
+    missing = [episode for episode in own if episode in lacking]
+    policy = _prepared_policy(config, benchmark) if any(episode.run != EXPERT_RUN for episode in missing) else None
     loaded = time.perf_counter()
     report = Report(
         title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
         runs={},
         settings=config.settings() | {"task_names": benchmark.tasks},
+        changes=[change.describe() for change in config.perturbations],
         commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
     )
+    rollout = Rollout(simulator, policy, controls, options)
     try:
-        _play(Rollout(benchmark.simulator, policy, controls, options), missing, journal, len(planned))
+        _play(rollout, missing, journal, len(own))
     finally:
+        journal.refresh()
         report.timings_s = {stage["stage"]: stage["seconds"] for stage in earlier}
         report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
-        report.runs = _by_run(config.runs, planned, journal.results)
+        report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
-        if report.runs:
-            write_contact_sheet(report.main_run, config.folder)
-            write_report(report, config.folder)
+        _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
     if config.use_wandb:
         _log_to_wandb(report, config)
     return report
 
 
+def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:
+    """Writes what there is of the planned episodes."""
+    report.runs = runs
+    report.num_missing = num_planned - sum(len(results) for results in runs.values())
+    if runs:
+        write_contact_sheet(report.main_run, config.folder)
+        write_report(report, config.folder)
+
+
+def with_batch_size(config: EvaluationFlags, benchmark: Benchmark) -> EvaluationFlags:
+    """With the batch size that --batch_size 0 leaves open: that of the episodes that are there, else the fastest."""
+    if config.batch_size != 0:
+        return config
+    if config.policy == "expert":
+        return replace(config, batch_size=1)
+    if not config.restart and journal_files(config.folder):
+        return replace(config, batch_size=read_journals(config.folder)[0]["batch_size"])
+    policy = benchmark.load_policy()
+    if not isinstance(policy, SeededPolicy):
+        return replace(config, batch_size=1)
+    times = policy.measure_batch_size(benchmark.image_size, benchmark.simulator.instruction(benchmark.tasks[0]), config.num_envs)
+    logger.info("%s", times.line())
+    return replace(config, batch_size=times.best)
+
+
+def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark) -> ChunkPolicy:
+    """Loaded and, as a server's before its first answer, warmed up for the calls that will come."""
+    policy = benchmark.load_policy()
+    if isinstance(policy, SeededPolicy):
+        policy.forget_warnings()
+        instructions = [benchmark.simulator.instruction(task) for task in benchmark.tasks]
+        if any(change.axis == LANGUAGE_AXIS for change in config.perturbations):
+            instructions = [words for instruction in instructions for words in paraphrases(instruction)]
+        logger.info("warm-up %.2f s", policy.warm_up(config.batch_size, benchmark.image_size, instructions))
+    return policy
+
+
 def print_report(report: Report, config: EvaluationFlags) -> None:
     """The table, and where the page is."""
     print(console_table(report))
+    if timing := report.timing(report.main_name):
+        print(f"\n{timing.line()}")
+    if report.padded_share:
+        print(f"{100 * report.padded_share:.0f} % of what the policy computed filled up batches; a smaller --batch_size may be faster")
+    if report.num_missing:
+        print(f"{report.num_missing} episodes are not there yet: other shards play them, or the same command goes on")
     print(f"\nreport: {config.folder / 'report.html'}")
 
 
@@ -71,10 +129,10 @@ def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[
     return [episode for episode, path in paths if path is not None and not path.exists()]
 
 
-def _options(config: EvaluationFlags, facts: Mapping[str, Any]) -> RolloutOptions:
+def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any]) -> RolloutOptions:
     return RolloutOptions(
         num_envs=config.num_envs,
-        num_open_loop_steps=config.num_open_loop_steps,
+        acting=config.acting(control_hz),
         batch_size=config.batch_size,
         save_video=config.save_video,
         video_dir=config.folder / "videos",

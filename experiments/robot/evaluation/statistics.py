@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
     """The 95 % interval of a success rate; (0, 1) without trials. Source: Wilson, JASA 22 (1927)."""
@@ -22,3 +24,26 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def ks_test(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """(largest distance of the two empirical distributions, two-sided p-value); infinity is a value like others.
+
+    Failures, whose time to success is not known, all have the value infinity: the test then asks for a difference before the limit, or in
+    how many reach it. Ties make it cautious. Source: Smirnov, Annals of Mathematical Statistics 19 (1948) 279.
+    """
+    from scipy.stats import ks_2samp
+
+    if sorted(a) == sorted(b):
+        return 0.0, 1.0
+    finite = [value for value in (*a, *b) if value != float("inf")]
+    late = max(finite, default=0.0) + 1
+    found = ks_2samp([min(value, late) for value in a], [min(value, late) for value in b], method="asymp")
+    return float(found.statistic), float(found.pvalue)
+
+
+def fisher_p_value(num_a: int, trials_a: int, num_b: int, trials_b: int) -> float:
+    """Two-sided and exact, of two success rates whose episodes are no pairs. Source: Fisher, Statistical Methods for Research Workers."""
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact([[num_a, trials_a - num_a], [num_b, trials_b - num_b]]).pvalue)

@@ -13,21 +13,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from experiments.robot.libero.changed_states import change_state
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment, Expert
+from experiments.robot.simulators.perturbations import SCENE_AXES, Perturbation
 from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
-from prismatic.vla.constants import near_names
+from experiments.robot.simulators.scene_look import SceneLook
+from prismatic.vla.constants import ROBOT_PLATFORMS, near_names
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:
     import mujoco
 
 VIDEO_SIZE = 256
+_AGENTVIEW_DISTANCE = 1.1  # [m] from the primary camera to the middle of the table
 CAMERAS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
 
 # What drawing and proprio read of mujoco.MjData.
@@ -40,6 +45,9 @@ _SENSED = (
 @dataclass(frozen=True)
 class LiberoSimulator:
     """One suite of the LIBERO benchmark as a Simulator."""
+
+    name: ClassVar[str] = "LIBERO"
+    scene_axes: ClassVar[tuple[str, ...]] = SCENE_AXES
 
     suite: str
     tasks: tuple[LiberoTask, ...]
@@ -73,6 +81,7 @@ class LiberoEnvironment:
     """One LIBERO task; nothing is rendered before the first `observe` or `render`."""
 
     control_hz = 20.0  # 25 physics steps of 2 ms
+    platform = ROBOT_PLATFORMS["LIBERO"]
 
     def __init__(self, task: LiberoTask, simulator: LiberoSimulator) -> None:
         configure_rendering()
@@ -93,6 +102,7 @@ class LiberoEnvironment:
         self._renderer: OffscreenRenderer | None = None
         self._loaded_places = self._read_loaded_places()
         self._replace_sensors()
+        self._look = SceneLook(self._model, self._view(CAMERAS["primary"]), _AGENTVIEW_DISTANCE)
 
     @property
     def robosuite(self) -> Any:
@@ -118,7 +128,7 @@ class LiberoEnvironment:
             observable.set_enabled(False)
         self.robosuite.add_observable(Observable("snapshot", snapshot, sampling_rate=self.control_hz))
 
-    def reset(self, episode: EpisodeSpec) -> None:
+    def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
         """Evaluation: the fixed initial state of the episode's number. Else: objects where the episode's generator puts them."""
         if episode.split == "evaluation":
             state = self._reset_to_fixed(episode.index)
@@ -126,7 +136,8 @@ class LiberoEnvironment:
             np.random.seed(episode.rng().integers(2**32))  # robosuite draws from numpy's global generator
             self._reset_once()
             state = self._wrapper.get_sim_state()
-        self._wrapper.set_init_state(state)
+        self._look.apply(episode, changes)
+        self._wrapper.set_init_state(change_state(self.robosuite, state, episode, changes))
         for _ in range(self.simulator.num_steps_wait):
             self._wrapper.step(list(NO_OP))
 
@@ -174,6 +185,9 @@ class LiberoEnvironment:
         position = data.site_xpos[robot.eef_site_id]
         return np.concatenate([position, axis_angle(np.array([x, y, z, w])), fingers]).astype(np.float32)
 
+    def position(self) -> np.ndarray:
+        return np.asarray(NO_OP, np.float64)
+
     def observe(self) -> Observation:
         images = {slot: self._picture(camera, self.simulator.image_size) for slot, camera in CAMERAS.items()}
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
@@ -190,10 +204,14 @@ class LiberoEnvironment:
         mj = self._mujoco
         if self._renderer is None:
             self._renderer = OffscreenRenderer(self._model, max(VIDEO_SIZE, self.simulator.image_size), self.simulator.fast_rendering)
-        view, option = mj.MjvCamera(), mj.MjvOption()
-        view.type, view.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, self.robosuite.sim.model.camera_name2id(camera)
+        option = mj.MjvOption()
         option.geomgroup[0] = 0  # collision shapes
-        return np.ascontiguousarray(self._renderer.render(self._sensed, view, option, size)[:, ::-1])
+        return np.ascontiguousarray(self._renderer.render(self._sensed, self._view(camera), option, size)[:, ::-1])
+
+    def _view(self, camera: str) -> mujoco.MjvCamera:
+        view = self._mujoco.MjvCamera()
+        view.type, view.fixedcamid = self._mujoco.mjtCamera.mjCAMERA_FIXED, self.robosuite.sim.model.camera_name2id(camera)
+        return view
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -55,8 +55,8 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     # The checkpoint, in the familiar words
     model_family: str = "openvla"  # nothing else is known; accepted because the familiar commands pass it
     unnorm_key: str | None = None  # whose statistics count; that of the suite by default
-    load_in_8bit: bool = False  # weights of the language model in int8
-    load_in_4bit: bool = False  # weights of the language model in nf4
+    load_in_8bit: bool = False  # the same as --quantization int8
+    load_in_4bit: bool = False  # the same as --quantization nf4
     engine: str = "auto"  # see prismatic/policy/inference/engine.py
 
     def __post_init__(self) -> None:
@@ -112,6 +112,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         simulator=simulator,
         tasks=[task.name for task in tasks],
         load_policy=partial(load_policy, config),
+        image_size=config.env_img_res,
         episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
     )
 

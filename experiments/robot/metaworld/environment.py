@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from experiments.robot.metaworld.tasks import MetaWorldTask, get_metaworld_task
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment
+from experiments.robot.simulators.perturbations import Perturbation, direction, size_of
 from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
+from experiments.robot.simulators.scene_look import SceneLook
 from prismatic.vla.cameras import ONE_ARM
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.types import Observation
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ _PRIMARY_LOOKAT, _PRIMARY_DISTANCE, _PRIMARY_AZIMUTH, _PRIMARY_ELEVATION = (0.0,
 _WRIST_POSE = CameraPose(position=(0.0, -0.12, 0.02), lookat=(0.0, 0.03, -0.15), fov=75.0)
 # The mocap body holds the hand at this orientation in every MetaWorld task.
 _HAND_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0]) / np.sqrt(2)
+_OPEN_HAND = np.array([0.0, 0.0, 0.0, -1.0])  # the gripper effort of MetaWorld's reset
 # Meshes of the robot that no camera here shows, or only at the edge of the picture. Drawing them costs more than all
 # the rest together (68,000 triangles), so fast rendering leaves them out.
 _UNSEEN_MESHES = frozenset({"pedestal", "base", "head", "l0", "l1", "l2", "l3"})
@@ -42,6 +47,9 @@ _UNSEEN_GROUP, _ARM_GROUP = 5, 3
 @dataclass(frozen=True)
 class MetaWorldSimulator:
     """The MetaWorld benchmark as a Simulator."""
+
+    name: ClassVar[str] = "MetaWorld"
+    scene_axes: ClassVar[tuple[str, ...]] = ("camera", "robot", "light")  # its scenes hold nothing that a task is not about
 
     image_size: int = 64  # S, pixels, rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
@@ -61,6 +69,7 @@ class MetaWorldEnvironment:
     """One MetaWorld task; nothing is rendered before the first `observe` or `render`."""
 
     control_hz = 80.0  # 5 physics steps of 2.5 ms
+    platform = ROBOT_PLATFORMS["METAWORLD"]
 
     def __init__(self, task: MetaWorldTask, image_size: int, fast_rendering: bool) -> None:
         configure_rendering()
@@ -73,6 +82,8 @@ class MetaWorldEnvironment:
         self._env: Any = ENV_CLS_MAP[f"{task.name}-v3"]()
         self._renderer: OffscreenRenderer | None = None
         self._cameras, self._options = self._make_cameras()
+        self._look = SceneLook(self._env.model, self._cameras["primary"], _PRIMARY_DISTANCE)
+        self._hand_start = np.array(self._env.hand_init_pos, np.float64)
         self.state = np.zeros(39)  # MetaWorld's privileged state: hand, gripper, objects, the same one step before, goal
         _prepare_task(self._env, task)
 
@@ -102,13 +113,17 @@ class MetaWorldEnvironment:
                 model.geom_group[geom] = 4  # collision shapes, never drawn
         return {"primary": primary, "wrist": wrist, "video": primary}, options
 
-    def reset(self, episode: EpisodeSpec) -> None:
+    def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
         """Draws object positions from the episode's generator and moves the hand to its start.
 
         MetaWorld's reset computes some quantities before it moves the objects, so a single call would use positions of
         the episode before. The first pass moves the objects (without simulating), the second one starts from there.
         """
         env = self._env
+        self._look.apply(episode, changes)
+        env.hand_init_pos = self._hand_start.copy()
+        if robot := size_of(changes, "robot"):  # the arm follows the hand
+            env.hand_init_pos += robot.hand_shift * direction(robot.rng(episode), 3)
         env.np_random, env.seeded_rand_vec, env._freeze_rand_vec = episode.rng(), True, False
         simulate, env.do_simulation = env.do_simulation, lambda *_: None
         try:
@@ -129,6 +144,9 @@ class MetaWorldEnvironment:
 
     def proprio(self) -> np.ndarray:
         return self.state[:4].astype(np.float32)
+
+    def position(self) -> np.ndarray:
+        return _OPEN_HAND
 
     def observe(self) -> Observation:
         images = {slot: self._picture(slot, self.image_size) for slot in CAMERAS}

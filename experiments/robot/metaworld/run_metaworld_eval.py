@@ -42,8 +42,8 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     configure_rendering()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
-    load = partial(load_policy, config.pretrained_checkpoint, config.engine, "METAWORLD", CAMERAS)
-    return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load)
+    load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
+    return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)
 
 
 def main(config: EvalConfig) -> None:

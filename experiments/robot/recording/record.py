@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Simulator
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot, end_with_parent, single_threaded_children
 from prismatic.vla.datasets.hdf5.recording import Recording, write_recording
 from prismatic.vla.types import Observation

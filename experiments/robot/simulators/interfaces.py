@@ -9,36 +9,14 @@ A Simulator travels to worker processes by pickle, so it holds plain settings on
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.perturbations import Perturbation
+from prismatic.vla.constants import RobotPlatform
 from prismatic.vla.types import Observation
-
-# Streams of random numbers: demonstrations, evaluation and rollouts to train on never see the same draw, whatever the seed.
-SPLITS = ("demonstration", "evaluation", "collection")
-
-
-@dataclass(frozen=True)
-class EpisodeSpec:
-    """Which episode to play; everything random in it follows from these fields alone."""
-
-    task: str
-    index: int  # number of the episode within its task; benchmarks with fixed initial states use it to pick one
-    seed: int
-    split: str = "evaluation"  # one of SPLITS
-    attempt: int = 0  # raised when a demonstration failed and is tried again elsewhere
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"episode split is {self.split!r}, expected one of {list(SPLITS)}")
-
-    def rng(self, purpose: str = "reset") -> np.random.Generator:
-        """A fresh generator for one purpose of this episode, the same on every machine."""
-        words = [self.seed, self.index, self.attempt, SPLITS.index(self.split)]
-        return np.random.default_rng([*words, zlib.crc32(self.task.encode()), zlib.crc32(purpose.encode())])
 
 
 class Environment(Protocol):
@@ -47,15 +25,22 @@ class Environment(Protocol):
     instruction: str
     max_steps: int  # an episode that has not succeeded by then has failed
     control_hz: float  # actions per second
+    platform: RobotPlatform  # what actions and states are
 
-    def reset(self, episode: EpisodeSpec) -> None:
-        """Puts the scene into the episode's initial state, settling steps (LIBERO's num_steps_wait) included."""
+    def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
+        """Puts the scene into the episode's initial state, settling steps (LIBERO's num_steps_wait) included.
+
+        `changes` of the scene, none other than those of `Simulator.scene_axes`, last until the next reset.
+        """
 
     def observe(self) -> Observation:
         """What the policy sees now; its cameras are rendered by this call and by nothing else."""
 
     def proprio(self) -> np.ndarray:
         """float32 [P], the robot's own state in raw units, without rendering."""
+
+    def position(self) -> np.ndarray:
+        """float64 [A], the action that leaves the robot where a reset has put it; dimensions that are no targets do not matter."""
 
     def step(self, action: np.ndarray) -> bool:
         """Executes one action [A] in the simulator's units; True once the task is solved."""
@@ -76,6 +61,14 @@ class Expert(Protocol):
 
 class Simulator(Protocol):
     """A benchmark: makes environments and experts of its tasks."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def scene_axes(self) -> tuple[str, ...]:
+        """What its environments can change of a scene, of `perturbations.SCENE_AXES`."""
 
     def make_environment(self, task: str) -> Environment:
         """The environment of one task; ValueError with near names for an unknown task."""

@@ -184,12 +184,15 @@ _QUANTIZERS: dict[str, Quantizer] = {
 QUANTIZATIONS = ("none", *_QUANTIZERS)
 
 
-def choose_quantization(load_in_8bit: bool, load_in_4bit: bool) -> str:
-    """The kind that the familiar flags ask for.
+def choose_quantization(load_in_8bit: bool, load_in_4bit: bool, quantization: str = "none") -> str:
+    """The kind that --quantization or the familiar flags ask for.
 
     Raises:
-        ValueError: both are set.
+        ValueError: they contradict each other.
     """
     if load_in_8bit and load_in_4bit:
         raise ValueError("--load_in_8bit and --load_in_4bit are both True; set one")
-    return "int8" if load_in_8bit else "nf4" if load_in_4bit else "none"
+    familiar = "int8" if load_in_8bit else "nf4" if load_in_4bit else "none"
+    if familiar != "none" and quantization not in ("none", familiar):
+        raise ValueError(f"--quantization {quantization} and --load_in_{'8' if load_in_8bit else '4'}bit True: set one of them")
+    return quantization if familiar == "none" else familiar

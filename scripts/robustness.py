@@ -1,0 +1,92 @@
+"""How a policy stands changed scenes: clean episodes, and the same ones along every axis at every severity; one table, one picture.
+
+python scripts/robustness.py --pretrained_checkpoint runs/demo/train/demo --simulator metaworld --num_trials_per_task 10
+
+Axes and severities: experiments/robot/simulators/perturbations.py. LIBERO-PRO's four changed suites are played, too, where the suite has
+them. An interrupted run goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.evaluation.plan import EvaluationFlags
+from experiments.robot.evaluation.robustness import MakeBenchmark, available_axes, make_conditions, markdown, measure, write_findings
+from experiments.robot.simulators.perturbations import AXES, SEVERITIES
+from prismatic.cli import parse_flags, run_script
+from prismatic.vla.constants import near_names
+
+SIMULATORS = ("metaworld", "libero", "aloha")
+_OWN_FLAGS = ("--pretrained_checkpoint", "--num_trials_per_task", "--local_log_dir", "--perturb", "--shard")
+
+
+@dataclass
+class RobustnessConfig:
+    """What is measured."""
+
+    pretrained_checkpoint: str = ""  # folder or Hub id of a checkpoint
+    simulator: str = "metaworld"  # metaworld, libero, aloha
+    num_trials_per_task: int = 10  # episodes of each task under each condition
+    axes: list[str] = field(default_factory=list)  # all that the simulator can change by default
+    severities: list[int] = field(default_factory=lambda: list(SEVERITIES))  # 1, 2, 3
+    pro_suites: bool = True  # libero: play LIBERO-PRO's changes of the suite, too
+    output_dir: Path = Path("runs/robustness")  # robustness.md, .json, .png, and a folder per condition
+    evaluation_flags: str = ""  # further flags of the simulator's evaluation script, in one text: "--num_envs 8 --batch_size 0"
+
+    def __post_init__(self) -> None:
+        if self.simulator not in SIMULATORS:
+            raise ValueError(f"--simulator is {self.simulator!r}; {near_names(self.simulator, SIMULATORS)}")
+        for axis in self.axes:
+            if axis not in AXES:
+                raise ValueError(f"--axes names {axis!r}; {near_names(axis, AXES)}")
+        for severity in self.severities:
+            if severity not in SEVERITIES:
+                raise ValueError(f"--severities names {severity}; choose from 1, 2, 3")
+        for flag in _OWN_FLAGS:
+            if flag in shlex.split(self.evaluation_flags.replace("=", " ")):
+                raise ValueError(f"--evaluation_flags has {flag}; that is a matter of this script")
+
+
+def find_simulator(name: str) -> tuple[type[Any], MakeBenchmark]:
+    """The flags of a simulator's evaluation script, and what makes its benchmark of them."""
+    if name == "metaworld":
+        from experiments.robot.metaworld import run_metaworld_eval as metaworld
+
+        return metaworld.EvalConfig, metaworld.make_benchmark
+    if name == "aloha":
+        from experiments.robot.aloha import run_aloha_sim_eval as aloha
+
+        return aloha.EvalConfig, aloha.make_benchmark
+    from experiments.robot.libero import run_libero_eval as libero
+
+    return libero.EvalConfig, libero.make_benchmark
+
+
+def changed_suites(clean: EvaluationFlags) -> list[str]:
+    """LIBERO-PRO's changes of the suite that is evaluated."""
+    from experiments.robot.libero.tasks import CHANGES, SUITES
+
+    suite = getattr(clean, "task_suite_name", "")
+    return [name for change in CHANGES if (name := f"{suite}_{change}") in SUITES]
+
+
+def main(config: RobustnessConfig) -> None:
+    flags_class, make_benchmark = find_simulator(config.simulator)
+    own = ["--num_trials_per_task", str(config.num_trials_per_task), "--local_log_dir", str(config.output_dir), "--num_pictures", "1"]
+    if config.pretrained_checkpoint:
+        own += ["--pretrained_checkpoint", config.pretrained_checkpoint]
+    clean = parse_flags(flags_class, [*own, *shlex.split(config.evaluation_flags)])
+    axes = config.axes or available_axes(make_benchmark(clean).simulator)
+    suites = changed_suites(clean) if config.simulator == "libero" and config.pro_suites else []
+    title = f"Changed scenes, {config.simulator}: {config.pretrained_checkpoint or 'scripted experts'}"
+    conditions = make_conditions(clean, axes, config.severities, suites)
+    findings = measure(conditions, make_benchmark, lambda so_far: write_findings(so_far, title, config.output_dir))
+    print(markdown(findings, title))
+    print(f"table and picture: {config.output_dir / 'robustness.md'}, {config.output_dir / 'robustness.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main, RobustnessConfig)

@@ -1,0 +1,122 @@
+"""Evaluations in parts: disjoint, merged by their journals; batch sizes that are measured; what robustness.py makes of many conditions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_simulator import ToyPolicy, ToySimulator
+
+from experiments.robot.evaluation.batching import best_size, measure_batch_size
+from experiments.robot.evaluation.comparison import compare
+from experiments.robot.evaluation.journal import Journal, JournalError, journal_files, read_journals
+from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes
+from experiments.robot.evaluation.report import report_to_dict
+from experiments.robot.evaluation.robustness import make_conditions, markdown, measure, write_findings
+from experiments.robot.evaluation.run import run_evaluation, with_batch_size
+from experiments.robot.evaluation.shards import Shard, parse_shard
+from prismatic.vla.types import Observation
+
+
+def flags(folder: Path, **changes) -> EvaluationFlags:
+    known = {"pretrained_checkpoint": "toy", "num_trials_per_task": 3, "num_envs": 1, "num_pictures": 1, "local_log_dir": folder}
+    return EvaluationFlags(**(known | changes))
+
+
+def no_policy() -> ToyPolicy:
+    raise AssertionError("the policy was loaded")
+
+
+def benchmark(load=ToyPolicy, **simulator) -> Benchmark:
+    return Benchmark("Toy", "METAWORLD", ToySimulator(**simulator), ["left", "right"], load)
+
+
+def test_shards_are_disjoint_and_make_up_the_whole() -> None:
+    items = list(range(11))
+    parts = [parse_shard(f"{number}/4").of(items) for number in (1, 2, 3, 4)]
+    assert sorted(item for part in parts for item in part) == items
+    assert {len(part) for part in parts} == {2, 3}
+    assert parse_shard("") == Shard()
+    assert Shard().of(items) == items
+    for text in ("0/4", "5/4", "1", "a/b", "1/0"):
+        with pytest.raises(ValueError, match="expected number/count"):
+            parse_shard(text)
+
+
+def test_the_journals_of_shards_become_the_report_of_one_process(tmp_path: Path) -> None:
+    whole = run_evaluation(flags(tmp_path / "whole"), benchmark())
+    config = flags(tmp_path / "parts")
+    planned, results = plan_episodes(config, benchmark()), {(r.task, r.index): r for r in whole.main_run}
+    folder, first = tmp_path / "parts", parse_shard("1/2")
+    journal = Journal(folder, outcome_settings(config, benchmark()), shard=first)
+    for episode in first.of(planned):
+        journal.add(results[episode.spec.task, episode.spec.index])
+    second = run_evaluation(replace(config, shard="2/2"), benchmark())  # another process, beside it or later
+    assert [path.name for path in journal_files(folder)] == ["episodes.shard-1-of-2.jsonl", "episodes.shard-2-of-2.jsonl"]
+    assert second.num_missing == 0
+    merged = run_evaluation(config, benchmark(no_policy, broken=True))  # plays nothing
+    same = [report_to_dict(report)["summary"] for report in (whole, second, merged)]
+    for summary in same:
+        for score in summary["none"].values():
+            score.pop("latency_ms", None)
+    assert same[0] == same[1] == same[2]
+    assert [report_to_dict(report)["timing"] for report in (second, merged)] == [report_to_dict(whole)["timing"]] * 2
+    assert len(merged.main_run[0].pictures) == 2
+    assert compare(tmp_path / "whole", folder).num_unpaired == 0
+    assert json.loads((folder / "report.json").read_text())["num_missing_episodes"] == 0
+
+
+def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path: Path) -> None:
+    report = run_evaluation(flags(tmp_path, shard="1/3"), benchmark())
+    assert len(report.main_run) == 2
+    assert report.num_missing == 4
+    with pytest.raises(JournalError, match=r"shard-1-of-3\.jsonl holds episodes of another evaluation \(seed was 7, is 8\)"):
+        run_evaluation(flags(tmp_path, shard="2/3", seed=8), benchmark())
+    assert len(read_journals(tmp_path)[1]) == 2
+    Journal(tmp_path, {"other": 1}, restart=True)
+    assert [path.name for path in journal_files(tmp_path)] == ["episodes.jsonl"]  # the whole is forgotten
+    with pytest.raises(ValueError, match="--batch_size 0 would be measured by each shard anew"):
+        flags(tmp_path, shard="1/3", batch_size=0)
+
+
+def test_the_batch_size_is_the_smallest_that_no_other_clearly_beats() -> None:
+    assert best_size({1: 10.0, 2: 19.5, 4: 38.5}) == 1  # 4 % are not worth waiting for others
+    assert best_size({1: 10.0, 2: 12.0, 4: 16.0}) == 4
+    assert best_size({1: 10.0, 2: 12.0, 4: 40.0}) == 2
+    sizes: list[int] = []
+    seen = Observation({}, "go")
+    times = measure_batch_size(lambda rows: sizes.append(len(rows)), seen, num_envs=8)
+    assert sizes == [1] * 4 + [2] * 4 + [4] * 4  # half of the environments at most
+    assert set(times.call_ms) == {1, 2, 4}
+    assert "--batch_size" in times.line()
+
+
+def test_a_measured_batch_size_stays_that_of_the_episodes_that_are_there(tmp_path: Path) -> None:
+    config = flags(tmp_path, batch_size=0)
+    assert with_batch_size(config, benchmark()).batch_size == 1  # no checkpoint: nothing to measure
+    Journal(tmp_path, {"batch_size": 4})
+    assert with_batch_size(config, benchmark(no_policy)).batch_size == 4
+    with pytest.raises(ValueError, match="--batch_size is -1"):
+        flags(tmp_path, batch_size=-1)
+
+
+def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path) -> None:
+    clean = flags(tmp_path, num_trials_per_task=4, num_pictures=0)
+    conditions = make_conditions(clean, ["brightness"], [1, 3], [])
+    assert [condition.name for condition in conditions] == ["clean", "brightness:1", "brightness:3"]
+    assert [condition.config.folder.name for condition in conditions] == ["clean", "brightness_1", "brightness_3"]
+    findings = measure(conditions, lambda config: benchmark(), lambda so_far: write_findings(so_far, "Toy", tmp_path))
+    assert findings[0].score.rate == 1.0
+    assert findings[2].score.rate < 1.0  # the toy reads distances from the brightness
+    assert findings[2].difference == findings[2].score.rate - 1.0
+    table = (tmp_path / "robustness.md").read_text()
+    assert "| clean | 100 % (8/8) |  |" in table
+    assert f"| brightness | {findings[1].cell()} | {findings[2].cell()} |" in table
+    assert "pictures 1 octaves brighter or darker" in table
+    content = json.loads((tmp_path / "robustness.json").read_text())
+    assert [row["num_trials"] for row in content["conditions"]] == [8, 8, 8]
+    assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
+    again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
+    assert markdown(again, "Toy") == markdown(findings, "Toy")
