@@ -31,7 +31,8 @@ from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
-from experiments.robot.simulators.interfaces import Environment, EpisodeSpec, Expert, Simulator
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.interfaces import Environment, Expert, Simulator
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.cameras import TWO_ARMS

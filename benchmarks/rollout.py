@@ -28,7 +28,7 @@ from experiments.robot.evaluation.rollout import ChunkPolicy, PlannedEpisode, Ro
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.run_libero_eval import EvalConfig, load_policy
 from experiments.robot.libero.tasks import load_initial_states, prepare_libero, suite_tasks
-from experiments.robot.simulators.interfaces import EpisodeSpec
+from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.vla.types import Observation
