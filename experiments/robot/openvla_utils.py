@@ -66,8 +66,8 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
         raise ValueError("pretrained_checkpoint is empty; set it to a checkpoint folder or Hub id")
     known = {item.name for item in fields(PolicyFlags)}
     flags = PolicyFlags(**{name: getattr(cfg, name) for name in known if hasattr(cfg, name)})
-    familiar = (getattr(cfg, name, False) for name in ("load_in_8bit", "load_in_4bit"))
-    quantization = choose_quantization(*familiar, getattr(cfg, "quantization", "none"))
+    in_8bit, in_4bit = getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False)
+    quantization = choose_quantization(in_8bit, in_4bit, getattr(cfg, "quantization", "none"))
     options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
     return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options)
 
