@@ -112,19 +112,35 @@ def measure_kind(
     error = None if expected is None else _rms(actions - expected) / _rms(expected)
     if kind == "eager" and kind not in config.kinds:
         return actions
+    check_way(policy, kind)
     for count in config.batch_sizes:
         batch = [observations[number % len(observations)] for number in range(count)]
         policy.predict(batch)
         num_calls = max(20, (50 if kind == "eager" else config.num_calls) // count)
         times = time_calls(policy, observations, count, num_calls, config.pace_s)
         row = {"shape": shape, "kind": kind, "batch": count, **times, "warm_up_s": warm_up_s, "error": error, **_memory()}
-        rows.append(row)
+        rows.append({**row, "in_use": check_way(policy, kind)})
         print(
             "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True
         )
         if config.profile:
             print_profile(policy, batch)
     return actions
+
+
+def check_way(policy: Policy, kind: str) -> dict[str, Any]:
+    """What is in use.
+
+    Raises:
+        ValueError: not what `kind` names: another engine, no quantized layers, or calls that ran plainly beside the recorded ones.
+    """
+    (engine, quantization), in_use = KINDS[kind], policy.in_use()
+    unexpected = {"compiled", "recorded"} & set(in_use["left"]) if engine == "compiled" else set()
+    if in_use["engine"] != engine or unexpected or in_use["plain_calls"]:
+        raise ValueError(f"{kind} was left: engine {in_use['engine']}, {in_use['left']}, plain calls {in_use['plain_calls']}")
+    if (quantization != "none") != bool(in_use["quantized_layers"]):
+        raise ValueError(f"{kind} was left: quantized layers are {in_use['quantized_layers']}")
+    return in_use
 
 
 def build_parts(shape: str, quantization: str) -> PolicyParts:

@@ -90,6 +90,7 @@ def measure(config: ScalingConfig, ranks: Ranks) -> dict[str, Any]:
     steps = [_timed_step(trainer, batches) for _ in range(config.num_steps)]
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 2**30 if ranks.device.type == "cuda" else None
+    in_use = trainer.in_use
     del trainer, batches
     gc.collect()
     torch.cuda.empty_cache()
@@ -98,6 +99,7 @@ def measure(config: ScalingConfig, ranks: Ranks) -> dict[str, Any]:
         "median_step_ms": round(statistics.median(steps) * 1e3, 1),
         "peak_gib": None if peak is None else round(peak, 2),  # of the main process
         "load_s": round(load_seconds, 1),
+        "in_use": in_use,
         "warmup_s": [round(value, 1) for value in warmup],
     }
 

@@ -181,6 +181,8 @@ def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
     start_s = time.perf_counter() - started
     try:
         info = json.loads(call(port, "GET", "/info"))
+        if config.random_7b is not None and (left := {"compiled", "recorded"} & set(info["in_use"]["left"])):
+            raise ValueError(f"the server is not {' and '.join(sorted(left))}: {info['in_use']['left']}")
         body = make_body(info, config.image_size, config.body)
         rows = [measure(port, body, count, config.seconds, _TYPES[config.body]) for count in config.clients]
         page = call(port, "GET", "/metrics").decode()

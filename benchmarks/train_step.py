@@ -5,7 +5,7 @@
 Every case runs in a process of its own through `prepare_run` and `Trainer`, as fine-tuning does: read, decode, augment, forward, backward,
 AdamW. The first steps (compilation, recording) are timed one by one; then the clock runs until the GPU is through a row of steps, for
 which, as in a run, the processor does not wait one by one. A case with a cap may use no more memory than that, as on a smaller card,
-and also saves and merges.
+and also saves and merges. A case that does not run the way it names (compiled, recorded, with its quantized layers) fails.
 """
 
 from __future__ import annotations
@@ -95,13 +95,15 @@ def main(config: TrainStepConfig) -> None:
         for name in config.cases:
             try:
                 figures[name] = processes.submit(measure, name, bases[CASES[name].base], config).result()
-            except RuntimeError as error:  # out of memory, say: the other cases still count
+            except RuntimeError as error:  # out of memory, or left the way that it names: the other cases still count
                 figures[name] = {"error": str(error).splitlines()[0]}
             print(name, json.dumps({**figures[name], "goal": CASES[name].goal}), flush=True)
             if config.json is not None:
                 config.json.write_text(json.dumps(figures, indent=2) + "\n")
     for base in () if config.keep_base else bases.values():
         shutil.rmtree(base)
+    if failed := [name for name in config.cases if "error" in figures[name]]:
+        raise ValueError(f"these cases have no figures: {', '.join(failed)}; their errors are above")
 
 
 def ensure_base(preset: str, folder: Path) -> None:
@@ -119,6 +121,7 @@ def measure(name: str, base: Path, config: TrainStepConfig) -> dict[str, Any]:
     print(f"  {name}: loaded after {load_seconds:.0f} s", flush=True)
     with contextlib.closing(trainer.batches()) as batches:
         found = {"load_s": round(load_seconds, 1), **_measure_steps(trainer, batches, config)}
+        found["in_use"] = check_way(trainer, {**case.flags, **config.flags})
         print(f"  {name}: {json.dumps(found)}", flush=True)
         if case.cap_gib is None:
             tflops = count_flops(trainer, next(batches)) * 1e3 / found["step_ms"] / 1e12
@@ -130,6 +133,23 @@ def measure(name: str, base: Path, config: TrainStepConfig) -> dict[str, Any]:
         if config.profile:
             _profile(trainer, batches)
     return found
+
+
+def check_way(trainer: Trainer, flags: dict[str, Any]) -> dict[str, Any]:
+    """What was in use.
+
+    Raises:
+        RuntimeError: not what `flags` name: blocks compiled and steps recorded unless they say otherwise, layers quantized if they say so.
+    """
+    in_use, passes = trainer.in_use, {} if trainer.captured is None else trainer.captured.counts
+    for name, flag in (("compiled", "compile"), ("recorded", "cuda_graphs")):
+        if str(flags.get(flag, "auto")) != "False" and not in_use[name]:
+            raise RuntimeError(f"steps are not {name}: {in_use['left'].get(name)}")
+    if passes.get("plain", 0) > passes.get("recorded", 0):
+        raise RuntimeError(f"most passes ran plainly: {passes}")
+    if (flags.get("quantize_base", "none") != "none") != bool(in_use["quantized_layers"]):
+        raise RuntimeError(f"--quantize_base {flags.get('quantize_base')}, but quantized layers are {in_use['quantized_layers']}")
+    return {**in_use, "passes": dict(passes)}
 
 
 def _measure_steps(trainer: Trainer, batches: Any, config: TrainStepConfig) -> dict[str, Any]:

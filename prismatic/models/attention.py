@@ -139,6 +139,13 @@ ATTENTION_BACKENDS: dict[str, Attention] = {
 }
 
 
+PADDING_FORMS = {  # how they hide a batch's padding
+    "sdpa": "one additive mask for all layers",
+    "eager": "bool mask",
+    "flex_attention": "score function",
+    "flash_attention_2": "packed samples",
+}
+
 SELECTIVE_BACKENDS = (sdpa_attention, eager_attention)  # take fewer queries than keys; the others cannot hide padding then
 
 

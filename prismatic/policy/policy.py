@@ -9,7 +9,7 @@ Letters: B batch, H chunk, A action dim, P proprio dim.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,8 +133,15 @@ class Policy:
         return Demonstrated(low, high, max_step=unknown, max_gap=unknown)
 
     def in_use(self) -> dict[str, Any]:
-        """How it is computed: device, dtype, engine, attention, how many layers are quantized and how, and the device's memory."""
-        return {"engine": self._engine.kind, **describe_parts(self._parts)}
+        """How it is computed: device, dtype, engine, attention, padding, how many layers are quantized and how, what is left and why, calls
+        that ran plainly, and the device's memory."""
+        facts = describe_parts(self._parts)
+        return {"engine": self._engine.kind, **facts, "left": dict(self._engine.left), "plain_calls": dict(self.plain_calls)}
+
+    @property
+    def plain_calls(self) -> Mapping[str, int]:
+        """How many calls ran plainly where others are recorded, by reason."""
+        return self._engine.plain_calls
 
     @property
     def batch_sizes(self) -> Sequence[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -27,7 +30,29 @@ class ServerMetrics:
         self.dropped = Counter("prismatic_requests_dropped", "Requests not computed: nobody waits any more", ["reason"], registry=registry)
         self.queue_length = Gauge("prismatic_queue_length", "Observations that wait for the policy", registry=registry)
         self.admitted = Gauge("prismatic_requests_in_house", "Requests being decoded, waiting or predicted", registry=registry)
+        self._in_use = Gauge("prismatic_in_use", "1: how a policy is computed", ["adapter", "name", "value"], registry=registry)
+        self._left = Gauge(
+            "prismatic_left", "1: a way to be faster that is not gone, and why", ["adapter", "name", "reason"], registry=registry
+        )
+        self._plain = Gauge(
+            "prismatic_plain_calls", "Calls that ran plainly where others are recorded", ["adapter", "reason"], registry=registry
+        )
         self.connections = Gauge("prismatic_websocket_connections", "Open websockets", ["protocol"], registry=registry)
+
+    def tell(self, in_use: Mapping[str, Mapping[str, Any]]) -> None:
+        """What `Policy.in_use` says, by adapter."""
+        for adapter, facts in in_use.items():
+            for name in ("engine", "device", "dtype", "attention", "padding"):
+                self._in_use.labels(adapter, name, facts[name]).set(1)
+            for kind, count in facts["quantized_layers"].items():
+                self._in_use.labels(adapter, "quantized_layers", kind).set(count)
+            for name, reason in facts["left"].items():
+                self._left.labels(adapter, name, reason).set(1)
+
+    def count_plain_calls(self, adapter: str, counts: Mapping[str, int]) -> None:
+        """What an engine's `plain_calls` says."""
+        for reason, count in counts.items():
+            self._plain.labels(adapter, reason).set(count)
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -93,7 +93,7 @@ def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -
         return JSONResponse({"applied": {}, "config": values})
 
     async def metrics(request: Request) -> Response:
-        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics_page(), media_type=CONTENT_TYPE_LATEST)
 
     def guarded(endpoint: Endpoint) -> Endpoint:
         @functools.wraps(endpoint)

@@ -223,8 +223,15 @@ class PolicyService:
             most = self.batcher.cap(name)
             served.policy.warm_up([size for size in served.policy.batch_sizes if size <= most])
             served.policy.seal(most)
+        self.metrics.tell({name or "": served.policy.in_use() for name, served in self._served.items()})
         self.health.is_warm = True
         return time.perf_counter() - started
+
+    def metrics_page(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        for name, served in self._served.items():
+            self.metrics.count_plain_calls(name or "", served.policy.plain_calls)
+        return self.metrics.page()
 
     async def ready_problem(self) -> str | None:
         """Why a request would not be answered now. Where only the last prediction failed, another one is tried: else nobody would find out

@@ -8,7 +8,8 @@ kernel. Method: "whole-network capture" in torch's notes on CUDA graphs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -28,7 +29,12 @@ _MAX_GRAPHS = 64  # further shapes run without one
 
 
 def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether steps are recorded: on a GPU, where nothing in them waits for the processor. Every process must ask.
+    """Whether steps are recorded; every process must ask. Raises as `recording_obstacle`."""
+    return recording_obstacle(config, ranks) is None
+
+
+def recording_obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
+    """Why steps are not recorded; None if they are: on a GPU, where nothing in them waits for the processor. Every process must ask.
 
     It also decides how gradients are exchanged (by one message after a recorded step, else during the backward pass), so that all
     processes get one answer: steps are recorded if nothing on any of them speaks against it.
@@ -41,7 +47,9 @@ def uses_cuda_graphs(config: FinetuneConfig, ranks: Ranks) -> bool:
     wish = config.speed.cuda_graphs
     if wish == "True" and obstacle:
         raise_together(ValueError(f"--cuda_graphs True: {obstacle}; leave the flag out"), ranks)
-    return obstacle is None and (wish == "True" or (wish == "auto" and not any(is_untried for _, is_untried in answers)))
+    if wish == "False":
+        return "--cuda_graphs False"
+    return obstacle or ("untried here, see --cuda_graphs" if wish == "auto" and any(untried for _, untried in answers) else None)
 
 
 def _is_untried(config: FinetuneConfig, ranks: Ranks) -> bool:
@@ -73,8 +81,25 @@ class GradientBuffer:
         assert {parameter.dtype for parameter in owned} == {torch.float32}
         sizes = [parameter.numel() for parameter in owned]
         self._flat = torch.zeros(sum(sizes), device=owned[0].device)
-        for parameter, part in zip(owned, self._flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+        self._views = [(one, part.view_as(one)) for one, part in zip(owned, self._flat.split(sizes), strict=True)]
+        self._show()
+
+    def _show(self) -> None:
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Adds the gradients of the backward pass inside all at once: a few launches for hundreds of parameters, not one for each."""
+        for parameter, _ in self._views:
+            parameter.grad = None
+        try:
+            yield
+            found = [(view, parameter.grad) for parameter, view in self._views if parameter.grad is not None]
+            if found:
+                torch._foreach_add_([view for view, _ in found], [gradient for _, gradient in found])
+        finally:
+            self._show()
 
     def zero(self) -> None:
         """Sets every gradient to 0; they stay where they are."""
@@ -107,6 +132,7 @@ class CapturedPass:
 
     def __init__(self, run: Callable[[Batch], Metrics], parameters: Iterable[torch.nn.Parameter]) -> None:
         self.gradients = GradientBuffer(parameters)
+        self.counts = {"recorded": 0, "plain": 0}  # passes computed
         self._run = run
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
@@ -122,7 +148,9 @@ class CapturedPass:
             if recording is not None:
                 self._recordings[shape] = recording
         if shape in self._recordings:
+            self.counts["recorded"] += 1
             return self._recordings[shape].replay(batch)
+        self.counts["plain"] += 1
         self._compiled.add(is_padded)
         return self._run_plainly(batch)
 
@@ -140,9 +168,13 @@ class CapturedPass:
     def _run_plainly(self, batch: Batch) -> Metrics:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            metrics = self._run(batch)
+            metrics = self._compute(batch)
         torch.cuda.current_stream().wait_stream(self._stream)
         return metrics
+
+    def _compute(self, batch: Batch) -> Metrics:
+        with self.gradients.gathering():
+            return self._run(batch)
 
     def _record(self, batch: Batch) -> _Recording | None:
         """The recorded pass, not yet computed; None if something had to be compiled first, which a recording does not allow."""
@@ -152,7 +184,7 @@ class CapturedPass:
         options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}  # the data loader's threads go on
         try:
             with torch.compiler.set_stance("fail_on_recompile"), torch.cuda.graph(graph, **options):  # type: ignore[arg-type]
-                metrics = self._run(own)
+                metrics = self._compute(own)
         except RuntimeError as error:
             if "recompile" not in str(error):
                 raise

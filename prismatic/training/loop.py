@@ -24,7 +24,7 @@ from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.files import check_free_space
 from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
-from prismatic.training.capture import CapturedPass, uses_cuda_graphs
+from prismatic.training.capture import CapturedPass, recording_obstacle
 from prismatic.training.checkpoint import (
     Trained,
     checkpoint_bytes,
@@ -38,6 +38,7 @@ from prismatic.training.curves import VALIDATION_FILE
 from prismatic.training.distributed import EndedTogether, any_ranks, gather_objects, mean_over_ranks, on_main, process_group, raise_together
 from prismatic.training.evaluation import BackgroundEvaluation
 from prismatic.training.finite import FiniteWatch
+from prismatic.training.in_use import describe_training, write_in_use
 from prismatic.training.loading import SteadyBatches, iterate
 from prismatic.training.logging import RunLogger, memory_used
 from prismatic.training.meter import StepMeter
@@ -103,7 +104,9 @@ class Trainer:
         needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)
         on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
-        self.captured = CapturedPass(self.accumulate, parameters.values()) if uses_cuda_graphs(self.config, self.ranks) else None
+        obstacle = recording_obstacle(self.config, self.ranks)
+        self.captured = CapturedPass(self.accumulate, parameters.values()) if obstacle is None else None
+        self.in_use = describe_training(run, obstacle)
         if self.captured is None and self.ranks.world_size > 1 and run.skeleton is None:
             self.forward = replicate(self.model, self.ranks)
 
@@ -115,6 +118,7 @@ class Trainer:
         with RunLogger(self.config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation, self.stop:
             try:
                 is_complete = self._take_steps(log, evaluation)
+                self._write_in_use()
             except Exception as error:
                 if self.ranks.world_size == 1 or isinstance(error, EndedTogether):  # no process waits for another one's messages
                     self._save_after(error, log)
@@ -192,8 +196,14 @@ class Trainer:
         else:
             self.meter.restart()
 
+    def _write_in_use(self) -> None:
+        """Tells in the run's folder what computes the steps."""
+        passes = {} if self.captured is None else self.captured.counts
+        on_main(lambda: write_in_use(self.run, self.in_use, passes), self.ranks)
+
     def _announce(self, log: RunLogger) -> None:
         log.message(self.run.summary())
+        self._write_in_use()
         if note := cadence_note(self.config):
             log.message(note)
         if self.step >= self.config.optimization.max_steps:

@@ -19,7 +19,7 @@ from prismatic.policy.checkpoint.continuing import Continuation
 from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, read_training, resolve_folder
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.inference.compilation import compile_blocks, has_compiler
+from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, has_compiler
 from prismatic.policy.inference.quantization import quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
@@ -298,15 +298,25 @@ def uses_bf16(config: FinetuneConfig, ranks: Ranks) -> bool:
 
 
 def uses_compiler(config: FinetuneConfig, ranks: Ranks) -> bool:
-    """Whether the model's blocks are compiled: on GPUs with a compiler; those of a sharded model only if asked for.
+    """Whether the model's blocks are compiled; every process must ask."""
+    return compiler_obstacle(config, ranks) is None
+
+
+def compiler_obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
+    """Why the model's blocks are not compiled; None if they are: on GPUs with a compiler; those of a sharded model only if asked for.
 
     Every process must ask; all compile, or none.
     """
     if config.speed.compile != "auto":
-        return config.speed.compile == "True"
-    is_sharded = ranks.world_size > 1 and config.shards_model
-    can_compile = ranks.device.type == "cuda" and not is_sharded and not config.recomputes_dropout and has_compiler()
-    return not any_rank(not can_compile, ranks)
+        return None if config.speed.compile == "True" else "--compile False"
+    obstacles = {
+        "there is no CUDA device": ranks.device.type != "cuda",
+        "the model is sharded; --compile True tries it": ranks.world_size > 1 and config.shards_model,
+        "--gradient_checkpointing with --lora_dropout": config.recomputes_dropout,
+        NO_COMPILER: not has_compiler(),
+    }
+    own = next((reason for reason, is_there in obstacles.items() if is_there), None)
+    return (own or "another process cannot") if any_rank(own is not None, ranks) else None
 
 
 def _left_out(data: TrainingData) -> dict[str, object]:

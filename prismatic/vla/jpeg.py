@@ -6,8 +6,9 @@ Letters: F frames, H x W their size, h x w a plane's own size (chroma: half of e
 
 Every step is integer arithmetic and a fact of the format's most used library, libjpeg-turbo: the slow exact DCT forward, as Pillow encodes,
 the fast one back and smooth chroma, as TensorFlow decodes. A pass of the forward DCT is a matrix product of integers, rounded by a shift;
-one of the fast DCT truncates five products on the way. The integers stay below 2**53, so float64 holds them exactly and matrix units may
-multiply them.
+one of the fast DCT truncates five products on the way. Shifts are powers of two inside the matrices, so that a pass is a product with a
+constant added, rounded down: few operations, which on a GPU cost a launch each. No number here needs more than 53 bits, so float64 holds
+them exactly and matrix units may multiply them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 MIN_SIDE = 5  # pixels; libjpeg-turbo doubles the chroma of smaller images another way
 _BLOCK = 8
@@ -44,89 +46,120 @@ def round_trip_batch(frames: torch.Tensor, quality: int = 95) -> torch.Tensor:
     height, width = frames.shape[1:3]
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"frames of {height}x{width} pixels; the batched JPEG round trip takes at least {MIN_SIDE}x{MIN_SIDE}")
-    frames = frames[:, _clamped(height, 2, frames.device)][:, :, _clamped(width, 2 * _BLOCK, frames.device)]
-    luma, *chroma = _to_ycc(frames.int())
-    luma = _code_plane(luma, _LUMA, quality)
-    halved = _code_plane(_halve(torch.cat(chroma)), _CHROMA, quality)[:, : -(-height // 2), : -(-width // 2)]
-    return _to_rgb(*(plane[:, :height, :width] for plane in (luma, *_double(halved).chunk(2))))
+    planes = _to_ycc(_padded(_padded(frames, 1, 2), 2, 2 * _BLOCK))  # [3, F, H, W], sides even
+    luma = _code_plane(planes[0], _LUMA, quality)[:, :height, :width]
+    halved = _code_plane(_halve(planes[1:].flatten(0, 1)), _CHROMA, quality)[:, : -(-height // 2), : -(-width // 2)]
+    return _to_rgb(luma, *_double(halved)[:, :height, :width].chunk(2))
 
 
-def _clamped(length: int, multiple: int, device: torch.device) -> torch.Tensor:
-    """Indices [length, rounded up to a multiple] that repeat the last one."""
-    return torch.arange(-(-length // multiple) * multiple, device=device).clamp(max=length - 1)
+def _padded(x: torch.Tensor, dim: int, multiple: int) -> torch.Tensor:
+    """`x` with its last row or column repeated until their number is a multiple."""
+    length = x.shape[dim]
+    if length % multiple == 0:
+        return x
+    return x.index_select(dim, torch.arange(-(-length // multiple) * multiple, device=x.device).clamp(max=length - 1))
 
 
-def _to_ycc(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    red, green, blue = frames.unbind(-1)  # each int32 [F, H, W]
-    return (
-        (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16,
-        ((128 << 16) + (1 << 15) - 1 - 11059 * red - 21709 * green + 32768 * blue) >> 16,
-        ((128 << 16) + (1 << 15) - 1 + 32768 * red - 27439 * green - 5329 * blue) >> 16,
-    )
+def _to_ycc(frames: torch.Tensor) -> torch.Tensor:
+    """Integers float64 [3, F, H, W]."""
+    colours = _colours(frames.device)
+    pixels = torch.addmm(colours.to_ycc_bias, frames.double().view(-1, 3), colours.to_ycc).floor_()
+    return pixels.view(frames.shape).permute(3, 0, 1, 2)
 
 
 def _to_rgb(luma: torch.Tensor, blueness: torch.Tensor, redness: torch.Tensor) -> torch.Tensor:
-    blueness, redness = blueness - 128, redness - 128
-    red = luma + ((91881 * redness + (1 << 15)) >> 16)
-    green = luma + ((-22554 * blueness - 46802 * redness + (1 << 15)) >> 16)
-    blue = luma + ((116130 * blueness + (1 << 15)) >> 16)
-    return torch.stack([red, green, blue], dim=-1).clamp_(0, 255).to(torch.uint8)
+    colours = _colours(luma.device)
+    pixels = torch.stack([luma, blueness, redness], dim=-1)  # [F, H, W, 3]
+    rounded_down = torch.addmm(colours.to_rgb_bias, pixels.view(-1, 3), colours.to_rgb).clamp_(0, 255).to(torch.uint8)
+    return rounded_down.view(pixels.shape)
 
 
 def _halve(plane: torch.Tensor) -> torch.Tensor:
-    """int32 [F, h, w]: means of 2 x 2 pixels, rounded down and up in turns along a row."""
-    total = plane[:, 0::2, 0::2] + plane[:, 0::2, 1::2] + plane[:, 1::2, 0::2] + plane[:, 1::2, 1::2]
-    return (total + 1 + torch.arange(total.shape[2], device=plane.device, dtype=torch.int32) % 2) >> 2
+    """[F, h, w]: means of 2 x 2 pixels, rounded down and up in turns along a row."""
+    means = F.avg_pool2d(plane, 2)
+    return means.add_(_in_turns(0.25, 0.5, means.shape[2], means.device)).floor_()
 
 
 def _double(plane: torch.Tensor) -> torch.Tensor:
-    """int32 [F, 2h, 2w]: each new pixel is 9/16 of the nearest old one, 3/16 of the two beside it and 1/16 of the one across."""
-    rows = 3 * plane
-    above, below = (torch.cat(parts, dim=1) for parts in ((plane[:, :1], plane[:, :-1]), (plane[:, 1:], plane[:, -1:])))
-    sums = torch.stack([rows + above, rows + below], dim=2).flatten(1, 2)  # [F, 2h, w]
-    columns = 3 * sums
-    left, right = (torch.cat(parts, dim=2) for parts in ((sums[..., :1], sums[..., :-1]), (sums[..., 1:], sums[..., -1:])))
-    return torch.stack([(columns + left + 8) >> 4, (columns + right + 7) >> 4], dim=3).flatten(2, 3)
+    """[F, 2h, 2w]: each new pixel is 9/16 of the nearest old one, 3/16 of the two beside it and 1/16 of the one across."""
+    doubled = F.interpolate(plane[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+    return doubled.add_(_in_turns(8 / 16, 7 / 16, doubled.shape[2], doubled.device)).floor_()
+
+
+@lru_cache(maxsize=16)
+def _in_turns(even: float, odd: float, length: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([even, odd], dtype=torch.float64, device=device).repeat(-(-length // 2))[:length]
 
 
 def _code_plane(plane: torch.Tensor, table: tuple[int, ...], quality: int) -> torch.Tensor:
-    """int32 [F, h, w] (rows rounded up to whole blocks): transformed, quantised and back."""
-    plane = plane[:, _clamped(plane.shape[1], _BLOCK, plane.device)]
+    """Integers 0 to 255, float64 [F, h, w] (rows rounded up to whole blocks): transformed, quantised and back."""
+    plane = _padded(plane, 1, _BLOCK)
     tables = _tables(table, quality, plane.device)
     count, height, width = plane.shape
-    blocks = plane.view(count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).transpose(2, 3)  # [F, h/8, w/8, 8, 8]
-    blocks = (blocks - 128).double()
-    blocks = _shift(blocks @ tables.forward_rows, tables.row_shifts).mT  # columns last from here on
-    blocks = _shift(blocks @ tables.forward_columns, tables.column_shifts)
-    quantised = torch.floor((blocks.abs() + tables.divisor // 2) / tables.divisor).copysign(blocks)
-    blocks = _fast_pass(quantised * tables.multiplier, tables).mT
-    blocks = torch.floor(_fast_pass(blocks, tables) / 32).clamp(-128, 127) + 128
-    return blocks.int().transpose(2, 3).reshape(count, height, width)
+    rows = plane.reshape(count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).transpose(2, 3).reshape(-1, _BLOCK)  # [M*8, 8]
+    rows = torch.addmm(tables.forward_rows_bias, rows, tables.forward_rows).floor_()
+    rows = torch.addmm(_half(plane.device), _turned(rows), tables.forward_columns).floor_()  # columns last from here on
+    blocks = rows.view(-1, _BLOCK, _BLOCK)
+    blocks = torch.copysign(tables.half_divisor, blocks).add_(blocks).div_(tables.divisor).trunc_().mul_(tables.multiplier)
+    rows = _fast_pass(blocks.view(-1, _BLOCK), tables.inverse_rows, tables.inverse_rows_products, None)
+    rows = _fast_pass(_turned(rows), tables.inverse_columns, tables.inverse_columns_products, tables.inverse_columns_bias)
+    blocks = rows.floor_().clamp_(0, 255).view(count, height // _BLOCK, width // _BLOCK, _BLOCK, _BLOCK)
+    return blocks.transpose(2, 3).reshape(count, height, width)
 
 
-def _shift(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """x / 2**bits rounded to the nearest integer, halves up."""
-    return torch.floor(torch.ldexp(x, -bits) + 0.5)
+def _turned(rows: torch.Tensor) -> torch.Tensor:
+    """The rows [M*8, 8] of transposed blocks."""
+    return rows.view(-1, _BLOCK, _BLOCK).mT.reshape(-1, _BLOCK)
 
 
-def _fast_pass(x: torch.Tensor, tables: _Tables) -> torch.Tensor:
-    """One pass of the fast inverse DCT along the last dimension: five products truncated to integers, the rest sums."""
-    return x @ tables.inverse_sums + torch.floor(x @ tables.inverse_products / 256) @ tables.inverse_product_sums
+def _fast_pass(x: torch.Tensor, matrix: torch.Tensor, of_products: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """One pass of the fast inverse DCT over rows [M*8, 8]: five products rounded down to integers, the rest sums."""
+    both = x @ matrix if bias is None else torch.addmm(bias, x, matrix)  # [M*8, 8 + 5]
+    return torch.addmm(both[:, :_BLOCK], both[:, _BLOCK:].floor(), of_products)
+
+
+@lru_cache(maxsize=8)
+def _half(device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.full((_BLOCK,), 0.5, dtype=torch.float64, device=device)
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """float64 [3, 3], inputs by outputs, and [3]: with the bias that rounding down by a shift of 16 bits asks for."""
+
+    to_ycc: torch.Tensor
+    to_ycc_bias: torch.Tensor
+    to_rgb: torch.Tensor
+    to_rgb_bias: torch.Tensor
+
+
+@lru_cache(maxsize=8)
+def _colours(device: torch.device) -> _Colours:
+    to_ycc = np.array([[19595, -11059, 32768], [38470, -21709, -27439], [7471, 32768, -5329]]) / (1 << 16)
+    to_ycc_bias = np.array([0.5, 128.5 - 2**-16, 128.5 - 2**-16])
+    chroma = np.array([[0, -22554, 116130], [91881, -46802, 0]]) / (1 << 16)
+    to_rgb, to_rgb_bias = np.vstack([np.ones(3), chroma]), 0.5 - 128 * chroma.sum(axis=0)
+    with torch.inference_mode(False):
+        return _Colours(*(torch.tensor(values, device=device) for values in (to_ycc, to_ycc_bias, to_rgb, to_rgb_bias)))
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """Constants of one plane, float64 [inputs, outputs] for products from the right, and [8, 8] with columns last."""
+    """Constants of one plane in float64: matrices [inputs, outputs] for products from the right, and [8, 8] with columns last."""
 
     forward_rows: torch.Tensor
-    row_shifts: torch.Tensor
+    forward_rows_bias: torch.Tensor  # of rounding, and of 0 to 255 as -128 to 127
     forward_columns: torch.Tensor
-    column_shifts: torch.Tensor
     divisor: torch.Tensor
+    half_divisor: torch.Tensor
     multiplier: torch.Tensor
-    inverse_sums: torch.Tensor
-    inverse_products: torch.Tensor
-    inverse_product_sums: torch.Tensor
+    inverse_rows: torch.Tensor  # [8, 8 + 5]: sums, then products
+    inverse_rows_products: torch.Tensor  # [5, 8]
+    inverse_columns: torch.Tensor
+    inverse_columns_products: torch.Tensor
+    inverse_columns_bias: torch.Tensor  # -128 to 127 as 0 to 255
 
 
 @lru_cache(maxsize=16)
@@ -135,20 +168,23 @@ def _tables(table: tuple[int, ...], quality: int, device: torch.device) -> _Tabl
     steps = np.clip((np.array(table).reshape(8, 8) * scale + 50) // 100, 1, 255)
     fast = np.rint(np.outer(_FAST_SCALES, _FAST_SCALES) * (1 << 14)).astype(np.int64)
     exact = np.isin(np.arange(8), (0, 4))  # sums without a product keep two bits more in the first pass, and lose them in the second
-    forward, sums, products, product_sums = _forward_matrix(), *_fast_matrices()
+    forward, sums, products, of_products = _forward_matrix(), *_fast_matrices()
+    forward_rows = np.where(exact, 4, 1) * forward / 2.0 ** np.where(exact, 0, 11)
     constants = (
-        np.where(exact, 4, 1) * forward,
-        np.where(exact, 0, 11),
-        forward,
-        np.where(exact, 2, 15),
+        forward_rows,
+        0.5 - 128 * forward_rows.sum(axis=0),
+        forward / 2.0 ** np.where(exact, 2, 15),
         8 * steps.T,
+        4 * steps.T,
         ((steps * fast + (1 << 11)) >> 12).T,
-        sums,
-        products,
-        product_sums,
+        np.hstack([sums, products / 256]),
+        of_products,
+        np.hstack([sums / 32, products / 256]),
+        of_products / 32,
+        np.repeat([128, 0], [8, 5]),
     )
     with torch.inference_mode(False):
-        return _Tables(*(torch.tensor(values, dtype=torch.float64, device=device) for values in constants))
+        return _Tables(*(torch.tensor(np.ascontiguousarray(values), dtype=torch.float64, device=device) for values in constants))
 
 
 def _forward_matrix() -> np.ndarray:

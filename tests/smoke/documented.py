@@ -169,6 +169,7 @@ RULES: dict[str, Rule] = {
         "last run 2026-11-25, see assets/tiny_base/README.md; tests/unit/test_pretraining.py tests its stages"
     ),
     r"python benchmarks/(check_7b|inference|serving|train_step)\.py .*|python benchmarks/data\.py --device cuda.*": _RECORDED,
+    r"python scripts/compare_training\.py .*": Elsewhere("tests/unit/test_compare_training.py", "compare_training.py"),
     r"python benchmarks/lerobot_client\.py": ByHand("runs in LeRobot's environment; the date of the last run stands beside its results"),
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),

@@ -13,17 +13,19 @@ from prismatic.models.base import random_weights
 from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.inference.fast_paths import FAST_PATHS
 from prismatic.policy.inference.quantization import quantize_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-BOUNDS = {"int8": 0.08, "nf4": 0.5, "int8_weight_only": 0.08, "fp8_weight_only": 0.15}
+BOUNDS = {"int8": 0.08, "nf4": 0.5, "int8_weight_only": 0.08, "fp8_weight_only": 0.15, "fp8": FAST_PATHS["fp8 policy"].tolerance}
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=32, vision_layers=1, llm_dim=256, llm_layers=2, llm_heads=4, llm_mlp_dim=512)
 
 
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_actions_stay_close(kind: str) -> None:
-    pytest.importorskip("bitsandbytes" if kind in ("int8", "nf4") else "torchao")
+    if kind != "fp8":
+        pytest.importorskip("bitsandbytes" if kind in ("int8", "nf4") else "torchao")
     config = tiny(SIZES, base_vocab_size=600, empty_token_id=300)
     vla = OpenVLAForActionPrediction(config)
     vla.load_state_dict(random_weights(config, seed=0))

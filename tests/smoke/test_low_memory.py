@@ -123,6 +123,25 @@ def test_gradients_are_views_of_one_buffer() -> None:
     assert layer.weight.grad.abs().sum() == 0
 
 
+def test_gradients_gathered_at_once_are_those_added_one_by_one() -> None:
+    layers, inputs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), torch.randn(2, 5, 3)
+    buffer = GradientBuffer(layers.parameters())
+    for x in inputs:
+        layers(x).square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in layers.parameters() if parameter.grad is not None]
+    buffer.zero()
+    for x in inputs:
+        with buffer.gathering():
+            layers(x).square().sum().backward()
+    with pytest.raises(RuntimeError), buffer.gathering():
+        raise RuntimeError
+    assert len(expected) == 4
+    for parameter, one_by_one in zip(layers.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, one_by_one)
+        assert parameter.grad.untyped_storage().data_ptr() == layers[0].weight.grad.untyped_storage().data_ptr()
+
+
 def test_recorded_steps_are_refused_where_they_cannot_be(workplace: Path) -> None:
     cpu = Ranks(0, 1, torch.device("cpu"))
     assert not uses_cuda_graphs(FinetuneConfig(), cpu)

@@ -10,12 +10,13 @@ from prismatic.models.configuration import TinySizes, tiny
 from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.inference.fast_paths import FAST_PATHS
 from prismatic.policy.inference.fp8 import Fp8FrozenLinear
 from prismatic.policy.inference.quantization import QuantizedLinear, quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 
-ERROR = 0.04  # of a product whose factors both have 3 bits of mantissa: each is off by at most 1/16
+ERROR = FAST_PATHS["fp8 base"].tolerance  # of a product whose factors both have 3 bits of mantissa: each is off by at most 1/16
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
 from serving_house import IMAGE, STATE, House, act_body, open_house
 
+from prismatic.models.attention import PADDING_FORMS
 from prismatic.serving.healthcheck import check
 from prismatic.serving.service import ServiceOptions
 from prismatic.wire import keys
@@ -45,8 +46,19 @@ def test_the_status_page_is_whole_and_gives_pictures_only_for_the_key() -> None:
         assert (client["name"], client["answers"], len(client["warnings"])) == ("robot-1", 1, 1)
         assert (policy["last_seen"]["client"], policy["last_seen"]["instruction"]) == ("robot-1", "lift")
         assert all(url.startswith("data:image/jpeg;base64,/9j/") for url in policy["last_seen"]["pictures"].values())
-        in_use = {"engine": "eager", "device": "cpu", "dtype": "float32", "attention": "sdpa", "quantized_layers": {}}
-        assert policy["in_use"] == json.loads(house.request("/info", headers=key)[1])["in_use"] == in_use
+        in_use = policy["in_use"]
+        assert in_use == json.loads(house.request("/info", headers=key)[1])["in_use"]
+        assert [in_use[name] for name in ("engine", "device", "dtype", "attention")] == ["eager", "cpu", "float32", "sdpa"]
+        assert in_use["padding"] == PADDING_FORMS["sdpa"]
+        assert in_use["quantized_layers"] == in_use["plain_calls"] == {}
+        assert in_use["left"] == {"compiled": "--engine eager", "recorded": "--engine eager"}
+
+
+def test_metrics_say_what_is_in_use_and_what_is_left(house: House) -> None:
+    house.service.warm_up()
+    page = house.request("/metrics")[1]
+    assert 'prismatic_in_use{adapter="",name="engine",value="eager"} 1.0' in page
+    assert 'prismatic_left{adapter="",name="recorded",reason="--engine eager"} 1.0' in page
 
 
 def test_pictures_are_not_given_out_by_a_server_without_a_key(house: House) -> None:

@@ -10,7 +10,7 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -56,6 +56,16 @@ class Engine(Protocol):
         """Those that it prepares for."""
         ...
 
+    @property
+    def left(self) -> Mapping[str, str]:
+        """Ways to be faster that it does not go (names of `fast_paths`), each with the reason."""
+        ...
+
+    @property
+    def plain_calls(self) -> Mapping[str, int]:
+        """How many calls ran plainly although it records others, by reason."""
+        ...
+
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         """Normalised actions float32 [B, H, A]."""
         ...
@@ -75,9 +85,11 @@ class Engine(Protocol):
 class EagerEngine:
     """Operation after operation."""
 
-    def __init__(self, parts: PolicyParts) -> None:
+    def __init__(self, parts: PolicyParts, reason: str = "--engine eager") -> None:
         self._parts = parts
         self._device = next(parts.model.parameters()).device
+        self.left: Mapping[str, str] = dict.fromkeys(("compiled", "recorded"), reason)
+        self.plain_calls: Mapping[str, int] = {}
 
     kind = "eager"
     batch_sizes = (1,)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -28,7 +28,7 @@ import torch
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.parts import PolicyParts
-from prismatic.policy.inference.compilation import compile_blocks, has_compiler
+from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, has_compiler
 from prismatic.policy.inference.engine import ENGINES, EagerEngine, Engine, EngineInputs, group_by_size, idle_inputs, make_inputs
 from prismatic.policy.inference.fp8 import Fp8Linear
 from prismatic.policy.inference.frames import MAX_PART_BYTES, scatter_images, split_frames
@@ -67,6 +67,10 @@ class GraphEngine:
         self.batch_sizes = batch_sizes_up_to(max_batch_size)
         self._lock = threading.Lock()
         self.kind = "compiled" if compiled else "graph"
+        self.left: dict[str, str] = {} if compiled else {"compiled": "--engine graph" if has_compiler() else NO_COMPILER}
+        if self._device.type != "cuda":
+            self.left["recorded"] = "there is no CUDA device"
+        self.plain_calls: Counter[str] = Counter()
         self._is_sealed = False
         self._image_programs: Recent[ImageProgram] = Recent(_MAX_IMAGE_PROGRAMS)
         self._action_programs: Recent[ActionProgram] = Recent(_MAX_ACTION_PROGRAMS)
@@ -82,6 +86,7 @@ class GraphEngine:
         bucket = find_bucket([len(row) for row in inputs.prompts], self.batch_sizes)
         with self._lock, torch.inference_mode(), self._recorder.stream():
             if bucket is None or (self._is_sealed and bucket not in self._action_programs):
+                self.plain_calls["a larger batch than prepared for" if bucket is None else "a shape that was not warmed up"] += 1
                 return self._plain(inputs)
             self._prepare_images(inputs.frames, bucket.batch_size, inputs.recipe(self._parts.spec.image))
             return self._action_program(bucket).run(inputs)[: len(inputs)]
@@ -317,20 +322,25 @@ def make_engine(parts: PolicyParts, kind: str, max_batch_size: int = 16) -> Engi
     device = next(parts.model.parameters()).device
     if kind not in ENGINES:
         raise ValueError(f"--engine {kind!r} is unknown; {near_names(kind, ENGINES)}")
+    obstacle = _obstacle(parts, device) if kind == "auto" else None
+    if obstacle is not None or kind == "eager":
+        return EagerEngine(parts, obstacle or "--engine eager")
     if kind == "auto":
-        kind = ("compiled" if has_compiler() else "graph") if _captures(parts, device) else "eager"
-    if kind == "eager":
-        return EagerEngine(parts)
+        kind = "compiled" if has_compiler() else "graph"
     if kind == "graph" and device.type != "cuda":
         raise ValueError(f"--engine graph needs a CUDA device, the policy is on {device}; use eager or compiled")
     return GraphEngine(parts, compiled=kind == "compiled", max_batch_size=max_batch_size)
 
 
-def _captures(parts: PolicyParts, device: torch.device) -> bool:
-    """Whether compiling and capturing is sure to work: layers quantized by other packages may look at values on the way."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return not any(isinstance(module, QuantizedLinear) and not isinstance(module.layer, Fp8Linear) for module in parts.model.modules())
+def _obstacle(parts: PolicyParts, device: torch.device) -> str | None:
+    """Why compiling and capturing is not sure to work; None if it is."""
+    if device.type != "cuda":
+        return "there is no CUDA device"
+    if (found := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"compute capability {found[0]}.{found[1]}; it was tried from 8.0 on"
+    if any(isinstance(module, QuantizedLinear) and not isinstance(module.layer, Fp8Linear) for module in parts.model.modules()):
+        return "layers quantized by other packages may look at values on the way"
+    return None
 
 
 class Recorder:

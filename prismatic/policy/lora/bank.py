@@ -121,6 +121,14 @@ class AdapterEngine:
         return self._engine.kind
 
     @property
+    def left(self) -> Mapping[str, str]:
+        return self._engine.left
+
+    @property
+    def plain_calls(self) -> Mapping[str, int]:
+        return self._engine.plain_calls
+
+    @property
     def batch_sizes(self) -> Sequence[int]:
         return self._engine.batch_sizes
 
