@@ -49,6 +49,12 @@ FAST_PATHS = {
         f"{_SHARE} of a product and of its input's gradient",
         ("tests/unit/test_fp8_base.py::test_product_and_gradient_are_near_the_plain_ones",),
     ),
+    "fp8 base under adapters": FastPath(
+        "torch.nn.functional.linear",
+        0.15,
+        f"{_SHARE} of the gradient of each kind of projection's adapters, two layers",
+        ("tests/unit/test_fp8_base.py::test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base",),
+    ),
     "fp8 policy": FastPath(
         "torch.nn.functional.linear",
         0.15,
