@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 from script_modules import ROOT, load_script
 
+from experiments.robot.run_robot import RobotConfig
 from prismatic.cli_sections import flag_names
 from prismatic.commands import convert_aloha, convert_lerobot, convert_libero
 from prismatic.commands.deploy import DeployConfig
@@ -42,7 +43,7 @@ SETUP_PAGES = ("SETUP.md", "CONTRIBUTING.md")  # among lines of shell that only 
 ALOHA = "experiments/robot/aloha"
 LIBERO = "experiments/robot/libero"
 CONFIGS = {
-    "scripts/run_robot.py": lambda: load_script("experiments/robot/run_robot.py").RobotConfig,
+    "scripts/run_robot.py": lambda: RobotConfig,
     "scripts/convert/lerobot_to_rlds.py": lambda: convert_lerobot.ConvertConfig,
     f"{ALOHA}/run_aloha_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_eval.py").AlohaEvalConfig,
     f"{ALOHA}/run_aloha_sim_eval.py": lambda: load_script(f"{ALOHA}/run_aloha_sim_eval.py").EvalConfig,
