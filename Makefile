@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LIBERO_STAMP := $(VENV)/.installed-libero
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo libero-smoke aloha-smoke test test-world lint clean
+.PHONY: help install system-packages demo improve-demo libero-smoke aloha-smoke test test-world lint clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,10 +19,15 @@ $(STAMP): pyproject.toml constraints.txt scripts/install.sh | system-packages
 	@touch $@
 
 system-packages:
-	@bash scripts/system_packages.sh $(if $(filter demo test test-world libero-smoke aloha-smoke,$(MAKECMDGOALS)),--install)
+	@bash scripts/system_packages.sh $(if $(filter demo improve-demo test test-world libero-smoke aloha-smoke,$(MAKECMDGOALS)),--install)
 
 demo: install ## Record, convert, fine-tune and evaluate in a simulator, end to end (CPU is enough)
 	$(PY) scripts/demo.py
+
+improve-demo: install ## Two rounds in which the demo's policy gets better by acting (DAgger); makes the demo first where it is not there
+	[ -f runs/demo/train/demo/policy.json ] || $(PY) scripts/demo.py
+	$(PY) scripts/improve.py --pretrained_checkpoint runs/demo/train/demo --demonstrations "[runs/demo/recordings]" --output_dir runs/improve_demo \
+	    --num_rounds 2 --patience 2 --num_rollouts 15 --num_trials 20 --num_final_trials 40 --max_steps 200
 
 libero-smoke: $(LIBERO_STAMP) ## One trial per task of LIBERO-Spatial with an untrained policy (installs the simulator, 1.3 GB on disk)
 	$(PY) scripts/libero_smoke.py

@@ -5,6 +5,7 @@ python scripts/collect.py --pretrained_checkpoint runs/demo/checkpoint --simulat
 Episodes are played as the evaluation scripts play them, from starts that neither demonstrations nor evaluations draw (of LIBERO: never one
 of the 50 fixed states). They land in <output_dir>/recordings, and <output_dir>/manifest.json names them: pass it to training as
 --dataset_name, with --episode_weights success for the successes alone (docs/rollouts.md). An interrupted collection goes on.
+--expert_help relabel, or takeover, has the scripted expert say what the policy should have done; then all of it is to be trained on.
 """
 
 from __future__ import annotations
@@ -13,14 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.benchmarks import check_simulator, make_evaluation
 from experiments.robot.evaluation.collecting import collect, count_episodes, dataset_of
-from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from prismatic.cli import run_script
-from prismatic.vla.constants import near_names
-
-SIMULATORS = ("metaworld", "aloha", "libero")
-# Flag -> the simulators that it belongs to.
-_OWN_FLAGS = {"task_suite_name": ("libero",), "unnorm_key": ("aloha", "libero")}
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,7 @@ class CollectConfig:
     # Policy
     pretrained_checkpoint: str = ""  # folder or Hub id
     policy: str = "checkpoint"  # or expert: the simulator's scripted experts
+    expert_help: str = "none"  # relabel: what the expert would do is recorded; takeover: the expert acts where the policy drifts
     num_open_loop_steps: int | None = None  # actions executed per query; all that the policy predicts by default
     batch_size: int = 1  # observations per policy call
     engine: str = "auto"  # see prismatic/policy/inference/engine.py
@@ -51,11 +48,7 @@ class CollectConfig:
     restart: bool = False  # forget the episodes that output_dir holds
 
     def __post_init__(self) -> None:
-        if self.simulator not in SIMULATORS:
-            raise ValueError(f"--simulator is {self.simulator!r}; {near_names(self.simulator, SIMULATORS)}")
-        for name, simulators in _OWN_FLAGS.items():
-            if getattr(self, name) is not None and self.simulator not in simulators:
-                raise ValueError(f"--{name} belongs to --simulator {' or '.join(simulators)}; leave it out")
+        check_simulator(self.simulator, {"task_suite_name": self.task_suite_name, "unnorm_key": self.unnorm_key})
         if self.num_episodes < 1:
             raise ValueError(f"--num_episodes is {self.num_episodes}, must be at least 1")
 
@@ -65,7 +58,7 @@ class CollectConfig:
             "task_names": self.task_names or None,
             "task_suite_name": self.task_suite_name,
             "unnorm_key": self.unnorm_key,
-            "env_img_res" if self.simulator == "libero" else "image_size": self.image_size,
+            "image_size": self.image_size,
             "fast_rendering": self.fast_rendering,
         }
         same = ("pretrained_checkpoint", "policy", "num_open_loop_steps", "batch_size", "engine", "seed", "num_envs", "restart")
@@ -73,32 +66,16 @@ class CollectConfig:
         return {name: getattr(self, name) for name in same} | fixed | {name: value for name, value in said.items() if value is not None}
 
 
-def make_evaluation(config: CollectConfig) -> tuple[EvaluationFlags, Benchmark, str]:
-    """The flags of the simulator's evaluation, its benchmark, and the registry entry of its scripted demonstrations."""
-    flags = config.evaluation_flags()
-    if config.simulator == "metaworld":
-        from experiments.robot.metaworld import run_metaworld_eval as metaworld
-
-        metaworld_flags = metaworld.EvalConfig(**flags)
-        return metaworld_flags, metaworld.make_benchmark(metaworld_flags), "metaworld_demo"
-    if config.simulator == "aloha":
-        from experiments.robot.aloha import run_aloha_sim_eval as aloha
-
-        aloha_flags = aloha.EvalConfig(**flags)
-        return aloha_flags, aloha.make_benchmark(aloha_flags), f"aloha_sim_{aloha_flags.task_names[0]}_scripted"
-    from experiments.robot.libero import run_libero_eval as libero
-
-    libero_flags = libero.EvalConfig(**flags)
-    return libero_flags, libero.make_benchmark(libero_flags), f"{libero_flags.task_suite_name}_scripted"
-
-
 def main(config: CollectConfig) -> None:
-    flags, benchmark, usual = make_evaluation(config)
+    flags, benchmark, usual = make_evaluation(config.simulator, config.evaluation_flags())
     dataset = config.dataset_name or dataset_of(flags.pretrained_checkpoint, usual)
-    manifest = collect(flags, benchmark, dataset)
+    manifest = collect(flags, benchmark, dataset, config.expert_help)
     num_episodes, num_successes = count_episodes(flags)
     print(f"{num_episodes} episodes, {num_successes} of them successes, to be read as {dataset}: {manifest}")
-    print(f"train on the successes with: --dataset_name {manifest} --episode_weights success")
+    if config.expert_help == "none":
+        print(f"train on the successes with: --dataset_name {manifest} --episode_weights success")
+    else:
+        print(f"train on what the expert says with: --dataset_name {manifest}")
 
 
 if __name__ == "__main__":

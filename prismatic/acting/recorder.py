@@ -24,7 +24,7 @@ import numpy as np
 from prismatic.acting.background import Background
 from prismatic.acting.patient_file import PatientFile
 from prismatic.vla.jpeg_files import encode_jpeg
-from prismatic.vla.rollout_record import ATTRIBUTES, GROUP, Commander
+from prismatic.vla.rollout_record import ACTING, ATTRIBUTES, COMMANDED_BY, GROUP, Commander
 from prismatic.vla.types import Observation
 
 RECORDINGS = "recordings"  # folder of the recordings, in that of the results of a session or an evaluation
@@ -44,10 +44,11 @@ class RecordedStep:
     observation: Observation
     action: np.ndarray  # [A], as commanded
     by: Commander
-    mode: str = "acting"
+    mode: str = ACTING
     chunk: int = 0  # number of the chunk that it is from; 0: of none
     delay_s: float = np.nan  # of that chunk
     position: np.ndarray | None = None  # float64 [A]
+    executed: np.ndarray | None = None  # [A], where `action` is what should have been done instead
 
 
 def check_recording_packages() -> None:
@@ -79,7 +80,7 @@ class EpisodeRecorder:
         self._file: Any = None  # h5py.File, from the first step on
         self._disk: PatientFile | None = None  # under it
         self._columns: dict[str, Any] = {}
-        self._num_person_steps = 0
+        self._num_steps_by = dict.fromkeys(Commander, 0)
 
     def add(self, step: RecordedStep) -> None:
         """Appends a step.
@@ -96,7 +97,7 @@ class EpisodeRecorder:
             self._columns[name][self.num_steps] = value
         self._check_disk()
         self.num_steps += 1
-        self._num_person_steps += step.by is Commander.PERSON
+        self._num_steps_by[step.by] += 1
 
     def close(self, facts: Mapping[str, Any]) -> Path | None:
         """Completes the file with what is known now; None, and no file, where there is no step.
@@ -107,7 +108,8 @@ class EpisodeRecorder:
         if self._file is None:
             return None
         try:
-            for name, value in {**self._facts, "num_person_steps": self._num_person_steps, **facts}.items():
+            counts = {f"num_{by.value}_steps": self._num_steps_by[by] for by in (Commander.PERSON, Commander.EXPERT)}
+            for name, value in {**self._facts, **counts, **facts}.items():
                 assert name in ATTRIBUTES, name
                 if value is not None and not (isinstance(value, str | tuple) and not value):
                     self._file.attrs[name] = value
@@ -153,7 +155,9 @@ class EpisodeRecorder:
             row["observations/qpos"] = np.asarray(seen.proprio, np.float32)
         if step.position is not None:
             row[f"{GROUP}/position"] = np.asarray(step.position, np.float64)
-        said = {"commanded_by": np.bytes_(step.by.value), "mode": np.bytes_(step.mode)}
+        if step.executed is not None:
+            row[f"{GROUP}/executed"] = np.asarray(step.executed, np.float32)
+        said = {COMMANDED_BY: np.bytes_(step.by.value), "mode": np.bytes_(step.mode)}
         numbers = {"chunk": np.int32(step.chunk), "delay_s": np.float32(step.delay_s)}
         return row | {f"{GROUP}/{name}": value for name, value in (said | numbers).items()}
 

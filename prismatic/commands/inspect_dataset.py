@@ -1,6 +1,7 @@
 """Looks at recorded data before a model does.
 
 python scripts/inspect_dataset.py --dataset_name X --data_root_dir D      an HTML page with pictures, histograms and warnings
+python scripts/inspect_dataset.py --dataset_name X ... --checkpoint C     also how much a policy disagrees with each episode
 python scripts/inspect_dataset.py --suggest FOLDER                        a ready registry entry for an unregistered folder
 python scripts/inspect_dataset.py --caches [--remove]                     indexes and frame caches, and which of them nothing uses
 """
@@ -11,13 +12,20 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prismatic.cli import run_script
 from prismatic.vla.constants import file_part
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sources import find_dataset_folder
+
+if TYPE_CHECKING:
+    from prismatic.vla.datasets.inspection.view import DatasetView
+
+_NUM_IN_RERUN = 10  # episodes
 
 
 @dataclass
@@ -27,6 +35,8 @@ class InspectConfig:
     dataset_name: str | None = None  # a data set (or name:version) or a mixture
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the data sets
     output: Path | None = None  # the page; None: runs/inspection/<dataset_name>.html
+    checkpoint: Path | None = None  # a policy, whose disagreement with each episode counts in the scores, too
+    rerun: Path | None = None  # write the episodes with the worst scores into this file for Rerun's viewer
     robot_platform: str | None = None  # overrides the entry's; a name of prismatic/vla/constants.py
     stride: str | None = None  # use every n-th recorded step, as in training; None: as the entry says
     suggest: str | None = None  # an unregistered folder, or True for that of --dataset_name: print an entry instead of the page
@@ -56,17 +66,36 @@ def main(config: InspectConfig) -> None:
         _print_suggestion(config)
         return
     from prismatic.vla.datasets.inspection.page import inspect_dataset, write_page
+    from prismatic.vla.datasets.inspection.rerun_file import check_rerun, write_rerun
+    from prismatic.vla.datasets.inspection.scores import write_weights
 
+    if config.rerun is not None:
+        check_rerun()
     started = time.monotonic()
     assert config.dataset_name is not None
     specs = resolve_datasets(config.dataset_name, config.data_root_dir, config.robot_platform, stride=config.stride)
-    inspections = [inspect_dataset(spec) for spec in specs]
+    ask_policy = None if config.checkpoint is None else _policy_asker(config.checkpoint)
+    inspections = [inspect_dataset(spec, ask_policy) for spec in specs]
     output = config.output or Path("runs/inspection") / f"{file_part(config.dataset_name).replace(':', '_')}.html"
     write_page(inspections, config.dataset_name, shlex.join(["python", *sys.argv]), output, started)
     for inspection in inspections:
         for finding in inspection.findings:
             print(f"- {inspection.view.name}: {finding}")
-    print(f"wrote {output} in {time.monotonic() - started:.1f} s")
+    weights = output.with_suffix(".weights.json")
+    num_doubtful = write_weights({item.view.name: (item.view, item.scores) for item in inspections}, weights)
+    if config.rerun is not None:
+        write_rerun(inspections[0].view, [item.episode for item in inspections[0].scores[:_NUM_IN_RERUN]], config.rerun)
+        print(f"wrote {config.rerun}; look at it with: rerun {config.rerun}")
+    print(f"wrote {output} in {time.monotonic() - started:.1f} s; {num_doubtful} doubtful episodes have the weight 0 in {weights}")
+
+
+def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, float]]:
+    """What asks the policy of `checkpoint` about the episodes of a data set."""
+    from prismatic.policy.disagreement import episode_disagreement  # imports torch
+    from prismatic.policy.policy import Policy
+
+    policy = Policy.from_pretrained(checkpoint)
+    return lambda view: episode_disagreement(policy, view.index, view.episodes)
 
 
 def _list_caches(config: InspectConfig) -> None:

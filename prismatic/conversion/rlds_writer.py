@@ -25,7 +25,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +209,14 @@ def _relabel(episode: Episode, name: str, spec: RldsSpec) -> Episode:
             f"{name}: no language instruction (attribute language_instruction, /language_raw, instructions.json, tasks); "
             "record it, or pass --instruction for the whole folder or --instructions_file"
         )
-    return Episode(episode.actions, episode.proprio, episode.images, texts)
+    return replace(episode, instructions=texts)
 
 
 def _select(episode: Episode, steps: np.ndarray, name: str) -> Episode:
     if not steps.any():
         raise ValueError(f"{name}: nothing moves in any step; leave the episode out, or pass --filter_noops False")
     texts = [text for text, kept in zip(episode.instructions, steps, strict=True) if kept]
-    return Episode(episode.actions[steps], episode.proprio[steps], episode.images[steps], texts)
+    return Episode(episode.actions[steps], episode.proprio[steps], episode.images[steps], texts, episode.commanders[steps])
 
 
 def _episode_key(episode: Episode, name: str, source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> str:

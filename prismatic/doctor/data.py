@@ -75,15 +75,15 @@ def _check_named(root: Path, name: str, robot_platform: str | None, checkpoint: 
 
 def _check_dataset(spec: DatasetSpec, checkpoint: Path | None) -> list[Finding]:
     """The index, then the findings of `scripts/inspect_dataset.py` on few images."""
-    from prismatic.vla.datasets.index import load_index
     from prismatic.vla.datasets.inspection.checks import check_arrays
     from prismatic.vla.datasets.inspection.frames import check_frames, read_strips
     from prismatic.vla.datasets.inspection.view import DatasetView
-    from prismatic.vla.datasets.sources import open_source, source_kind
+    from prismatic.vla.datasets.opening import open_index
+    from prismatic.vla.datasets.sources import source_kind
 
     try:
         kind = source_kind(spec.folder)
-        index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, dataset=spec.name)
+        index = open_index(spec, is_lenient=False)
         view = DatasetView.of(spec, index)
         strips, damaged = read_strips(view, _NUM_EPISODES, _NUM_STEPS)
     except ValueError as error:

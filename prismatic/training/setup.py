@@ -327,6 +327,7 @@ def _left_out(data: TrainingData) -> dict[str, object]:
         ("repairs", mended),
         ("excluded_episodes", excluded),
         ("episode_weights", data.weights),
+        ("step_weights", data.step_weights),
         ("paraphrased", list(data.paraphrased) if data.paraphrased[0] else []),
     )
     return {name: found for name, found in said if found}

@@ -149,6 +149,9 @@ RULES: dict[str, Rule] = {
     r"torchrun .* --dataset_name libero_object_scripted .*": Here(_SHORT),
     # docs/rollouts.md
     r"python scripts/collect\.py .*": Elsewhere("tests/smoke/test_collect.py", "scripts/collect.py"),
+    r"make improve-demo|python scripts/improve\.py .*": Elsewhere("tests/smoke/test_improve.py", "scripts/improve.py"),
+    r"python scripts/make_manifest\.py .*": Elsewhere("tests/unit/test_step_rules.py", "ManifestConfig"),
+    r"python scripts/inspect_dataset\.py .* --rerun .*": Elsewhere("tests/unit/test_scores.py", "InspectConfig"),
     # SETUP.md
     r"source .*|python3 -m venv .*|(\.venv/bin/)?pip install --constraint .*|conda .*": _INSTALLS,
     r"pip (wheel|install dist/).*": Elsewhere("tests/smoke/test_wheel.py", '"wheel"'),
@@ -172,6 +175,7 @@ RULES: dict[str, Rule] = {
     r"python scripts/compare_training\.py .*": Elsewhere("tests/unit/test_compare_training.py", "compare_training.py"),
     r"python benchmarks/lerobot_client\.py": ByHand("runs in LeRobot's environment; the date of the last run stands beside its results"),
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
+    r"python benchmarks/improvement\.py .*": Gpu("made for 16 cores; tests/unit/test_improvement.py tests its commands"),
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
     r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout|serving_soak)\.py .*": ByHand(
         "minutes on a CPU; its results are dated"

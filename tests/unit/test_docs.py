@@ -18,6 +18,7 @@ from prismatic.commands import convert_aloha, convert_lerobot, convert_libero
 from prismatic.commands.deploy import DeployConfig
 from prismatic.commands.doctor import DoctorConfig
 from prismatic.commands.inspect_dataset import InspectConfig
+from prismatic.commands.make_manifest import ManifestConfig
 from prismatic.commands.merge import MergeConfig
 from prismatic.commands.plot_run import PlotConfig
 from prismatic.commands.push_to_hub import PushConfig
@@ -54,12 +55,15 @@ CONFIGS = {
     f"{LIBERO}/regenerate_libero_dataset.py": lambda: load_script(f"{LIBERO}/regenerate_libero_dataset.py").RegenerateConfig,
     "scripts/convert/libero_hdf5_to_rlds.py": lambda: convert_libero.ConvertConfig,
     "scripts/collect.py": lambda: load_script("scripts/collect.py").CollectConfig,
+    "scripts/improve.py": lambda: load_script("scripts/improve.py").ImproveConfig,
+    "scripts/make_manifest.py": lambda: ManifestConfig,
     "scripts/compare_runs.py": lambda: load_script("scripts/compare_runs.py").CompareConfig,
     "scripts/robustness.py": lambda: load_script("scripts/robustness.py").RobustnessConfig,
     "scripts/learning.py": lambda: load_script("scripts/learning.py").LearningConfig,
     "scripts/convert/prismatic_to_base.py": lambda: load_script("scripts/convert/prismatic_to_base.py").ConvertConfig,
     "scripts/export.py": lambda: load_script("scripts/export.py").ExportConfig,
     "scripts/make_base.py": lambda: load_script("scripts/make_base.py").MakeBaseConfig,
+    "benchmarks/improvement.py": lambda: load_script("benchmarks/improvement.py").ImprovementBenchmarkConfig,
     "benchmarks/rollout.py": lambda: load_script("benchmarks/rollout.py").RolloutBenchmarkConfig,
     "vla-scripts/deploy.py": lambda: DeployConfig,
     "vla-scripts/finetune.py": lambda: FinetuneConfig,

@@ -323,7 +323,8 @@ def test_the_page_shows_what_was_mended_apart_from_what_looks_wrong(tmp_path: Pa
     repair = Repair("clocks that run backwards are set right", 3, "episode 1: step 7")
     view = DatasetView.of(sound.view.spec, replace(sound.view.index, repairs=(repair,)))
     wrong = Finding("state", Status.PROBLEM, "The state is absent: 3 episodes", "Record it.")
-    write_page([Inspection(view, [*check_arrays(view), wrong], sound.strips)], "toy", "python x", tmp_path / "page.html", time.monotonic())
+    inspection = Inspection(view, [*check_arrays(view), wrong], sound.strips, sound.scores)
+    write_page([inspection], "toy", "python x", tmp_path / "page.html", time.monotonic())
     text = (tmp_path / "page.html").read_text()
     assert "1 thing to look at" in text
     assert '<div class="card finding problem"><b>The state is absent:</b> 3 episodes.<br>' in text

@@ -28,12 +28,17 @@ class ToySimulator:
     broken: bool = False  # every reset raises
     lazy_expert: bool = False  # the expert stays where it is
 
+    has_reactive_expert = True
+
     def make_environment(self, task: str) -> ToyEnvironment:
         return ToyEnvironment(self, task)
 
     def make_expert(self, environment: Environment) -> ToyExpert:
         assert isinstance(environment, ToyEnvironment)
         return ToyExpert(environment)
+
+    def check_expert(self) -> None:
+        """Every task has one."""
 
     def instruction(self, task: str) -> str:
         return INSTRUCTIONS[task]

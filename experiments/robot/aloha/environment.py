@@ -53,12 +53,17 @@ class AlohaSimulator:
     image_size: int = 256  # S, pixels, rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
 
+    has_reactive_expert = False  # they follow a plan that they make at the start
+
     def make_environment(self, task: str) -> AlohaEnvironment:
         return AlohaEnvironment(get_aloha_task(task), self.image_size, self.fast_rendering)
 
     def make_expert(self, environment: Environment) -> AlohaExpert:
         assert isinstance(environment, AlohaEnvironment)
         return AlohaExpert(environment.task.name, environment.physics, environment.proprio())
+
+    def check_expert(self) -> None:
+        """Every task has one."""
 
     def instruction(self, task: str) -> str:
         return get_aloha_task(task).instruction

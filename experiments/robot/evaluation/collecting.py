@@ -1,4 +1,7 @@
-"""Rollouts as data: an evaluation whose episodes are recorded, from starts that no evaluation draws, and a manifest that names them."""
+"""Rollouts as data: an evaluation whose episodes are recorded, from starts that no evaluation draws, and a manifest that names them.
+
+With the expert's help (`actors.HELP`) they show what the policy should have done: at every step, or from where the expert took over.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER, check_help
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, plan_episodes
 from experiments.robot.evaluation.rollout import EXPERT_RUN, RolloutOptions
 from experiments.robot.evaluation.run import run_evaluation
@@ -16,20 +20,25 @@ from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registe
 
 MANIFEST_FILE = "manifest.json"
 COLLECTION = "collection"  # of simulators.episodes.SPLITS
+# Kind of help -> weights of the manifest: of a rollout in which the expert took over, what the policy did before is no example.
+WHAT_IS_TAUGHT = {TAKEOVER: {"by policy": 0.0}}
 
 
-def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
+def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_help: str = NO_HELP) -> Path:
     """Plays and records what is missing of the episodes; the manifest of all of them, in `config.folder`.
 
     `dataset`: the registry entry that reads them. An interrupted collection goes on; its manifest names what there is so far.
 
     Raises:
-        ValueError: no such entry, or the folder holds the episodes of another policy or other flags.
+        ValueError: no such entry, no expert that can help, or the folder holds the episodes of another policy or other flags.
     """
+    check_help(expert_help)
+    if expert_help != NO_HELP and config.policy == "expert":
+        raise ValueError(f"--expert_help {expert_help} is for a checkpoint; with --policy expert nobody needs help")
     if registered_name(dataset) is None:
         raise ValueError(f"--dataset_name {dataset!r} is no entry of the registry; {near_names(dataset, OXE_DATASET_CONFIGS)}")
     config = replace(config, record=True)
-    benchmark = replace(benchmark, split=COLLECTION, episode_numbers=lambda task, count: list(range(count)))
+    benchmark = replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=lambda task, count: list(range(count)))
     try:
         run_evaluation(config, benchmark)
     finally:
@@ -45,7 +54,8 @@ def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str)
     for folder in dict.fromkeys(path.parents[1] for path in wanted):
         own = {path for path in wanted if path.parents[1] == folder}
         is_all = own == set(folder.rglob("*.hdf5"))
-        parts.append(Part(folder, () if is_all else tuple(sorted(path.relative_to(folder).as_posix() for path in own))))
+        episodes = () if is_all else tuple(sorted(path.relative_to(folder).as_posix() for path in own))
+        parts.append(Part(folder, episodes, weights=WHAT_IS_TAUGHT.get(benchmark.expert_help, {})))
     path = config.folder / MANIFEST_FILE
     if parts:
         write_manifest(path, dataset, parts)

@@ -17,13 +17,23 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.evaluation.actors import (
+    NO_HELP,
+    RELABEL,
+    Actor,
+    AssistedActor,
+    Command,
+    ExpertActor,
+    PolicyActor,
+    RelabelledActor,
+)
 from experiments.robot.evaluation.stepping import ActingOptions, Motions, SteppedActor
 from experiments.robot.evaluation.video import write_mp4
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
-from prismatic.vla.rollout_record import Commander
+from prismatic.vla.rollout_record import ACTING, INTERVENTION, RELABELLED
 from prismatic.vla.types import Observation
 
 VIDEO_SIZE = 256
@@ -37,6 +47,7 @@ class EpisodeRequest:
 
     spec: EpisodeSpec
     use_expert: bool = False  # the scripted expert acts, in the worker; the parent is asked nothing
+    expert_help: str = NO_HELP  # what the expert does while the policy acts (`actors.HELP`)
     video: Path | None = None  # where an MP4 goes
     video_of_failure_only: bool = False
     video_hz: float = 20.0
@@ -98,18 +109,30 @@ class _EpisodeRecording:
 
     def __init__(self, request: EpisodeRequest, environment: Environment) -> None:
         self._environment = environment
-        self._by = Commander.EXPERT if request.use_expert else Commander.POLICY
         self.recorder: EpisodeRecorder | None = None
         if request.recording is not None:
             spec = request.spec
             known = {"task": spec.task, "episode": spec.index, "seed": spec.seed, "control_hz": environment.control_hz}
             self.recorder = EpisodeRecorder(request.recording, environment.instruction, {**known, **request.facts})
 
-    def add(self, observation: Observation | None, action: np.ndarray, chunk: int = 0, delay_s: float = np.nan) -> None:
-        """One action before it is executed, of the chunk with that number and delay; `observation` spares rendering again."""
-        if self.recorder is not None:
-            seen = self._environment.observe() if observation is None else observation
-            self.recorder.add(RecordedStep(seen, action, self._by, chunk=chunk, delay_s=delay_s))
+    def add(self, command: Command) -> None:
+        """One step before it is executed, unless the robot is held; an observation of its spares rendering again."""
+        if self.recorder is None or command.is_held:
+            return
+        seen = self._environment.observe() if command.observation is None else command.observation
+        is_relabelled = command.recorded is not None
+        mode = RELABELLED if is_relabelled else INTERVENTION if command.is_intervention else ACTING
+        self.recorder.add(
+            RecordedStep(
+                observation=seen,
+                action=command.executed if command.recorded is None else command.recorded,
+                by=command.by,
+                mode=mode,
+                chunk=command.chunk,
+                delay_s=command.delay_s,
+                executed=command.executed if is_relabelled else None,
+            )
+        )
 
     def close(self, success: bool) -> Path | None:
         if self.recorder is None:
@@ -132,62 +155,54 @@ def worker_main(connection: Connection, simulator: Simulator) -> None:
         slot.close()
 
 
-class _Player:
-    """Whoever acts in an episode: the scripted expert, or the policy behind the connection."""
-
-    def __init__(self, simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection) -> None:
-        """After the reset."""
-        self._environment, self._connection, self._keeps = environment, connection, request.failure_frames
-        self._recording = _EpisodeRecording(request, environment)
-        self._expert = simulator.make_expert(environment) if request.use_expert else None
-        self._actor = SteppedActor(request.acting, environment.platform, environment.position(), request.spec, self._ask)
-        self.seen: list[np.ndarray] = []  # primary images of the queries; costs no rendering
-        self.recorder, self.close = self._recording.recorder, self._recording.close
-
-    @property
-    def motions(self) -> Motions:
-        return self._actor.motions
-
-    def act(self, step: int) -> np.ndarray:
-        """The action [A] of a step."""
-        if self._expert is not None:
-            observation = self._environment.observe() if self.recorder is not None else None
-            action = self._expert.act()
-            self._recording.add(observation, action)
-            return action
-        command = self._actor.tick(step, self._environment.observe)
-        if command.by is not None:  # nobody wants the robot to be held
-            self._recording.add(self._actor.observation, command.action, self._actor.num_chunks, self._actor.delay_s)
-        return command.action
-
-    def _ask(self, observation: Observation) -> np.ndarray:
-        if self._keeps:
-            self.seen.append(next(iter(observation.images.values())))
-        self._connection.send(observation)
-        return self._connection.recv()
-
-
 def play_episode(simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection) -> EpisodeOutcome:
     """Resets the environment and plays until the task is solved or the steps are used up, those of holding included."""
     started = time.perf_counter()
     environment.reset(request.spec)
-    player, video = _Player(simulator, environment, request, connection), _EpisodeVideo(request, environment)
+    actor, policy = _make_actor(simulator, environment, request, connection)
+    video, recording = _EpisodeVideo(request, environment), _EpisodeRecording(request, environment)
     pictures = [environment.render(PICTURE_SIZE)] if request.pictures else []
     success, num_steps = False, 0
-    with player.recorder or nullcontext():
-        while not success and num_steps < environment.max_steps:
+    with recording.recorder or nullcontext():
+        while not success and num_steps < actor.max_steps:
             video.record_frame(num_steps)
-            success = environment.step(player.act(num_steps))
+            command = actor.next()
+            recording.add(command)
+            success = environment.step(command.executed)
             num_steps += 1
         video.record_frame(num_steps, force=True)
         if request.pictures:
             pictures.append(environment.render(PICTURE_SIZE))
         if request.failure_frames and not success:
-            player.seen.append(environment.render(VIDEO_SIZE))
+            policy.seen.append(environment.render(VIDEO_SIZE))
         wall_s = time.perf_counter() - started
-        frames = () if success else spread_frames(player.seen)
-        files = (video.write(success), player.close(success))
-    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, *files, tuple(pictures), frames, player.motions)
+        frames = spread_frames(policy.seen) if request.failure_frames and not success else ()
+        files = (video.write(success), recording.close(success))
+    motions = policy.stepped.motions
+    return EpisodeOutcome(success, num_steps, environment.instruction, wall_s, *files, tuple(pictures), frames, motions)
+
+
+def _make_actor(
+    simulator: Simulator, environment: Environment, request: EpisodeRequest, connection: Connection
+) -> tuple[Actor, PolicyActor]:
+    """(who acts in an episode that has been reset, the policy in it, which is never asked where the expert acts alone)."""
+
+    def ask(observation: Observation) -> np.ndarray:
+        if request.failure_frames:
+            policy.seen.append(next(iter(observation.images.values())))
+        connection.send(observation)
+        return connection.recv()
+
+    stepped = SteppedActor(request.acting, environment.platform, environment.position(), request.spec, ask)
+    policy = PolicyActor(stepped, environment)
+    if request.use_expert:
+        return ExpertActor(simulator.make_expert(environment), environment.max_steps), policy
+    if request.expert_help == NO_HELP:
+        return policy, policy
+    if request.expert_help == RELABEL:
+        return RelabelledActor(policy, simulator.make_expert(environment)), policy
+    can_compare = simulator.has_reactive_expert
+    return AssistedActor(policy, lambda: simulator.make_expert(environment), request.spec, can_compare), policy
 
 
 def spread_frames(seen: list[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.actors import NO_HELP, RELABEL
 from experiments.robot.evaluation.delays import read_delays
 from experiments.robot.evaluation.journal import fingerprint
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, PlannedEpisode
@@ -142,6 +143,17 @@ class Benchmark:
     image_size: int = 256  # pixels of the square pictures that it will see
     split: str = "evaluation"  # where starts are drawn, see simulators.episodes.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
+    expert_help: str = NO_HELP  # what the scripted expert does while the policy acts (`actors.HELP`)
+
+    def __post_init__(self) -> None:
+        if self.expert_help == NO_HELP:
+            return
+        self.simulator.check_expert()
+        if self.expert_help == RELABEL and not self.simulator.has_reactive_expert:
+            raise ValueError(
+                f"the expert of {self.title} follows a plan of its own and cannot say what to do where a policy has brought the robot; "
+                "let it take over instead: --expert_help takeover (of improve.py: --method takeover)"
+            )
 
 
 def plan_episodes(config: EvaluationFlags, benchmark: Benchmark) -> list[PlannedEpisode]:
@@ -172,6 +184,8 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
     settings["benchmark"] = benchmark.title
     if benchmark.split != Benchmark.split:
         settings["split"] = benchmark.split
+    if benchmark.expert_help != NO_HELP:
+        settings["expert_help"] = benchmark.expert_help
     if config.pretrained_checkpoint and Path(config.pretrained_checkpoint).is_dir():
         settings["checkpoint_content"] = fingerprint(Path(config.pretrained_checkpoint))
     return settings

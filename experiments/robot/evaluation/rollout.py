@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from experiments.robot.evaluation.actors import NO_HELP
 from experiments.robot.evaluation.controls import Control
 from experiments.robot.evaluation.episode_worker import EpisodeOutcome, EpisodeRequest, WorkerFailure, worker_main
 from experiments.robot.evaluation.stepping import ActingOptions
@@ -71,6 +72,7 @@ class RolloutOptions:
     filmed_run: str = "none"  # videos and pictures are taken of this run only
     recording_dir: Path | None = None  # episodes become recordings: <this>/<policy or expert>/<task>/<episode>.hdf5; not those of controls
     facts: Mapping[str, Any] = field(default_factory=dict)  # what each of them says of policy and robot
+    expert_help: str = NO_HELP  # what the scripted expert does while the policy acts (`actors.HELP`)
     worker_timeout_s: float = 300.0  # silence after which a worker counts as dead
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class RolloutOptions:
         return EpisodeRequest(
             spec,
             use_expert=planned.run == EXPERT_RUN,
+            expert_help=self.expert_help if planned.run == "none" else NO_HELP,
             video=self.video_dir / spec.task / f"episode_{spec.index:03d}_seed_{spec.seed}" if filmed and self.video_dir else None,
             video_of_failure_only=self.save_video == "failures",
             pictures=filmed_run and spec.index < self.num_pictures,

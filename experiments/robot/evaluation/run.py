@@ -43,7 +43,8 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
     config = with_batch_size(config, benchmark)
     settings = outcome_settings(config, benchmark)
-    options = _options(config, get_robot_platform(benchmark.robot).control_hz, recorded_facts(settings, benchmark) if config.record else {})
+    facts = recorded_facts(settings, benchmark) if config.record else {}
+    options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
     journal = Journal(config.folder, settings, config.restart, shard)
     planned = plan_episodes(config, benchmark)
@@ -129,7 +130,7 @@ def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[
     return [episode for episode, path in paths if path is not None and not path.exists()]
 
 
-def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any]) -> RolloutOptions:
+def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any], expert_help: str) -> RolloutOptions:
     return RolloutOptions(
         num_envs=config.num_envs,
         acting=config.acting(control_hz),
@@ -141,6 +142,7 @@ def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any
         filmed_run=config.runs[0],
         recording_dir=config.folder / RECORDINGS if config.record else None,
         facts=facts,
+        expert_help=expert_help,
     )
 
 

@@ -64,6 +64,8 @@ class LiberoSimulator:
             raise ValueError(f"suite {self.suite} has no task {name!r}; {near_names(name, by_name)}")
         return by_name[name]
 
+    has_reactive_expert = False  # they go through phases
+
     def make_environment(self, task: str) -> LiberoEnvironment:
         return LiberoEnvironment(self.task(task), self)
 
@@ -72,6 +74,11 @@ class LiberoSimulator:
 
         assert isinstance(environment, LiberoEnvironment)
         return make_expert(self.suite, environment.robosuite)
+
+    def check_expert(self) -> None:
+        from experiments.robot.libero.experts import check_suite_with_expert
+
+        check_suite_with_expert(self.suite)
 
     def instruction(self, task: str) -> str:
         return self.task(task).language

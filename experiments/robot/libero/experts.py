@@ -42,14 +42,19 @@ class Grasp:
     yaw: float  # rad, from the initial orientation; the fingers close along the y axis turned by it
 
 
+def check_suite_with_expert(suite: str) -> None:
+    """Raises ValueError where the suite has no expert."""
+    if suite not in EXPERT_SUITES:
+        raise ValueError(f"{suite} has no scripted expert; those with one: {', '.join(EXPERT_SUITES)}")
+
+
 def make_expert(suite: str, robosuite: Any) -> PickAndPlace:
     """The expert of a task of `suite`, whose robosuite environment has been reset.
 
     Raises:
         ValueError: the suite has none.
     """
-    if suite not in EXPERT_SUITES:
-        raise ValueError(f"{suite} has no scripted expert; those with one: {', '.join(EXPERT_SUITES)}")
+    check_suite_with_expert(suite)
     return PickAndPlace(Scene(robosuite))
 
 

@@ -54,12 +54,17 @@ class MetaWorldSimulator:
     image_size: int = 64  # S, pixels, rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
 
+    has_reactive_expert = True
+
     def make_environment(self, task: str) -> MetaWorldEnvironment:
         return MetaWorldEnvironment(get_metaworld_task(task), self.image_size, self.fast_rendering)
 
     def make_expert(self, environment: Environment) -> MetaWorldExpert:
         assert isinstance(environment, MetaWorldEnvironment)
         return MetaWorldExpert(environment)
+
+    def check_expert(self) -> None:
+        """Every task has one."""
 
     def instruction(self, task: str) -> str:
         return get_metaworld_task(task).instruction

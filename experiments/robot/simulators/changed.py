@@ -44,6 +44,14 @@ class PerturbedSimulator:
         assert isinstance(environment, PerturbedEnvironment)
         return self.simulator.make_expert(environment.inner)
 
+    @property
+    def has_reactive_expert(self) -> bool:
+        return self.simulator.has_reactive_expert
+
+    def check_expert(self) -> None:
+        """As the simulator's own."""
+        self.simulator.check_expert()
+
     def instruction(self, task: str) -> str:
         """The task's own."""
         return self.simulator.instruction(task)

@@ -62,6 +62,8 @@ class Expert(Protocol):
 class Simulator(Protocol):
     """A benchmark: makes environments and experts of its tasks."""
 
+    has_reactive_expert: bool  # its experts look at the state alone: they know what to do wherever somebody else has brought the robot
+
     @property
     def name(self) -> str:
         """For messages."""
@@ -74,7 +76,14 @@ class Simulator(Protocol):
         """The environment of one task; ValueError with near names for an unknown task."""
 
     def make_expert(self, environment: Environment) -> Expert:
-        """The scripted expert of an environment made here; call it once per episode, after reset."""
+        """The scripted expert of an environment made here, which begins with the present state; call it after reset.
+
+        Raises:
+            ValueError: there is none.
+        """
+
+    def check_expert(self) -> None:
+        """Raises ValueError, before an environment is made, where there is no expert; the message names those that there are."""
 
     def instruction(self, task: str) -> str:
         """What the policy is told to do, without building the environment."""

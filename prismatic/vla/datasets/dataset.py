@@ -23,6 +23,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from prismatic.vla.constants import ActionKind
+from prismatic.vla.datasets.episode_weights import Weights
 from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.frame_cache import CachedFrames
 from prismatic.vla.datasets.paraphrases import choose_words
@@ -92,9 +93,9 @@ class RobotDataset:
         episodes: np.ndarray,
         statistics: DatasetStatistics,
         options: DatasetOptions,
-        weights: np.ndarray | None = None,
+        weights: Weights | None = None,
     ) -> None:
-        """`weights`: how often each of the `episodes` is shown in a pass; None: once."""
+        """`weights`: how often the episodes of the index, and their steps, are shown in a pass; None: once."""
         index = frames.index
         self.spec, self.index, self.stored, self.options = spec, index, frames, options
         self.episodes = episodes
@@ -108,8 +109,16 @@ class RobotDataset:
         self.sample_starts = np.concatenate(([0], np.cumsum(samples)))  # int64 [episodes + 1]
         self.first_steps = index.episode_starts[episodes]
         self.last_steps = self.first_steps + lengths - 1
-        is_plain = weights is None or bool((weights == 1).all())
-        self.shares = None if weights is None or is_plain else np.repeat(weights, samples)  # float64 [samples]; None: each once
+        shares = None if weights is None else self._shares(weights, samples)
+        self.shares = None if shares is None or bool((shares == 1).all()) else shares  # float64 [samples]; None: each once
+
+    def _shares(self, weights: Weights, samples: np.ndarray) -> np.ndarray:
+        """float64 [samples]: how often each sample is shown."""
+        shares = np.repeat(weights.episodes[self.episodes], samples)
+        if weights.steps is None:
+            return shares
+        within = np.arange(len(shares)) - np.repeat(self.sample_starts[:-1], samples)
+        return shares * weights.steps[np.repeat(self.first_steps, samples) + within]
 
     def __len__(self) -> int:
         return int(self.sample_starts[-1])

@@ -1,28 +1,23 @@
 """How often the episodes of a data set are shown: 2 twice per pass, 0.5 every other pass, 0 never (nor counted in statistics).
 
-A manifest says it for its parts, --episode_weights for a run; both multiply. Rules say which episodes are meant:
-
-    success                a column of the recordings that is true and not 0; "not success" the others
-    num_person_steps > 0   a column compared: ==, !=, <, <=, >, >=
-    episode_7.hdf5         as in --exclude_episodes: a file, "file, demo_3", "train 12" (counted over the whole data set)
+A manifest says it for its parts, --episode_weights for a run; both multiply. Rules (`episode_rules`) say which episodes or steps are meant.
 
 --episode_weights FILE.json is {rule: weight}, multiplied where several fit; {"bridge_orig": {rule: weight}} is about that data set alone.
---episode_weights COLUMN takes the numbers of that column. Columns are the attributes of HDF5 recordings (`vla.rollout_record.ATTRIBUTES`).
+--episode_weights COLUMN takes the numbers of that column. Steps of weight 0 are no samples; they are still the future of earlier ones.
+Letters: E episodes, M steps.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import operator
-import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.episode_rules import advice, column_value, find_condition, fitting_episodes, fitting_steps, is_about_steps
 from prismatic.vla.datasets.exclusions import find_episodes
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.manifest import SUFFIX, Manifest, check_weights, is_manifest, read_manifest
@@ -32,23 +27,57 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 logger = logging.getLogger(__name__)
 
 _FLAG = "--episode_weights"
-_COMPARED = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-_CONDITION = re.compile(r"(?:(not)\s+)?([A-Za-z_]\w*)\s*(?:(==|!=|<=|>=|<|>)\s*(.+))?")
 
 
-def episode_weights(specs: Sequence[DatasetSpec], indexes: Mapping[str, EpisodeIndex], wanted: str | None) -> dict[str, np.ndarray]:
-    """Data set -> float64 [E]: how often a pass shows each episode, by its manifest if it is one and by --episode_weights.
+class Weights:
+    """How often the episodes of one data set are shown, and steps of them."""
+
+    def __init__(self, spec: DatasetSpec, index: EpisodeIndex) -> None:
+        self._spec, self._index = spec, index
+        self.episodes = np.ones(index.num_episodes)  # float64 [E]
+        self.steps: np.ndarray | None = None  # float64 [M], what the weight of an episode is multiplied with; None: 1 throughout
+
+    def multiply(self, rule: str, factor: float, among: np.ndarray, where: str) -> None:
+        """Multiplies the weights of what `rule` means among some episodes (bool [E]).
+
+        Raises:
+            ValueError: it fits nothing, or a recording lacks what it asks for.
+        """
+        if not is_about_steps(rule):
+            self.episodes[fitting_episodes(rule, self._index, among, where)] *= factor
+            return
+        if self.steps is None:
+            self.steps = np.ones(len(self._index.actions))
+        kinds = self._spec.entry.kinds(self._index.actions.shape[1])
+        self.steps[fitting_steps(rule, self._index, among, kinds, where)] *= factor
+
+    def settle(self) -> Weights:
+        """Leaves out episodes none of whose steps is shown."""
+        if self.steps is not None:
+            for episode in self._index.all_episodes():
+                if not self.steps[self._index.steps_of(np.array([episode]))].any():
+                    self.episodes[episode] = 0.0
+        return self
+
+
+def episode_weights(specs: Sequence[DatasetSpec], indexes: Mapping[str, EpisodeIndex], wanted: str | None) -> dict[str, Weights]:
+    """Data set -> how often a pass shows each episode and step, by its manifest if it is one and by --episode_weights.
 
     Raises:
         ValueError: a rule fits nothing, a recording lacks a column, or a weight is not a number from 0 on.
     """
-    weights = flag_weights(wanted, indexes)
-    for spec in specs:
-        weights[spec.name] = weights[spec.name] * manifest_weights(spec.folder, indexes[spec.name])
-        if (weights[spec.name] != 1).any():
-            said = ", ".join(f"{weight} for {count}" for weight, count in describe_weights(weights[spec.name]).items())
-            logger.info("data set %s: weights of its %d episodes: %s", spec.name, len(weights[spec.name]), said)
-    return weights
+    found = {spec.name: manifest_weights(spec, indexes[spec.name]) for spec in specs}
+    if wanted is not None:
+        _multiply_by_flag(wanted, found, indexes)
+    for name, weights in found.items():
+        weights.settle()
+        if (weights.episodes != 1).any():
+            said = ", ".join(f"{weight} for {count}" for weight, count in describe_weights(weights.episodes).items())
+            logger.info("data set %s: weights of its %d episodes: %s", name, len(weights.episodes), said)
+        if weights.steps is not None:
+            said = ", ".join(f"{weight} for {count}" for weight, count in describe_weights(weights.steps).items())
+            logger.info("data set %s: weights of its %d steps: %s", name, len(weights.steps), said)
+    return found
 
 
 def check_recorded(spec: DatasetSpec, index: EpisodeIndex, left_out: Set[int]) -> None:
@@ -69,25 +98,26 @@ def check_recorded(spec: DatasetSpec, index: EpisodeIndex, left_out: Set[int]) -
     )
 
 
-def manifest_weights(folder: Path, index: EpisodeIndex) -> np.ndarray:
-    """float64 [E]: what the manifest `folder` says of each episode; 1 where it is no manifest but a folder.
+def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
+    """What the manifest `spec.folder` says; 1 where it is no manifest but a folder.
 
     Raises:
         ValueError: a rule fits nothing, or an episode is in two parts.
     """
-    if not is_manifest(folder.name) or folder.is_dir():
-        return np.ones(index.num_episodes)
-    manifest, weights = read_manifest(folder), np.zeros(index.num_episodes)
+    weights = Weights(spec, index)
+    if not is_manifest(spec.folder.name) or spec.folder.is_dir():
+        return weights
+    manifest = read_manifest(spec.folder)
     numbers = np.array([facts.get(PART, -1) for facts in index.facts])
     for number, part in enumerate(manifest.parts):
         among, where = numbers == number, f"{manifest.path}, recordings {number}"
         chosen = among.copy()
         if part.episodes:
-            chosen = np.logical_or.reduce([_fitting(rule, index, among, where) for rule in part.episodes])
-        weights[chosen] = part.weight
+            chosen = np.logical_or.reduce([fitting_episodes(rule, index, among, where) for rule in part.episodes])
+        weights.episodes[among] = np.where(chosen[among], part.weight, 0.0)
         for rule, factor in part.weights.items():
-            weights[_fitting(rule, index, chosen, where)] *= factor
-    _check_distinct(manifest, index, weights)
+            weights.multiply(rule, factor, chosen, where)
+    _check_distinct(manifest, index, weights.episodes)
     return weights
 
 
@@ -99,30 +129,34 @@ def _check_distinct(manifest: Manifest, index: EpisodeIndex, weights: np.ndarray
         seen.add(name)
 
 
-def flag_weights(wanted: str | None, indexes: Mapping[str, EpisodeIndex]) -> dict[str, np.ndarray]:
-    """Data set -> float64 [E]: what --episode_weights says of its episodes.
+def _multiply_by_flag(wanted: str, weights: Mapping[str, Weights], indexes: Mapping[str, EpisodeIndex]) -> None:
+    """Takes what --episode_weights says into the weights of each data set.
 
     Raises:
         ValueError: the file cannot be read, a rule fits nothing, a recording lacks the column, or a weight is negative.
     """
-    weights = {name: np.ones(index.num_episodes) for name, index in indexes.items()}
-    if wanted is None:
-        return weights
     if not wanted.endswith(SUFFIX):
-        return {name: _column_weights(wanted, index, f"{_FLAG} {wanted}, data set {name!r}") for name, index in indexes.items()}
-    fitted: dict[str, bool] = {}
+        for name, index in indexes.items():
+            weights[name].episodes *= _column_weights(wanted, index, f"{_FLAG} {wanted}, data set {name!r}")
+        return
+    where, fitted = f"{_FLAG} {wanted}", dict[str, bool]()
     for dataset, rule, factor in _rules(Path(wanted), tuple(indexes)):
         for name in indexes if dataset is None else (dataset,):
-            index, where = indexes[name], f"{_FLAG} {wanted}"
-            is_condition = _condition(rule, index) is not None
-            if not is_condition and not find_episodes(rule, index, f"{where}: {rule!r}"):
+            index = indexes[name]
+            if not _is_meant_for(rule, index, is_only=dataset is not None or len(indexes) == 1, where=where):
                 fitted.setdefault(rule, False)
                 continue
             fitted[rule] = True
-            weights[name][_fitting(rule, index, np.ones(index.num_episodes, bool), where)] *= factor
+            weights[name].multiply(rule, factor, np.ones(index.num_episodes, bool), where)
     if lost := [rule for rule, fits in fitted.items() if not fits]:
-        raise ValueError(f"{_FLAG} {wanted}: {_advice(lost[0], next(iter(indexes.values())))}")
-    return weights
+        raise ValueError(f"{where}: {advice(lost[0], next(iter(indexes.values())))}")
+
+
+def _is_meant_for(rule: str, index: EpisodeIndex, is_only: bool, where: str) -> bool:
+    """Whether a rule of a file says something about a data set; of several, those whose steps nobody has noted are passed over."""
+    if is_about_steps(rule):
+        return is_only or rule.startswith("idle") or bool(index.commanders.any())
+    return find_condition(rule, index) is not None or bool(find_episodes(rule, index, f"{where}: {rule!r}"))
 
 
 def _rules(path: Path, datasets: tuple[str, ...]) -> list[tuple[str | None, str, float]]:
@@ -144,70 +178,11 @@ def _rules(path: Path, datasets: tuple[str, ...]) -> list[tuple[str | None, str,
 
 
 def _column_weights(column: str, index: EpisodeIndex, where: str) -> np.ndarray:
-    values = [_value(column, episode, index, where) for episode in range(index.num_episodes)]
+    values = [column_value(column, episode, index, where) for episode in range(index.num_episodes)]
     for episode, value in enumerate(values):
         if isinstance(value, str) or value < 0:
             raise ValueError(f"{where}: {index.label_of(episode)} has the weight {value!r}; it must be a number, 0 (left out) or more")
     return np.array(values, np.float64)
-
-
-def _fitting(rule: str, index: EpisodeIndex, among: np.ndarray, where: str) -> np.ndarray:
-    """bool [E]: the episodes of `among` that `rule` means."""
-    fits, condition = np.zeros(index.num_episodes, bool), _condition(rule, index)
-    if condition is not None:
-        for episode in np.flatnonzero(among):
-            fits[episode] = condition.holds(_value(condition.column, int(episode), index, f"{where}: {rule!r}"))
-        return fits
-    found = find_episodes(rule, index, f"{where}: {rule!r}", set(np.flatnonzero(among).tolist()))
-    if not found:
-        raise ValueError(f"{where}: {_advice(rule, index)}")
-    fits[sorted(found)] = True
-    return fits
-
-
-class _Condition:
-    """A column, and what is asked of it."""
-
-    def __init__(self, column: str, is_negated: bool, sign: str | None, value: str | None) -> None:
-        self.column, self._is_negated, self._sign, self._text = column, is_negated, sign, (value or "").strip()
-
-    def holds(self, value: bool | float | str) -> bool:
-        """Whether a recording with this value is meant."""
-        if self._sign is None:
-            return bool(value) != self._is_negated
-        other: Any = self._text
-        if not isinstance(value, str):
-            try:
-                other = float({"true": "1", "false": "0"}.get(self._text.lower(), self._text))
-            except ValueError as error:
-                raise ValueError(f"{self.column} is compared with {self._text!r}, the recordings have the number {value}") from error
-        return bool(_COMPARED[self._sign](value, other)) != self._is_negated
-
-
-def _condition(rule: str, index: EpisodeIndex) -> _Condition | None:
-    """The rule as a condition; None: it names episodes."""
-    found = _CONDITION.fullmatch(rule.strip())
-    if found is None:
-        return None
-    negated, column, sign, value = found.groups()
-    is_column = negated or sign or any(column in facts for facts in index.facts)
-    return _Condition(column, bool(negated), sign, value) if is_column else None
-
-
-def _value(column: str, episode: int, index: EpisodeIndex, where: str) -> bool | float | str:
-    facts = index.facts[episode]
-    if column not in facts:
-        known = sorted({name for each in index.facts for name in each if name != PART})
-        raise ValueError(
-            f"{where}: the recording {index.label_of(episode)} has no column {column!r} "
-            f"({near_names(column, known) if known else 'only HDF5 recordings have such attributes'}); record with --record True, add the "
-            "attribute to the file, or name the episodes instead"
-        )
-    return facts[column]
-
-
-def _advice(rule: str, index: EpisodeIndex) -> str:
-    return f"{rule!r} is neither a column nor an episode; by file: {near_names(rule, index.names[:10_000])}"
 
 
 def describe_weights(weights: np.ndarray) -> dict[str, int]:

@@ -28,6 +28,7 @@ from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 from prismatic.vla.datasets.striding import combine_actions
+from prismatic.vla.rollout_record import COMMANDED_BY
 
 # Where one image lies: number of the source's file, byte offset and byte length in it. A video source may put a frame number into
 # "offset", an array file a row.
@@ -97,6 +98,7 @@ class Episode:
     proprio: np.ndarray  # float32 [T, P], raw units; P = 0 without state_obs_keys
     images: np.ndarray  # IMAGE_REF [T, C], in the order of the entry's cameras
     instructions: list[str]  # one per step, a step without takes the episode's first; all "" if the episode has none
+    commanders: np.ndarray  # int8 [T]: whose action it is, by `rollout_record.COMMANDERS` from 1; 0: nobody says
 
 
 def readable(episodes: Iterable[RawEpisode]) -> list[RawEpisode]:
@@ -140,7 +142,14 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         proprio=proprio[kept],
         images=references[kept],
         instructions=_instructions(trajectory, len(actions), raw)[kept],
+        commanders=_commanders(trajectory, len(actions))[kept],
     )
+
+
+def _commanders(trajectory: Trajectory, length: int) -> np.ndarray:
+    """int8 [T]; a transform that changes the steps and not this column leaves nobody."""
+    found = np.asarray(trajectory.get(COMMANDED_BY, ()), np.int8)
+    return found if found.shape == (length,) else np.zeros(length, np.int8)
 
 
 def _kinds(entry: DatasetEntry, action_dim: int, raw: RawEpisode) -> tuple[ActionKind, ...]:

@@ -34,7 +34,7 @@ from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 CACHE_FOLDER = ".prismatic_index"  # in the data set's folder
 # Fields of an entry that no number of an index depends on: documentation, what is checked later, what is described by other means.
 _NOT_IN_KEY = ("image_obs_keys", "state_encoding", "robot_platform", "depth_obs_keys", "transform", "fps", "version")
@@ -57,6 +57,7 @@ class EpisodeIndex:
     proprio: np.ndarray  # float32 [M, P], raw units
     images: np.ndarray  # IMAGE_REF [M, C]
     instruction_ids: np.ndarray  # int32 [M], -1 throughout an episode without instruction
+    commanders: np.ndarray  # int8 [M]: whose action it is, by `rollout_record.COMMANDERS` from 1; 0: nobody says
     episode_starts: np.ndarray  # int64 [E + 1]
     repairs: tuple[Repair, ...] = ()  # what the source left out or mended
     refused: Mapping[int, str] = field(default_factory=dict)  # episodes that cannot be used and have no steps, and why

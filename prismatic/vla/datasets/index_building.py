@@ -75,7 +75,7 @@ def _append(arrays: Mapping[str, Rows], episode: Episode, texts: dict[str, int])
     for text in episode.instructions:
         if text:
             texts.setdefault(text, len(texts))
-    for name in ("actions", "proprio", "images"):
+    for name in ("actions", "proprio", "images", "commanders"):
         arrays[name].append(getattr(episode, name))
     arrays["instruction_ids"].append(np.array([texts.get(text, -1) for text in episode.instructions], np.int32))
 

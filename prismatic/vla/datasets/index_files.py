@@ -6,6 +6,7 @@ Letters: M steps, E episodes, A action dim, P proprio dim, C cameras.
     proprio.bin           float32 [M, P]
     images.bin            IMAGE_REF [M, C]
     instruction_ids.bin   int32 [M]
+    commanders.bin        int8 [M]
     episode_starts.bin    int64 [E + 1]
 
 Rows are appended episode by episode, so that building takes the same memory for any number of steps. They are read by mapping the files,
@@ -36,6 +37,7 @@ DTYPES = {
     "proprio": np.dtype("<f4"),
     "images": IMAGE_REF,
     "instruction_ids": np.dtype("<i4"),
+    "commanders": np.dtype("i1"),
     "episode_starts": np.dtype("<i8"),
 }
 _DESCRIPTION, _OWNER = "description.json", "owner.json"

@@ -8,7 +8,8 @@
 
 "dataset" is the registry entry that all of them are read by, and the name of their common statistics. A path, seen from the manifest's
 folder, is a folder that training reads, an .hdf5 file, or another manifest. "episodes" leaves out all others; "weight" and "weights" say
-how often an episode is shown (`episode_weights`).
+how often an episode, or a step, is shown (`episode_rules`, `episode_weights`); "instructions" is {rule: text}, what the robot is told in
+place of what was recorded, "*" for all.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prismatic.vla.constants import near_names
 
 SUFFIX = ".json"
-_FIELDS = ("path", "episodes", "weight", "weights")
+_FIELDS = ("path", "episodes", "weight", "weights", "instructions")
 _FILES = (".hdf5", ".h5")
 _DEEPEST = 50  # manifests in manifests; more is a circle
 
@@ -37,6 +38,7 @@ class Part:
     episodes: tuple[str, ...] = ()  # rules of which an episode must fit one; (): all
     weight: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)  # rule -> what the weight of an episode that fits is multiplied with
+    instructions: Mapping[str, str] = field(default_factory=dict)  # rule -> the text of the episodes that fit
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,16 @@ def _part(row: Any, folder: Path, where: str) -> Part:
         raise ValueError(f'{where}: "episodes" must be a list of one or more texts, such as ["episode_7.hdf5"], found {episodes!r}')
     weights = check_weights(row.get("weights", {}), f'{where}, "weights"')
     weight = check_weights({"weight": row.get("weight", 1.0)}, where)["weight"]
+    texts = _instructions(row.get("instructions", {}), f'{where}, "instructions"')
     if path.is_file() and path.suffix.lower() in _FILES:
-        return Part(path.parent, (path.name,), weight, weights)
-    return Part(path, tuple(episodes), weight, weights)
+        return Part(path.parent, (path.name,), weight, weights, texts)
+    return Part(path, tuple(episodes), weight, weights, texts)
+
+
+def _instructions(content: Any, where: str) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(text, str) and text.strip() for text in content.values()):
+        raise ValueError(f'{where}: expected an object such as {{"*": "open the drawer"}}, found {content!r}')
+    return {rule: text.strip() for rule, text in content.items()}
 
 
 def check_weights(content: Any, where: str) -> dict[str, float]:
@@ -135,9 +144,9 @@ def check_weights(content: Any, where: str) -> dict[str, float]:
 
 def _nested(part: Part, dataset: str, depth: int, where: str) -> list[Part]:
     """The parts of a manifest in a manifest, their weights multiplied."""
-    if part.episodes or part.weights:
-        raise ValueError(f'{where}: a manifest takes a "weight" alone; write "episodes" and "weights" into {part.path}')
+    if part.episodes or part.weights or part.instructions:
+        raise ValueError(f'{where}: a manifest takes a "weight" alone; write "episodes", "weights" and "instructions" into {part.path}')
     inner = _read(part.path, depth + 1)
     if inner.dataset != dataset:
         raise ValueError(f"{where}: {part.path} is of the data set {inner.dataset!r}, this manifest of {dataset!r}; they must be the same")
-    return [Part(item.path, item.episodes, item.weight * part.weight, item.weights) for item in inner.parts]
+    return [replace(item, weight=item.weight * part.weight) for item in inner.parts]

@@ -14,13 +14,13 @@ from prismatic.vla.datasets.dataset import DatasetOptions, RobotDataset, VLAData
 from prismatic.vla.datasets.episode_weights import check_recorded, describe_weights, episode_weights
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.frame_cache import CachedFrames, open_frame_caches
-from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.motions import describe_motions
+from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.paraphrases import read_paraphrases
 from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
-from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.datasets.splits import split_episodes
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
 from prismatic.vla.demonstrated import Demonstrated
@@ -41,6 +41,7 @@ class TrainingData:
     demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
     weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> weight -> its episodes, where they are not all 1
+    step_weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> factor -> steps, where rules are about steps
     paraphrased: tuple[int, int] = (0, 0)  # instructions that have other words, of how many
 
 
@@ -59,7 +60,7 @@ def load_training_data(
     excluded = excluded_episodes(options.exclude_episodes, indexes)
     weights = episode_weights(specs, indexes, options.episode_weights)
     for spec, frames in zip(specs, opened, strict=True):
-        index, left_out = frames.index, excluded[spec.name] | set(np.flatnonzero(weights[spec.name] == 0).tolist())
+        index, left_out = frames.index, excluded[spec.name] | set(np.flatnonzero(weights[spec.name].episodes == 0).tolist())
         check_recorded(spec, index, left_out)
         train_episodes, val_episodes = split_episodes(spec, index, options.val_fraction, options.default_instruction, left_out)
         covered = published_episodes(index, left_out) if options.published_statistics else train_episodes
@@ -70,8 +71,7 @@ def load_training_data(
             known[spec.name] = compute_statistics(index, covered, mask)
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
-        shown = weights[spec.name][train_episodes]
-        train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, shown), spec.name))
+        train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, weights[spec.name]), spec.name))
         if options.val_fraction is not None:
             val.append(_not_empty(RobotDataset(spec, frames, val_episodes, known[spec.name], options), spec.name))
     told = {text for index in indexes.values() for text in index.instructions}
@@ -83,7 +83,8 @@ def load_training_data(
         repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
         paraphrased=(len(words), len(told)),
-        weights={name: describe_weights(found) for name, found in weights.items() if (found != 1).any()},
+        weights={name: describe_weights(found.episodes) for name, found in weights.items() if (found.episodes != 1).any()},
+        step_weights={name: describe_weights(found.steps) for name, found in weights.items() if found.steps is not None},
         excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )
 
@@ -111,8 +112,7 @@ def _open_frames(specs: Sequence[DatasetSpec], options: DatasetOptions) -> list[
     """The checked index and the frames of each data set."""
     indexes = []
     for spec in specs:
-        source = open_source(spec.folder, spec.entry)
-        index = load_index(source, spec.entry, spec.transform, options.cache_dir, dataset=spec.name, is_lenient=True)
+        index = open_index(spec, options.cache_dir)
         spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if options.use_proprio else None)
         _check_cameras(spec, index, options)
         indexes.append(index)

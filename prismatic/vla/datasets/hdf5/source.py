@@ -28,7 +28,7 @@ from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5 import robomimic
 from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
 from prismatic.vla.datasets.hdf5.columns import without_last_observation
-from prismatic.vla.datasets.hdf5.facts import episode_facts
+from prismatic.vla.datasets.hdf5.facts import episode_facts, step_commanders
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
@@ -36,6 +36,7 @@ from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robom
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.texts import draw_text
+from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
@@ -195,7 +196,8 @@ class Hdf5Source:
             return None
         self._note_depths(act_depths(file), str(path))
         self._note_unused_actions(episode.trajectory, str(path))
-        found = self._episode(place, place.name(path), episode.trajectory, episode.images, episode.instruction)
+        trajectory = {**episode.trajectory, COMMANDED_BY: step_commanders(file)}
+        found = self._episode(place, place.name(path), trajectory, episode.images, episode.instruction)
         return replace(found, facts=episode_facts(file))
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,21 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.constants import ActionKind
-from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.inspection.checks import REPAIRS, check_arrays, instruction_counts
 from prismatic.vla.datasets.inspection.colours import check_channel_order
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
 from prismatic.vla.datasets.inspection.ranges import clipped_share
+from prismatic.vla.datasets.inspection.scores import EpisodeScore, score_episodes
 from prismatic.vla.datasets.inspection.view import DatasetView
+from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
-from prismatic.vla.datasets.sources import open_source
 from prismatic.vla.diagnosis import Finding, Status
 from prismatic.vla.normalization import Bounds, normalize
 
 _NUM_CHECKED_EPISODES, _NUM_SHOWN_EPISODES, _NUM_STRIP_STEPS, _NUM_CURVE_EPISODES = 16, 4, 8, 2
+_NUM_WORST = 20  # episodes in the table of scores
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,26 @@ class Inspection:
     view: DatasetView
     findings: list[Finding]
     strips: list[Strip]
+    scores: list[EpisodeScore]  # the worst first
 
 
-def inspect_dataset(spec: DatasetSpec) -> Inspection:
+def inspect_dataset(spec: DatasetSpec, ask_policy: Callable[[DatasetView], Mapping[int, float]] | None = None) -> Inspection:
     """Findings and sampled frames of one data set; the work is bounded whatever its size, but for building the index once.
+
+    `ask_policy` says how much a policy disagrees with each episode, which takes a prediction for some steps of each.
 
     Raises:
         ValueError: no episode can be read.
     """
-    index = load_index(open_source(spec.folder, spec.entry), spec.entry, spec.transform, dataset=spec.name, is_lenient=True)
+    index = open_index(spec)
     view, findings = DatasetView.of(spec, index), _refusals(index)
     if "train" not in index.splits:
         found = f"There is no split 'train', only {', '.join(index.splits)}"
         findings.append(Finding("splits", Status.PROBLEM, found, "Training needs one; rename the split."))
     strips, damaged = read_strips(view, _NUM_CHECKED_EPISODES, _NUM_STRIP_STEPS)
+    scores = score_episodes(view, None if ask_policy is None else ask_policy(view))
     colours = check_channel_order(strips, spec.entry.image_channel_order)
-    return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips), *colours], strips)
+    return Inspection(view, [*findings, *check_arrays(view), *damaged, *check_frames(strips), *colours], strips, scores)
 
 
 def write_page(inspections: list[Inspection], title: str, command: str, output: Path, started: float) -> None:
@@ -103,6 +110,8 @@ def _describe(inspection: Inspection) -> dict[str, Any]:
         "grippers": [_gripper(view, dim) for dim in view.gripper_dims],
         "curves": [_curves(view, strip) for strip in inspection.strips[:_NUM_CURVE_EPISODES]],
         "lengths": _lengths(view),
+        "scores": [_score(item, view) for item in inspection.scores[:_NUM_WORST]],
+        "num_doubtful": sum(item.is_doubtful for item in inspection.scores),
         "instructions": instruction_counts(view),
         "num_frames": sum(len(frames) for strip in inspection.strips for frames in strip.frames.values()),
     }
@@ -123,6 +132,18 @@ def _show(strip: Strip, view: DatasetView) -> dict[str, Any]:
         "instruction": view.index.instructions[number] if number >= 0 else "(no instruction)",
         "steps": strip.steps.tolist(),
         "cameras": {camera: [picture(frame) for frame in frames] for camera, frames in strip.frames.items()},
+    }
+
+
+def _score(item: EpisodeScore, view: DatasetView) -> dict[str, Any]:
+    number = int(view.index.instruction_ids[view.index.episode_starts[item.episode]])
+    return {
+        "label": view.index.label_of(item.episode),
+        "instruction": view.index.instructions[number] if number >= 0 else "(no instruction)",
+        "values": item.values,
+        "worst": item.worst,
+        "score": item.score,
+        "is_doubtful": item.is_doubtful,
     }
 
 

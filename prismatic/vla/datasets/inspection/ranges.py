@@ -13,6 +13,7 @@ from prismatic.vla.constants import NormalizationType
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import TRANSFORMS_FILE
 from prismatic.vla.datasets.rlds.oxe.locations import platform_location
+from prismatic.vla.datasets.stillness import still_steps
 from prismatic.vla.diagnosis import Finding, Status, counted, listed
 from prismatic.vla.normalization import Bounds
 
@@ -151,9 +152,8 @@ def check_idle_steps(view: DatasetView) -> list[Finding]:
     moving = view.relative & ~view.action_bounds.constant
     if not moving.any() or len(view.actions) < 2:
         return []
-    size = np.abs(view.actions[:, moving]) / np.abs(view.actions[:, moving]).max(0)
-    same_targets = np.concatenate(([True], (np.diff(view.actions[:, ~view.relative], axis=0) == 0).all(1)))
-    share = float(((size < 1e-3).all(1) & same_targets).mean())
+    counted = moving | ~view.relative
+    share = float(still_steps(view.actions[:, counted], view.relative[counted], view.starts, 1e-3).mean())
     if share <= 0.2:
         return []
     return [

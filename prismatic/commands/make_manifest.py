@@ -1,0 +1,107 @@
+"""Makes a data set out of others without copying them: merges, leaves episodes out, weighs, trims idle beginnings and ends, relabels.
+
+python scripts/make_manifest.py --output runs/all.json --recordings "[runs/demo/recordings, runs/round_1/manifest.json]" --trim_idle True
+python scripts/make_manifest.py --output runs/mended.json --recordings "[my_robot]" --drop "[episode_7.hdf5]" --weights "{by person: 2}"
+
+What it writes is a manifest (docs/rollouts.md), checked against the recordings first; pass it as --dataset_name.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from prismatic.cli import run_script
+from prismatic.vla.datasets.episode_rules import EVERYTHING, fitting_episodes, fitting_steps, is_about_steps
+from prismatic.vla.datasets.index import EpisodeIndex
+from prismatic.vla.datasets.manifest import Manifest, Part, is_manifest, read_manifest, write_manifest
+from prismatic.vla.datasets.merged import PART
+from prismatic.vla.datasets.opening import check_trainable, open_index
+from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
+
+
+@dataclass
+class ManifestConfig:
+    """What the data set consists of."""
+
+    output: Path  # the manifest, a file that ends with .json
+    recordings: list[str] = field(default_factory=list)  # folders that training reads, or other manifests
+    dataset_name: str | None = None  # registry entry that reads them; that of the first manifest among them by default
+    drop: list[str] = field(default_factory=list)  # episodes that are left out: rules of docs/rollouts.md, such as episode_7.hdf5
+    weights: dict[str, float] = field(default_factory=dict)  # rule -> how often: {by person: 2, not success: 0}
+    instructions: dict[str, str] = field(default_factory=dict)  # rule -> what the robot is told in place of what was recorded; "*": all
+    trim_idle: bool = False  # leave out the steps of each episode before anything moves, and those after
+
+    def __post_init__(self) -> None:
+        if not is_manifest(self.output.name):
+            raise ValueError(f"--output is {self.output}; a manifest's name ends with .json")
+        if not self.recordings:
+            raise ValueError("--recordings is empty; pass folders of recordings, or manifests")
+
+
+def main(config: ManifestConfig) -> None:
+    """Writes the manifest and says what it comes to."""
+    found = [_read(Path(name).expanduser()) for name in config.recordings]
+    dataset = config.dataset_name or next((item.dataset for item in found if item.dataset), None)
+    if dataset is None:
+        raise ValueError("--dataset_name is missing: name the registry entry that reads these recordings")
+    if others := [item for item in found if item.dataset not in ("", dataset)]:
+        raise ValueError(f"{others[0].path} is of the data set {others[0].dataset!r}, not of {dataset!r}; one manifest has one")
+    weights = (
+        dict.fromkeys(config.drop, 0.0) | config.weights | (dict.fromkeys(("idle start", "idle end"), 0.0) if config.trim_idle else {})
+    )
+    parts = [part for item in found for part in item.parts]
+    checked = config.output.with_name(f".unchecked-{config.output.name}")
+    try:
+        write_manifest(checked, dataset, parts)
+        (spec,) = resolve_datasets(str(checked), checked.parent)
+        index = open_index(spec)
+        rules = {rule: _parts_that_fit(rule, index, spec, len(parts)) for rule in (*weights, *config.instructions)}
+        write_manifest(checked, dataset, [_edited(part, number, rules, weights, config.instructions) for number, part in enumerate(parts)])
+        check_trainable(resolve_datasets(str(checked), checked.parent), use_proprio=False)
+        os.replace(checked, config.output)
+    finally:
+        checked.unlink(missing_ok=True)
+    print(f"wrote {config.output}: {len(parts)} sets, to be read as {dataset}; train with --dataset_name {config.output}")
+
+
+def _read(path: Path) -> Manifest:
+    return read_manifest(path) if is_manifest(path.name) else Manifest(path, "", (Part(path),))
+
+
+def _parts_that_fit(rule: str, index: EpisodeIndex, spec: DatasetSpec, num_parts: int) -> set[int]:
+    """The numbers of the parts that `rule` is about: a manifest names rules beside the part that they fit.
+
+    Raises:
+        ValueError: it fits none.
+    """
+    numbers, fitting, problem = np.array([facts[PART] for facts in index.facts]), set[int](), ValueError(f"{rule!r} fits no step")
+    for number in range(num_parts):
+        among = numbers == number
+        try:
+            if is_about_steps(rule):
+                fits = fitting_steps(rule, index, among, spec.entry.kinds(index.actions.shape[1]), "a rule")
+            else:
+                fits = among if rule == EVERYTHING else fitting_episodes(rule, index, among, "a rule")
+        except ValueError as error:
+            problem = error
+        else:
+            fitting |= {number} if fits.any() or rule.startswith("idle") else set()
+    if not fitting:
+        raise problem
+    return fitting
+
+
+def _edited(part: Part, number: int, rules: dict[str, set[int]], weights: dict[str, float], texts: dict[str, str]) -> Part:
+    """The part with the rules that are about it."""
+    own = {rule: weight for rule, weight in weights.items() if number in rules[rule]}
+    own_texts = {rule: text for rule, text in texts.items() if number in rules[rule]}
+    return replace(part, weights={**part.weights, **own}, instructions={**part.instructions, **own_texts})
+
+
+def run() -> None:
+    """Entry point."""
+    run_script(main, ManifestConfig)

@@ -1,0 +1,162 @@
+"""scripts/improve.py without playing: its commands, when it stops, what it writes down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script_modules import load_script
+
+from experiments.robot.evaluation.comparison import PairedTable
+from experiments.robot.improvement.config import METHODS, ImproveConfig
+from experiments.robot.improvement.judging import Round, reason_to_stop
+from experiments.robot.improvement.phases import collect_command, evaluate_command, run_phase, train_command
+from experiments.robot.improvement.results import Results, write_results
+from prismatic.cli_sections import flag_names
+from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.training.config import FinetuneConfig
+from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.images import ImageRecipe
+
+SPEC = PolicySpec(
+    platform=get_robot_platform("METAWORLD"),
+    cameras=("primary", "wrist"),
+    image=ImageRecipe(size=28, jpeg_round_trip=True, center_crop=False),
+    unnorm_key="metaworld_demo",
+    heads=HeadSpec(action_head="diffusion", use_proprio=True, use_film=True, num_diffusion_steps_train=10),
+    lora=LoraSpec(8),
+    prompt="In: What action should the robot take to {instruction}?\nOut:",
+)
+
+
+def config_of(folder: Path, **changes: Any) -> ImproveConfig:
+    (folder / "demos").mkdir(exist_ok=True)
+    flags = {"pretrained_checkpoint": str(folder / "policy"), "demonstrations": [str(folder / "demos")], "output_dir": folder / "out"}
+    return ImproveConfig(**flags | changes)
+
+
+def flags_of(command: list[str]) -> dict[str, str]:
+    return {name[2:]: value for name, value in zip(command[2::2], command[3::2], strict=True)}
+
+
+@pytest.mark.parametrize("simulator", ["metaworld", "aloha", "libero"])
+def test_every_command_has_flags_that_exist(simulator: str, tmp_path: Path) -> None:
+    config = config_of(tmp_path, simulator=simulator, task_names=["one"], image_size=64, fast_rendering=True)
+    evaluate, collect = evaluate_command(config, "policy", tmp_path, 7, 3), collect_command(config, 2)
+    train = train_command(config, 2, tmp_path / "manifest.json", SPEC)
+    for command, known in (
+        (evaluate, flag_names(load_script(evaluate[1]).EvalConfig)),
+        (collect, flag_names(load_script(collect[1]).CollectConfig)),
+        (train, flag_names(FinetuneConfig)),
+    ):
+        assert flags_of(command).keys() <= set(known), command[1]
+
+
+def test_a_round_continues_the_one_before_with_the_heads_and_adapters_of_the_start(tmp_path: Path) -> None:
+    config = config_of(tmp_path, finetune_flags="--lora_rank 4 --frame_cache_dir cache")
+    first, second = (flags_of(train_command(config, number, tmp_path / "manifest.json", SPEC)) for number in (1, 2))
+    assert first["vla_path"] == str(tmp_path / "policy")
+    assert second["vla_path"] == str(tmp_path / "out" / "round_1" / "train")
+    said = FinetuneConfig.from_flags(
+        **{name: json.loads(second[name].lower()) for name in ("use_diffusion", "use_l1_regression", "use_film")}
+    )
+    assert (said.model.heads.action_head, said.model.use_film, second["num_images_in_input"]) == ("diffusion", True, "2")
+    assert (second["num_diffusion_steps_train"], second["image_aug"], second["lora_rank"]) == ("10", "False", "4")
+    seeds = [flags_of(collect_command(config, number))["seed"] for number in (1, 2)]
+    assert len({*seeds, str(config.seed)}) == 3, "every round has starts of its own"
+    assert {method: flags_of(collect_command(config_of(tmp_path, method=method), 1))["expert_help"] for method in METHODS} == {
+        "dagger": "relabel",
+        "takeover": "takeover",
+        "filtered": "none",
+    }
+
+
+def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_path: Path) -> None:
+    benchmark = load_script("benchmarks/improvement.py")
+    config = benchmark.ImprovementBenchmarkConfig(output_dir=tmp_path, seeds=[3])
+    record, start = benchmark.record_command(config), benchmark.start_command(config, 3, tmp_path / "manifest.json")
+    for (script, *words), known in (
+        (record, flag_names(load_script(record[0]).RecordConfig)),
+        (start, flag_names(FinetuneConfig)),
+        (benchmark.improve_command(config, 3, "filtered"), flag_names(ImproveConfig)),
+    ):
+        assert {word[2:] for word in words[::2]} <= set(known), script
+    with pytest.raises(ValueError, match="--methods names 'daggr'; did you mean dagger"):
+        benchmark.ImprovementBenchmarkConfig(methods=["daggr", "filtered"])
+    tables = [benchmark._row("dagger - filtered, seed 3", benchmark._sum([BETTER, SAME]))]
+    assert tables[0]["line"] == "| dagger - filtered, seed 3 | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
+
+
+def make_round(number: int, successes: int, against_best: PairedTable | None = None) -> Round:
+    return Round(number, f"round_{number}/train", Path("eval"), successes, 40, against_best, 20, 9, 60.0)
+
+
+BETTER, SAME, WORSE = PairedTable(20, 8, 2, 10), PairedTable(20, 5, 5, 10), PairedTable(10, 0, 18, 12)
+
+
+def test_it_stops_when_a_round_no_longer_helps() -> None:
+    start = make_round(0, 22)
+    assert reason_to_stop([start], 3, 1) is None
+    assert reason_to_stop([start, make_round(1, 28, BETTER)], 3, 1) is None
+    assert reason_to_stop([start, make_round(1, 28, BETTER)], 1, 1) == "1 rounds were wanted"
+    lost = [start, make_round(1, 28, BETTER), make_round(2, 25, SAME)]
+    assert reason_to_stop(lost, 3, 1) == "1 round in a row did not solve more than the best policy before"
+    assert reason_to_stop(lost, 3, 2) is None
+    assert reason_to_stop([*lost, make_round(3, 25, SAME)], 9, 2) == "2 rounds in a row did not solve more than the best policy before"
+    assert reason_to_stop([start, make_round(1, 10, WORSE)], 3, 2) == "the last round is surely worse than the best policy before it"
+    assert reason_to_stop([make_round(0, 40)], 3, 1) == "every start is solved"
+
+
+def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -> None:
+    rounds = [make_round(0, 22), make_round(1, 28, BETTER), make_round(2, 25, SAME)]
+    config = config_of(tmp_path)
+    table = write_results(Results(config, rounds, "2 rounds were wanted", PairedTable(50, 30, 10, 10)))
+    assert table == (tmp_path / "out" / "improve.md").read_text()
+    assert "| 1 | 20 (9) | 70 % (28/40) | 55 - 82 % | +15 points" in table
+    assert "On fresh starts: 60 % (60/100) before (50 - 69 %), 80 % (80/100) after round 1" in table
+    content = json.loads((tmp_path / "out" / "improve.json").read_text())
+    assert content["best"] == {"round": 1, "checkpoint": "round_1/train"}
+    assert content["final"]["p_mcnemar"] == pytest.approx(0.0022, abs=2e-4)
+    assert (tmp_path / "out" / "improve.png").stat().st_size > 5_000
+    table = write_results(Results(config, rounds[:1], "every start is solved", PairedTable(60, 0, 0, 40)))
+    assert "No round helped: the first policy stays. On fresh starts it solves 60 % (60/100)" in table
+
+
+def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["python", "-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
+    for _ in range(2):
+        assert run_phase("count", command, tmp_path / "phase") >= 0
+    assert (tmp_path / "count").read_text() == "x"
+    with pytest.raises(ValueError, match="the stage 'fail' failed"):
+        run_phase("fail", ["python", "-c", "raise SystemExit(1)"], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "dager"}, "--method is 'dager'; did you mean dagger"),
+        ({"simulator": "mujoco"}, "--simulator is 'mujoco'; known: aloha, libero, metaworld"),
+        ({"task_suite_name": "libero_goal"}, "--task_suite_name belongs to --simulator libero; leave it out"),
+        ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint is missing"),
+        ({"demonstrations": []}, "--demonstrations is empty; pass what the policy was trained on"),
+        ({"demonstrations": ["/nowhere"]}, "--demonstrations: /nowhere does not exist"),
+        ({"num_rollouts": 0}, "--num_rollouts is 0; it must be at least 1"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(tmp_path, **changes)
+
+
+def test_flags_of_training_come_in_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give each flag its value"):
+        config_of(tmp_path, finetune_flags="--image_aug").own_finetune_flags()
+
+
+def test_what_may_change_between_calls_is_said(tmp_path: Path) -> None:
+    names = {item.name for item in dataclasses.fields(ImproveConfig)}
+    assert names - config_of(tmp_path).fixed().keys() == {"num_rounds", "patience", "num_envs", "num_final_trials", "output_dir"}

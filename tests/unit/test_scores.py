@@ -1,0 +1,89 @@
+"""Episodes that are unlike the others of their task are found, and left out by the file of weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rlds_writer import make_episode, write_dataset
+from rollout_files import load, manifest
+
+from prismatic.commands.inspect_dataset import InspectConfig, main
+from prismatic.vla.datasets.inspection.page import inspect_dataset
+from prismatic.vla.datasets.inspection.scores import score_episodes
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+
+NUM_EPISODES, STOPPED, NOISY = 12, 3, 7
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Smooth episodes, one of which stops half-way and one of which shakes."""
+    episodes = []
+    for number in range(NUM_EPISODES):
+        rng = np.random.default_rng(number)
+        length = 15 if number == STOPPED else 28 + int(rng.integers(5))
+        time = np.arange(length)[:, None]
+        action = 0.8 * np.sin(0.2 * time + rng.uniform(0, 6, 4)) + (0.5 * rng.normal(size=(length, 4)) if number == NOISY else 0)
+        action[:, 3] = np.where(np.arange(length) < length // 2, 1, -1)
+        episodes.append({**make_episode(length, seed=number, size=16), "action": action.astype(np.float32)})
+    write_dataset(tmp_path / "data", "metaworld_demo", {"train": episodes})
+    return tmp_path / "data" / "metaworld_demo"
+
+
+def test_what_stops_or_shakes_comes_first_and_the_rest_is_left_in_peace(tmp_path: Path, recordings: Path) -> None:
+    (spec,) = resolve_datasets("metaworld_demo", recordings.parent)
+    scores = inspect_dataset(spec).scores
+    assert {(item.episode, item.worst) for item in scores[:2]} == {(STOPPED, "length"), (NOISY, "jerk")}
+    assert [item.is_doubtful for item in scores] == [True, True] + [False] * (NUM_EPISODES - 2)
+    assert [item.score for item in scores] == sorted((item.score for item in scores), reverse=True)
+
+
+def test_a_policy_that_disagrees_makes_an_episode_doubtful_one_that_agrees_does_not(recordings: Path) -> None:
+    (spec,) = resolve_datasets("metaworld_demo", recordings.parent)
+    view = inspect_dataset(spec).view
+    said = dict.fromkeys(range(NUM_EPISODES), 0.1) | {0: 0.9, 1: 0.01}
+    del said[2]  # its pictures cannot be decoded
+    scores = {item.episode: item for item in score_episodes(view, said)}
+    assert (scores[0].worst, scores[0].is_doubtful) == ("disagreement", True)
+    assert not scores[1].is_doubtful
+    assert scores[2].deviations["disagreement"] == 0
+
+
+def test_the_page_lists_the_worst_and_its_weights_are_those_of_training(
+    tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    main(InspectConfig("metaworld_demo", recordings.parent, output=page))
+    weights = tmp_path / "page.weights.json"
+    assert f"2 doubtful episodes have the weight 0 in {weights}" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.index(f"train {STOPPED} ") < text.index("Instructions</h2>")
+    assert text.count("(doubtful)") == 2
+    assert set(json.loads(weights.read_text())["metaworld_demo"].values()) == {0}
+    data = load(manifest(tmp_path, {"path": str(recordings)}), episode_weights=str(weights))
+    assert data.weights == {"metaworld_demo": {"0": 2, "1": NUM_EPISODES - 2}}
+    assert not {STOPPED, NOISY} & set(data.train.parts[0].episodes.tolist())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rerun") is not None, reason="rerun-sdk is installed")
+def test_a_file_for_rerun_needs_its_package_and_says_so_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--rerun needs the package rerun-sdk: pip install rerun-sdk, or leave the flag out"):
+        main(InspectConfig("nothing", tmp_path / "nowhere", rerun=tmp_path / "episodes.rrd"))
+
+
+def test_a_file_for_rerun_holds_the_worst_episodes(tmp_path: Path, recordings: Path) -> None:
+    pytest.importorskip("rerun", reason="needs the package rerun-sdk")
+    path = tmp_path / "episodes.rrd"
+    main(InspectConfig("metaworld_demo", recordings.parent, output=tmp_path / "page.html", rerun=path))
+    assert path.stat().st_size > 20_000
+    assert b"train_3/action" in path.read_bytes()
+    assert not list(tmp_path.glob(".episodes*"))

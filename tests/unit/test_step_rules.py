@@ -1,0 +1,128 @@
+"""Rules about single steps, trimmed ends and other instructions in a manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rollout_files import ROBOT, load, manifest, write_rollout
+
+from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
+from prismatic.commands.make_manifest import ManifestConfig, main
+from prismatic.vla.datasets.manifest import read_manifest
+from prismatic.vla.datasets.training_data import TrainingData
+from prismatic.vla.rollout_record import Commander
+from prismatic.vla.types import Observation
+
+BY = (Commander.POLICY, Commander.POLICY, Commander.PERSON, Commander.PERSON, Commander.POLICY)
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_steps(path: Path, motions: list[float], by: tuple[Commander, ...] = BY, text: str = "push") -> Path:
+    """A rollout whose state counts its steps and whose hand moves by `motions`."""
+    with EpisodeRecorder(path, text) as recorder:
+        for step, (motion, who) in enumerate(zip(motions, by, strict=True)):
+            picture = np.full((16, 16, 3), 10 * step, np.uint8)
+            seen = Observation({"primary": picture, "wrist": picture}, text, np.full(4, step))
+            recorder.add(RecordedStep(seen, np.array([motion, motion, 0, 1.0]), who))
+        recorder.close({"action_names": ROBOT.action_names, "robot_platform": "METAWORLD", "success": True})
+    return path
+
+
+def shares(data: TrainingData) -> list[float]:
+    part = data.train.parts[0]
+    return [1.0] * len(part) if part.shares is None else part.shares.tolist()
+
+
+def test_interventions_are_shown_twice_and_what_the_policy_did_before_never(tmp_path: Path) -> None:
+    write_steps(tmp_path / "rollouts" / "a.hdf5", [0.1] * 5)
+    write_steps(tmp_path / "rollouts" / "b.hdf5", [0.2] * 5, (Commander.POLICY,) * 5)
+    path = manifest(tmp_path, {"path": "rollouts", "weights": {"by person": 2}})
+    assert shares(load(path)) == [1, 1, 2, 2, 1, 1, 1, 1, 1, 1]
+    data = load(manifest(tmp_path, {"path": "rollouts", "weights": {"by policy": 0}}))
+    assert shares(data) == [0, 0, 1, 1, 0], "an episode without any step to show is in no split"
+    assert data.weights == {"metaworld_demo": {"0": 1, "1": 1}}
+    assert data.step_weights == {"metaworld_demo": {"0": 8, "1": 2}}
+    sampler = data.train.sampler(seed=0)
+    keys = [key.sample for key, _ in zip(sampler, range(8), strict=False)]
+    assert set(keys) == {2, 3}
+    chunk = data.train.parts[0].actions(3)
+    assert chunk.shape == (8, 4), "the future of a step that is shown goes on with those that are not"
+
+
+def test_the_same_rules_of_a_file(tmp_path: Path) -> None:
+    write_steps(tmp_path / "rollouts" / "a.hdf5", [0.1] * 5)
+    (tmp_path / "weights.json").write_text(json.dumps({"by  person": 3, "success": 0.5}))
+    assert shares(load(manifest(tmp_path, {"path": "rollouts"}), episode_weights=str(tmp_path / "weights.json"))) == [
+        0.5,
+        0.5,
+        1.5,
+        1.5,
+        0.5,
+    ]
+
+
+def test_idle_beginnings_and_ends_are_trimmed_and_pauses_stay(tmp_path: Path) -> None:
+    write_steps(tmp_path / "rollouts" / "a.hdf5", [0, 0.0005, 0.3, 0, 0.2, 0], (*BY, Commander.POLICY))
+    write_steps(tmp_path / "rollouts" / "b.hdf5", [0.3, 0.3, 0.1, 0.2, 0.1])
+    weights = {"idle start": 0, "idle end": 0}
+    assert shares(load(manifest(tmp_path, {"path": "rollouts", "weights": weights}))) == [0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+
+
+def test_instructions_are_replaced_without_touching_the_recordings(tmp_path: Path) -> None:
+    first = write_steps(tmp_path / "rollouts" / "a.hdf5", [0.1] * 5)
+    write_steps(tmp_path / "rollouts" / "b.hdf5", [0.1] * 5)
+    before = first.read_bytes()
+    data = load(manifest(tmp_path, {"path": "rollouts", "instructions": {"b.hdf5": "pull"}}))
+    assert [data.train.parts[0].instruction(sample) for sample in (0, 5)] == ["push", "pull"]
+    data = load(manifest(tmp_path, {"path": "rollouts", "instructions": {"*": "turn"}}))
+    assert {data.train.parts[0].instruction(sample) for sample in range(10)} == {"turn"}
+    assert first.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"weights": {"by person": 2}}, r"recordings 0: no recording here says who commanded its steps \(\'by person\' asks\)"),
+        ({"weights": {"by person": -1}}, r"the weight of 'by person' is -1; it must be a number, 0 \(left out\) or more"),
+        ({"weights": {"by robot": 2}}, "'by robot' is neither a column nor an episode"),
+        ({"instructions": {"c.hdf5": "pull"}}, "'c.hdf5' is neither a column nor an episode; by file: .*a.hdf5"),
+        ({"instructions": {"*": " "}}, r'"instructions": expected an object such as \{"\*": "open the drawer"\}'),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    import h5py
+
+    path = write_rollout(tmp_path / "rollouts" / "a.hdf5", 1.0)
+    with h5py.File(path, "a") as file:
+        del file["rollout"]
+    with pytest.raises(ValueError, match=message):
+        load(manifest(tmp_path, {"path": "rollouts", **row}))
+
+
+def test_a_command_merges_drops_trims_and_relabels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_steps(tmp_path / "one" / "a.hdf5", [0, 0.1, 0.1, 0.1, 0.1])
+    write_steps(tmp_path / "one" / "b.hdf5", [0.1] * 5)
+    write_steps(tmp_path / "two" / "c.hdf5", [0.1] * 5, (Commander.EXPERT,) * 5)
+    output = tmp_path / "all.json"
+    flags: dict[str, Any] = {"recordings": [str(tmp_path / "one"), str(tmp_path / "two")], "dataset_name": "metaworld_demo"}
+    main(ManifestConfig(output, **flags, drop=["b.hdf5"], weights={"by expert": 2}, instructions={"c.hdf5": "pull"}, trim_idle=True))
+    assert f"wrote {output}: 2 sets" in capsys.readouterr().out
+    data = load(output)
+    assert shares(data) == [0, 1, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert [data.train.parts[0].instruction(sample) for sample in (0, 5)] == ["push", "pull"]
+    assert read_manifest(output).parts[0].weights == {"b.hdf5": 0, "idle start": 0, "idle end": 0}
+    stored = output.read_bytes()
+    with pytest.raises(ValueError, match=r"'d\.hdf5' is neither a column nor an episode"):
+        main(ManifestConfig(output, [str(output)], drop=["d.hdf5"]))
+    assert output.read_bytes() == stored
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["all.json"]
+    with pytest.raises(ValueError, match="--dataset_name is missing: name the registry entry"):
+        main(ManifestConfig(output, [str(tmp_path / "one")]))
