@@ -24,7 +24,7 @@ system-packages:
 demo: install ## Record, convert, fine-tune and evaluate in a simulator, end to end (CPU is enough)
 	$(PY) scripts/demo.py
 
-improve-demo: install ## Two rounds in which the demo's policy gets better by acting (DAgger); makes the demo first where it is not there
+improve-demo: install ## Two rounds in which the demo's policy gets better by acting (HG-DAgger); makes the demo first where it is not there
 	[ -f runs/demo/train/demo/policy.json ] || $(PY) scripts/demo.py
 	$(PY) scripts/improve.py --pretrained_checkpoint runs/demo/train/demo --demonstrations "[runs/demo/recordings]" --output_dir runs/improve_demo \
 	    --num_rounds 2 --patience 2 --num_rollouts 15 --num_trials 20 --num_final_trials 40 --max_steps 200

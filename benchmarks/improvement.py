@@ -1,4 +1,4 @@
-"""DAgger against filtered imitation on the same number of rollouts, in MetaWorld: paired over the same starts, several seeds.
+"""Help of an expert against filtered imitation on the same number of rollouts, in MetaWorld: paired over the same starts, several seeds.
 
 python benchmarks/improvement.py --output_dir runs/improvement
 
@@ -39,7 +39,7 @@ class ImprovementBenchmarkConfig:
 
     output_dir: Path = Path("runs/improvement")  # recordings/, a folder per seed and method, improvement.md, improvement.json
     seeds: list[int] = field(default_factory=lambda: [7, 8, 9])  # of training, rollouts and evaluation
-    methods: list[str] = field(default_factory=lambda: ["dagger", "filtered"])  # of scripts/improve.py; the first against each other one
+    methods: list[str] = field(default_factory=lambda: ["takeover", "filtered"])  # of scripts/improve.py; the first against each other one
     num_demonstrations: int = 10  # per task, of the policy at the start
     start_steps: int = 500  # optimizer steps of its training
     num_rounds: int = 2

@@ -1,8 +1,8 @@
 """Throughput and latency of deploy.py with several clients at once, over HTTP, image encoding and decoding included.
 
-python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --json serving.json
+python benchmarks/serving.py --pretrained_checkpoint runs/demo/train/demo --json serving.json
 python benchmarks/serving.py --random_7b /dev/shm/serving --json serving_7b.json    # needs a GPU
-python benchmarks/serving.py --pretrained_checkpoint runs/demo/checkpoint --body msgpack_jpeg
+python benchmarks/serving.py --pretrained_checkpoint runs/demo/train/demo --body msgpack_jpeg
 """
 
 from __future__ import annotations

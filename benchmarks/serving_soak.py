@@ -1,6 +1,6 @@
 """A server with well-behaved clients, alone and beside ones that misbehave: its memory, and the latency of those that behave.
 
-python benchmarks/serving_soak.py --pretrained_checkpoint runs/demo/checkpoint --seconds 1200 --json soak.json
+python benchmarks/serving_soak.py --pretrained_checkpoint runs/demo/train/demo --seconds 1200 --json soak.json
 
 Each of the misbehaving clients does one thing again and again: idle sockets, a head that trickles, a body that stops, a websocket that
 never reads, one that leaves before its answer, damaged bodies, frames that are too large, and requests without patience.

@@ -1,6 +1,6 @@
 """Plays a policy in a simulator and records its rollouts as data to train on, with success, seed, checkpoint and instruction.
 
-python scripts/collect.py --pretrained_checkpoint runs/demo/checkpoint --simulator metaworld --output_dir runs/round_1 --num_envs 8
+python scripts/collect.py --pretrained_checkpoint runs/demo/train/demo --simulator metaworld --output_dir runs/round_1 --num_envs 8
 
 Episodes are played as the evaluation scripts play them, from starts that neither demonstrations nor evaluations draw (of LIBERO: never one
 of the 50 fixed states). They land in <output_dir>/recordings, and <output_dir>/manifest.json names them: pass it to training as

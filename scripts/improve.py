@@ -2,9 +2,10 @@
 
 python scripts/improve.py --pretrained_checkpoint runs/demo/train/demo --demonstrations "[runs/demo/recordings]" --output_dir runs/improve
 
-Each round plays the present policy, has the simulator's scripted expert say what it should have done (--method dagger), or take over where
-it drifts (takeover), or keeps the successes alone (filtered); merges that with all before, continues the policy on it and evaluates. Every
-round is a folder; the same command goes on where it was interrupted. Rule for stopping, and what is in the folder: docs/rollouts.md.
+Each round plays the present policy, has the simulator's scripted expert take over where it drifts (--method takeover), or say at every step
+what it would have done (relabel), or keeps the successes alone (filtered); merges that with all before, continues the policy on it and
+evaluates. Every round is a folder; the same command goes on where it was interrupted. Rule for stopping, and what is in the folder:
+docs/rollouts.md.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def config_of(workplace: Path, **changes: Any) -> ImproveConfig:
 
 def start(workplace: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "scripts/improve.py", "--pretrained_checkpoint", str(workplace / "policy"), "--demonstrations"]
-    command += [json.dumps([str(workplace / "demos")]), "--output_dir", str(workplace / "out"), *SHORT, *more]
+    command += [json.dumps([str(workplace / "demos")]), "--output_dir", str(workplace / "out"), "--method", "relabel", *SHORT, *more]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -112,7 +112,7 @@ def test_a_round_that_is_killed_goes_on_to_its_end(workplace: Path) -> None:
     assert content["final"]["trials"] == 1
     assert (out / "improve.png").is_file()
     assert (out / "improve.md").read_text() in text
-    with pytest.raises(ValueError, match=r"holds another improvement \(.*method was 'dagger', is 'filtered'"):
+    with pytest.raises(ValueError, match=r"holds another improvement \(.*method was 'relabel', is 'filtered'"):
         improve(config_of(workplace, output_dir=out, method="filtered"))
 
 
@@ -141,6 +141,6 @@ def test_demonstrations_of_another_robot_are_refused_before_anything_is_played(w
 
 @pytest.mark.skipif(importlib.util.find_spec("gym_aloha") is None, reason="needs the extra [aloha]")
 def test_a_plan_of_its_own_cannot_relabel(workplace: Path) -> None:
-    config = dataclasses.replace(config_of(workplace), simulator="aloha", task_names=["transfer_cube"])
+    config = dataclasses.replace(config_of(workplace), simulator="aloha", task_names=["transfer_cube"], method="relabel")
     with pytest.raises(ValueError, match=r"the expert of ALOHA simulation follows a plan of its own .* --method takeover"):
         check_inputs(config)

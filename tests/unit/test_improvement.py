@@ -68,7 +68,7 @@ def test_a_round_continues_the_one_before_with_the_heads_and_adapters_of_the_sta
     seeds = [flags_of(collect_command(config, number))["seed"] for number in (1, 2)]
     assert len({*seeds, str(config.seed)}) == 3, "every round has starts of its own"
     assert {method: flags_of(collect_command(config_of(tmp_path, method=method), 1))["expert_help"] for method in METHODS} == {
-        "dagger": "relabel",
+        "relabel": "relabel",
         "takeover": "takeover",
         "filtered": "none",
     }
@@ -84,10 +84,10 @@ def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_pat
         (benchmark.improve_command(config, 3, "filtered"), flag_names(ImproveConfig)),
     ):
         assert {word[2:] for word in words[::2]} <= set(known), script
-    with pytest.raises(ValueError, match="--methods names 'daggr'; did you mean dagger"):
-        benchmark.ImprovementBenchmarkConfig(methods=["daggr", "filtered"])
-    tables = [benchmark._row("dagger - filtered, seed 3", benchmark._sum([BETTER, SAME]))]
-    assert tables[0]["line"] == "| dagger - filtered, seed 3 | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
+    with pytest.raises(ValueError, match="--methods names 'takover'; did you mean takeover"):
+        benchmark.ImprovementBenchmarkConfig(methods=["takover", "filtered"])
+    tables = [benchmark._row("takeover - filtered", benchmark._sum([BETTER, SAME]))]
+    assert tables[0]["line"] == "| takeover - filtered | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
 
 
 def make_round(number: int, successes: int, against_best: PairedTable | None = None) -> Round:
@@ -138,7 +138,7 @@ def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.Cap
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "dager"}, "--method is 'dager'; did you mean dagger"),
+        ({"method": "relable"}, "--method is 'relable'; did you mean relabel"),
         ({"simulator": "mujoco"}, "--simulator is 'mujoco'; known: aloha, libero, metaworld"),
         ({"task_suite_name": "libero_goal"}, "--task_suite_name belongs to --simulator libero; leave it out"),
         ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint is missing"),

@@ -58,7 +58,7 @@ def test_a_recording_holds_every_step_with_the_pictures_that_the_policy_saw(tmp_
     assert found["action_names"].tolist() == ["a [rad]", "b"]
     assert "checkpoint" not in found
     (episode,) = Hdf5Source(path.parent).episodes()
-    assert set(episode.trajectory) == {"action", "observation", "language_instruction"}, "what a rollout adds is no action"
+    assert set(episode.trajectory) == {"action", "observation", "language_instruction", "commanded_by"}, "what a rollout adds is no action"
     assert set(episode.trajectory["observation"]) == {"qpos", "state", "top", "wrist", "wrist_image"}, "and no state"
     np.testing.assert_array_equal(episode.trajectory["action"], [[number, 0.5] for number in range(4)])
     with h5py.File(path) as file:

@@ -26,8 +26,8 @@ from prismatic.vla.constants import near_names
 
 # Method -> how the expert helps in rollouts, and the weights of the rollouts beside those that their manifest says.
 METHODS: dict[str, tuple[str, dict[str, float]]] = {
-    "dagger": (RELABEL, {}),
     "takeover": (TAKEOVER, {}),
+    "relabel": (RELABEL, {}),
     "filtered": (NO_HELP, {"not success": 0.0}),
 }
 # Flags that may change between calls: what is there stays true.
@@ -42,7 +42,7 @@ class ImproveConfig:
     # Policy and data
     pretrained_checkpoint: str = ""  # the policy to begin with, a folder; each round continues the one before, heads kept
     demonstrations: list[str] = field(default_factory=list)  # what it was trained on: folders of recordings, or manifests
-    method: str = "dagger"  # dagger: the expert relabels; takeover: it acts where the policy drifts (HG-DAgger); filtered: successes only
+    method: str = "takeover"  # takeover: the expert acts where the policy drifts; relabel: it says what it would do; filtered: successes
     output_dir: Path = Path("runs/improve")  # one folder per round, improve.md, improve.json, improve.png
 
     # Simulator

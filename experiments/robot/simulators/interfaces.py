@@ -62,7 +62,9 @@ class Expert(Protocol):
 class Simulator(Protocol):
     """A benchmark: makes environments and experts of its tasks."""
 
-    has_reactive_expert: bool  # its experts look at the state alone: they know what to do wherever somebody else has brought the robot
+    @property
+    def has_reactive_expert(self) -> bool:
+        """Its experts look at the state alone: they know what to do wherever somebody else has brought the robot."""
 
     @property
     def name(self) -> str:
