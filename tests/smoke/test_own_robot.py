@@ -92,4 +92,5 @@ def test_the_page_leads_both_robots_from_recording_to_acting(checkout: Path) -> 
             is_registered = "two_arms" in command
             if "desk_arm" in command:
                 _assert_shown(printed)
-    assert {item.name for item in (checkout / "runs/inspection").iterdir()} == {"desk_arm.html", "two_arms.html"}
+    written = {f"{robot}.{suffix}" for robot in ("desk_arm", "two_arms") for suffix in ("html", "weights.json")}
+    assert {item.name for item in (checkout / "runs/inspection").iterdir()} == written
