@@ -11,15 +11,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from experiments.robot.evaluation.benchmarks import check_simulator, find_evaluation
 from experiments.robot.evaluation.plan import EvaluationFlags
-from experiments.robot.evaluation.robustness import MakeBenchmark, available_axes, make_conditions, markdown, measure, write_findings
+from experiments.robot.evaluation.robustness import available_axes, make_conditions, markdown, measure, write_findings
 from experiments.robot.simulators.perturbations import AXES, SEVERITIES
 from prismatic.cli import parse_flags, run_script
 from prismatic.vla.constants import near_names
 
-SIMULATORS = ("metaworld", "libero", "aloha")
 _OWN_FLAGS = ("--pretrained_checkpoint", "--num_trials_per_task", "--local_log_dir", "--perturb", "--shard")
 
 
@@ -37,8 +36,7 @@ class RobustnessConfig:
     evaluation_flags: str = ""  # further flags of the simulator's evaluation script, in one text: "--num_envs 8 --batch_size 0"
 
     def __post_init__(self) -> None:
-        if self.simulator not in SIMULATORS:
-            raise ValueError(f"--simulator is {self.simulator!r}; {near_names(self.simulator, SIMULATORS)}")
+        check_simulator(self.simulator, {})
         for axis in self.axes:
             if axis not in AXES:
                 raise ValueError(f"--axes names {axis!r}; {near_names(axis, AXES)}")
@@ -50,21 +48,6 @@ class RobustnessConfig:
                 raise ValueError(f"--evaluation_flags has {flag}; that is a matter of this script")
 
 
-def find_simulator(name: str) -> tuple[type[Any], MakeBenchmark]:
-    """The flags of a simulator's evaluation script, and what makes its benchmark of them."""
-    if name == "metaworld":
-        from experiments.robot.metaworld import run_metaworld_eval as metaworld
-
-        return metaworld.EvalConfig, metaworld.make_benchmark
-    if name == "aloha":
-        from experiments.robot.aloha import run_aloha_sim_eval as aloha
-
-        return aloha.EvalConfig, aloha.make_benchmark
-    from experiments.robot.libero import run_libero_eval as libero
-
-    return libero.EvalConfig, libero.make_benchmark
-
-
 def changed_suites(clean: EvaluationFlags) -> list[str]:
     """LIBERO-PRO's changes of the suite that is evaluated."""
     from experiments.robot.libero.tasks import CHANGES, SUITES
@@ -74,7 +57,7 @@ def changed_suites(clean: EvaluationFlags) -> list[str]:
 
 
 def main(config: RobustnessConfig) -> None:
-    flags_class, make_benchmark = find_simulator(config.simulator)
+    flags_class, make_benchmark = find_evaluation(config.simulator)
     own = ["--num_trials_per_task", str(config.num_trials_per_task), "--local_log_dir", str(config.output_dir), "--num_pictures", "1"]
     if config.pretrained_checkpoint:
         own += ["--pretrained_checkpoint", config.pretrained_checkpoint]

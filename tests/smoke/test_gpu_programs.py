@@ -67,8 +67,8 @@ def test_a_float8_policy_acts_like_the_bfloat16_one(workplace: Path, engine: str
     plain = Policy.from_pretrained(workplace / "one", torch.device("cuda"), options=LoadOptions(engine="eager"))
     options = LoadOptions(engine=engine, quantization="fp8", max_batch_size=2)
     policy = Policy.from_pretrained(workplace / "one", torch.device("cuda"), options=options)
-    for count in (1, 2, 1):  # 0.16 was seen: a language model of width 32 with large random adapters
-        assert 0 < share(actions(policy, count), actions(plain, count)) < 2 * FAST_PATHS["fp8 policy"].tolerance
+    for count in (1, 2, 1):
+        assert 0 < share(actions(policy, count), actions(plain, count)) < FAST_PATHS["fp8 policy"].tolerance
     assert set(policy.in_use()["quantized_layers"]) == {"Fp8Linear"}
     assert np.array_equal(actions(policy, 1), actions(policy, 1))
 

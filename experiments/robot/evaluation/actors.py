@@ -25,9 +25,7 @@ from prismatic.vla.types import Observation
 
 NO_HELP, RELABEL, TAKEOVER = "none", "relabel", "takeover"
 HELP = (NO_HELP, RELABEL, TAKEOVER)
-_DRIFT = (
-    0.5  # mean difference of policy and expert, over dimensions and steps, in units of the actions: half of what [-1, 1] holds to a side
-)
+_DRIFT = 0.5  # difference of policy and expert in the dimension where it is largest, mean over steps; units of the actions
 _DRIFT_STEPS = 10  # that it is measured over
 _LATEST_TAKEOVER = 0.6  # of an episode's steps, where the step is drawn
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,17 +48,26 @@ def make_evaluation(simulator: str, flags: Mapping[str, Any]) -> tuple[Evaluatio
     given = dict(flags)
     if "image_size" in given:
         given[SIMULATORS[simulator].size_flag] = given.pop("image_size")
+    flags_class, make_benchmark = find_evaluation(simulator)
+    found = flags_class(**given)
+    datasets = {
+        "metaworld": lambda: "metaworld_demo",
+        "aloha": lambda: f"aloha_sim_{found.task_names[0]}_scripted",
+        "libero": lambda: f"{found.task_suite_name}_scripted",
+    }
+    return found, make_benchmark(found), datasets[simulator]()
+
+
+def find_evaluation(simulator: str) -> tuple[type[Any], Callable[[Any], Benchmark]]:
+    """The flags of the simulator's evaluation script, and what makes its benchmark of them."""
     if simulator == "metaworld":
         from experiments.robot.metaworld import run_metaworld_eval as metaworld
 
-        metaworld_flags = metaworld.EvalConfig(**given)
-        return metaworld_flags, metaworld.make_benchmark(metaworld_flags), "metaworld_demo"
+        return metaworld.EvalConfig, metaworld.make_benchmark
     if simulator == "aloha":
         from experiments.robot.aloha import run_aloha_sim_eval as aloha
 
-        aloha_flags = aloha.EvalConfig(**given)
-        return aloha_flags, aloha.make_benchmark(aloha_flags), f"aloha_sim_{aloha_flags.task_names[0]}_scripted"
+        return aloha.EvalConfig, aloha.make_benchmark
     from experiments.robot.libero import run_libero_eval as libero
 
-    libero_flags = libero.EvalConfig(**given)
-    return libero_flags, libero.make_benchmark(libero_flags), f"{libero_flags.task_suite_name}_scripted"
+    return libero.EvalConfig, libero.make_benchmark
