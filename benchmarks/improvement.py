@@ -10,26 +10,21 @@ and 16 cores.
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from experiments.robot.evaluation.comparison import PairedTable, format_p
-from experiments.robot.evaluation.statistics import wilson_interval
+from paired_runs import add_tables, command_line, describe_pair, run, train_flags
+
+from experiments.robot.evaluation.comparison import PairedTable
 from experiments.robot.improvement.config import METHODS
 from experiments.robot.improvement.judging import paired
 from experiments.robot.improvement.phases import journal_folder, write_json
 from prismatic.cli import run_script
 from prismatic.vla.constants import near_names
 
-ROOT = Path(__file__).parents[1]
 _COUNTS = ("num_rounds", "num_demonstrations", "num_rollouts", "num_trials", "start_steps", "max_steps", "num_envs", "num_parallel")
 
 
@@ -74,36 +69,15 @@ def record_command(config: ImprovementBenchmarkConfig) -> list[str]:
 
 
 def start_command(config: ImprovementBenchmarkConfig, seed: int, manifest: Path) -> list[str]:
-    """Trains the policy of a seed at the start, as scripts/demo.py does."""
-    flags = {
-        "vla_path": "assets/tiny_base",
-        "dataset_name": manifest,
-        "run_root_dir": config.folder(seed, "start").parent,
-        "run_id_override": "start",
-        "save_latest_checkpoint_only": True,
-        "auto_resume": True,
-        "image_aug": False,
-        "use_l1_regression": True,
-        "use_lora": True,
-        "learning_rate": 1e-3,
-        "max_steps": config.start_steps,
-        "num_steps_before_decay": config.start_steps * 4 // 5,
-        "lr_warmup_steps": 20,
-        "max_grad_norm": 1.0,
-        "num_images_in_input": 2,
-        "use_proprio": True,
-        "batch_size": 16,
-        "num_workers": 0,
-        "seed": seed,
-    }
-    return ["vla-scripts/finetune.py", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    """Trains the policy of a seed at the start."""
+    return command_line("vla-scripts/finetune.py", train_flags(manifest, config.folder(seed, "start"), config.start_steps, seed))
 
 
 def improve_command(config: ImprovementBenchmarkConfig, seed: int, method: str) -> list[str]:
     """All rounds of a method from the policy of a seed."""
     flags = {
         "pretrained_checkpoint": config.folder(seed, "start"),
-        "demonstrations": json.dumps([str(config.recordings)]),
+        "demonstrations": [str(config.recordings)],
         "method": method,
         "output_dir": config.folder(seed, method),
         "num_rounds": config.num_rounds,
@@ -115,22 +89,7 @@ def improve_command(config: ImprovementBenchmarkConfig, seed: int, method: str) 
         "max_steps": config.max_steps,
         "seed": seed,
     }
-    return ["scripts/improve.py", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
-
-
-def run(command: list[str], log: Path) -> None:
-    """Runs a command with its output in a file.
-
-    Raises:
-        ValueError: it failed; the end of its output is in the message.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"$ {shlex.join(['python', *command])}", flush=True)
-    with log.open("w") as file:
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, check=False).returncode
-    if code:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise ValueError(f"failed, see {log}: {shlex.join(['python', *command])}\n{end}")
+    return command_line("scripts/improve.py", flags)
 
 
 def main(config: ImprovementBenchmarkConfig) -> None:
@@ -151,8 +110,8 @@ def write_results(config: ImprovementBenchmarkConfig, seconds: float) -> str:
     first, rows = config.methods[0], []
     pairs = {(method, seed): _against(config, seed, first, method) for method in ("start", *config.methods[1:]) for seed in config.seeds}
     for method in ("start", *config.methods[1:]):
-        rows += [_row(f"{first} - {method}, seed {seed}", pairs[method, seed]) for seed in config.seeds]
-        rows.append(_row(f"{first} - {method}, all", _sum([pairs[method, seed] for seed in config.seeds])))
+        rows += [describe_pair(f"{first} - {method}, seed {seed}", pairs[method, seed]) for seed in config.seeds]
+        rows.append(describe_pair(f"{first} - {method}, all", add_tables([pairs[method, seed] for seed in config.seeds])))
     header = ["| compared | first | other | difference | p (McNemar) |", "|---|---|---|---|---|"]
     title = f"MetaWorld, {config.num_rounds} rounds of {config.num_rollouts} rollouts a task, {config.num_trials} episodes a task and seed"
     text = "\n".join([f"{title}; {seconds:.0f} s", "", *header, *(row["line"] for row in rows)]) + "\n"
@@ -172,22 +131,6 @@ def _against(config: ImprovementBenchmarkConfig, seed: int, method: str, other: 
 def _last_evaluation(config: ImprovementBenchmarkConfig, seed: int, method: str) -> Path:
     played = [number for number in range(1, config.num_rounds + 1) if (config.folder(seed, method) / f"round_{number}" / "eval").is_dir()]
     return journal_folder(config.folder(seed, method) / f"round_{max(played)}" / "eval")
-
-
-def _sum(tables: Sequence[PairedTable]) -> PairedTable:
-    return PairedTable(*(sum(getattr(table, item.name) for table in tables) for item in fields(PairedTable)))
-
-
-def _row(name: str, table: PairedTable) -> dict[str, object]:
-    shares = []
-    for count in (table.both + table.only_a, table.both + table.only_b):
-        low, high = (100 * bound for bound in wilson_interval(count, table.num_pairs))
-        shares.append(f"{100 * count / table.num_pairs:.0f} % ({count}/{table.num_pairs}, {low:.0f}-{high:.0f})")
-    low, high = (100 * bound for bound in table.interval)
-    change = f"{100 * table.difference:+.0f} points ({low:+.0f} to {high:+.0f})"
-    line = f"| {name} | {shares[0]} | {shares[1]} | {change} | {format_p(table.p_value)} |"
-    counts = {item.name: getattr(table, item.name) for item in fields(PairedTable)}
-    return {"name": name, **counts, "difference": table.difference, "interval_95": table.interval, "p": table.p_value, "line": line}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The sampler's position only counts samples: what they are follows from registry, data, transform and flags, all of which may have changed
 meanwhile, with as many samples as before. Checkpoints therefore remember their episodes by number and digest (names, lengths,
-instructions and weights), and policy.json says what their actions and states were like.
+instructions, paraphrases and weights), and policy.json says what their actions and states were like.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _OF_THE_PLATFORM = ("action_dim", "num_actions_chunk", "normalization", "action_
 
 def describe_episodes(data: TrainingData) -> dict[str, dict[str, str]]:
     """Data set -> {"training": "<number> <digest>", "validation": ...} of its episodes, in the order of the mixture."""
-    described = {part.spec.name: {"training": _describe(part)} for part in data.train.parts}
+    described = {part.spec.name: {"training": _describe(part, data.train.paraphrases)} for part in data.train.parts}
     for part in [] if data.val is None else data.val.parts:
-        described[part.spec.name]["validation"] = _describe(part)
+        described[part.spec.name]["validation"] = _describe(part, {})
     return described
 
 
@@ -85,12 +85,13 @@ def shown(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _describe(part: RobotDataset) -> str:
+def _describe(part: RobotDataset, paraphrases: Mapping[str, Sequence[str]]) -> str:
     index, digest = part.index, hashlib.sha256()
     for episode in part.episodes.tolist():
         number = int(index.instruction_ids[index.episode_starts[episode]])
         text = index.instructions[number] if number >= 0 else ""
-        digest.update(f"{index.names[episode]}\0{index.lengths[episode]}\0{text}\n".encode())
+        words = "\0".join((text, *paraphrases.get(text, ())[1:]))  # the first is the instruction itself
+        digest.update(f"{index.names[episode]}\0{index.lengths[episode]}\0{words}\n".encode())
     if part.shares is not None:
         digest.update(part.shares.tobytes())
     return f"{len(part.episodes)} {digest.hexdigest()[:16]}"
@@ -110,7 +111,7 @@ def _other_episodes(checkpoint: Checkpoint, data: TrainingData, spec: PolicySpec
             if now == description:
                 continue
             (count, _), (count_now, _) = description.split(), now.split()
-            numbers = f" ({count} then, {count_now} now)" if count != count_now else ", lengths, instructions or weights"
+            numbers = f" ({count} then, {count_now} now)" if count != count_now else ", lengths, instructions, paraphrases or weights"
             yield f"data set {name!r} has other {kind} episodes{numbers}{_exclusions(name, data, spec)}"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.robot.evaluation.controls import make_control
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
-from experiments.robot.metaworld.environment import MetaWorldSimulator
+from experiments.robot.metaworld.environment import MetaWorldEnvironment, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.episodes import EpisodeSpec
@@ -158,14 +158,44 @@ def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_task_has_an_expert() -> None:
+    configure_rendering()  # before MuJoCo is imported
     import metaworld.policies
     from metaworld.env_dict import ENV_CLS_MAP
 
     for task in METAWORLD_TASKS.values():
         assert hasattr(metaworld.policies, task.expert_class)
-        assert f"{task.name}-v3" in ENV_CLS_MAP
+        assert f"{task.base_name}-v3" in ENV_CLS_MAP
     assert get_metaworld_task("faucet-open-v3").name == "faucet-open"
     assert set(DEMO_TASKS) | set(BASE_TASKS) <= set(METAWORLD_TASKS)
+
+
+@pytest.mark.sim
+def test_a_moving_target_slides_to_and_fro_and_its_expert_follows() -> None:
+    simulator, name = MetaWorldSimulator(), "button-press-topdown-moving"
+    environment = simulator.make_environment(name)
+    task = get_metaworld_task(name)
+    low, high = task.travel
+    assert isinstance(environment, MetaWorldEnvironment)
+
+    def play(index: int, num_steps: int) -> list[float]:
+        environment.reset(EpisodeSpec(name, index, 0, "evaluation"))
+        places = [float(environment.state[4])]
+        for _ in range(num_steps):
+            environment.step(np.zeros(4))
+            places.append(float(environment.state[4]))
+        return places
+
+    places = np.array(play(0, 200))
+    np.testing.assert_allclose(np.abs(np.diff(places)), task.speed / environment.control_hz, atol=1e-6)
+    assert len({*np.sign(np.diff(places))}) == 2  # it has turned round
+    assert low < places.min() < places.max() < high
+    assert play(0, 200) == list(places)  # the same episode is the same again
+    sides = {np.sign(np.diff(play(index, 1)))[0] for index in range(6)}
+    assert sides == {-1, 1}
+
+    environment.reset(EpisodeSpec(name, 0, 0, "evaluation"))
+    expert = simulator.make_expert(environment)
+    assert any(environment.step(expert.act()) for _ in range(environment.max_steps))
 
 
 def test_the_base_never_saw_what_the_demo_learns() -> None:

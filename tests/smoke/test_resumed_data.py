@@ -33,7 +33,7 @@ def _config(workplace: Path, **flags: Any) -> FinetuneConfig:
         **{"vla_path": str(workplace / "base"), "data_root_dir": workplace / "data", "dataset_name": DATASET, "run_root_dir": workplace},
         **{"run_id_override": "run", "num_images_in_input": 2, "use_proprio": True, "batch_size": 2, "max_steps": 1, "save_freq": 1},
         **{"num_workers": 0, "lora_rank": 2, "use_val_set": True, "val_fraction": 0.34},
-        **{"exclude_episodes": workplace / "excluded.txt"},
+        **{"exclude_episodes": workplace / "excluded.txt", "paraphrases": workplace / "words.json"},
     }
     return FinetuneConfig.from_flags(**defaults | flags)
 
@@ -44,6 +44,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place, text in (("data", "task"), ("renamed", "deed")):
         episodes = [make_episode(6, seed=number, instruction=f"{text} {number}") for number in range(6)]
         write_dataset(folder / place, DATASET, {"train": episodes})
+    words = {f"{text} {number}": [f"do {number}"] for text in ("task", "deed") for number in range(6)}
+    (folder / "words.json").write_text(json.dumps(words))
     (folder / "excluded.txt").write_text("train 0\n")
     (folder / "other.txt").write_text("train 1\n")
     finetune(_config(folder))
@@ -62,7 +64,7 @@ def _resume(workplace: Path, **flags: Any) -> None:
             r"other \w+ episodes.*; --exclude_episodes left out train 0 \(.*\), now train 1 \(.*restore what",
         ),
         ({"val_fraction": 0.6}, r"other training episodes \(3 then, 2 now\): the position in the data cannot be resumed"),
-        ({"data_root_dir": "renamed"}, r"other training episodes, lengths, instructions or weights: the position"),
+        ({"data_root_dir": "renamed"}, r"other training episodes, lengths, instructions, paraphrases or weights: the position"),
         ({"optimizer": "adamw_8bit"}, r"--optimizer is 'adamw_8bit', the run in .* was started with 'adamw'"),
         ({"image_aug": False}, r"--image_aug is False, the run in .* was started with True"),
     ],
@@ -72,6 +74,17 @@ def test_other_flags_or_data_of_the_same_size_are_refused(workplace: Path, flags
     places = {name: workplace / value if value in ("other.txt", "renamed") else value for name, value in flags.items()}
     with pytest.raises(ValueError, match=f"(?i)resuming: .*{message}"):
         _resume(workplace, **places)
+
+
+def test_other_words_in_the_same_file_are_refused(workplace: Path) -> None:
+    file = workplace / "words.json"
+    before = file.read_text()
+    file.write_text(before.replace("do ", "please do "))
+    try:
+        with pytest.raises(ValueError, match=r"resuming: data set 'metaworld_demo' has other training episodes, .*paraphrases"):
+            _resume(workplace)
+    finally:
+        file.write_text(before)
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,11 @@ def load_local(checkpoint: str, device: str | None, unnorm_key: str | None) -> t
     Raises:
         ValueError: the checkpoint is damaged, or several data sets need a choice.
     """
+    from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy
     from prismatic.serving.describing import describe_policy
 
-    policy = Policy.from_pretrained(checkpoint, device, unnorm_key=unnorm_key)
+    options = LoadOptions(engine="auto", max_batch_size=1)  # as a server has it; one robot asks
+    policy = Policy.from_pretrained(checkpoint, device, unnorm_key=unnorm_key, options=options)
     policy.warm_up()
     return LocalPolicy(policy), describe_policy(policy)

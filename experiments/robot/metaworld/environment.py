@@ -84,11 +84,12 @@ class MetaWorldEnvironment:
         self.task, self.instruction, self.max_steps = task, task.instruction, task.max_steps
         self.image_size, self.fast_rendering = image_size, fast_rendering
         self._mujoco = mujoco
-        self._env: Any = ENV_CLS_MAP[f"{task.name}-v3"]()
+        self._env: Any = ENV_CLS_MAP[f"{task.base_name}-v3"]()
         self._renderer: OffscreenRenderer | None = None
         self._cameras, self._options = self._make_cameras()
         self._look = SceneLook(self._env.model, self._cameras["primary"], _PRIMARY_DISTANCE)
         self._hand_start = np.array(self._env.hand_init_pos, np.float64)
+        self._velocity = 0.0  # [m/s] along x, of the task's moving body
         self.state = np.zeros(39)  # MetaWorld's privileged state: hand, gripper, objects, the same one step before, goal
         _prepare_task(self._env, task)
 
@@ -138,6 +139,7 @@ class MetaWorldEnvironment:
         env._freeze_rand_vec = True
         self._reset_model()
         self._mujoco.mj_forward(env.model, env.data)
+        self._velocity = self.task.speed * episode.rng("motion").choice((-1, 1))
         env.curr_path_length = 0
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         self.state = env._get_obs()
@@ -158,9 +160,19 @@ class MetaWorldEnvironment:
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
 
     def step(self, action: np.ndarray) -> bool:
+        if self.task.moving_body:
+            self._slide()
         state, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float32))
         self.state = state
         return bool(info["success"])
+
+    def _slide(self) -> None:
+        """Moves the task's body on by one control step; it turns round at the ends of its range."""
+        low, high = self.task.travel
+        position = self._env.model.body(self.task.moving_body).pos  # a view
+        if not low < position[0] + self._velocity / self.control_hz < high:
+            self._velocity = -self._velocity
+        position[0] += self._velocity / self.control_hz
 
     def render(self, size: int = VIDEO_SIZE) -> np.ndarray:
         return self._picture("video", size)

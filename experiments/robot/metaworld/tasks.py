@@ -2,7 +2,8 @@
 
 `reset_low` / `reset_high` widen MetaWorld's own range of object positions [m] where that range is so narrow that a
 policy can solve the task without looking. faucet-open and faucet-close start from the same picture: only the
-instruction tells them apart.
+instruction tells them apart. In a task whose name ends in `-moving` a body slides to and fro within that range while the robot acts:
+such a scene does not wait for a policy that thinks.
 """
 
 from __future__ import annotations
@@ -23,18 +24,36 @@ BASE_TASKS = (
 
 @dataclass(frozen=True)
 class MetaWorldTask:
-    """One task: MetaWorld's environment of the name `<name>-v3`, and what differs from it."""
+    """One task: MetaWorld's environment of the name `<base_name>-v3`, and what differs from it."""
 
     name: str
     instruction: str
     reset_low: tuple[float, ...] | None = None  # object (and goal) position [m]; None: MetaWorld's own range
     reset_high: tuple[float, ...] | None = None
     max_steps: int = 150  # the experts need 40-120 steps
+    moving_body: str = ""  # of MuJoCo's model; slides along x between reset_low and reset_high
+    speed: float = 0.0  # [m/s], of that body; the side that it starts to is drawn for each episode
+
+    @property
+    def base_name(self) -> str:
+        """MetaWorld's name, without its `-v3`."""
+        return self.name.removesuffix("-moving")
+
+    @property
+    def travel(self) -> tuple[float, float]:
+        """x [m] between which the moving body slides.
+
+        Raises:
+            ValueError: a task that does not say its range.
+        """
+        if self.reset_low is None or self.reset_high is None:
+            raise ValueError(f"task {self.name}: {self.moving_body} moves between reset_low and reset_high; give both")
+        return self.reset_low[0], self.reset_high[0]
 
     @property
     def expert_class(self) -> str:
         """Name of the scripted policy in `metaworld.policies`."""
-        words = {"peg-insert-side": "peg-insertion-side"}.get(self.name, self.name)
+        words = {"peg-insert-side": "peg-insertion-side"}.get(self.base_name, self.base_name)
         return "Sawyer" + "".join(word.capitalize() for word in words.split("-")) + "V3Policy"
 
 
@@ -43,6 +62,15 @@ METAWORLD_TASKS: dict[str, MetaWorldTask] = {
     for task in (
         MetaWorldTask("button-press", "press the button on the front", (-0.20, 0.78, 0.115), (0.20, 0.90, 0.115)),
         MetaWorldTask("button-press-topdown", "press the button from above", (-0.22, 0.70, 0.115), (0.22, 0.88, 0.115), 120),
+        MetaWorldTask(
+            "button-press-topdown-moving",
+            "press the button from above",
+            (-0.22, 0.70, 0.115),
+            (0.22, 0.88, 0.115),
+            200,
+            moving_body="box",
+            speed=0.2,
+        ),
         MetaWorldTask("button-press-wall", "press the button behind the wall"),
         MetaWorldTask("coffee-button", "press the button of the coffee machine", (-0.20, 0.75, 0.0), (0.20, 0.90, 0.0)),
         MetaWorldTask("dial-turn", "turn the dial", (-0.20, 0.65, 0.0), (0.20, 0.85, 0.0), 200),
