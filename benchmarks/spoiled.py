@@ -89,17 +89,18 @@ KINDS: dict[str, Callable[[Recording, np.random.Generator, SpoiledBenchmarkConfi
 
 def spoil(config: SpoiledBenchmarkConfig, seed: int) -> dict[str, str]:
     """Writes the spoiled demonstrations and the two manifests of a seed; returns file name -> kind."""
-    folder, rng = config.folder(seed), np.random.default_rng(seed)
+    folder = config.folder(seed)
     kinds: dict[str, str] = {}
-    for task in DEMO_TASKS:
+    for task_number, task in enumerate(DEMO_TASKS):
         files = sorted((config.root / "recordings" / task).glob("*.hdf5"))[: config.num_demonstrations]
-        chosen = rng.permutation(len(files))[: round(config.share * len(files))]
+        chosen = np.random.default_rng([seed, task_number]).permutation(len(files))[: round(config.share * len(files))]
         for place, number in enumerate(chosen):
             kind = list(KINDS)[place % len(KINDS)]
             name = f"{task}_{files[number].name}"
             kinds[name] = kind
             if not (path := folder / "spoiled" / name).exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
+                rng = np.random.default_rng([seed, task_number, int(number)])
                 write_recording(path, KINDS[kind](read_recording(files[number]), rng, config))
     clean = [
         {"path": str(file)}

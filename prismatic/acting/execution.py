@@ -39,7 +39,7 @@ class ExecutionOptions:
         None  # m of ACT's temporal ensembling: all predictions for a step count with exp(-m i), the oldest is i = 0
     )
     num_blend_steps: int = 0  # steps over which the old chunk passes into the new one
-    max_observation_age_s: float = 0.5  # older measurements stop the robot where it is
+    max_observation_age_s: float = 0.5  # older measurements stop the robot where it is; a plan is not continued after a longer hold
     stop_after_s: float = 5.0  # after holding its position for so long, the robot is stopped for good
 
     def __post_init__(self) -> None:
@@ -160,11 +160,15 @@ class ChunkExecutor:
 
     def _forget(self) -> None:
         """Drops every prediction, also the one that is on its way; what comes next is approached."""
-        self._plan: Plan = make_plan(self.options.num_blend_steps, self.options.ensemble_decay)
-        self._end = self._step  # of the plan's turn
+        self._drop_plan()
         self._pending: ChunkRequest | None = None
         self._retry_at = -np.inf
         self._held_since: float | None = None
+
+    def _drop_plan(self) -> None:
+        """What was planned before a hold is about a scene that may have changed since; the policy looks again before the robot goes on."""
+        self._plan: Plan = make_plan(self.options.num_blend_steps, self.options.ensemble_decay)
+        self._end = self._step  # of the plan's turn
         self._is_approaching = True
 
     def _happen(self, event: Event, reason: str = "") -> None:
@@ -336,6 +340,8 @@ class ChunkExecutor:
             self._held_since = now
         held_s = now - self._held_since
         self.counts.longest_hold_s = max(self.counts.longest_hold_s, held_s)
+        if held_s > self.options.max_observation_age_s and self._step < self._end:
+            self._drop_plan()
         if held_s >= self.options.stop_after_s:
             self._happen(Event.TOO_LONG, f"{reason} for {held_s:.1f} s")
         self._motion = Motion(self.neutral(), np.zeros(self._dim))

@@ -178,6 +178,35 @@ def test_a_slow_server_makes_the_robot_hold_and_then_stop() -> None:
     assert robot.step().state is State.ACTING
 
 
+@pytest.mark.parametrize(("held_s", "goes_on"), [(0.3, True), (1.0, False)])
+def test_a_plan_is_not_continued_after_a_hold_in_which_the_scene_may_have_changed(held_s: float, goes_on: bool) -> None:
+    robot = Arm(ChunkExecutor(ExecutionOptions(num_open_loop_steps=8), wide((TARGET,)), 25))
+    robot.answer(ramp(1))
+    assert robot.values(2) == [1, 2]
+    for _ in range(round(held_s / DT)):
+        assert robot.step(trouble="camera").state is State.HOLDING
+    command = robot.step()
+    assert (command.state, float(command.action[0])) == ((State.ACTING, 3.0) if goes_on else (State.HOLDING, 2.0))
+    if goes_on:
+        return
+    assert command.reason == "waiting for the server"
+    robot.answer(ramp(2.5))  # to what it sees now
+    assert robot.values(2) == [2.5, 3.5]
+
+
+def test_a_chunk_that_was_asked_for_before_a_long_hold_is_not_begun_after_it() -> None:
+    robot = Arm(ChunkExecutor(ExecutionOptions(num_open_loop_steps=8, prefetch_steps=4), wide((TARGET,)), 25))
+    robot.answer(ramp(1))
+    robot.values(4)
+    request = robot.ask()
+    assert request is not None
+    for step in range(25):
+        if step == 20:
+            robot.executor.receive(request, ramp(5), robot.now)
+        assert robot.step(trouble="camera").state is State.HOLDING
+    assert robot.step().reason == "waiting for the server"
+
+
 def test_stale_observations_hold_the_robot_and_ask_nothing() -> None:
     robot = make(max_observation_age_s=0.1)
     robot.answer(ramp(0))
