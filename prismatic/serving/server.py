@@ -19,6 +19,7 @@ import functools
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from prismatic.serving.websockets import chunk_session, serve_websocket, vla_eva
 from prismatic.wire import keys
 from prismatic.wire.errors import RequestError
 
+_TURN_S = 1e-4  # for which a thread keeps the interpreter while another one waits for it; Python's default is 5 ms
 DEVICE_LOST_STATUS = 75  # exit status: try again later (EX_TEMPFAIL), which supervisors understand
 
 logger = logging.getLogger(__name__)
@@ -125,11 +127,19 @@ def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -
 
 
 class DrainingServer(uvicorn.Server):
-    """On SIGTERM or SIGINT: refuses new requests, answers those that are pending, on websockets too, then closes."""
+    """On SIGTERM or SIGINT: refuses new requests, answers those that are pending, on websockets too, then closes.
+
+    The thread that calls the policy lets the interpreter go in every copy, launch and wait, a dozen times a call. Each time it may have to
+    wait for threads that read or decode other requests, and the accelerator idles meanwhile: so turns are short.
+    """
 
     def __init__(self, config: uvicorn.Config, service: PolicyService, drain_s: float) -> None:
         super().__init__(config)
         self._service, self._drain_s = service, drain_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        sys.setswitchinterval(_TURN_S)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         batcher = self._service.batcher

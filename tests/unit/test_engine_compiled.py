@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_policies import HEADS, make_observations, make_parts, predict
+from torch._dynamo.utils import counters
 
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.fp8 import Fp8Linear
@@ -23,8 +24,10 @@ def test_compiled_on_a_cpu() -> None:
     plain, parts = Policy(make_parts("l1")), make_parts("l1")
     policy = Policy(parts, engine=make_engine(parts, "compiled"))
     observations = make_observations(3)
+    counters.clear()
     for item in observations:  # prompts of three lengths, one compilation
         np.testing.assert_allclose(predict(policy, [item]), predict(plain, [item]), atol=1e-5)
+    assert counters["aot_autograd"]["total"] == counters["stats"]["unique_graphs"] > 0  # no graph was begun twice
 
 
 def _on_gpu(head: str, dtype: torch.dtype = torch.bfloat16) -> PolicyParts:

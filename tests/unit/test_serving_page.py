@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +30,11 @@ DEGREES = np.full(4, 40.0)
 def house() -> Iterator[House]:
     with open_house() as running:
         yield running
+
+
+def test_threads_take_short_turns(house: House) -> None:
+    """Else the one that calls the policy waits 5 ms for the interpreter, several times a call, while requests are decoded."""
+    assert sys.getswitchinterval() <= 0.0005
 
 
 def test_the_status_page_is_whole_and_gives_pictures_only_for_the_key() -> None:
