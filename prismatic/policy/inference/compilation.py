@@ -38,8 +38,8 @@ def has_compiler() -> bool:
 def compile_blocks(vla: OpenVLAForActionPrediction) -> None:
     """Lets every Transformer block run compiled from its next call on; torch keeps the code on disk, for later processes."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
-    # Numbers such as a norm's epsilon are the same in every layer. As unknowns they would be traced in vain: where shapes are dynamic, dynamo
-    # tries that first and begins anew, and every graph of the language model was traced and differentiated twice.
+    # Numbers such as a norm's epsilon are the same in every layer. Where shapes are dynamic, dynamo takes them for unknowns, too, finds
+    # that it cannot, and begins anew: every graph of the language model was traced and differentiated twice.
     torch._dynamo.config.specialize_float = True
     torch.compiler.allow_in_graph(frozen_product)
     # Without a word torch keeps no traced graph on disk that holds a function of ours; the file's hash stands for what the function does.
