@@ -24,7 +24,7 @@ PACKAGES = [
     *("draccus==0.10.0", "deepdiff<9", "gymnasium<2", "accelerate<2", "jsonlines", "packaging", "einops", "termcolor", "imageio"),
     *("setuptools", "pyserial", "feetech-servo-sdk<2", "opencv-python-headless<4.13", "diffusers<0.36", "rerun-sdk<0.27"),
     *("gym-aloha==0.1.5", "dm-control==1.0.28", "mujoco==3.3.0"),
-    *("msgpack", "websockets", "scipy"),  # for run_robot.py and the policy plugin
+    *("msgpack", "websockets", "scipy", "h5py"),  # for run_robot.py and the policy plugin
 ]
 UNPINNED = ["lerobot==0.4.4", "torchvision==0.28.0", "torchcodec==0.11.1"]
 # torchvision's operators have no build for torch without CUDA, and LeRobot does not call them: two of their names are enough to import it.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import termios
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 from conversion_process import convert
 from policy_server import API_KEY, ROOT, SIZES, FaultyProxy, Server
+from terminal import Terminal
 
 from experiments.robot.aloha.robots import HIGH, LOW
 from prismatic.commands.inspect_dataset import InspectConfig
@@ -110,40 +108,6 @@ def _use_recordings(recordings: Path, folder: Path, commanded: np.ndarray) -> No
     done = convert("aloha_hdf5_to_rlds.py", folder, "--input_dir", str(recordings))
     assert done.returncode == 0, done.stderr
     assert list((folder / "rlds" / "toy_robot" / "1.0.0").glob("*tfrecord*"))
-
-
-class Terminal:
-    """The script at a terminal of its own."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        self.process = subprocess.Popen(arguments, cwd=ROOT, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True)
-        self.text = ""
-
-    def press(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    def read(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if select.select([self.master], [], [], left)[0]:
-                self.text += os.read(self.master, 4096).decode()
-
-    def wait_for(self, condition: Any, seconds: float = 60) -> None:
-        until = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < until, self.text
-            assert self.process.poll() is None, self.text
-            self.read(0.1)
-
-    def finish(self) -> int:
-        while self.process.poll() is None:
-            self.read(0.1)
-        assert termios.tcgetattr(self.slave) == self.before, "the terminal was left in another state"
-        os.close(self.master)
-        os.close(self.slave)
-        return self.process.returncode
 
 
 @pytest.mark.sim

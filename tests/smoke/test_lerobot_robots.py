@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from feetech_bus import HIGHEST, LOWEST, MIDDLE, NUM_MOTORS, FeetechBus
 from lerobot_environment import LeRobot
 from policy_server import Server, write_policy
+from terminal import Terminal
 
 from prismatic.vla.constants import NormalizationType, RobotPlatform
+from prismatic.vla.datasets.hdf5.source import Hdf5Source
+from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.demonstrated import Demonstrated
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900, func_only=True)]
@@ -43,10 +47,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert running.stop() == 0, "".join(running.lines)
 
 
-def flags(server: Server, folder: Path, **arguments: Any) -> list[str]:
+def flags(server: Server, folder: Path, is_attended: bool = False, **arguments: Any) -> list[str]:
     said = json.dumps({"journal": str(folder / "journal.jsonl"), **arguments})
     robot = ["scripts/run_robot.py", "--robot", "lerobot:simulated_so101", "--robot_args", said, "--task_label", "pick the cube"]
-    return [*robot, "--server", f"ws://127.0.0.1:{server.port}", "--unattended", "True", "--local_log_dir", str(folder / "runs")]
+    return [
+        *robot,
+        "--server",
+        f"ws://127.0.0.1:{server.port}",
+        "--unattended",
+        str(not is_attended),
+        "--local_log_dir",
+        str(folder / "runs"),
+    ]
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
@@ -85,6 +97,40 @@ def test_sigterm_in_the_middle_leaves_the_arm_where_it_is(lerobot: LeRobot, serv
     last = journal(tmp_path)[-1]
     assert (last["what"], last["torque"]) == ("disconnect", True), log
     assert process.returncode == 130
+
+
+def test_a_leader_arm_takes_over_in_a_rollout_and_is_in_its_record(lerobot: LeRobot, server: Server, tmp_path: Path) -> None:
+    words = flags(server, tmp_path, is_attended=True, teleop={"type": "simulated_leader"})
+    more = ("--num_rollouts_planned", "1", "--max_steps", "100000", "--video_hz", "0", "--record", "True")
+    terminal = Terminal([str(lerobot.python), *words, *more], lerobot.environment)
+
+    def steps() -> list[dict[str, Any]]:
+        found = list((tmp_path / "runs").glob("*/rollout_001.steps.jsonl"))
+        whole = found[0].read_text().rpartition("\n")[0] if found else ""
+        return [json.loads(line) for line in whole.splitlines()]
+
+    held_at = [0.5, *[np.pi / 3] * 5]  # by the person who holds the leader
+    terminal.wait_for(lambda: "press c to begin" in terminal.text, 180)
+    terminal.press("c")
+    terminal.wait_for(lambda: len(steps()) > 10)
+    terminal.press("t")
+    terminal.wait_for(lambda: np.allclose(steps()[-1]["action"], held_at, atol=1e-3), 180)
+    assert steps()[-1]["state"] == "intervention"
+    terminal.press("t")
+    terminal.wait_for(lambda: steps()[-1]["state"] == "acting")
+    terminal.press("s")
+    assert terminal.finish() == 0, terminal.text
+
+    (file,) = tmp_path.glob("runs/*/recordings/**/*.hdf5")
+    with h5py.File(file) as stored:
+        by, told = [name.decode() for name in stored["rollout/commanded_by"][()]], dict(stored.attrs)
+    (episode,) = Hdf5Source(file.parent, DatasetEntry(image_obs_keys=dict(SEEN.cameras))).episodes()  # as training reads it
+    actions = episode.trajectory["action"]
+    assert told["success"]
+    assert told["num_person_steps"] == by.count("person") > 10
+    assert by[0] == by[-1] == "policy"
+    assert np.abs(np.diff(actions[:, 1:], axis=0)).max() <= np.deg2rad(LARGEST_STEP)  # smooth, also where the person begins and ends
+    np.testing.assert_allclose(actions[len(by) - by[::-1].index("person") - 1], held_at, atol=1e-3)
 
 
 def test_what_lerobot_and_the_policy_say_of_each_other(lerobot: LeRobot, tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ class SimulatedSO101(Robot):
         self._move()
         values = dict(zip(self.action_features, (self._at * self._scale).tolist(), strict=True))
         pictures = {name: np.full((48, 64, 3), 60 + 90 * number, np.uint8) for number, name in enumerate(self.cameras)}
+        for picture in pictures.values():
+            picture[:6, 0, 0] = np.round(10 * self._at) % 256  # what they show changes with the arm
         return {**values, **pictures}
 
     def send_action(self, action: dict) -> dict:
