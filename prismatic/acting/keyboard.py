@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -12,7 +13,8 @@ from typing import Any, TextIO
 class Keyboard:
     """Reads single keys while it is entered (`with Keyboard() as keyboard:`) and leaves the terminal as it was, whatever happens.
 
-    Ctrl-C still interrupts. Where the input is no terminal, no key is ever pressed.
+    Ctrl-C still interrupts, and so does a terminal that is gone: nobody could stop the robot any more. Where the input is no terminal, no
+    key is ever pressed.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -33,14 +35,25 @@ class Keyboard:
         if self._saved is not None:
             import termios
 
-            termios.tcsetattr(self._stream, termios.TCSANOW, self._saved)
+            with suppress(termios.error):  # it is gone
+                termios.tcsetattr(self._stream, termios.TCSANOW, self._saved)
             self._saved = None
 
     def pressed(self) -> str:
-        """The next key in lower case; "" when none was pressed."""
+        """The next key in lower case; "" when none was pressed.
+
+        Raises:
+            KeyboardInterrupt: the terminal was closed.
+        """
         if self._saved is None or not select.select([self._stream], [], [], 0)[0]:
             return ""
-        return os.read(self._stream.fileno(), 1).decode(errors="replace").lower()
+        try:
+            key = os.read(self._stream.fileno(), 1)
+        except OSError:
+            key = b""
+        if not key:
+            raise KeyboardInterrupt("the terminal was closed")
+        return key.decode(errors="replace").lower()
 
     def forget(self) -> None:
         """Drops the keys that were pressed before now: they were no answer to what is asked next."""
@@ -58,5 +71,7 @@ class Keyboard:
         self.__exit__(None, None, None)
         try:
             return input(prompt).strip()
+        except EOFError:
+            raise KeyboardInterrupt("the terminal was closed") from None
         finally:
             self.__enter__()

@@ -76,3 +76,11 @@ def test_without_a_terminal_no_key_is_pressed() -> None:
     with Keyboard(io.StringIO("pppp")) as keyboard:
         assert not keyboard.is_terminal
         assert keyboard.pressed() == ""
+
+
+def test_a_terminal_that_is_closed_interrupts_in_place_of_waiting_for_ever() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as stream, Keyboard(stream) as keyboard:
+        os.close(master)
+        with pytest.raises(KeyboardInterrupt, match="the terminal was closed"):
+            keyboard.wait("s")
