@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import difflib
+import gc
 import itertools
 import json
 import logging
@@ -41,6 +43,7 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
         os.environ[_DEBUG] = "1"  # child processes see it, too
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     _prepare_process()
+    atexit.register(gc.freeze)  # the last collection would walk through all that torch has made: seconds in which nothing is freed
     if {"-h", "--help"} & set(arguments):
         from prismatic.cli_help import render_help
 
