@@ -17,7 +17,10 @@ from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.rendering import RenderingUnavailableError, configure_rendering
+from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.hdf5.recording import read_recording
+from prismatic.vla.images import ImageRecipe
 from prismatic.vla.types import ActionChunk, Observation
 
 REPOSITORY = Path(__file__).parents[2]
@@ -148,6 +151,13 @@ def test_bad_flags_end_with_one_clear_line(arguments: list[str], message: str) -
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_fit_the_chunks_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    PolicySpec(ROBOT_PLATFORMS["METAWORLD"], ("primary",), ImageRecipe(28), "metaworld_demo").save(tmp_path)  # there are none
+    done = run_python(EVAL, "--pretrained_checkpoint", str(tmp_path), "--prefetch_steps", "8", "--local_log_dir", str(tmp_path / "log"))
+    assert done.returncode == 2
+    assert "error: --prefetch_steps is 8; choose 0 to 7, less than the steps of a query" in done.stderr
 
 
 def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

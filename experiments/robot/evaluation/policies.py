@@ -33,6 +33,16 @@ def load_policy(
     return SeededPolicy(policy)
 
 
+def chunk_length(checkpoint: str | Path) -> int | None:
+    """How many actions the policy predicts a query, as policy.json says; None where a checkpoint, or a scripted policy, has none."""
+    from prismatic.policy.checkpoint.loading import resolve_folder
+    from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+
+    if not checkpoint or not ((folder := resolve_folder(checkpoint, with_weights=False)) / POLICY_FILE).is_file():
+        return None
+    return PolicySpec.load(folder).platform.num_actions_chunk
+
+
 def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:
     """`wanted`; of a checkpoint trained on several data sets the first of `data_sets` that it knows; else None: there is only one."""
     from prismatic.policy.checkpoint.files import STATISTICS_FILE

@@ -19,7 +19,7 @@ from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
-from experiments.robot.evaluation.policies import SeededPolicy
+from experiments.robot.evaluation.policies import SeededPolicy, chunk_length
 from experiments.robot.evaluation.report import Report, console_table, write_report
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.evaluation.shards import parse_shard
@@ -51,7 +51,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     own = shard.of(planned)
     lacking = {*journal.missing(own), *_unrecorded(own, options)}
     missing = [episode for episode in own if episode in lacking]
-    policy = _prepared_policy(config, benchmark) if any(episode.run != EXPERT_RUN for episode in missing) else None
+    policy = _prepared_policy(config, benchmark, options) if any(episode.run != EXPERT_RUN for episode in missing) else None
     loaded = time.perf_counter()
     report = Report(
         title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
@@ -100,8 +100,10 @@ def with_batch_size(config: EvaluationFlags, benchmark: Benchmark) -> Evaluation
     return replace(config, batch_size=times.best)
 
 
-def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark) -> ChunkPolicy:
+def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: RolloutOptions) -> ChunkPolicy:
     """Loaded and, as a server's before its first answer, warmed up for the calls that will come."""
+    if length := chunk_length(config.pretrained_checkpoint):
+        options.acting.execution(length)  # what does not fit is told before minutes of loading
     policy = benchmark.load_policy()
     if isinstance(policy, SeededPolicy):
         policy.forget_warnings()
