@@ -12,6 +12,7 @@ import functools
 import http.client
 import itertools
 import json
+import multiprocessing
 import socket
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from serving import call, make_body, start_server
@@ -41,13 +42,21 @@ class SoakConfig:
     """Flags of the benchmark."""
 
     pretrained_checkpoint: str  # folder of a checkpoint
-    seconds: float = 1200  # with all clients; those that behave are measured alone for a quarter of it before
+    seconds: float = 1200  # with all clients; those that behave are measured alone for a quarter of it before, at most three minutes
     num_clients: int = 16  # that behave: half over websockets, half over HTTP
     num_misbehaving: int = 8
     pause_s: float = 0.1  # of a client that behaves, between its answer and its next request
     image_size: int = 256  # pixels, square
     deploy_flags: str = ""  # further flags of deploy.py, in one text
     json: Path | None = None  # where the result is written, too
+
+
+class StopSign(Protocol):
+    """An event of threads, or of processes."""
+
+    def set(self) -> None: ...
+
+    def wait(self, timeout: float) -> bool: ...
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Clients:
     port: int
     info: dict[str, Any]
     image_size: int
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: StopSign = field(default_factory=threading.Event)
     latencies: list[tuple[float, float]] = field(default_factory=list)  # when, seconds
     failures: list[str] = field(default_factory=list)
 
@@ -133,6 +142,28 @@ class Clients:
                 thread.join(40)
 
 
+def be_rude(clients: Clients, number: int) -> None:
+    """So many misbehaving clients, until they are told to stop; a process, so that they slow down none of those that are measured."""
+    targets = [functools.partial(clients.misbehave, do) for do in itertools.islice(itertools.cycle(list(clients.misdeeds())), number)]
+    with clients.running(targets):
+        while not clients.stop.wait(1.0):
+            pass
+
+
+@contextmanager
+def rude_process(port: int, info: dict[str, Any], image_size: int, number: int) -> Iterator[None]:
+    """Misbehaving clients while the block runs."""
+    context = multiprocessing.get_context("spawn")
+    clients = Clients(port, info, image_size, context.Event())
+    process = context.Process(target=be_rude, args=(clients, number), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        clients.stop.set()
+        process.join(60)
+
+
 def memory_mib(pid: int) -> float:
     """What the process has in memory."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -172,16 +203,14 @@ def soak(config: SoakConfig, pid: int, port: int) -> dict[str, Any]:
     info = json.loads(call(port, "GET", "/info"))
     clients = Clients(port, info, config.image_size)
     good = [functools.partial(clients.behave, number, config.pause_s) for number in range(config.num_clients)]
-    bad = Clients(port, info, config.image_size)
-    misdeeds = list(bad.misdeeds())
-    rude = [functools.partial(bad.misbehave, do) for do in itertools.islice(itertools.cycle(misdeeds), config.num_misbehaving)]
+    settle_s = min(config.seconds / 20, 30)  # until all are at work
     with clients.running(good):
-        time.sleep(config.seconds / 20)  # until all are at work
+        time.sleep(settle_s)
         since = time.perf_counter()
-        time.sleep(config.seconds / 4)
+        time.sleep(min(config.seconds / 4, 180))
         alone, memory = figures(clients.latencies, since), []
-        with bad.running(rude):
-            time.sleep(config.seconds / 20)
+        with rude_process(port, info, config.image_size, config.num_misbehaving):
+            time.sleep(settle_s)
             since = time.perf_counter()
             while time.perf_counter() - since < config.seconds:
                 memory.append(round(memory_mib(pid), 1))
