@@ -144,6 +144,7 @@ def test_evaluation_script_writes_the_report(tmp_path: Path) -> None:
         ([], "--pretrained_checkpoint is missing"),
         (["--policy", "expert", "--save_video", "sometimes"], "--save_video is 'sometimes'"),
         (["--policy", "expert", "--num_trials_per_task", "0"], "--num_trials_per_task is 0"),
+        (["--policy", "expert", "--max_steps", "0"], "--max_steps is 0"),
     ],
 )
 def test_bad_flags_end_with_one_clear_line(arguments: list[str], message: str) -> None:

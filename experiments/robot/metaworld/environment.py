@@ -9,7 +9,7 @@ they would give the answer away.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -53,11 +53,15 @@ class MetaWorldSimulator:
 
     image_size: int = 64  # S, pixels, rendered at this size
     fast_rendering: bool = True  # no anti-aliasing, shadows or reflections; must be the same for demonstrations and evaluation
+    max_steps: int | None = None  # of an episode; None: the task's
 
     has_reactive_expert = True
 
     def make_environment(self, task: str) -> MetaWorldEnvironment:
-        return MetaWorldEnvironment(get_metaworld_task(task), self.image_size, self.fast_rendering)
+        found = get_metaworld_task(task)
+        if self.max_steps is not None:
+            found = replace(found, max_steps=self.max_steps)
+        return MetaWorldEnvironment(found, self.image_size, self.fast_rendering)
 
     def make_expert(self, environment: Environment) -> MetaWorldExpert:
         assert isinstance(environment, MetaWorldEnvironment)

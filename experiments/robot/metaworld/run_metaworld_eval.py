@@ -28,8 +28,14 @@ class EvalConfig(EvaluationFlags):
     num_trials_per_task: int = 40  # episodes
     image_size: int = 64  # pixels; as in the demonstrations
     fast_rendering: bool = True  # as in the demonstrations
+    max_steps: int | None = None  # per episode, for instance more where a delay holds the robot; 120 to 200 by the task by default
     engine: str = "auto"  # see prismatic/policy/inference/engine.py
     local_log_dir: Path = Path("runs/metaworld_eval")  # receives everything
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"--max_steps is {self.max_steps}; it must be at least 1")
 
 
 def evaluate(config: EvalConfig) -> Report:
@@ -41,7 +47,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
-    simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
+    simulator = MetaWorldSimulator(config.image_size, config.fast_rendering, config.max_steps)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
     return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)
 
