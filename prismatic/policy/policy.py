@@ -9,7 +9,7 @@ Letters: B batch, H chunk, A action dim, P proprio dim.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs
+from prismatic.policy.inference.engine import EagerEngine, Engine, EngineInputs, nothing
 from prismatic.policy.inference.facts import describe_parts
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
@@ -180,11 +180,16 @@ class Policy:
         return self._parts.spec
 
     def predict(
-        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None, is_watched: bool = False
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int] | None = None,
+        is_watched: bool = False,
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[ActionChunk]:
         """One chunk of H actions in the robot's units for each observation; the observations stay as they are.
 
-        `is_watched`: somebody else has looked whether they are as in training.
+        `is_watched`: somebody else has looked whether they are as in training. `meanwhile` is called once, while a GPU computes (unless
+        the observations are refused before).
 
         A diffusion policy starts from noise: `seeds`, one per observation, make it repeatable and independent of the batch.
 
@@ -202,6 +207,7 @@ class Policy:
             proprio=self._proprio(observations),
             noise=self._noise(len(observations), seeds),
             is_round_tripped=is_round_tripped,
+            meanwhile=meanwhile,
         )
         return [ActionChunk(unnormalize(chunk, self.action_bounds)) for chunk in self._engine(inputs)]
 

@@ -1,8 +1,9 @@
 """Requests of many clients -> calls of the policy with several observations, in one worker thread.
 
-`scheduling.py` says how many are taken. A request that nobody waits for any more (its client has gone, its time is over or will be before
-an answer could come) is not computed. The queue is bounded: beyond `max_queue` pending requests, further ones are refused at once.
-Whatever a batch raises, the thread lives on.
+`scheduling.py` says how many are taken. Where the next batch is there already, it is begun before the answers of the last one are handed
+out: reading what those clients ask next would keep the interpreter from the thread that launches it, and the device would idle. A request
+that nobody waits for any more (its client has gone, its time is over or will be before an answer could come) is not computed. The queue is
+bounded: beyond `max_queue` pending requests, further ones are refused at once. Whatever a batch raises, the thread lives on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class BatchingOptions:
 class PolicyCalls:
     """What the worker calls."""
 
-    predict: Callable[[RequestGroup, Sequence[Observation]], Sequence[ActionChunk]]
+    predict: Callable[[RequestGroup, Sequence[Observation], Callable[[], None]], Sequence[ActionChunk]]  # calls the last one on the way
     check_device: Callable[[], None] = lambda: None  # raises if nothing can be computed any more
     on_fault: Callable[[], None] = lambda: None  # the device is lost
 
@@ -76,6 +77,7 @@ class Batcher:
         self._fastest: dict[str | None, float] = {}  # call of each adapter's policy [s], ever
         self._free_at = 0.0  # monotonic time at which the latest call ended
         self._queue: deque[_Waiting] = deque()
+        self._unsent: list[tuple[_Waiting, ActionChunk]] = []  # answers of the last batch
         self._changed = threading.Condition()
         self._admitted = 0
         self._arriving = 0  # admitted and not read yet
@@ -169,7 +171,11 @@ class Batcher:
         while True:
             batch: list[_Waiting] = []
             try:
-                batch = self._next_batch()
+                if self._unsent:
+                    batch = self._next_batch(at_once=True)
+                if not batch:
+                    self._send()
+                    batch = self._next_batch()
                 if not batch:
                     return
                 self._answer(batch)
@@ -181,14 +187,14 @@ class Batcher:
                 with self._changed:
                     self._in_flight -= len(batch)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """At least one request, all of one group; empty when closed and done."""
+    def _next_batch(self, at_once: bool = False) -> list[_Waiting]:
+        """At least one request, all of one group; empty when closed and done, and with `at_once` where it would have to wait."""
         free_since: float | None = None
         with self._changed:
             while True:
                 self._drop_unwanted()
                 if not self._queue:
-                    if self._closed and self._admitted == 0:
+                    if at_once or (self._closed and self._admitted == 0):
                         return []
                     free_since = None
                     self._changed.wait(timeout=_IDLE_S)
@@ -201,6 +207,8 @@ class Batcher:
                 costs = self.costs.get(group.adapter, BatchCosts())
                 if taken := choose_batch(found, costs, self.cap(group.adapter), self._options.window_s):
                     return self._take(group, taken)
+                if at_once:
+                    return []
                 self._changed.wait(timeout=max(0.0, self._options.window_s - found.waited_s))
 
     def _take(self, group: RequestGroup, count: int) -> list[_Waiting]:
@@ -250,7 +258,12 @@ class Batcher:
             for waiting in live:
                 self._answer_alone(waiting)
             return
-        for waiting, chunk in zip(live, chunks, strict=True):
+        self._unsent = list(zip(live, chunks, strict=True))
+
+    def _send(self) -> None:
+        """Hands out what the last batch gave, once."""
+        unsent, self._unsent = self._unsent, []
+        for waiting, chunk in unsent:
             self._settle(waiting, chunk)
 
     def _answer_alone(self, waiting: _Waiting) -> None:
@@ -273,7 +286,7 @@ class Batcher:
         self.health.busy_since = started = time.monotonic()
         try:
             with self._metrics.prediction.time():
-                chunks = self._calls.predict(batch[0].request.group, [waiting.request.observation for waiting in batch])
+                chunks = self._calls.predict(batch[0].request.group, [waiting.request.observation for waiting in batch], self._send)
             if len(chunks) != len(batch):
                 raise RuntimeError(f"{len(batch)} observations gave {len(chunks)} chunks")
             return chunks
@@ -283,6 +296,7 @@ class Batcher:
             self._note_failure(error)
             raise
         finally:
+            self._send()  # if that did not get so far
             self._note_call(batch[0].request.adapter, started)
             self.health.busy_since = None
 

@@ -265,5 +265,5 @@ class PolicyService:
         self.batcher.close()
         self.decoding.shutdown(wait=False, cancel_futures=True)
 
-    def _predict(self, group: RequestGroup, observations: Sequence[Observation]) -> Sequence[ActionChunk]:
-        return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True)
+    def _predict(self, group: RequestGroup, observations: Sequence[Observation], meanwhile: Callable[[], None]) -> Sequence[ActionChunk]:
+        return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True, meanwhile=meanwhile)

@@ -18,7 +18,7 @@ import numpy as np
 from engine_policies import make_parts
 
 from prismatic.policy.checkpoint.parts import PolicyParts
-from prismatic.policy.inference.engine import EagerEngine, EngineInputs
+from prismatic.policy.inference.engine import EagerEngine, EngineInputs, nothing
 from prismatic.policy.policy import Policy
 from prismatic.serving.measuring import idle_observations
 from prismatic.serving.server import ServerOptions, make_server, open_socket
@@ -44,6 +44,8 @@ class GatedEngine(EagerEngine):
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         self.calls.append(len(inputs))
+        inputs.meanwhile()
+        inputs = replace(inputs, meanwhile=nothing)
         self.go.wait(20)
         if self.fault is not None:
             raise self.fault

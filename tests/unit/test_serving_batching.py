@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -24,10 +24,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.begun: list[int] = []  # observations of each call
+        self.calls_back = True
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self, group: RequestGroup, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def __call__(self, group: RequestGroup, observations: Sequence[Observation], meanwhile: Callable[[], None]) -> list[ActionChunk]:
+        self.begun.append(len(observations))
+        if self.calls_back:
+            meanwhile()
         self.go.wait(5)
         texts = [observation.instruction for observation in observations]
         self.batches.append(texts)
@@ -72,6 +77,32 @@ def test_one_client_never_waits_for_others(policy: Recorder) -> None:
     finally:
         made.close()
     assert [len(batch) for batch in policy.batches] == [1] * 5
+
+
+def test_answers_are_handed_out_when_the_next_batch_has_begun(batcher: Batcher, policy: Recorder) -> None:
+    seen: list[int] = []  # batches begun when each answer was there
+    policy.go.clear()
+    answers = [batcher.submit(request("a" * length)) for length in range(1, 8)]
+    for answer in answers:
+        answer.add_done_callback(lambda _: seen.append(len(policy.begun)))
+    policy.go.set()
+    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+    ends = np.cumsum(policy.begun)
+    batch_of = [int(np.searchsorted(ends, number, side="right")) for number in range(7)]
+    assert seen == [min(batch + 2, len(policy.begun)) for batch in batch_of]  # the last one's at once
+
+
+def test_answers_are_not_lost_when_the_next_call_fails_before_it_begins(batcher: Batcher, policy: Recorder) -> None:
+    policy.calls_back = False
+    policy.go.clear()
+    first = batcher.submit(request("good"))
+    while not policy.begun:
+        time.sleep(0.001)
+    bad = batcher.submit(request("break"))
+    policy.go.set()
+    assert first.result(5).actions[0, 0] == 4
+    with pytest.raises(PredictionError):
+        bad.result(5)
 
 
 def test_different_statistics_are_not_mixed(batcher: Batcher, policy: Recorder) -> None:

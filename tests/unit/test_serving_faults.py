@@ -223,7 +223,7 @@ def test_health_with_a_policy_that_hangs() -> None:
 
 
 def test_health_with_a_dead_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(house.service.batcher, "_next_batch", list)  # nothing known ends the thread; this does
+    monkeypatch.setattr(house.service.batcher, "_next_batch", lambda **_: [])  # nothing known ends the thread; this does
     house.request("/act", BODY, {keys.DEADLINE_HEADER: "2000"})
     house.eventually(lambda: not house.service.batcher._thread.is_alive())  # a moment after its last answer
     for path in ("/healthz", "/health", "/readyz"):

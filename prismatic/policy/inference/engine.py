@@ -10,7 +10,7 @@ Letters: B batch, N cameras, S image side, L prompt length, H chunk, A action di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,6 +25,10 @@ from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
 ENGINES = ("auto", "eager", "graph", "compiled")
 
 
+def nothing() -> None:
+    """What there is to do meanwhile, usually."""
+
+
 @dataclass(frozen=True)
 class EngineInputs:
     """B observations on the host, in the model's range."""
@@ -34,6 +38,7 @@ class EngineInputs:
     proprio: np.ndarray | None  # float32 [B, P], normalised
     noise: np.ndarray | None  # float32 [B, H, A]; where a diffusion policy starts
     is_round_tripped: bool = False  # the frames have been JPEG files already: the recipe's round trip is behind them
+    meanwhile: Callable[[], None] = nothing  # called once: while the device computes, or first of all where the host does
 
     def recipe(self, of_policy: ImageRecipe) -> ImageRecipe:
         """What is left to be done to the frames."""
@@ -99,6 +104,7 @@ class EagerEngine:
 
     @torch.inference_mode()
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
+        inputs.meanwhile()
         parts, device = self._parts, self._device
         images = self._images(inputs).unflatten(0, (len(inputs), -1))  # [B, N, S, S, 3]
         ids, mask = _pad_prompts(inputs.prompts, parts.config.token_ids.pad)

@@ -268,9 +268,13 @@ class ActionProgram:
             if values is not None:
                 self._block.write(name, values)
         self._block.upload()
+        if not self._recorder.is_asynchronous:
+            inputs.meanwhile()
         for replay in self._replays:
             replay()
         self._result.copy_(self._actions, non_blocking=True)
+        if self._recorder.is_asynchronous:
+            inputs.meanwhile()
         self._recorder.wait()
         return self._result.numpy().copy()
 
@@ -347,7 +351,7 @@ class Recorder:
     """Captures CUDA graphs that share their memory and one stream; on a CPU it runs what it was given."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._cuda = self.is_asynchronous = device.type == "cuda"
         if self._cuda:
             self._stream = torch.cuda.Stream(device)
             self._pool = torch.cuda.graph_pool_handle()
