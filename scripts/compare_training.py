@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prismatic.cli import run_script
+from prismatic.cli import parse_flags, run_script
 
 SIDES = ("first", "second")
 
@@ -67,16 +67,19 @@ def training_flags(config: CompareTrainingConfig, side: str, seed: int) -> dict[
     }
 
 
+def flag_words(flags: dict[str, Any]) -> list[str]:
+    """Flags as they are typed."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
 def main(config: CompareTrainingConfig) -> None:
     """Trains what is not there yet, and prints the table."""
     from prismatic.training.config import FinetuneConfig
     from prismatic.training.loop import finetune
 
-    runs = [
-        (side, seed, FinetuneConfig.from_flags(**training_flags(config, side, seed)))  # all flags are checked before the first run
-        for seed in config.seeds
-        for side in SIDES
-    ]
+    # Read as on a command line, so that '2' and 2 are the same; all flags are checked before the first run.
+    words = {(side, seed): flag_words(training_flags(config, side, seed)) for seed in config.seeds for side in SIDES}
+    runs = [(side, seed, parse_flags(FinetuneConfig, given)) for (side, seed), given in words.items()]
     for side, seed, run in runs:
         print(f"=== {side}, seed {seed}: {getattr(config, side) or 'no further flags'}", flush=True)
         finetune(run)

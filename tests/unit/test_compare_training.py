@@ -59,7 +59,8 @@ def test_the_verdict_follows_from_the_means(second: float, learns: bool, tmp_pat
 def test_two_short_trainings(tmp_path: Path) -> None:
     sizes = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=2, llm_heads=2, llm_mlp_dim=64)
     write_tiny_base(tmp_path / "base", sizes, seed=0)
-    flags = {"num_images_in_input": 2, "use_proprio": True, "batch_size": 1, "num_workers": 0, "learning_rate": 1e-3}
+    as_documented = {"num_images_in_input": "2", "use_proprio": "True"}  # texts
+    flags = as_documented | {"batch_size": 1, "num_workers": 0, "learning_rate": 1e-3}
     chosen = config(tmp_path, flags=flags, seeds=[7], max_steps=2)
     script.main(chosen)
     content = json.loads((chosen.output_dir / "comparison.json").read_text())

@@ -13,12 +13,14 @@ from experiments.robot.aloha.tasks import ALOHA_TASKS
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings
 from experiments.robot.evaluation.run import run_evaluation
 from experiments.robot.metaworld.tasks import METAWORLD_TASKS
+from experiments.robot.recording.script import RecordFlags, record
 from experiments.robot.simulators.changed import PerturbedEnvironment, PerturbedSimulator, perturbed
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.paraphrases import choose_paraphrase, paraphrases
 from experiments.robot.simulators.perturbations import AXES, PICTURE_AXES, SEVERITIES, Perturbation, parse_perturbations
 from experiments.robot.simulators.scene_look import SceneLook
 from experiments.robot.simulators.sensor_changes import change_picture
+from prismatic.vla.datasets.hdf5.recording import read_recording
 
 SPEC, OTHER = EpisodeSpec("left", 0, 7), EpisodeSpec("left", 1, 7)
 SCENE = """
@@ -52,6 +54,7 @@ def test_what_is_asked_for_is_read_and_described() -> None:
         ("camra:1", "axis 'camra'.*camera"),
         ("camera:4", "camera:4: the severity must be 1, 2 or 3"),
         ("camera", "expected axis:severity"),
+        ("camera:2@", "camera:2@'; expected axis:severity"),
         ("camera:1,camera:2", "names an axis twice"),
     ],
 )
@@ -95,6 +98,22 @@ def test_every_task_that_is_named_here_has_ten_other_ways_to_be_said() -> None:
     assert [paraphrases(libero).index(text) // 4 for text in drawn] in ([0, 0, 2], [0, 1, 2], [0, 0, 1], [0, 1, 1])
     with pytest.raises(ValueError, match="no other words are known for 'walk to the left'"):
         perturbed(ToySimulator(), (Perturbation("language", 1),), ["left"])
+
+
+def test_a_change_that_stays_is_the_same_in_every_episode_and_recordings_say_it(tmp_path: Path) -> None:
+    (stays,), (moves,) = parse_perturbations("light:2@1"), parse_perturbations("light:2")
+    assert (str(stays), stays.draw, moves.draw) == ("light:2@1", 1, None)
+    assert "alike in every episode" in stays.describe()
+    numbers = [[change.rng(spec).random() for spec in (SPEC, OTHER)] for change in (stays, moves, replace(stays, draw=2))]
+    assert numbers[0][0] == numbers[0][1] != numbers[2][0]
+    assert numbers[1][0] != numbers[1][1]
+    flags = RecordFlags(tmp_path, num_episodes=1, noise_scale=0.0, num_workers=1, perturb="light:2@1,noise:3")
+    record(flags, ToySimulator(), ["left"], (0,))
+    recording = read_recording(tmp_path / "left" / "episode_000000.hdf5")
+    assert recording.attributes["perturb"] == "light:2@1,noise:3"
+    assert recording.images["primary"][0].std() > 0  # the toy's own pictures have one colour
+    with pytest.raises(ValueError, match="--perturb camera:1@4: the toy cannot change its camera"):
+        record(replace(flags, perturb="camera:1@4"), ToySimulator(), ["left"], (0,))
 
 
 def test_an_axis_that_a_simulator_cannot_change_is_refused_by_name() -> None:

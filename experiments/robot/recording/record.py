@@ -41,6 +41,7 @@ class RecordingOptions:
     noise_correlation: float = 0.0  # of the noise at a step with that of the step before; 0 draws it afresh
     noise_dims: tuple[int, ...] = (0, 1, 2)  # which action dimensions get noise; a gripper must not
     num_workers: int = 2
+    perturb: str = ""  # what the scene's changes are called in the recordings; the simulator makes them
 
     def __post_init__(self) -> None:
         for name, smallest in (("num_episodes", 1), ("num_workers", 1), ("noise_scale", 0)):
@@ -124,6 +125,7 @@ def record_episode(simulator: Simulator, environment: Environment, episode: Epis
         executed[list(options.noise_dims)] += next(noises)
         success = environment.step(executed)
     noise_attributes = {"noise_scale": options.noise_scale, "noise_correlation": options.noise_correlation}
+    changes = {"perturb": options.perturb} if options.perturb else {}
     attributes = {"task": episode.task, "seed": episode.seed, "episode": episode.index, "attempt": episode.attempt, "success": success}
     proprio = [observation.proprio for observation in observations]
     return Recording(
@@ -131,7 +133,7 @@ def record_episode(simulator: Simulator, environment: Environment, episode: Epis
         proprio=np.asarray(proprio, np.float32),
         images={name: np.stack([observation.images[name] for observation in observations]) for name in observations[0].images},
         instruction=environment.instruction,
-        attributes=attributes | noise_attributes,
+        attributes=attributes | noise_attributes | changes,
     )
 
 

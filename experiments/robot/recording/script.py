@@ -8,7 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiments.robot.recording.record import RecordingOptions, missing_episodes, record_demonstrations
+from experiments.robot.simulators.changed import perturbed
 from experiments.robot.simulators.interfaces import Simulator
+from experiments.robot.simulators.perturbations import parse_perturbations
 
 MOTION_DIMS = (0, 1, 2)  # dx, dy, dz of an arm whose actions are motions of its hand
 
@@ -24,10 +26,16 @@ class RecordFlags:
     noise_correlation: float = 0.0  # of the noise from step to step, 0 to 1; 0.9 lasts for ten steps and moves an arm aside
     seed: int = 0  # of starts and noise
     num_workers: int = 2  # processes
+    perturb: str = ""  # a changed scene, such as camera:2@1 for a camera that has moved for good; as of the evaluation scripts
 
 
 def record(flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dims: tuple[int, ...]) -> None:
-    """Records what `flags.output_dir` lacks; `noise_dims` are the action dimensions that get noise."""
+    """Records what `flags.output_dir` lacks; `noise_dims` are the action dimensions that get noise.
+
+    Raises:
+        ValueError: `flags.perturb` asks for what is unknown, or what the simulator cannot change.
+    """
+    simulator = perturbed(simulator, parse_perturbations(flags.perturb), tasks)
     options = RecordingOptions(
         output_dir=flags.output_dir,
         num_episodes=flags.num_episodes,
@@ -36,6 +44,7 @@ def record(flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dim
         noise_correlation=flags.noise_correlation,
         noise_dims=noise_dims,
         num_workers=flags.num_workers,
+        perturb=flags.perturb,
     )
     num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
     for _ in tqdm(record_demonstrations(simulator, tasks, options), total=num_missing, desc="recording", unit="episode", mininterval=0.5):

@@ -1,4 +1,5 @@
 """Changed scenes: what may differ from the demonstrations, and by how much. `--perturb camera:2,light:1` names axis and severity.
+`camera:2@1` is a change that stays, as of a camera that was moved once: its direction is draw number 1 in every episode.
 
     axis         by whom              what changes
     camera       scene                where the primary camera stands, and its field of view
@@ -11,12 +12,14 @@
     jpeg         pictures             quality of the compression
     language     instruction          the words of the instruction
 
-How large a change is follows from the severity, its direction is drawn for each episode; neither touches what else is drawn, so an
-episode has the same initial state with and without. The axes are those of LIBERO-Plus (arXiv:2510.13626) that need no assets.
+How large a change is follows from the severity, its direction is drawn for each episode (or once, `@`); neither touches what else is
+drawn, so an episode has the same initial state with and without. The axes are those of LIBERO-Plus (arXiv:2510.13626) that need no assets.
 """
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +46,7 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "jpeg": (30, 15, 6),
     "language": (1, 2, 3),
 }
+_SPELLING = re.compile(r"(?P<axis>\w+)\s*:\s*(?P<severity>\d+)(?:@(?P<draw>\d+))?")
 _TEXTS = {
     "camera": "the primary camera turned by {0:g} degrees about what it looks at, {0:g} % nearer or further, field of view {0:g} % changed",
     "robot": "the robot's start displaced: joints by {1:g} rad in all, or where the arm follows a hand, the hand by {2:g} cm",
@@ -62,6 +66,7 @@ class Perturbation:
 
     axis: str
     severity: int  # of SEVERITIES
+    draw: int | None = None  # the number of the one draw that all episodes share; None: each has its own
 
     def __post_init__(self) -> None:
         if self.axis not in AXES:
@@ -70,7 +75,7 @@ class Perturbation:
             raise ValueError(f"--perturb {self.axis}:{self.severity}: the severity must be 1, 2 or 3")
 
     def __str__(self) -> str:
-        return f"{self.axis}:{self.severity}"
+        return f"{self.axis}:{self.severity}" + ("" if self.draw is None else f"@{self.draw}")
 
     @property
     def size(self) -> float:
@@ -90,11 +95,12 @@ class Perturbation:
     def describe(self) -> str:
         """What it does, in words."""
         text = _TEXTS[self.axis].format(self.size, self.joint_shift, 100 * self.hand_shift, 15 * self.size)
-        return f"{self}: {text}"
+        return f"{self}: {text}" + ("" if self.draw is None else ", alike in every episode")
 
     def rng(self, episode: EpisodeSpec, more: str = "") -> np.random.Generator:
         """What its direction is drawn from; the same at every severity, so that severities differ in size alone."""
-        return episode.rng(f"perturb {self.axis}{more}")
+        purpose = f"perturb {self.axis}{more}"
+        return episode.rng(purpose) if self.draw is None else np.random.default_rng([self.draw, zlib.crc32(purpose.encode())])
 
 
 def parse_perturbations(text: str) -> tuple[Perturbation, ...]:
@@ -105,12 +111,12 @@ def parse_perturbations(text: str) -> tuple[Perturbation, ...]:
     """
     found = []
     for part in (part.strip() for part in text.split(",")):
-        axis, colon, severity = part.partition(":")
         if not part:
             continue
-        if not colon or not severity.strip().isdecimal():
-            raise ValueError(f"--perturb has {part!r}; expected axis:severity, such as camera:2")
-        found.append(Perturbation(axis.strip(), int(severity)))
+        said = _SPELLING.fullmatch(part)
+        if said is None:
+            raise ValueError(f"--perturb has {part!r}; expected axis:severity, such as camera:2, or camera:2@1 for one that stays")
+        found.append(Perturbation(said["axis"], int(said["severity"]), None if said["draw"] is None else int(said["draw"])))
     axes = [item.axis for item in found]
     if len(set(axes)) < len(axes):
         raise ValueError(f"--perturb {text} names an axis twice; choose one severity of each")
