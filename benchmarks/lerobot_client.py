@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.utils.control_utils import predict_action
 from lerobot_policy_openvla_oft_remote import OpenVLAOFTRemoteConfig
 from lerobot_policy_openvla_oft_remote import modeling_openvla_oft_remote as modeling
 from lerobot_policy_openvla_oft_remote.processor_openvla_oft_remote import make_openvla_oft_remote_pre_post_processors
+
+try:
+    from lerobot.common.control_utils import predict_action  # 0.6.1
+except ImportError:
+    from lerobot.utils.control_utils import predict_action  # 0.4.4
 
 
 class Stopwatch:

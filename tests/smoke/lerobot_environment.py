@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from policy_server import ROOT
 
@@ -72,7 +73,8 @@ class LeRobot:
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """A process of this environment's Python in the checkout."""
         command = [str(self.python), *map(str, arguments)]
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def run(self, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A process that has ended."""

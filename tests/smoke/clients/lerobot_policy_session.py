@@ -12,8 +12,12 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
-from lerobot.utils.control_utils import predict_action
 from lerobot.utils.import_utils import register_third_party_plugins
+
+try:
+    from lerobot.common.control_utils import predict_action  # 0.6.1
+except ImportError:
+    from lerobot.utils.control_utils import predict_action  # 0.4.4
 
 server, folder, num_steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 NAMES = ["wrist_roll.pos", "gripper.pos", "shoulder_pan.pos"]  # LeRobot's order is not the policy's
