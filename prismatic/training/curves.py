@@ -16,6 +16,7 @@ from prismatic.training.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
@@ -23,6 +24,7 @@ CURVES_FILE = "curves.png"
 
 _COLORS = ("#3267c8", "#d9713c", "#3f9b6e", "#9a5fb4", "#c2496b", "#7a7f3a", "#4aa0b5", "#8a6d5a")
 _INK, _MUTED, _GRID = "#25282d", "#6b7078", "#e6e8eb"
+_MAX_LEVEL_NAMES = 8  # names of more dimensions are written at an angle
 _SMOOTHING_WINDOW = 30  # a curve is smoothed over a thirtieth of its points
 
 
@@ -87,8 +89,9 @@ def plot_runs(run_dirs: Sequence[Path], picture: Path) -> None:
     errors = read_rows(run_dirs[0] / VALIDATION_FILE)[-1:] if len(run_dirs) == 1 else []
     num_columns = min(2, len(panels) + len(errors))
     num_rows = -(-(len(panels) + len(errors)) // num_columns)
-    figure = Figure(figsize=(6.2 * num_columns, 3.3 * num_rows + 0.7), dpi=130, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(6.2 * num_columns, 3.3 * num_rows + 0.7), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
+    _leave_room(figure, num_columns, num_rows, errors)
     names = _short_names(run_dirs)
     figure.suptitle(names[0] if len(names) == 1 else f"{len(names)} runs", x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
     for number, panel in enumerate(panels):
@@ -102,6 +105,21 @@ def plot_runs(run_dirs: Sequence[Path], picture: Path) -> None:
     temporary = picture.with_name(f".{picture.name}.tmp")
     figure.savefig(temporary, format="png")
     temporary.replace(picture)
+
+
+def _leave_room(figure: Figure, num_columns: int, num_rows: int, errors: list[dict[str, Any]]) -> None:
+    """Sets the margins of `figure` and between its panels; names of dimensions that stand upright below the map of `errors` need more."""
+    names = [name for row in errors for name in _short_dimensions(row) if len(row["action_names"]) > _MAX_LEVEL_NAMES]
+    left, right, top, bottom = 0.8, 0.2, 0.75, 0.5 + 0.055 * max(map(len, names), default=0)  # inches, as the rest
+    between, above = 0.85, 0.95
+    width, height = figure.get_size_inches()
+    panel_width = (width - left - right - between * (num_columns - 1)) / num_columns
+    panel_height = (height - top - bottom - above * (num_rows - 1)) / num_rows
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, between / panel_width, above / panel_height)
+
+
+def _short_dimensions(row: dict[str, Any]) -> list[str]:
+    return [name.split(" [")[0] for name in row["action_names"]]
 
 
 def _panels(runs: list[list[dict[str, Any]]]) -> list[_Panel]:
@@ -132,10 +150,11 @@ def _draw(axes: Axes, panel: _Panel, rows: list[dict[str, Any]], color: str, run
 def _draw_errors(axes: Axes, row: dict[str, Any]) -> None:
     """The errors [H, A] of one validation as a map, dimensions from left to right, the chunk from top to bottom."""
     errors = np.array(row["l1"])
-    names = [name.split(" [")[0] for name in row["action_names"]]
+    names = _short_dimensions(row)
+    is_level = len(names) <= _MAX_LEVEL_NAMES
     image = axes.imshow(errors, cmap="Blues", aspect="auto", vmin=0)
     axes.set_title(f"L1 error in validation, step {row['step']:,}", loc="left", fontsize=10.5, color=_INK, pad=8)
-    axes.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 8 else 60, ha="center" if len(names) <= 8 else "right")
+    axes.set_xticks(range(len(names)), names, rotation=0 if is_level else 60, ha="center" if is_level else "right")
     axes.set_ylabel("action of the chunk", fontsize=8.5, color=_MUTED)
     axes.tick_params(labelsize=8, colors=_MUTED, length=0)
     for side in axes.spines.values():
