@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="prismatic-test-cache-")
     os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no collection of garbage, of which trainings ask for one each, needs to look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

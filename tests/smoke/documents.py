@@ -29,8 +29,10 @@ def page_files(page: str) -> dict[str, str]:
 
 def copy_checkout(folder: Path) -> None:
     """What the commands need of this checkout, so that registry entries can be added as a user would."""
+    import prismatic.vla.image_kernels  # noqa: F401  compiled machine code, which takes a while, is copied along
+
     for part in _CHECKOUT:
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, folder / part)
 
 
 def add_entry(folder: Path, text: str) -> None:

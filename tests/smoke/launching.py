@@ -2,6 +2,7 @@
 
 Each is a process of its own, in a session of its own, that executes the real script with its own argv, environment and output; it
 can be signalled and killed like any other. A test may pass a script of its own, which makes something slow or fail and runs the real one.
+The Pythons that such a program starts itself (`sys.executable`) come from the same place, see forked_python.py.
 `python launching.py KIND` is the forking process, one per kind of imports, checkout and test process; `run` and `Launcher` talk to it.
 What a checkout's modules say when the first of its programs starts holds for all of them.
 """
@@ -9,9 +10,12 @@ What a checkout's modules say when the first of its programs starts holds for al
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
+import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,12 +24,14 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import forked_python
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "vla-scripts" / "finetune.py"
@@ -88,18 +94,18 @@ class Launcher:
         self._count += 1
         output = self._folder / f"run{self._count}.txt"
         output.touch()
-        forker = _forker(TORCH)
+        forker = _forker(TORCH, ROOT, ())
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})}
         return Started(forker, forker.start([str(script), *flags], environment, folder, output, output), output)
 
 
-def start(command: Sequence[str | Path], output: Path, env: Mapping[str, str] | None = None) -> Started:
-    """Starts `command` (as in `run`) in the background; what it prints goes to the file `output`."""
+def start(command: Sequence[str | Path], output: Path, env: Mapping[str, str] | None = None, checkout: Path = ROOT) -> Started:
+    """Starts `command` (as in `run`) in the background, in the folder `checkout`; what it prints goes to the file `output`."""
     assert command[0] == sys.executable, command
     output.touch()
     environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
-    forker = _forker(TORCH)
-    return Started(forker, forker.start([str(word) for word in command[1:]], environment, ROOT, output, output), output)
+    forker = _forker(TORCH, checkout, ())
+    return Started(forker, forker.start([str(word) for word in command[1:]], environment, checkout, output, output), output)
 
 
 def run(
@@ -109,17 +115,20 @@ def run(
     timeout: float = 120.0,
     kind: str = TORCH,
     checkout: Path = ROOT,
+    at_import: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`subprocess.run(command, capture_output=True, text=True)` of this interpreter: python script, python -c code or python -m module.
+
+    Variables that packages read when they are imported, and only then, go into `at_import`: each set of them needs a forking process.
 
     Raises:
         TimeoutError: it took longer and was killed.
     """
     assert command[0] == sys.executable, command
-    forker = _forker(kind, checkout)
+    forker = _forker(kind, checkout, tuple(sorted((at_import or {}).items())))
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
-        environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env)}
+        environment = {"OMP_NUM_THREADS": "1", **(os.environ if env is None else env), **(at_import or {})}
         pid = forker.start([str(word) for word in command[1:]], environment, cwd, output, errors)
         status = forker.wait(pid, timeout, errors.read_text)
         return subprocess.CompletedProcess(list(command), status, output.read_text(), errors.read_text())
@@ -132,13 +141,14 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     timeout: float = 240.0,
     checkout: Path = ROOT,
+    at_import: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`run` as `count` processes of one run, as torchrun starts them: the highest exit status and what all have printed."""
     common = {**(os.environ if env is None else env), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     with ThreadPoolExecutor(count) as pool:
-        done = list(pool.map(lambda place: run(command, cwd, place, timeout, checkout=checkout), places))
+        done = list(pool.map(lambda place: run(command, cwd, place, timeout, checkout=checkout, at_import=at_import), places))
     status = max((process.returncode for process in done), key=abs)
     return subprocess.CompletedProcess(list(command), status, "".join(one.stdout for one in done), "".join(one.stderr for one in done))
 
@@ -153,8 +163,8 @@ def free_port() -> int:
 class _Forker:
     """The forking process."""
 
-    def __init__(self, kind: str, checkout: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
+    def __init__(self, kind: str, checkout: Path, variables: Iterable[tuple[str, str]]) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout), **dict(variables)}
         self._process = subprocess.Popen(
             [sys.executable, __file__, kind], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -192,17 +202,22 @@ class _Forker:
 
 
 @cache
-def _forker(kind: str, checkout: Path = ROOT) -> _Forker:
-    return _Forker(kind, checkout)
+def _forker(kind: str, checkout: Path, variables: tuple[tuple[str, str], ...]) -> _Forker:  # no defaults: `cache` tells them apart
+    return _Forker(kind, checkout, variables)
 
 
 def _import_torch() -> None:
     import draccus  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
     import peft  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import prismatic.policy.policy
     import prismatic.training.loop
     import prismatic.vla.image_kernels  # noqa: F401
+
+    get_checkpoint_conversion_mapping("llama")  # is built once, for all models
 
 
 def _import_tensorflow() -> None:
@@ -214,35 +229,95 @@ def _import_tensorflow() -> None:
 
 
 def serve(kind: str) -> None:
-    """Answers requests until stdin closes."""
+    """Answers requests until stdin closes: of the test process there, of forked_python.py at a socket."""
     {TORCH: _import_torch, TENSORFLOW: _import_tensorflow}[kind]()
+    import multiprocessing.spawn  # noqa: F401  remembers this interpreter, which its processes need
+
+    gc.collect()
+    gc.freeze()  # what is here stays: no program needs to look through it
+
+    folder = Path(tempfile.mkdtemp(prefix="prismatic-forker-"))
+    sys.executable = _write_python(folder)
+    address = str(folder / "socket")
     answers = os.fdopen(os.dup(1), "w")
     statuses: dict[int, int] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "words" in request:
-            answer: int | None = _fork(request)
-        else:
-            pid = request["poll"]
-            if pid not in statuses:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    statuses[pid] = os.waitstatus_to_exitcode(status)
-            answer = statuses.get(pid)
-        print(json.dumps(answer), file=answers, flush=True)
+    keepers: list[int] = []
+    with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as selector, os.fdopen(os.dup(0)) as requests:
+        server.bind(address)
+        server.listen()
+        selector.register(server, selectors.EVENT_READ)
+        selector.register(requests, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if server in ready:
+                keepers = [pid for pid in keepers if os.waitpid(pid, os.WNOHANG)[0] == 0]
+                keepers.append(_keep(server.accept()[0], address))
+            if requests in ready:  # one line at a time: the next one is written when this one has been answered
+                if not (line := requests.readline()):
+                    break
+                print(json.dumps(_answer(json.loads(line), statuses, address)), file=answers, flush=True)
+    shutil.rmtree(folder)
 
 
-def _fork(request: dict[str, Any]) -> int:
+def _write_python(folder: Path) -> str:
+    """An executable that takes the place of the interpreter in the programs, and torchrun beside it."""
+    python = f"exec {sys.executable} -I -S {forked_python.__file__} {sys.executable}"
+    for name, first in (("python", ""), ("torchrun", "-m torch.distributed.run")):
+        (folder / name).write_text(f'#!/bin/sh\n{python} {first} "$@"\n')
+        (folder / name).chmod(0o755)
+    return str(folder / "python")
+
+
+def _answer(request: dict[str, Any], statuses: dict[int, int], address: str) -> int | None:
+    if "words" in request:
+        outputs = [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("output", "errors")]
+        descriptors = [os.open(os.devnull, os.O_RDONLY), *outputs]
+        pid = _fork(request, descriptors, address)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    pid = request["poll"]
+    if pid not in statuses:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            statuses[pid] = os.waitstatus_to_exitcode(status)
+    return statuses.get(pid)
+
+
+def _keep(connection: socket.socket, address: str) -> int:
+    """A process that starts what forked_python.py asks for, passes its signals on and ends it with it."""
+    if pid := os.fork():
+        connection.close()
+        return pid
+    status = 1
+    try:
+        request, descriptors = forked_python.receive(connection)
+        program = _fork(request, descriptors, address)
+        ended = os.pidfd_open(program)
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            selector.register(ended, selectors.EVENT_READ)
+            while ended not in [key.fileobj for key, _ in selector.select()]:
+                number = connection.recv(1)
+                os.kill(program, number[0] if number else signal.SIGKILL)
+                if not number:
+                    break
+        status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        connection.sendall(json.dumps(status).encode())
+    finally:
+        os._exit(status % 256)
+
+
+def _fork(request: dict[str, Any], descriptors: Sequence[int], address: str) -> int:
     pid = os.fork()
     if pid:
         return pid
     os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(request["environment"] | {forked_python.ADDRESS: address})
     sys.path[1:1] = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place and place not in sys.path]
-    descriptors = [os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("output", "errors")]
-    for source, target in zip((os.open(os.devnull, os.O_RDONLY), *descriptors), range(3), strict=True):
+    for source, target in zip(descriptors, range(3), strict=True):
         os.dup2(source, target)
     status = 1
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import numpy as np
 import pytest
 
@@ -130,8 +130,7 @@ def test_scenes_change_and_come_back() -> None:
 
 def evaluate(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "experiments/robot/aloha/run_aloha_sim_eval.py", "--local_log_dir", str(folder), "--image_size", "64", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=250, check=False, env=environment)
+    return launching.run(words, timeout=250)
 
 
 @pytest.mark.sim
@@ -158,7 +157,7 @@ def test_what_cannot_be_evaluated_is_one_line(aloha_checkpoint: Path, tmp_path: 
     statistics = json.loads((aloha_checkpoint / "dataset_statistics.json").read_text())
     libero = tmp_path / "libero"
     made = [sys.executable, "scripts/make_untrained_policy.py", "--output_dir", str(libero), "--robot_platform", "LIBERO"]
-    subprocess.run(made, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    launching.run(made).check_returncode()
     for flags, message in (
         (["--task_names", "[transfer_cubes]"], "did you mean transfer_cube"),
         (["--unnorm_key", "leg"], f"leg.*{', '.join(statistics)}"),
@@ -179,7 +178,7 @@ def test_an_unknown_task_is_named() -> None:
 @pytest.mark.timeout(600)
 def test_the_smoke_target_evaluates_in_one_process_and_through_a_server(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/aloha_smoke.py", "--output_dir", str(tmp_path / "smoke"), "--num_envs", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    done = launching.run(command, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     summaries = sorted((tmp_path / "smoke" / "eval").rglob("summary.json"))
     assert [json.loads(path.read_text())["num_rollouts"] for path in summaries] == [1, 1]

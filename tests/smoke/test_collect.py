@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import launching
 import pytest
 
 from experiments.robot.evaluation.collecting import collect
@@ -33,9 +34,7 @@ SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, 
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "scripts/collect.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
-    )
+    return launching.run([sys.executable, "scripts/collect.py", *flags], timeout=400)
 
 
 @pytest.mark.sim

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 from client_environments import client_python
-from policy_server import ROOT, Server, write_checkpoint
+from policy_server import Server, write_checkpoint
 
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
@@ -221,7 +222,7 @@ def test_what_is_asked_before_sigterm_is_answered(checkpoint: Path) -> None:
 
 def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "vla-scripts/deploy.py", "--pretrained_checkpoint", str(tmp_path), "--port", "0"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = launching.run(command)
     assert result.returncode == 2
     assert "lacks dataset_statistics.json" in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr

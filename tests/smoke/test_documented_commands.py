@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,19 +88,19 @@ def _run(folder: Path, command: str, statuses: tuple[int, ...] = (0,)) -> str:
 
 def _serve(folder: Path, command: str) -> None:
     """Starts a server, asks it how it is, and ends it."""
-    process = subprocess.Popen(
-        f"exec {command}", shell=True, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
+    started, (program, *words) = time.monotonic(), shlex.split(command)
+    assert program == "python"
+    output = folder / "served.txt"
+    output.unlink(missing_ok=True)
+    process = launching.start([sys.executable, *words], output, environment(folder), folder)
+    for line in process.lines():
         if found := re.match(r"serving on http://[\d.]+:(\d+)", line):
             with urlopen(f"http://127.0.0.1:{found[1]}/healthz", timeout=60) as reply:
                 assert reply.status == 200
-            process.terminate()
-    assert process.wait(60) == 0, "".join(lines)
-    assert lines[-1] == "shutting down: all requests are answered\n", "".join(lines)
+            process.kill(signal.SIGTERM)
+    assert process.wait(60) == 0, process.text()
+    assert process.text().endswith("\nshutting down: all requests are answered\n"), process.text()
+    print(f"{time.monotonic() - started:6.1f} s  {command[:120]}")
 
 
 def _prepare(folder: Path, command: str) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+import launching
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_folder_that_is_not_there_fails_every_test_that_reads_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "tests/golden", "-q", "-p", "no:cacheprovider", "--golden-dir", str(tmp_path / "typo")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    done = launching.run(command, timeout=250)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     counts = dict(re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1]))
     files = {path.name for path in (ROOT / "tests/golden").glob("test_*.py")}

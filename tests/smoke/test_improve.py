@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import h5py
+import launching
 import numpy as np
 import pytest
 
@@ -28,7 +26,6 @@ from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
 
-ROOT = Path(__file__).parents[2]
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
 METAWORLD = ROBOT_PLATFORMS["METAWORLD"]
 SHORT = ("--task_names", "[faucet-open]", "--image_size", "32", "--num_envs", "1", "--num_rounds", "1", "--num_rollouts", "1")
@@ -70,18 +67,10 @@ def config_of(workplace: Path, **changes: Any) -> ImproveConfig:
     return ImproveConfig(**flags | changes)
 
 
-def start(workplace: Path, *more: str) -> subprocess.Popen[str]:
+def start(workplace: Path, output: str, *more: str) -> launching.Started:
     command = [sys.executable, "scripts/improve.py", "--pretrained_checkpoint", str(workplace / "policy"), "--demonstrations"]
     command += [json.dumps([str(workplace / "demos")]), "--output_dir", str(workplace / "out"), "--method", "relabel", *SHORT, *more]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    ends = time.monotonic() + 300
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < ends, f"{path} does not appear"
-        time.sleep(0.05)
+    return launching.start(command, workplace / output)
 
 
 @pytest.mark.sim
@@ -89,14 +78,15 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 @needs_metaworld
 def test_a_round_that_is_killed_goes_on_to_its_end(workplace: Path) -> None:
     out = workplace / "out"
-    killed = start(workplace)
-    wait_for(out / "round_1" / "collected" / "episodes.jsonl", killed)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed = start(workplace, "killed.txt")
+    begun = out / "round_1" / "collected" / "episodes.jsonl"
+    launching.wait_until(lambda: begun.exists() or not killed.is_running(), 300)
+    killed.kill(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, killed.text()
     assert not (out / "round_1" / "collected" / "done.json").exists()
-    ended = start(workplace)
-    text = ended.communicate(timeout=580)[0]
-    assert ended.returncode == 0, text
+    ended = start(workplace, "ended.txt")
+    status, text = ended.wait(580), ended.text()
+    assert status == 0, text
     assert "=== start: evaluate" not in text, "what is done is not done again"
     (recording,) = (out / "round_1" / "collected" / "recordings").rglob("*.hdf5")
     with h5py.File(recording) as file:

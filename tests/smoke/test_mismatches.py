@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
 
-ROOT = Path(__file__).parents[2]
 TOLD = {
     "none": ("-", ""),
     "state in millimetres": ("warned", "It looks like millimetres"),
@@ -24,8 +23,7 @@ TOLD = {
 @pytest.mark.sim
 def test_mistakes_are_reported_before_the_first_action(tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=250, check=False, env=environment)
+        return launching.run([sys.executable, *words], timeout=250)
 
     checkpoint = str(tmp_path / "untrained")
     assert run("scripts/make_untrained_policy.py", "--output_dir", checkpoint, "--robot_platform", "METAWORLD").returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def _run(checkout: Path, command: str, kind: str = "") -> str:
     started, variables = time.monotonic(), environment(checkout)
     if kind:
         program, *words = shlex.split(command)
-        assert program == "python"
+        words = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program] + words
         done = launching.run([sys.executable, *words], checkout, variables, 200, kind, checkout)
     else:
         done = subprocess.run(command, shell=True, cwd=checkout, env=variables, capture_output=True, text=True, timeout=200, check=False)
@@ -47,20 +48,18 @@ def _run(checkout: Path, command: str, kind: str = "") -> str:
 @contextmanager
 def _serving(checkout: Path, command: str) -> Iterator[str]:
     """The address of the server that `command` starts."""
+    program, *words = shlex.split(command)
+    assert program == "python"
     log = checkout / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            f"exec {command} --port 0", shell=True, cwd=checkout, env=environment(checkout), stdout=output, stderr=output
-        )
+    log.unlink(missing_ok=True)
+    server = launching.start([sys.executable, *words, "--port", "0"], log, environment(checkout), checkout)
     try:
-        until = time.monotonic() + 100
-        while not (found := re.search(r"serving on http://([\d.]+:\d+)", log.read_text())):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.1)
+        found = next(filter(None, (re.search(r"serving on http://([\d.]+:\d+)", line) for line in server.lines())), None)
+        assert found is not None, server.text()
         yield f"ws://{found[1]}"
     finally:
-        server.terminate()
+        if server.is_running():
+            server.kill(signal.SIGTERM)
         server.wait(30)
 
 
@@ -81,11 +80,11 @@ def test_the_page_leads_both_robots_from_recording_to_acting(checkout: Path) -> 
             serve = next(item for item in COMMANDS if "deploy.py" in item).replace("desk_arm", robot)
             with _serving(checkout, serve) as address:
                 assert "ws://127.0.0.1:8777" in command
-                printed = _run(checkout, command.replace("ws://127.0.0.1:8777", address))
+                printed = _run(checkout, command.replace("ws://127.0.0.1:8777", address), launching.TORCH)
             assert "(out of steps), 30 steps in" in printed
             continue
         kind = launching.TENSORFLOW if "convert/" in command else launching.TORCH
-        kind = kind if command.startswith("python scripts/convert") or (is_registered and command.startswith("python")) else ""
+        kind = kind if is_registered or command.startswith("python scripts/convert") else ""
         printed = _run(checkout, command + (SHORT_TRAINING if "finetune.py" in command else ""), kind)
         if "--suggest" in command:
             add_entry(checkout, printed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import numpy as np
 import pytest
 from policy_server import API_KEY, ROOT, Server, write_policy
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/run_robot.py", "--local_log_dir", str(folder), "--unattended", "True", *flags]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/unit'}", "PRISMATIC_API_KEY": API_KEY, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return launching.run(command, env=environment, timeout=180)
 
 
 def test_an_arm_of_ones_own_with_a_policy_in_the_same_process(checkpoint: Path, tmp_path: Path) -> None:

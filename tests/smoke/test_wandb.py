@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import launching
 import pytest
 
 from prismatic.models.base import TinySizes, write_tiny_base
@@ -40,9 +41,7 @@ def train(workplace: Path, *flags: str, processes: int = 1, **variables: str) ->
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(workplace / "home"), "NETRC": str(workplace / "home/.netrc"), **variables}
     (workplace / "home").mkdir(exist_ok=True)
-    return subprocess.run(
-        [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False, stdin=subprocess.DEVNULL
-    )
+    return launching.run([*command, *flags], env=environment, timeout=280)
 
 
 def sent(folder: Path) -> list[dict[str, Any]]:

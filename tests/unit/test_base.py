@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from script_modules import load_script
 from transformers import AutoTokenizer
 
 from prismatic.models.base import build_tokenizer, write_tiny_base
@@ -17,8 +16,6 @@ from prismatic.models.processor import PrismaticProcessor
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.vla.constants import TokenIds
 from prismatic.vla.prompts import build_training_tokens, tokenize_prompt
-
-MAKE_BASE = Path(__file__).parents[2] / "scripts" / "make_base.py"
 
 SIZES = TinySizes(image_size=16, patch_size=8, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_mlp_dim=48)
 FILES = {
@@ -95,15 +92,14 @@ def test_tokenizer_of_the_published_size() -> None:
 def test_given_weights_are_checked_and_kept(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file(weights, tmp_path / "weights.safetensors")
-    command = [sys.executable, str(MAKE_BASE), "--sizes_from", str(folder), "--weights", str(tmp_path / "weights.safetensors")]
-    subprocess.run([*command, "--output_dir", str(tmp_path / "copy")], check=True, cwd=MAKE_BASE.parents[1])
+    script, given = load_script("scripts/make_base.py"), {"sizes_from": str(folder), "weights": tmp_path / "weights.safetensors"}
+    script.main(script.MakeBaseConfig(output_dir=tmp_path / "copy", **given))
     copied = load_file(tmp_path / "copy" / "model.safetensors")
     assert all(torch.equal(copied[key], weights[key]) for key in weights)
     assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
     del weights["projector.fc1.bias"]
     save_file(weights, tmp_path / "weights.safetensors")
-    failed = subprocess.run([*command, "--output_dir", str(tmp_path / "other")], capture_output=True, text=True, cwd=MAKE_BASE.parents[1])
-    assert failed.returncode == 2
-    assert "missing projector.fc1.bias" in failed.stderr
+    with pytest.raises(ValueError, match=r"missing projector\.fc1\.bias"):
+        script.main(script.MakeBaseConfig(output_dir=tmp_path / "other", **given))
     assert not (tmp_path / "other").exists()
