@@ -5,6 +5,7 @@ Arguments: SERVER FOLDER NUM_STEPS. Writes actions.npz; then waits for a line, b
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,5 +91,13 @@ print(json.dumps(told), flush=True)
 sys.stdin.readline()
 policy.reset()
 held = [step(policy, processors, first) for _ in range(3)]
-end = message(lambda: [step(policy, processors, first) for _ in range(1000)])
+
+
+def ask_for_long() -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        step(policy, processors, first)
+
+
+end = message(ask_for_long)
 print(json.dumps({"held": np.stack(held).tolist(), "state": first["observation.state"].tolist(), "end": end}))
