@@ -30,18 +30,19 @@ class Stopwatch:
     """Adds up the time of the calls of a function since it was last asked: by the clock, and of the processor in this thread."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function, self._seconds = function, np.zeros(2)
+        self._function, self._clock, self._processor = function, 0.0, 0.0
 
     def __call__(self, *arguments: Any) -> Any:
-        started = np.array([time.perf_counter(), time.thread_time()])
+        clock, processor = time.perf_counter(), time.thread_time()
         try:
             return self._function(*arguments)
         finally:
-            self._seconds += np.array([time.perf_counter(), time.thread_time()]) - started
+            self._processor += time.thread_time() - processor
+            self._clock += time.perf_counter() - clock
 
     def take(self) -> np.ndarray:
         """[2], seconds."""
-        taken, self._seconds = self._seconds, np.zeros(2)
+        taken, self._clock, self._processor = np.array([self._clock, self._processor]), 0.0, 0.0
         return taken
 
 
@@ -64,13 +65,14 @@ def measure(server: str, num_steps: int, height: int, width: int) -> dict[str, A
     policy.config.cameras = {slot: slot for slot in info.cameras}
     answers, pictures, steps = Stopwatch(policy._clients[0].infer), Stopwatch(modeling._as_pictures), Stopwatch(policy.select_action)
     policy._clients[0].infer, modeling._as_pictures, policy.select_action = answers, pictures, steps  # type: ignore[method-assign]
-    found: dict[str, list[np.ndarray]] = {"queued_step": [], "asking_step": [], "answer": [], "pictures": []}
+    found: dict[str, list[np.ndarray]] = {"step": [], "queued_step": [], "asking_step": [], "answer": [], "pictures": []}
     for _ in range(num_steps):
         predict_action(seen, policy, torch.device("cpu"), *processors, use_amp=False, task="pick the cube")
         waited, converted, took = answers.take(), pictures.take(), steps.take()
         if waited.any():
             found["answer"].append(waited)
             found["pictures"].append(converted)
+        found["step"].append(took - waited - converted)
         found["asking_step" if waited.any() else "queued_step"].append(took - waited - converted)
     return {name: summary(values) for name, values in found.items()}
 

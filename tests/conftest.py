@@ -7,9 +7,12 @@ import os
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from experiments.robot.simulators.rendering import RenderingUnavailableError, configure_rendering
 
 _CACHE = pytest.StashKey[str]()
 
@@ -19,11 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Caches of tests are not the user's; Ctrl-C reaches tests and their programs also in a shell's background job, which ignores it."""
+    """Caches of tests are not the user's; MuJoCo renders off-screen; Ctrl-C reaches tests and their programs also in a shell's background
+    job, which ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="prismatic-test-cache-")
     os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE]
+    with suppress(RenderingUnavailableError):  # tests that render say so
+        configure_rendering()  # before any test module imports MuJoCo
 
 
 def pytest_collection_finish() -> None:

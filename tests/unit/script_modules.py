@@ -17,5 +17,7 @@ def load_script(path: str) -> ModuleType:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
+    if (folder := str((ROOT / path).parent)) not in sys.path:
+        sys.path.append(folder)  # as where the script is started: what lies beside it can be imported
     specification.loader.exec_module(module)
     return module

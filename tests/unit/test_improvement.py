@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from script_modules import load_script
 
@@ -15,10 +16,13 @@ from experiments.robot.improvement.config import METHODS, ImproveConfig
 from experiments.robot.improvement.judging import Round, reason_to_stop
 from experiments.robot.improvement.phases import collect_command, evaluate_command, run_phase, train_command
 from experiments.robot.improvement.results import Results, write_results
+from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from prismatic.cli_sections import flag_names
+from prismatic.commands.inspect_dataset import InspectConfig
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.datasets.hdf5.recording import Recording, read_recording, write_recording
 from prismatic.vla.images import ImageRecipe
 
 SPEC = PolicySpec(
@@ -74,6 +78,39 @@ def test_a_round_continues_the_one_before_with_the_heads_and_adapters_of_the_sta
     }
 
 
+def test_the_benchmark_of_spoiled_demonstrations_spoils_what_it_says(tmp_path: Path) -> None:
+    benchmark = load_script("benchmarks/spoiled.py")
+    config = benchmark.SpoiledBenchmarkConfig(output_dir=tmp_path, seeds=[3], num_demonstrations=10)
+    rng = np.random.default_rng(0)
+    for task in DEMO_TASKS:
+        for number in range(10):
+            images = {"primary": np.full((8, 4, 4, 3), number, np.uint8)}
+            told = get_metaworld_task(task).instruction
+            recording = Recording(
+                rng.normal(0, 0.1, (8, 4)).astype(np.float32), np.zeros((8, 4), np.float32), images, told, {"success": True}
+            )
+            write_recording(tmp_path / f"recordings/{task}/episode_{number:06d}.hdf5", recording)
+    kinds = benchmark.spoil(config, 3)
+    assert kinds == benchmark.spoil(config, 3)  # the same again, also where the files are there
+    assert len(kinds) == 9
+    assert set(kinds.values()) == set(benchmark.KINDS)
+    listed = json.loads((tmp_path / "seed_3/clean.json").read_text())["recordings"]
+    assert len(listed) == 21
+    for name, kind in kinds.items():
+        task, _, file = name.partition("_")
+        before, after = read_recording(tmp_path / "recordings" / task / file), read_recording(tmp_path / "seed_3/spoiled" / name)
+        assert not any(task in item["path"] and item["path"].endswith(file) for item in listed)
+        assert after.num_steps == (4 if kind == "half-way" else 8)
+        assert (after.instruction != before.instruction) == (kind == "another task")
+        assert np.array_equal(after.actions, before.actions[: after.num_steps]) == (kind != "noisy")
+    for variant in benchmark.VARIANTS:
+        _, *words = benchmark.train_command(config, 3, variant)
+        assert {word[2:] for word in words[::2]} <= set(flag_names(FinetuneConfig))
+    for script, *words in (benchmark.evaluate_command(config, 3, "clean"), benchmark.score_command(config, 3)):
+        flags = load_script(script).EvalConfig if "eval" in script else InspectConfig
+        assert {word[2:] for word in words[::2]} <= set(flag_names(flags))
+
+
 def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_path: Path) -> None:
     benchmark = load_script("benchmarks/improvement.py")
     config = benchmark.ImprovementBenchmarkConfig(output_dir=tmp_path, seeds=[3])
@@ -86,7 +123,7 @@ def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_pat
         assert {word[2:] for word in words[::2]} <= set(known), script
     with pytest.raises(ValueError, match="--methods names 'takover'; did you mean takeover"):
         benchmark.ImprovementBenchmarkConfig(methods=["takover", "filtered"])
-    tables = [benchmark._row("takeover - filtered", benchmark._sum([BETTER, SAME]))]
+    tables = [benchmark.describe_pair("takeover - filtered", benchmark.add_tables([BETTER, SAME]))]
     assert tables[0]["line"] == "| takeover - filtered | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
 
 

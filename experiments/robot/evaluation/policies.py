@@ -34,13 +34,11 @@ def load_policy(
 
 
 def chunk_length(checkpoint: str | Path) -> int | None:
-    """How many actions the policy predicts a query, as policy.json says; None where a checkpoint, or a scripted policy, has none."""
-    from prismatic.policy.checkpoint.loading import resolve_folder
+    """How many actions the policy of a local folder predicts a query, as its policy.json says; None where there is none."""
     from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 
-    if not checkpoint or not ((folder := resolve_folder(checkpoint, with_weights=False)) / POLICY_FILE).is_file():
-        return None
-    return PolicySpec.load(folder).platform.num_actions_chunk
+    folder = Path(checkpoint).expanduser()
+    return PolicySpec.load(folder).platform.num_actions_chunk if (folder / POLICY_FILE).is_file() else None
 
 
 def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:

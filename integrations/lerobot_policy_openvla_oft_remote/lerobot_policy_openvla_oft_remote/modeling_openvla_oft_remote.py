@@ -82,12 +82,11 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """A rollout begins."""
-        self._queue: deque[Tensor] = deque()  # of actions [B, A]
+        self._queue: deque[np.ndarray] = deque()  # of actions [B, A]
         self._last: Tensor | None = None  # action [B, A]
         self._begins = True
         self._held_since: float | None = None
 
-    @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
         """float64 [B, A] in LeRobot's order and the robot's units.
 
@@ -97,15 +96,14 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
         """
         if not self._queue:
             try:
-                chunk = self.predict_action_chunk(batch)
+                chunks = self._ask(batch)
             except ServerUnavailableError as error:
                 return self._hold(batch, error)
             self._held_since = None
-            self._queue.extend(chunk[:, : self._num_steps].unbind(1))
-        self._last = self._queue.popleft()
+            self._queue.extend(chunks[:, : self._num_steps].swapaxes(0, 1))
+        self._last = torch.from_numpy(self._queue.popleft())
         return self._last
 
-    @torch.no_grad()
     def predict_action_chunk(
         self,
         batch: Mapping[str, Any],
@@ -123,6 +121,10 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
             ValueError: the observation does not fit the policy, or is unlike what training saw.
             ServerUnavailableError: no answer this time.
         """
+        return torch.from_numpy(self._ask(batch))
+
+    def _ask(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """float64 [B, H, A], as `predict_action_chunk` says."""
         observations = self._observations(batch)
         while len(self._clients) < len(observations):
             self._clients.append(PolicyClient(self.config.server, self._options))
@@ -134,7 +136,7 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
         self._begins = False
         self._heed([warning for client in clients for warning in client.take_warnings()])
         actions = chunks[0][None] if len(chunks) == 1 else np.stack(chunks)
-        return torch.from_numpy(actions.take(self._action_order, 2))
+        return actions.take(self._action_order, 2)
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """One for each of B."""
