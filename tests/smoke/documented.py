@@ -176,6 +176,7 @@ RULES: dict[str, Rule] = {
     r"python benchmarks/lerobot_client\.py": ByHand("runs in LeRobot's environment; the date of the last run stands beside its results"),
     r"python -m pytest -m gpu tests|torchrun .* benchmarks/scaling\.py --work_dir /dev/shm.*": _RECORDED,
     r"python benchmarks/improvement\.py .*": Gpu("made for 16 cores; tests/unit/test_improvement.py tests its commands"),
+    r"python benchmarks/spoiled\.py .*": Gpu("made for 16 cores; tests/unit/test_improvement.py tests its commands"),
     r"python benchmarks/mismatches\.py .*": Elsewhere("tests/smoke/test_mismatches.py", "mismatches"),
     r"torchrun .* benchmarks/scaling\.py .* --preset tiny .*|python benchmarks/(data|rollout|serving_soak)\.py .*": ByHand(
         "minutes on a CPU; its results are dated"
