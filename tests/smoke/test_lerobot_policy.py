@@ -136,6 +136,7 @@ def test_lerobot_eval_with_gym_aloha(lerobot: LeRobot, tmp_path: Path) -> None:
         "--policy.ignore_warnings=true",
         "--policy.reply_timeout_s=30",
         f"--output_dir={tmp_path / 'out'}",
+        "--eval.use_async_envs=false",  # 0.6.1's default, environments in processes, ends with a broken pipe
     )
     with serving(write_policy(tmp_path, ROBOT_PLATFORMS["ALOHA"], ("primary",))) as server:
         policy = ("--policy.type=openvla_oft_remote", f"--policy.server=ws://127.0.0.1:{server.port}")
