@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from experiments.robot.evaluation.comparison import PairedTable, format_p
 from experiments.robot.evaluation.statistics import wilson_interval
+from experiments.robot.improvement.phases import flag_words
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,8 +44,7 @@ def train_flags(manifest: Path, run_dir: Path, num_steps: int, seed: int) -> dic
 
 def command_line(script: str, flags: Mapping[str, Any]) -> list[str]:
     """Of a script of this repository, without the interpreter."""
-    words = [(f"--{name}", json.dumps(value) if isinstance(value, list) else str(value)) for name, value in flags.items()]
-    return [script, *(word for pair in words for word in pair)]
+    return [script, *flag_words(flags)]
 
 
 def run(command: list[str], log: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.improvement.phases import flag_words
 from prismatic.cli import parse_flags, run_script
 
 SIDES = ("first", "second")
@@ -65,11 +66,6 @@ def training_flags(config: CompareTrainingConfig, side: str, seed: int) -> dict[
         **config.flags,
         **getattr(config, side),
     }
-
-
-def flag_words(flags: dict[str, Any]) -> list[str]:
-    """Flags as they are typed."""
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
 def main(config: CompareTrainingConfig) -> None:

@@ -68,7 +68,7 @@ def kill_somewhere(run: Started, runs: Path, rng: random.Random) -> str:
 
 @pytest.mark.parametrize(
     ("num_kills", "mode"),
-    [(12, LATEST_ONLY), (6, ("--keep_checkpoints", "2", *DIFFUSION)), (4, (*LATEST_ONLY, "--use_lora", "False"))],
+    [(20, LATEST_ONLY), (6, ("--keep_checkpoints", "2", *DIFFUSION)), (4, (*LATEST_ONLY, "--use_lora", "False"))],
     ids=["latest", "numbered_diffusion", "full"],
 )
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,14 @@ def evaluate_command(config: ImproveConfig, checkpoint: str, folder: Path, seed:
     if "image_size" in given:
         given[entry.size_flag] = given.pop("image_size")
     given |= {"pretrained_checkpoint": checkpoint, "num_trials_per_task": num_trials, "seed": seed, "num_pictures": 0}
-    return ["python", entry.script, *_words(given | {"local_log_dir": folder})]
+    return ["python", entry.script, *flag_words(given | {"local_log_dir": folder})]
 
 
 def collect_command(config: ImproveConfig, number: int) -> list[str]:
     """Plays and records the policy before round `number`, from starts of this round alone."""
     given = config.simulator_flags() | {"simulator": config.simulator, "pretrained_checkpoint": config.checkpoint(number - 1)}
     given |= {"expert_help": config.expert_help, "num_episodes": config.num_rollouts, "seed": config.seed + number}
-    return ["python", "scripts/collect.py", *_words(given | {"output_dir": config.round_folder(number) / "collected"})]
+    return ["python", "scripts/collect.py", *flag_words(given | {"output_dir": config.round_folder(number) / "collected"})]
 
 
 def train_flags(config: ImproveConfig, number: int, manifest: Path, spec: PolicySpec) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def train_flags(config: ImproveConfig, number: int, manifest: Path, spec: Policy
 
 def train_command(config: ImproveConfig, number: int, manifest: Path, spec: PolicySpec) -> list[str]:
     """The same as a command."""
-    return ["python", "vla-scripts/finetune.py", *_words(train_flags(config, number, manifest, spec))]
+    return ["python", "vla-scripts/finetune.py", *flag_words(train_flags(config, number, manifest, spec))]
 
 
 def merge(config: ImproveConfig, number: int, dataset: str) -> Path:
@@ -139,5 +140,6 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def _words(flags: dict[str, Any]) -> list[str]:
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as they are typed; lists as JSON."""
     return [word for name, value in flags.items() for word in (f"--{name}", json.dumps(value) if isinstance(value, list) else str(value))]
