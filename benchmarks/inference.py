@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import camera_picture
 
 from prismatic.cli import run_script
 from prismatic.models.base import build_tokenizer_for
@@ -168,16 +169,12 @@ def _processor(config: OpenVLAConfig) -> PrismaticProcessor:
 
 
 def make_observations(spec: PolicySpec, frame_size: int) -> list[Observation]:
-    """Eight, with smooth random pictures."""
+    """Eight."""
     rng = np.random.default_rng(0)
-
-    def picture() -> np.ndarray:
-        coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 9, 9)))
-        smooth = torch.nn.functional.interpolate(coarse, size=frame_size, mode="bicubic")[0].permute(1, 2, 0).numpy()
-        return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
-
     return [
-        Observation({camera: picture() for camera in spec.cameras}, INSTRUCTION, rng.uniform(-1, 1, spec.platform.proprio_dim))
+        Observation(
+            {camera: camera_picture(rng, frame_size) for camera in spec.cameras}, INSTRUCTION, rng.uniform(-1, 1, spec.platform.proprio_dim)
+        )
         for _ in range(8)
     ]
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pictures import camera_picture
 
 from prismatic.cli import run_script
 from prismatic.vla.cameras import SENT_KEYS
@@ -107,9 +108,9 @@ def start_server(checkpoint: str, deploy_flags: str) -> tuple[subprocess.Popen[s
 
 
 def make_body(info: dict[str, Any], image_size: int, kind: str = "json") -> bytes:
-    """A request with noise images, with the names of the OpenVLA-OFT form."""
+    """A request in the names of the OpenVLA-OFT form."""
     rng = np.random.default_rng(0)
-    arrays = {SENT_KEYS[camera]: rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8) for camera in info["cameras"]}
+    arrays = {SENT_KEYS[camera]: camera_picture(rng, image_size) for camera in info["cameras"]}
     if kind != "json":
         from prismatic.wire.arrays import pack_openpi
         from prismatic.wire.pictures import as_message

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from pictures import camera_picture
 from serving import call, make_body, start_server
 
 from prismatic.acting.client import ConnectionOptions, PolicyClient, ServerUnavailableError
@@ -73,8 +74,7 @@ class Clients:
     def behave(self, number: int, pause_s: float) -> None:
         """Asks, waits for the answer, pauses."""
         rng = np.random.default_rng(number)
-        size = (self.image_size, self.image_size, 3)
-        images = {camera: rng.integers(0, 256, size, dtype=np.uint8) for camera in self.info["cameras"]}
+        images = {camera: camera_picture(rng, self.image_size) for camera in self.info["cameras"]}
         seen = Observation(images, "pick up the bowl", np.zeros(self.info["proprio_dim"]))
         scheme = "ws" if number % 2 else "http"
         client = PolicyClient(f"{scheme}://127.0.0.1:{self.port}", ConnectionOptions(reply_timeout_s=30))
