@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import errno
 import gc
 import itertools
 import json
@@ -28,6 +29,7 @@ T = TypeVar("T")
 USER_ERROR = 2  # exit status
 _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
 _REPEAT_S = 0.05
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; the error does not say which file
 _DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 def run_script(main: Callable[[T], None], config_class: type[T], positional: str | None = None) -> None:
     """Calls `main` with a `config_class` made from the command line; arguments before the first flag fill the list `positional`.
 
-    A ValueError becomes one line on stderr and exit status 2; --debug, or PRISMATIC_DEBUG=1, shows where it came from.
+    A ValueError, or a file that cannot be read or written, becomes one line on stderr and exit status 2; --debug, or PRISMATIC_DEBUG=1,
+    shows where it came from.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG_FLAG]
     if _DEBUG_FLAG in sys.argv:
@@ -56,6 +59,11 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
         if os.environ.get(_DEBUG):
             raise
         logger.error("error: %s", error)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        if os.environ.get(_DEBUG) or (error.filename is None and error.errno not in _FULL):
+            raise
+        logger.error("error: %s%s (--debug shows where)", "" if error.filename is None else f"{error.filename}: ", error.strerror)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,6 +8,7 @@ What it writes is a manifest (docs/rollouts.md), checked against the recordings 
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.cli import run_script
-from prismatic.vla.datasets.episode_rules import EVERYTHING, fitting_episodes, fitting_steps, is_about_steps
+from prismatic.vla.datasets.episode_rules import EVERYTHING, find_condition, fitting_episodes, fitting_steps, is_about_steps
 from prismatic.vla.datasets.index import EpisodeIndex
-from prismatic.vla.datasets.manifest import Manifest, Part, is_manifest, read_manifest, write_manifest
+from prismatic.vla.datasets.manifest import Manifest, Part, check_weights, is_manifest, read_manifest, write_manifest
 from prismatic.vla.datasets.merged import PART
 from prismatic.vla.datasets.opening import check_trainable, open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
+
+logger = logging.getLogger(__name__)
+
+_TRIMMED = ("idle start", "idle end")
 
 
 @dataclass
@@ -44,15 +49,17 @@ class ManifestConfig:
 
 def main(config: ManifestConfig) -> None:
     """Writes the manifest and says what it comes to."""
+    check_weights(config.weights, "--weights")
+    for name in config.recordings:
+        if not Path(name).expanduser().exists():
+            raise ValueError(f"--recordings: {name} does not exist; pass folders of recordings, .hdf5 files, or manifests")
     found = [_read(Path(name).expanduser()) for name in config.recordings]
     dataset = config.dataset_name or next((item.dataset for item in found if item.dataset), None)
     if dataset is None:
         raise ValueError("--dataset_name is missing: name the registry entry that reads these recordings")
     if others := [item for item in found if item.dataset not in ("", dataset)]:
         raise ValueError(f"{others[0].path} is of the data set {others[0].dataset!r}, not of {dataset!r}; one manifest has one")
-    weights = (
-        dict.fromkeys(config.drop, 0.0) | config.weights | (dict.fromkeys(("idle start", "idle end"), 0.0) if config.trim_idle else {})
-    )
+    weights = dict.fromkeys(config.drop, 0.0) | config.weights | (dict.fromkeys(_TRIMMED, 0.0) if config.trim_idle else {})
     parts = [part for item in found for part in item.parts]
     checked = config.output.with_name(f".unchecked-{config.output.name}")
     try:
@@ -63,6 +70,8 @@ def main(config: ManifestConfig) -> None:
         write_manifest(checked, dataset, [_edited(part, number, rules, weights, config.instructions) for number, part in enumerate(parts)])
         check_trainable(resolve_datasets(str(checked), checked.parent), use_proprio=False)
         os.replace(checked, config.output)
+    except ValueError as error:  # of a file that will not be there
+        raise ValueError(str(error).replace(str(checked), f"the manifest for {config.output}")) from error
     finally:
         checked.unlink(missing_ok=True)
     print(f"wrote {config.output}: {len(parts)} sets, to be read as {dataset}; train with --dataset_name {config.output}")
@@ -78,21 +87,31 @@ def _parts_that_fit(rule: str, index: EpisodeIndex, spec: DatasetSpec, num_parts
     Raises:
         ValueError: it fits none.
     """
-    numbers, fitting, problem = np.array([facts[PART] for facts in index.facts]), set[int](), ValueError(f"{rule!r} fits no step")
+    numbers, where = np.array([facts[PART] for facts in index.facts]), "a rule"
+    if rule == EVERYTHING:
+        return set(range(num_parts))
+    if not is_about_steps(rule) and find_condition(rule, index) is None:  # an episode, which must be one in all of them
+        return set(numbers[fitting_episodes(rule, index, np.ones(index.num_episodes, bool), where)].tolist())
+    said, fitting, problems = set[int](), set[int](), list[ValueError]()
     for number in range(num_parts):
         among = numbers == number
         try:
             if is_about_steps(rule):
-                fits = fitting_steps(rule, index, among, spec.entry.kinds(index.actions.shape[1]), "a rule")
+                fits = fitting_steps(rule, index, among, spec.entry.kinds(index.actions.shape[1]), where)
             else:
-                fits = among if rule == EVERYTHING else fitting_episodes(rule, index, among, "a rule")
+                fits = fitting_episodes(rule, index, among, where)
         except ValueError as error:
-            problem = error
+            problems.append(error)
         else:
-            fitting |= {number} if fits.any() or rule.startswith("idle") else set()
+            said.add(number)
+            fitting |= {number} if fits.any() or rule in _TRIMMED else set()
+    if not said:
+        raise problems[0]
+    if not fitting and not is_about_steps(rule):
+        raise ValueError(f"{rule!r} fits no episode")
     if not fitting:
-        raise problem
-    return fitting
+        logger.warning("%r fits no step so far", rule)
+    return fitting or said
 
 
 def _edited(part: Part, number: int, rules: dict[str, set[int]], weights: dict[str, float], texts: dict[str, str]) -> Part:

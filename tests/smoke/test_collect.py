@@ -74,10 +74,10 @@ def test_rollouts_of_metaworld_are_collected_and_their_successes_trained_on(tmp_
     assert policy["provenance"]["episode_weights"] == {"metaworld_demo": {"0": 1, "1": 1}}
 
 
-def collect_toys(folder: Path, num_episodes: int, **changes: Any) -> Path:
+def collect_toys(folder: Path, num_episodes: int, expert_help: str = "none", load: Any = ToyPolicy, **changes: Any) -> Path:
     flags = {"pretrained_checkpoint": "toy", "num_trials_per_task": num_episodes, "num_envs": 1, "local_log_dir": folder, **changes}
-    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left"], ToyPolicy, episode_numbers=lambda task, count: [99])
-    return collect(EvaluationFlags(**flags), benchmark, "metaworld_demo")
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left"], load, episode_numbers=lambda task, count: [99])
+    return collect(EvaluationFlags(**flags), benchmark, "metaworld_demo", expert_help)
 
 
 def test_starts_are_those_of_no_evaluation_and_the_manifest_names_what_was_planned(tmp_path: Path) -> None:
@@ -86,6 +86,10 @@ def test_starts_are_those_of_no_evaluation_and_the_manifest_names_what_was_plann
     assert (part.path, part.episodes) == (tmp_path / "recordings" / "policy", ())
     with pytest.raises(JournalError, match="seed was 7, is 8"):
         collect_toys(tmp_path, 2, seed=8)
+    stored = manifest.read_bytes()
+    with pytest.raises(JournalError, match="expert_help was None, is 'takeover'"):
+        collect_toys(tmp_path, 1, "takeover")
+    assert manifest.read_bytes() == stored, "a collection that is refused leaves that of the other alone"
     (part,) = read_manifest(collect_toys(tmp_path, 1)).parts  # fewer are planned than there are
     assert part.episodes == ("left/episode_000000_seed_7.hdf5",)
     first = (tmp_path / "recordings" / "policy" / part.episodes[0]).stat().st_mtime_ns
@@ -93,6 +97,23 @@ def test_starts_are_those_of_no_evaluation_and_the_manifest_names_what_was_plann
     assert part.episodes == ()
     assert (part.path / "left" / "episode_000000_seed_7.hdf5").stat().st_mtime_ns == first
     assert json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])["settings"]["split"] == "collection"
+
+
+def test_a_new_beginning_names_no_recording_of_before(tmp_path: Path) -> None:
+    class Ends(ToyPolicy):
+        """Begins the second episode, and no more."""
+
+        def predict(self, observations: list[Any], seeds: list[int]) -> list[Any]:
+            if (tmp_path / "episodes.jsonl").read_text().count("\n") > 1:
+                raise KeyboardInterrupt
+            return super().predict(observations, seeds)
+
+    collect_toys(tmp_path, 3)
+    with pytest.raises(KeyboardInterrupt):
+        collect_toys(tmp_path, 3, load=Ends, restart=True, seed=7)
+    assert len(list((tmp_path / "recordings").rglob("*.hdf5"))) == 3
+    (part,) = read_manifest(tmp_path / "manifest.json").parts
+    assert part.episodes == ("left/episode_000000_seed_7.hdf5",)
 
 
 def test_rollouts_of_a_robot_with_other_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

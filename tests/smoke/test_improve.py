@@ -106,6 +106,34 @@ def test_a_round_that_is_killed_goes_on_to_its_end(workplace: Path) -> None:
         improve(config_of(workplace, output_dir=out, method="filtered"))
 
 
+def write_phase(folder: Path, successes: str, seed: int) -> None:
+    """What a phase leaves that is done: a journal with an episode for each letter, + for a success, and its command."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"run": "none", "task": "faucet-open", "index": index, "seed": seed, "success": letter == "+", "num_steps": 9}
+        for index, letter in enumerate(successes)
+    ]
+    lines = [{"settings": {}}, *rows]
+    (folder / "episodes.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "done.json").write_text(json.dumps({"command": "python x.py --num_trials_per_task 2", "seconds": 1.0}))
+
+
+@needs_metaworld
+def test_more_rounds_end_with_the_figures_of_the_policy_that_is_best_then(workplace: Path) -> None:
+    config = config_of(workplace, output_dir=workplace / "more", num_rounds=1, num_final_trials=2)
+    out = config.folder
+    for place, successes in (("start", "----"), ("round_1", "+---"), ("round_2", "+++-")):
+        write_phase(out / place / "eval", successes, 7)
+    for number in (1, 2):
+        write_phase(out / f"round_{number}" / "collected", "+", 7 + number)
+        (out / f"round_{number}" / "train").mkdir()
+        (out / f"round_{number}" / "train" / "done.json").write_text('{"command": "", "seconds": 1.0}')
+    for name, successes in (("start", "--"), ("round_1", "+-"), ("round_2", "++")):
+        write_phase(out / "final" / name, successes, 1007)
+    assert "0 % (0/2) before (0 - 66 %), 50 % (1/2) after round 1" in improve(config)
+    assert "0 % (0/2) before (0 - 66 %), 100 % (2/2) after round 2" in improve(dataclasses.replace(config, num_rounds=2))
+
+
 @needs_metaworld
 def test_what_cannot_be_continued_is_refused_before_anything_is_played(workplace: Path) -> None:
     dataset, spec = check_inputs(config_of(workplace))

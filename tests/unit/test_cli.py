@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.robot.metaworld.record_demos import RecordConfig
-from prismatic.cli import parse_flags
+from prismatic.cli import parse_flags, run_script
 from prismatic.cli_help import flag_groups, render_help
 from prismatic.cli_sections import SECTION, flag_names, flag_values, from_flags
 from prismatic.commands.doctor import DoctorConfig
@@ -183,6 +183,20 @@ def test_a_mistake_is_one_line_and_debug_shows_the_trace(script: str) -> None:
     assert done[0].stderr.startswith("error: unrecognized arguments: --no_such_flag 1")
     assert done[1].returncode != 0
     assert "Traceback" in done[1].stderr
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["x.py", "--data_root_dir", str(tmp_path / "file" / "below")])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda config: config.data_root_dir.mkdir(), _Paths)
+    assert ended.value.code == 2
+    assert caplog.messages == [f"error: {tmp_path / 'file' / 'below'}: Not a directory (--debug shows where)"]
+    with pytest.raises(ConnectionResetError):  # of no file
+        run_script(lambda config: (_ for _ in ()).throw(ConnectionResetError()), _Paths)
 
 
 @dataclass

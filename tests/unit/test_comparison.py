@@ -68,4 +68,21 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         compare(a, tmp_path)
     with pytest.raises(ValueError, match="no episode in common"):
         compare(a, write_journal(tmp_path / "b", {"close": [True]}))
+    with pytest.raises(ValueError, match="a has no episode of the run 'grey'; its runs are none"):
+        compare(a, a, "grey")
+    journal = tmp_path / "odd" / "episodes.jsonl"
+    journal.parent.mkdir()
+    journal.write_text((a / "episodes.jsonl").read_text() + '{"run": "none"}\n')
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 3 is no row of a journal"):
+        compare(a, journal.parent)
     write_comparison(compare(a, a), tmp_path / "same.html")
+
+
+def test_the_policy_is_compared_whatever_ended_first(tmp_path: Path) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True, False]})
+    settings, *rows = (a / "episodes.jsonl").read_text().splitlines()
+    grey = [json.dumps({**json.loads(row), "run": "grey", "success": False}) for row in rows]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "episodes.jsonl").write_text("\n".join([settings, *grey, *rows, ""]))  # a control ended first
+    assert compare(a, tmp_path / "b").total == PairedTable(1, 0, 0, 1)
+    assert compare(tmp_path / "b", tmp_path / "b", "grey").total == PairedTable(0, 0, 0, 2)

@@ -138,7 +138,7 @@ def test_it_stops_when_a_round_no_longer_helps() -> None:
     start = make_round(0, 22)
     assert reason_to_stop([start], 3, 1) is None
     assert reason_to_stop([start, make_round(1, 28, BETTER)], 3, 1) is None
-    assert reason_to_stop([start, make_round(1, 28, BETTER)], 1, 1) == "1 rounds were wanted"
+    assert reason_to_stop([start, make_round(1, 28, BETTER)], 1, 1) == "1 round was wanted"
     lost = [start, make_round(1, 28, BETTER), make_round(2, 25, SAME)]
     assert reason_to_stop(lost, 3, 1) == "1 round in a row did not solve more than the best policy before"
     assert reason_to_stop(lost, 3, 2) is None
@@ -167,6 +167,10 @@ def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.Cap
     for _ in range(2):
         assert run_phase("count", command, tmp_path / "phase") >= 0
     assert (tmp_path / "count").read_text() == "x"
+    counted = [[*command, "--num_trials_per_task", count] for count in ("4", "4", "8")]
+    for number in counted:  # more trials are wanted
+        run_phase("count", number, tmp_path / "grown", must_match=("--num_trials_per_task",))
+    assert (tmp_path / "count").read_text() == "xxx"
     with pytest.raises(ValueError, match="the stage 'fail' failed"):
         run_phase("fail", ["python", "-c", "raise SystemExit(1)"], tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -192,6 +196,10 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any]
 def test_flags_of_training_come_in_pairs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give each flag its value"):
         config_of(tmp_path, finetune_flags="--image_aug").own_finetune_flags()
+    with pytest.raises(ValueError, match="--finetune_flags has --run_root_dir, which each round sets by itself; leave it out"):
+        config_of(tmp_path, finetune_flags="--run_root_dir elsewhere").own_finetune_flags()
+    with pytest.raises(ValueError, match="--finetune_flags has --max_steps; this script has that flag itself"):
+        config_of(tmp_path, finetune_flags="--lora_rank 4 --max_steps 5").own_finetune_flags()
 
 
 def test_what_may_change_between_calls_is_said(tmp_path: Path) -> None:

@@ -108,10 +108,15 @@ def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> N
         ({"path": "rollouts", "episodes": ["d.hdf5"]}, r"'d.hdf5' is neither a column nor an episode; by file: known: rollouts/a.hdf5"),
         ({"path": "rollouts", "weights": {"sucess > 0": 1}}, r"rollouts/a.hdf5\) has no column 'sucess' \(did you mean success"),
         ({"path": "rollouts", "weights": {"success": 0, "not success": 0}}, r"no episode left.*a weight above 0"),
+        ({"path": "rollouts", "weight": 1e9}, r"come to 1e\+09 .* at most 1000 times"),
+        ({"path": "rollouts", "weights": {"success == yes": 0}}, r"recordings 0: 'success == yes': success is compared with 'yes'"),
+        ({"path": "rollouts/a.hdf5", "episodes": ["b.hdf5"]}, r'a\.hdf5 is a file; write .*"episodes": \["a\.hdf5, demo_3"\]'),
+        ({"path": "notes.txt"}, r"notes\.txt is no recording; expected a folder of recordings"),
         ({"path": "manifest.json"}, "list each other in a circle"),
     ],
 )
 def test_a_manifest_that_cannot_be_meant_is_one_line(tmp_path: Path, rollouts: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "notes.txt").touch()
     path = manifest(tmp_path, row)
     with pytest.raises(ValueError, match=message) as caught:
         load(path)
@@ -126,6 +131,10 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, rollouts: Path) -> None:
         load(tmp_path / "list.json")
     with pytest.raises(ValueError, match=r"'metaworld_dmo' is neither an entry.*did you mean metaworld_demo"):
         load(manifest(tmp_path, {"path": "rollouts"}, dataset="metaworld_dmo"))
+    (tmp_path / "link").symlink_to(rollouts)
+    with pytest.raises(ValueError, match=r"lists link/a.hdf5 twice"):
+        load(manifest(tmp_path, {"path": "rollouts"}, {"path": "link"}))
+    (tmp_path / "link").unlink()
     twice = manifest(tmp_path, {"path": "rollouts"}, {"path": "rollouts/a.hdf5"})
     with pytest.raises(ValueError, match=r"lists rollouts/a.hdf5 twice; give it a weight of 2"):
         load(twice)
@@ -144,6 +153,10 @@ def test_recordings_without_success_are_named_before_training(tmp_path: Path, ro
         del file.attrs["success"]
     path = manifest(tmp_path, {"path": "rollouts"})
     with pytest.raises(ValueError, match=r"rollouts/b.hdf5\) has no column 'success'.*record with --record True, add the attribute"):
+        load(path, episode_weights="success")
+    with h5py.File(rollouts / "b.hdf5", "a") as file:
+        file.attrs["success"] = float("nan")
+    with pytest.raises(ValueError, match=r"no column 'success' \(others have; what is neither a finite number nor a short text"):
         load(path, episode_weights="success")
     with h5py.File(rollouts / "b.hdf5", "a") as file:
         file.attrs["success"] = -1.0

@@ -15,7 +15,7 @@ from experiments.robot.evaluation.journal import Journal, JournalError, journal_
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes
 from experiments.robot.evaluation.report import report_to_dict
 from experiments.robot.evaluation.robustness import make_conditions, markdown, measure, write_findings
-from experiments.robot.evaluation.run import run_evaluation, with_batch_size
+from experiments.robot.evaluation.run import print_report, run_evaluation, with_batch_size
 from experiments.robot.evaluation.shards import Shard, parse_shard
 from prismatic.vla.types import Observation
 
@@ -68,7 +68,7 @@ def test_the_journals_of_shards_become_the_report_of_one_process(tmp_path: Path)
     assert json.loads((folder / "report.json").read_text())["num_missing_episodes"] == 0
 
 
-def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path: Path) -> None:
+def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run_evaluation(flags(tmp_path, shard="1/3"), benchmark())
     assert len(report.main_run) == 2
     assert report.num_missing == 4
@@ -77,6 +77,9 @@ def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path
     assert len(read_journals(tmp_path)[1]) == 2
     Journal(tmp_path, {"other": 1}, restart=True)
     assert [path.name for path in journal_files(tmp_path)] == ["episodes.jsonl"]  # the whole is forgotten
+    more = flags(tmp_path / "more", shard="8/8")  # than there are episodes
+    print_report(run_evaluation(more, benchmark(no_policy)), more)
+    assert "nothing has been played: of 6 episodes this shard has none" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--batch_size 0 would be measured by each shard anew"):
         flags(tmp_path, shard="1/3", batch_size=0)
 
@@ -120,3 +123,23 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
     assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
     again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
     assert markdown(again, "Toy") == markdown(findings, "Toy")
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"), [("distractor", "the toy cannot change its distractor"), ("language", "no other words are known")]
+)
+def test_an_axis_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Path, axis: str, message: str) -> None:
+    conditions = make_conditions(flags(tmp_path), ["brightness", axis], [1], [])
+    with pytest.raises(ValueError, match=message):
+        measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_was_cut_short_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = flags(tmp_path, num_trials_per_task=1)
+    run_evaluation(config, benchmark())
+    strip = tmp_path / "pictures" / "none" / "left" / "episode_000_seed_7.png"
+    strip.write_bytes(strip.read_bytes()[:100])
+    again = run_evaluation(config, benchmark(no_policy))
+    assert [len(result.pictures) for result in again.main_run] == [0, 2]
+    assert "episode_000_seed_7.png cannot be read" in caplog.text

@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path, row: dict[str, Any], message
         load(manifest(tmp_path, {"path": "rollouts", **row}))
 
 
-def test_a_command_merges_drops_trims_and_relabels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_merges_drops_trims_and_relabels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     write_steps(tmp_path / "one" / "a.hdf5", [0, 0.1, 0.1, 0.1, 0.1])
     write_steps(tmp_path / "one" / "b.hdf5", [0.1] * 5)
     write_steps(tmp_path / "two" / "c.hdf5", [0.1] * 5, (Commander.EXPERT,) * 5)
@@ -120,6 +122,22 @@ def test_a_command_merges_drops_trims_and_relabels(tmp_path: Path, capsys: pytes
     assert [data.train.parts[0].instruction(sample) for sample in (0, 5)] == ["push", "pull"]
     assert read_manifest(output).parts[0].weights == {"b.hdf5": 0, "idle start": 0, "idle end": 0}
     stored = output.read_bytes()
+    write_steps(tmp_path / "one" / "more" / "a.hdf5", [0.1] * 5)
+    for rules, message in (
+        ({"drop": ["a.hdf5"]}, r"'a\.hdf5' fits episodes of 2 files"),
+        ({"drop": ["success"]}, "leave no episode; give one a weight above 0"),
+        ({"weights": {"success": -1.0}}, "--weights: the weight of 'success' is -1.0"),
+        ({"instructions": {"success == 0": "pull"}}, "'success == 0' fits no episode"),
+        ({"recordings": [str(tmp_path / "nowhere")]}, "--recordings: .*nowhere does not exist"),
+        ({"recordings": [str(output), str(tmp_path / "two" / "c.hdf5")]}, rf"the manifest for {output} lists two/c\.hdf5 twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(ManifestConfig(output, **{"recordings": [str(output)]} | rules))
+    assert output.read_bytes() == stored
+    flags["recordings"] = [str(tmp_path / "two")]
+    main(ManifestConfig(tmp_path / "later.json", **flags, weights={"by person": 2}))  # nobody has taken over yet
+    assert "'by person' fits no step so far" in caplog.text
+    (tmp_path / "later.json").unlink()
     with pytest.raises(ValueError, match=r"'d\.hdf5' is neither a column nor an episode"):
         main(ManifestConfig(output, [str(output)], drop=["d.hdf5"]))
     assert output.read_bytes() == stored

@@ -128,6 +128,17 @@ def test_delays_are_a_number_or_what_was_measured(tmp_path: Path) -> None:
         file["rollout/chunk"] = np.array([0, 1, 1, 1, 2, 2], np.int32)
         file["rollout/delay_s"] = np.array([np.nan, 0.1, 0.1, 0.1, 0.2, 0.2], np.float32)
     assert read_delays(str(tmp_path / "rollout_001.hdf5"), 10) == (1, 2)  # float32(0.1) is no eleventh of a step more
+    damaged = {
+        "cut": ([1, 1, 2], [0.1], r"chunks \[3\] and delays \[1\]"),
+        "flat": (1, 0.1, r"chunks \[\] and delays \[\]"),
+        "words": (["a"], ["b"], "is no recording of a rollout"),
+        "early": ([1, 2], [0.1, -0.2], "holds a delay of -0.2 s"),
+    }
+    for name, (chunks, delays, message) in damaged.items():
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file["rollout/chunk"], file["rollout/delay_s"] = chunks, delays
+        with pytest.raises(ValueError, match=rf"{name}\.hdf5.* {message}"):
+            read_delays(str(tmp_path / f"{name}.hdf5"), 10)
     for text, message in (("two", "no number of steps"), ("-1", "no number of steps")):
         with pytest.raises(ValueError, match=message):
             read_delays(text, 10)

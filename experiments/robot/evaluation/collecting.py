@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER, check_help
+from experiments.robot.evaluation.journal import JournalError, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, plan_episodes
 from experiments.robot.evaluation.rollout import EXPERT_RUN, RolloutOptions
 from experiments.robot.evaluation.run import run_evaluation
@@ -39,17 +40,25 @@ def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_
         raise ValueError(f"--dataset_name {dataset!r} is no entry of the registry; {near_names(dataset, OXE_DATASET_CONFIGS)}")
     config = replace(config, record=True)
     benchmark = replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=lambda task, count: list(range(count)))
+    if config.restart:
+        (config.folder / MANIFEST_FILE).unlink(missing_ok=True)  # what it names is forgotten
     try:
         run_evaluation(config, benchmark)
-    finally:
-        manifest = _write_manifest(config, benchmark, dataset)
-    return manifest
+    except JournalError:
+        raise  # what lies there is another collection's, and so is its manifest
+    except BaseException:
+        _write_manifest(config, benchmark, dataset)
+        raise
+    return _write_manifest(config, benchmark, dataset)
 
 
 def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
-    """Names the recordings that there are of the planned episodes, and no others; no file where there is none."""
+    """Names the recordings that there are of the planned episodes in the journal, and no others; no file where there is none."""
     options = RolloutOptions(recording_dir=config.folder / RECORDINGS)
-    wanted = [path for episode in plan_episodes(config, benchmark) if (path := options.recording(episode)) is not None and path.exists()]
+    rows = read_journals(config.folder)[1] if journal_files(config.folder) else []
+    played = {(row["run"], row["task"], row["index"], row["seed"]) for row in rows}
+    planned = [item for item in plan_episodes(config, benchmark) if (item.run, item.spec.task, item.spec.index, item.spec.seed) in played]
+    wanted = [path for episode in planned if (path := options.recording(episode)) is not None and path.exists()]
     parts = []
     for folder in dict.fromkeys(path.parents[1] for path in wanted):
         own = {path for path in wanted if path.parents[1] == folder}
@@ -76,8 +85,6 @@ def dataset_of(checkpoint: str | Path, default: str) -> str:
 
 def count_episodes(config: EvaluationFlags) -> tuple[int, int]:
     """(episodes, successes) that `config.folder` holds of the policy, or of the expert where it acts alone."""
-    from experiments.robot.evaluation.journal import read_journals
-
     run = EXPERT_RUN if config.policy == "expert" else "none"
     rows = {(row["task"], row["index"], row["seed"]): row for row in read_journals(config.folder)[1] if row["run"] == run}
     return len(rows), sum(row["success"] for row in rows.values())

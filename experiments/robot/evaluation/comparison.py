@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.journal import read_journals
+from experiments.robot.evaluation.rollout import EXPERT_RUN
 from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
 from experiments.robot.evaluation.timing import restricted_mean
+
+_MAIN_RUNS = ("none", EXPERT_RUN)  # what an evaluation is about, unless it has controls alone
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,13 @@ class Comparison:
 
 
 def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Comparison:
-    """The episodes that both folders have, of `run` (by default the first run of each).
+    """The episodes that both folders have, of `run` (by default the policy's own of each, or the expert's, or those of a control).
 
     Raises:
         ValueError: a folder holds no journal, or they have no episode in common.
     """
     (settings_a, rows_a), (settings_b, rows_b) = (read_journals(folder) for folder in (folder_a, folder_b))
-    a, b = _by_episode(rows_a, run), _by_episode(rows_b, run)
+    a, b = _by_episode(folder_a, rows_a, run), _by_episode(folder_b, rows_b, run)
     common = [key for key in a if key in b]
     if not common:
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
@@ -148,9 +151,16 @@ def _compare_times(rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, 
     return TimeComparison(mean_a, mean_b, distance, p_value)
 
 
-def _by_episode(rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """(task, number, seed) -> its row; the latest of an episode that was played again."""
-    chosen = run or (rows[0]["run"] if rows else "none")
+def _by_episode(folder: Path, rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """(task, number, seed) -> its row; the latest of an episode that was played again.
+
+    Raises:
+        ValueError: no episode is of `run`, or there is none at all.
+    """
+    names = sorted({row["run"] for row in rows})  # the order of rows is that in which episodes ended
+    if not rows or (run is not None and run not in names):
+        raise ValueError(f"{folder} has no episode" + (f" of the run {run!r}; its runs are {', '.join(names)}" if names else " yet"))
+    chosen = run or next((name for name in _MAIN_RUNS if name in names), names[0])
     return {(row["task"], row["index"], row["seed"]): row for row in rows if row["run"] == chosen}
 
 

@@ -46,10 +46,16 @@ def _of_recording(path: Path) -> list[float]:
     try:
         with h5py.File(path) as file:
             chunks, delays = np.asarray(file[f"{GROUP}/chunk"]), np.asarray(file[f"{GROUP}/delay_s"], np.float64)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--delay_steps: {path} is no recording of a rollout ({error})") from error
-    first = np.unique(chunks, return_index=True)[1]
-    return [float(delay) for delay in delays[first] if np.isfinite(delay)]
+    if chunks.ndim != 1 or chunks.shape != delays.shape:
+        raise ValueError(
+            f"--delay_steps: {path} is damaged: it has chunks {list(chunks.shape)} and delays {list(delays.shape)}, one each a step"
+        )
+    found = delays[np.unique(chunks, return_index=True)[1]]
+    if (found < 0).any():
+        raise ValueError(f"--delay_steps: {path} holds a delay of {found.min():g} s; no answer comes before it was asked for")
+    return [float(delay) for delay in found if np.isfinite(delay)]
 
 
 def _of_list(path: Path) -> list[float]:

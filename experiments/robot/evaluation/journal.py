@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,11 @@ import numpy as np
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
 from experiments.robot.evaluation.shards import Shard
 
+logger = logging.getLogger(__name__)
+
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
+_IDENTITY = {"run", "task", "index", "seed", "success"}  # what every row says
 
 
 class JournalError(ValueError):
@@ -72,8 +76,8 @@ class Journal:
         if changed and rows:
             listed = "; ".join(f"{name} was {stored.get(name)!r}, is {self._settings.get(name)!r}" for name in changed)
             raise JournalError(
-                f"{path} holds episodes of another evaluation ({listed}). Choose another --local_log_dir or --run_id_note, "
-                "or pass --restart True to forget them"
+                f"{path} holds episodes of another evaluation ({listed}). Choose another folder (--output_dir, or --local_log_dir and "
+                "--run_id_note), or pass --restart True to forget them"
             )
         for row in rows:
             result = self._from_row(row)
@@ -157,7 +161,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise JournalError(f"{path}, line {number + 1} is no JSON ({error}); remove it, or pass --restart True") from error
-        if not isinstance(rows[-1], dict):
+        if not isinstance(rows[-1], dict) or (number and not rows[-1].keys() >= _IDENTITY):
             raise JournalError(f"{path}, line {number + 1} is no row of a journal; remove it, or pass --restart True")
     if not rows or "settings" not in rows[0]:
         raise JournalError(f"{path} does not begin with the settings of an evaluation; pass --restart True to begin anew")
@@ -188,14 +192,20 @@ def _save_strip(path: Path, pictures: tuple[np.ndarray, ...]) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.hstack(pictures)).save(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(np.hstack(pictures)).save(temporary, format="PNG")
+    os.replace(temporary, path)
 
 
 def _load_strip(path: Path) -> tuple[np.ndarray, ...]:
-    """The square pictures of a strip, () if there is none."""
+    """The square pictures of a strip, () if there is none, or none that can be read."""
     from PIL import Image
 
     if not path.exists():
         return ()
-    strip = np.asarray(Image.open(path).convert("RGB"))
+    try:
+        strip = np.asarray(Image.open(path).convert("RGB"))
+    except OSError as error:
+        logger.warning("%s cannot be read (%s); the report does without it", path, error)
+        return ()
     return tuple(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))

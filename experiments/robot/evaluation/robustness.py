@@ -25,6 +25,7 @@ from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.report import Score
 from experiments.robot.evaluation.run import run_evaluation, with_batch_size
 from experiments.robot.evaluation.statistics import fisher_p_value
+from experiments.robot.simulators.changed import perturbed
 from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS, PICTURE_AXES, Perturbation
 
@@ -106,8 +107,14 @@ def make_conditions(clean: EvaluationFlags, axes: Sequence[str], severities: Seq
 
 
 def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, write: Callable[[list[Finding]], None]) -> list[Finding]:
-    """Plays what is missing, with one policy for all; `write` is called with what there is after each condition."""
+    """Plays what is missing, with one policy for all; `write` is called with what there is after each condition.
+
+    Raises:
+        ValueError: an axis that the simulator cannot change, or instructions without other words, before anything is played.
+    """
     benchmarks = [make_benchmark(condition.config) for condition in conditions]  # what is wrong is told before anything is played
+    for condition, benchmark in zip(conditions, benchmarks, strict=True):
+        perturbed(benchmark.simulator, condition.config.perturbations, benchmark.tasks)
     load = cache(benchmarks[0].load_policy)
     batch_size = with_batch_size(conditions[0].config, dataclasses.replace(benchmarks[0], load_policy=load)).batch_size
     findings: list[Finding] = []

@@ -70,7 +70,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
         _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
-    if config.use_wandb:
+    if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
 
@@ -116,6 +116,9 @@ def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: Rol
 
 def print_report(report: Report, config: EvaluationFlags) -> None:
     """The table, and where the page is."""
+    if not report.runs:
+        print(f"nothing has been played: of {report.num_missing} episodes this shard has none")
+        return
     print(console_table(report))
     if timing := report.timing(report.main_name):
         print(f"\n{timing.line()}")

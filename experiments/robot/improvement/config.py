@@ -6,7 +6,7 @@
 <output_dir>/round_2/manifest.json    demonstrations and the rollouts of all rounds: what this round trains on
 <output_dir>/round_2/train/           the round's policy
 <output_dir>/round_2/eval/            its evaluation, on the starts of all rounds
-<output_dir>/final/{start,best}/      evaluations on fresh starts
+<output_dir>/final/{start,round_2}/   evaluations on fresh starts, of the first policy and the best
 <output_dir>/improve.{md,json,png}    table and picture
 <phase>/done.json                     that phase is complete: its command and seconds
 """
@@ -32,6 +32,9 @@ METHODS: dict[str, tuple[str, dict[str, float]]] = {
 }
 # Flags that may change between calls: what is there stays true.
 _FREE = ("num_rounds", "patience", "num_envs", "num_final_trials", "output_dir")
+# Flags of the trainer that --finetune_flags may not have: what a round sets, and what the improvement has a flag for.
+_OF_ROUNDS = ("vla_path", "dataset_name", "run_root_dir", "run_id_override", "save_latest_checkpoint_only", "auto_resume", "resume")
+_OWN_TOO = ("max_steps", "batch_size", "learning_rate", "seed")
 FRESH = 1000  # from the seed of the evaluations of rounds to that of the last ones
 
 
@@ -124,9 +127,15 @@ class ImproveConfig:
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
             raise ValueError(f"--finetune_flags is {self.finetune_flags!r}; give each flag its value: --lora_rank 8 --image_aug False")
+        for name in names:
+            if name[2:] in _OF_ROUNDS:
+                raise ValueError(f"--finetune_flags has {name}, which each round sets by itself; leave it out")
+            if name[2:] in _OWN_TOO:
+                raise ValueError(f"--finetune_flags has {name}; this script has that flag itself, pass it without --finetune_flags")
         return {name[2:]: value for name, value in zip(names, values, strict=True)}
 
     def fixed(self) -> dict[str, Any]:
         """Flags that a later call must share."""
         said = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in _FREE}
-        return said | {"pretrained_checkpoint": self.start, "demonstrations": [os.path.abspath(path) for path in self.demonstrations]}
+        demonstrations = [os.path.abspath(os.path.expanduser(path)) for path in self.demonstrations]
+        return said | {"pretrained_checkpoint": self.start, "demonstrations": demonstrations}

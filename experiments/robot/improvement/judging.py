@@ -67,5 +67,5 @@ def reason_to_stop(rounds: Sequence[Round], num_rounds: int, patience: int) -> s
     if lost >= patience:
         return f"{lost} round{'s' if lost > 1 else ''} in a row did not solve more than the best policy before"
     if latest.number >= num_rounds:
-        return f"{num_rounds} rounds were wanted"
+        return f"{num_rounds} round{'s were' if num_rounds > 1 else ' was'} wanted"
     return None

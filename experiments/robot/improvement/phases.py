@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,21 @@ _DECAYED = 0.8  # of the steps, after which the learning rate falls tenfold
 _WARM = 0.05  # of the steps, over which it rises: the optimizer starts anew
 
 
-def run_phase(stage: str, command: list[str], folder: Path) -> float:
+def run_phase(stage: str, command: list[str], folder: Path, must_match: Sequence[str] = ()) -> float:
     """Runs a command unless `folder` says that it is done; seconds that it took, of the last call where it was interrupted.
 
-    Raises:
+    `must_match`: flags that may change between calls, with whose value it must have been done. Raises:
         ValueError: it failed.
     """
     done = folder / DONE_FILE
-    if not done.is_file():
+    if not done.is_file() or not _is_same(shlex.split(json.loads(done.read_text())["command"]), command, must_match):
         seconds = run_stage(stage, command)
         write_json(done, {"command": shlex.join(command), "seconds": seconds})
     return float(json.loads(done.read_text())["seconds"])
+
+
+def _is_same(command: list[str], other: list[str], flags: Sequence[str]) -> bool:
+    return all(command[command.index(flag) + 1] == other[other.index(flag) + 1] for flag in flags)
 
 
 def evaluate_command(config: ImproveConfig, checkpoint: str, folder: Path, seed: int, num_trials: int) -> list[str]:

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.robot.evaluation.benchmarks import make_evaluation
-from experiments.robot.evaluation.collecting import dataset_of
+from experiments.robot.evaluation.collecting import MANIFEST_FILE, dataset_of
 from experiments.robot.evaluation.journal import fingerprint, read_journal
 from experiments.robot.improvement.config import FRESH, ImproveConfig
 from experiments.robot.improvement.judging import Round, best_of, paired, reason_to_stop
 from experiments.robot.improvement.phases import (
+    DONE_FILE,
     collect_command,
     evaluate_command,
     journal_folder,
@@ -53,7 +54,7 @@ def improve(config: ImproveConfig) -> str:
         write_results(Results(config, rounds, stopped))
         best = best_of(rounds)
         first = _play_fresh(config, config.start, "start")
-        last = _play_fresh(config, best.checkpoint, "best") if best.number else first
+        last = _play_fresh(config, best.checkpoint, f"round_{best.number}") if best.number else first
         return write_results(Results(config, rounds, stopped, paired(last, first)))
 
 
@@ -124,7 +125,9 @@ def _play_round(config: ImproveConfig, number: int, best: Round, dataset: str, s
     seconds = run_phase(f"round {number}: collect", collect_command(config, number), folder / "collected")
     rows = read_journal(journal_folder(folder / "collected") / "episodes.jsonl")[1]
     last = {(row["task"], row["index"], row["seed"]): row["success"] for row in rows}
-    manifest = merge(config, number, dataset)
+    manifest = folder / MANIFEST_FILE
+    if not (folder / "train" / DONE_FILE).is_file():  # afterwards it says what the round was trained on
+        merge(config, number, dataset)
     seconds += run_phase(f"round {number}: train", train_command(config, number, manifest, spec), folder / "train")
     found = Round(number, config.checkpoint(number), Path(), 0, 0, None, len(last), sum(last.values()), seconds)
     return _evaluated(config, found, best)
@@ -147,5 +150,6 @@ def _evaluated(config: ImproveConfig, item: Round, best: Round | None) -> Round:
 def _play_fresh(config: ImproveConfig, checkpoint: str, name: str) -> Path:
     """Evaluates a policy on starts by which nothing was decided."""
     folder = config.folder / "final" / name
-    run_phase(f"fresh starts: {name}", evaluate_command(config, checkpoint, folder, config.seed + FRESH, config.num_final_trials), folder)
+    command = evaluate_command(config, checkpoint, folder, config.seed + FRESH, config.num_final_trials)
+    run_phase(f"fresh starts: {name}", command, folder, must_match=("--num_trials_per_task",))
     return journal_folder(folder)

@@ -64,8 +64,9 @@ def fitting_episodes(rule: str, index: EpisodeIndex, among: np.ndarray, where: s
     """
     fits, condition = np.zeros(index.num_episodes, bool), find_condition(rule, index)
     if condition is not None:
+        place = f"{where}: {rule!r}"
         for episode in np.flatnonzero(among):
-            fits[episode] = condition.holds(column_value(condition.column, int(episode), index, f"{where}: {rule!r}"))
+            fits[episode] = condition.holds(column_value(condition.column, int(episode), index, place), place)
         return fits
     found = find_episodes(rule, index, f"{where}: {rule!r}", set(np.flatnonzero(among).tolist()))
     if not found:
@@ -80,8 +81,12 @@ class Condition:
     def __init__(self, column: str, is_negated: bool, sign: str | None, value: str | None) -> None:
         self.column, self._is_negated, self._sign, self._text = column, is_negated, sign, (value or "").strip()
 
-    def holds(self, value: bool | float | str) -> bool:
-        """Whether a recording with this value is meant."""
+    def holds(self, value: bool | float | str, where: str) -> bool:
+        """Whether a recording with this value is meant.
+
+        Raises:
+            ValueError: it is a number, compared with a text.
+        """
         if self._sign is None:
             return bool(value) != self._is_negated
         other: Any = self._text
@@ -89,7 +94,9 @@ class Condition:
             try:
                 other = float({"true": "1", "false": "0"}.get(self._text.lower(), self._text))
             except ValueError as error:
-                raise ValueError(f"{self.column} is compared with {self._text!r}, the recordings have the number {value}") from error
+                raise ValueError(
+                    f"{where}: {self.column} is compared with {self._text!r}, the recordings have the number {value}"
+                ) from error
         return bool(_COMPARED[self._sign](value, other)) != self._is_negated
 
 
@@ -112,9 +119,11 @@ def column_value(column: str, episode: int, index: EpisodeIndex, where: str) -> 
     facts = index.facts[episode]
     if column not in facts:
         known = sorted({name for each in index.facts for name in each if name != PART})
+        others = near_names(column, known) if known else "only HDF5 recordings have such attributes"
+        if column in known:
+            others = "others have; what is neither a finite number nor a short text is no column"
         raise ValueError(
-            f"{where}: the recording {index.label_of(episode)} has no column {column!r} "
-            f"({near_names(column, known) if known else 'only HDF5 recordings have such attributes'}); record with --record True, add the "
+            f"{where}: the recording {index.label_of(episode)} has no column {column!r} ({others}); record with --record True, add the "
             "attribute to the file, or name the episodes instead"
         )
     return facts[column]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 logger = logging.getLogger(__name__)
 
 _FLAG = "--episode_weights"
+_MOST = 1000  # times that a pass shows an episode, or a step; more is a mistake, and a pass would not fit into memory
 
 
 class Weights:
@@ -52,7 +54,18 @@ class Weights:
         self.steps[fitting_steps(rule, self._index, among, kinds, where)] *= factor
 
     def settle(self) -> Weights:
-        """Leaves out episodes none of whose steps is shown."""
+        """Leaves out episodes none of whose steps is shown.
+
+        Raises:
+            ValueError: one would be shown too often.
+        """
+        most = self.episodes.max(initial=0.0) * (1.0 if self.steps is None else self.steps.max(initial=0.0))
+        if not most <= _MOST:
+            label = self._index.label_of(int(self.episodes.argmax()))
+            raise ValueError(
+                f"the weights of data set {self._spec.name!r} come to {most:g} ({label}): at most {_MOST} times may a pass show an "
+                "episode; weights count beside each other, so divide all of them"
+            )
         if self.steps is not None:
             for episode in self._index.all_episodes():
                 if not self.steps[self._index.steps_of(np.array([episode]))].any():
@@ -123,10 +136,15 @@ def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
 
 def _check_distinct(manifest: Manifest, index: EpisodeIndex, weights: np.ndarray) -> None:
     seen: set[str] = set()
+    base, folders = os.path.abspath(manifest.path.parent), [os.path.abspath(part.path) for part in manifest.parts]
+    real = [os.path.realpath(folder) for folder in folders]  # a folder may be listed under two names
     for episode in np.flatnonzero(weights):
-        if (name := index.names[episode]) in seen:
+        number, name = index.facts[episode].get(PART, -1), index.names[episode]
+        full = os.path.join(base, name)
+        place = real[number] + full.removeprefix(folders[number]) if full.startswith(folders[number]) else full
+        if place in seen:
             raise ValueError(f"{manifest.path} lists {name} twice; give it a weight of 2, or remove one of the lines")
-        seen.add(name)
+        seen.add(place)
 
 
 def _multiply_by_flag(wanted: str, weights: Mapping[str, Weights], indexes: Mapping[str, EpisodeIndex]) -> None:

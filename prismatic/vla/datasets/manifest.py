@@ -113,10 +113,17 @@ def _part(row: Any, folder: Path, where: str) -> Part:
     episodes = row.get("episodes", [])
     if not isinstance(episodes, list) or not all(isinstance(item, str) for item in episodes) or (not episodes and "episodes" in row):
         raise ValueError(f'{where}: "episodes" must be a list of one or more texts, such as ["episode_7.hdf5"], found {episodes!r}')
+    if path.is_file() and path.suffix.lower() not in (*_FILES, SUFFIX):
+        raise ValueError(f"{where}: {path} is no recording; expected a folder of recordings, an .hdf5 file, or another manifest (.json)")
     weights = check_weights(row.get("weights", {}), f'{where}, "weights"')
     weight = check_weights({"weight": row.get("weight", 1.0)}, where)["weight"]
     texts = _instructions(row.get("instructions", {}), f'{where}, "instructions"')
     if path.is_file() and path.suffix.lower() in _FILES:
+        if episodes:
+            raise ValueError(
+                f'{where}: "episodes" are chosen from a folder, and {path} is a file; write {{"path": "{path.parent}", "episodes": '
+                f'["{path.name}, demo_3"]}} for one of its episodes, or leave "episodes" out for all'
+            )
         return Part(path.parent, (path.name,), weight, weights, texts)
     return Part(path, tuple(episodes), weight, weights, texts)
 

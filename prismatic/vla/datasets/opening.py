@@ -60,5 +60,7 @@ def check_trainable(specs: Sequence[DatasetSpec], use_proprio: bool) -> None:
         spec.check_widths(index.actions.shape[1], index.proprio.shape[1] if use_proprio else None)
     for name, weights in episode_weights(specs, indexes, None).items():
         left_out = frozenset(np.flatnonzero(weights.episodes == 0).tolist())
+        if len(left_out) == indexes[name].num_episodes:
+            raise ValueError(f"the weights of data set {name!r} leave no episode; give one a weight above 0")
         indexes[name].check_refused(left_out)
         check_recorded(next(spec for spec in specs if spec.name == name), indexes[name], left_out)
