@@ -99,7 +99,10 @@ class Address:
 
 
 def make_transport(url: str, options: ConnectionOptions) -> Transport:
-    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"ws://{url}")
+    except ValueError as error:
+        raise ValueError(f"the server's URL is {url!r}: {error}") from error
     if parts.username is not None or parts.password is not None:
         raise ValueError("the server's URL holds a name or password, which is not used: set the environment variable PRISMATIC_API_KEY")
     is_address = parts.scheme in ("ws", "wss", "http", "https") and parts.hostname and parts.path in ("", "/", "/act", keys.POLICY_PATH)

@@ -10,8 +10,9 @@ from dataclasses import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from prismatic.serving.answering import Asked, ClientGoneError, error_response, seconds_left, unless_gone
-from prismatic.serving.connections import ConnectionLimits
+from prismatic.serving.answering import Asked, error_response, seconds_left, unless_gone
+from prismatic.serving.clients import ClientGoneError, Listener
+from prismatic.serving.connections import ConnectionLimits, look_of
 from prismatic.serving.observations import PolicyRequest
 from prismatic.serving.protocols import openvla_rest
 from prismatic.serving.service import PolicyService, ServedPolicy
@@ -34,9 +35,10 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     try:
         served = service.find(request.query_params.get("adapter"))
         until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
-        body = await _read_in_time(request, service, limits)
+        bodies = [await _read_in_time(request, service, limits)]
         asked = replace(asked, arrived=time.perf_counter())
-        response = await unless_gone(_answer(asked, served, body, until, request), _gone(request))
+        listener = Listener(client, until, look_of(request.scope))
+        response = await unless_gone(_answer(asked, served, bodies, listener, request), _gone(request))
     except RequestError as error:
         response = error_response(error)
     except (ClientDisconnect, ClientGoneError):
@@ -45,22 +47,24 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     return response
 
 
-async def _answer(asked: Asked, served: ServedPolicy, body: bytes, until: float, request: Request) -> Response:
-    service, read = asked.service, None
+async def _answer(asked: Asked, served: ServedPolicy, bodies: list[bytes], listener: Listener, request: Request) -> Response:
+    """The response to the only one of `bodies`, which is taken out: it is not held any longer than until it is read."""
+    service = asked.service
+    content_type, begins = request.headers.get("content-type", ""), keys.BEGINS_HEADER in request.headers
+    forms: list[openvla_rest.AnswerForm] = []
 
     def decode() -> PolicyRequest:
-        nonlocal read
-        read = openvla_rest.decode_act(body, served.reader, request.headers.get("content-type", ""))
-        return replace(read.request, begins=keys.BEGINS_HEADER in request.headers)
+        read = openvla_rest.decode_act(bodies.pop(), served.reader, content_type)
+        forms.append(read.form)
+        return replace(read.request, begins=begins)
 
-    with service.batcher.admission() as place:
-        chunk = await service.answer(decode, asked.client, place, until)
-    assert read is not None
+    with service.batcher.admission(asked.client, len(bodies[0])) as place:
+        chunk = await service.answer(decode, listener, place)
     warnings = served.fresh_warnings(asked.client)
     headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
     if _MSGPACK in request.headers.get("accept", ""):
-        return Response(openvla_rest.encode_msgpack(chunk, read), media_type=_MSGPACK, headers=headers)
-    return Response(openvla_rest.encode_actions(chunk, read), media_type="application/json", headers=headers)
+        return Response(openvla_rest.encode_msgpack(chunk, forms[0]), media_type=_MSGPACK, headers=headers)
+    return Response(openvla_rest.encode_actions(chunk, forms[0]), media_type="application/json", headers=headers)
 
 
 async def _gone(request: Request) -> None:

@@ -12,16 +12,12 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.serving.clients import Client
+from prismatic.serving.clients import Client, ClientGoneError
 from prismatic.serving.service import PolicyService
 from prismatic.wire import keys
 from prismatic.wire.errors import BusyError, RequestError
 
 T = TypeVar("T")
-
-
-class ClientGoneError(Exception):
-    """Nobody is there to take the answer."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,14 @@ async def unless_gone(answer: Coroutine[Any, Any, T], gone: Awaitable[None]) -> 
         if answering.done():
             return answering.result()
         raise ClientGoneError
+    except RequestError as error:
+        raise error.with_traceback(None) from None  # see below
     finally:
         answering.cancel()
         leaving.cancel()
         await asyncio.gather(answering, leaving, return_exceptions=True)
+        # An error remembers the frames that it left, and a task in them its error: pictures would wait for the garbage collection.
+        del answering, leaving
 
 
 class Inbox:

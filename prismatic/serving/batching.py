@@ -3,17 +3,18 @@
 `scheduling.py` says how many are taken. Where the next batch is there already, it is begun before the answers of the last one are handed
 out: reading what those clients ask next would keep the interpreter from the thread that launches it, and the device would idle. A request
 that nobody waits for any more (its client has gone, its time is over or will be before an answer could come) is not computed. The queue is
-bounded: beyond `max_queue` pending requests, further ones are refused at once. Whatever a batch raises, the thread lives on.
+bounded: beyond `max_queue` pending requests, further ones are refused at once (`places.py`), and clients take turns (`turns.py`). Whatever
+a batch raises, the thread lives on.
 """
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ import numpy as np
 from prismatic.serving.health import PolicyHealth
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest, RequestGroup
+from prismatic.serving.places import Place, Places
 from prismatic.serving.scheduling import BatchCosts, Peak, Waiting, choose_batch
+from prismatic.serving.turns import Turns
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import BusyError, PredictionError, RequestError, SlowPredictionError
 
@@ -52,17 +55,12 @@ class PolicyCalls:
     on_fault: Callable[[], None] = lambda: None  # the device is lost
 
 
-@dataclass
-class Place:
-    """One place among the pending requests."""
-
-    is_read: bool = False  # its request is in the queue or further
-
-
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     request: PolicyRequest
     deadline: float  # monotonic time after which nobody wants the answer
+    place: Place
+    turn: int
     queued: float = field(default_factory=time.monotonic)
     answer: Future[ActionChunk] = field(default_factory=Future)
 
@@ -76,10 +74,11 @@ class Batcher:
         self.costs: dict[str | None, BatchCosts] = {}  # of each adapter's policy
         self._fastest: dict[str | None, float] = {}  # call of each adapter's policy [s], ever
         self._free_at = 0.0  # monotonic time at which the latest call ended
-        self._queue: deque[_Waiting] = deque()
+        self._queue: list[_Waiting] = []  # whose turn comes first, first
+        self._turns = Turns()
         self._unsent: list[tuple[_Waiting, ActionChunk]] = []  # answers of the last batch
         self._changed = threading.Condition()
-        self._admitted = 0
+        self._places = Places(options.max_queue, self._give_up)
         self._arriving = 0  # admitted and not read yet
         self._closed = False
         self._in_flight = 0  # waiting or predicted
@@ -91,7 +90,7 @@ class Batcher:
     @property
     def admitted(self) -> int:
         """Requests that are pending: admitted and not answered yet."""
-        return self._admitted
+        return len(self._places)
 
     @property
     def queue_length(self) -> int:
@@ -99,44 +98,50 @@ class Batcher:
         return len(self._queue)
 
     @contextmanager
-    def admission(self) -> Iterator[Place]:
-        """Holds one place among the pending requests, from before a request is decoded until its answer is known.
+    def admission(self, client: Hashable = None, num_bytes: int = 0) -> Iterator[Place]:
+        """Holds one place among the pending requests, from before a request of `num_bytes` is decoded until its answer is known.
 
         Raises:
             BusyError: all places are taken, the policy cannot answer, or the server is shutting down.
         """
+        place = Place(client, num_bytes)
         with self._changed:
             self._check_admission()
-            self._admitted += 1
+            self._places.take(place)
             self._arriving += 1
-            self._peak.note(max(self._admitted, self._in_flight), time.monotonic())
-            self._metrics.admitted.set(self._admitted)
-        place = Place()
+            self._peak.note(max(self.admitted, self._in_flight), time.monotonic())
+            self._metrics.admitted.set(self.admitted)
         try:
             yield place
         finally:
             with self._changed:
-                self._admitted -= 1
+                self._places.leave(place)
                 self._arrived(place)
-                self._metrics.admitted.set(self._admitted)
+                self._metrics.admitted.set(self.admitted)
 
     def _check_admission(self) -> None:
         if self._closed:
             raise BusyError("the server is shutting down")
         if problem := self.health.alive_problem():
             raise BusyError(f"{problem}; the server must be started anew")
-        if self._admitted >= self._options.max_queue:
-            raise BusyError(f"the server already has {self._admitted} requests (--max_queue); try again in {BusyError.retry_after_s} s")
 
     def submit(self, request: PolicyRequest, deadline: float = math.inf, place: Place | None = None) -> Future[ActionChunk]:
-        """The chunk to come, wanted until `deadline` (monotonic time). Cancelling it takes the request out of the queue."""
-        waiting = _Waiting(request, deadline)
+        """The chunk to come, wanted until `deadline` (monotonic time). Cancelling it takes the request out of the queue.
+
+        Raises:
+            BusyError: another client got the place, or the pictures are too large beside those that wait.
+        """
         with self._changed:
-            if place is not None:
+            if place is None:
+                place = Place(is_read=True)
+            else:
                 self._arrived(place)
-            self._queue.append(waiting)
+                place.check()
+                self._places.weigh(place, request.num_bytes)
+            waiting = _Waiting(request, deadline, place, self._turns.next_of(place.client))
+            bisect.insort(self._queue, waiting, key=lambda one: one.turn)
             self._in_flight += 1
-            self._peak.note(max(self._admitted, self._in_flight), waiting.queued)
+            self._peak.note(max(self.admitted, self._in_flight), waiting.queued)
             self._note_queue()
             self._changed.notify()
         return waiting.answer
@@ -163,9 +168,19 @@ class Batcher:
             self._arriving -= 1
             self._changed.notify()
 
+    def _give_up(self, place: Place) -> None:
+        """Another client has got `place`."""
+        self._metrics.dropped.labels("made room").inc()
+        self._arrived(place)
+        for waiting in [waiting for waiting in self._queue if waiting.place is place]:
+            self._queue.remove(waiting)
+            self._in_flight -= 1
+            _fail(waiting, place.refusal())
+        self._note_queue()
+
     def _note_queue(self) -> None:
         self._metrics.queue_length.set(len(self._queue))
-        self.health.waiting_since = self._queue[0].queued if self._queue else None
+        self.health.waiting_since = min((waiting.queued for waiting in self._queue), default=None)
 
     def _work(self) -> None:
         while True:
@@ -194,7 +209,7 @@ class Batcher:
             while True:
                 self._drop_unwanted()
                 if not self._queue:
-                    if at_once or (self._closed and self._admitted == 0):
+                    if at_once or (self._closed and self.admitted == 0):
                         return []
                     free_since = None
                     self._changed.wait(timeout=_IDLE_S)
@@ -213,9 +228,12 @@ class Batcher:
 
     def _take(self, group: RequestGroup, count: int) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        others: deque[_Waiting] = deque()
+        others: list[_Waiting] = []
         for waiting in self._queue:
             (batch if waiting.request.group == group and len(batch) < count else others).append(waiting)
+        for waiting in batch:
+            waiting.place.is_begun = True
+        self._turns.serve(batch[-1].turn)
         self._queue = others
         self._note_queue()
         return batch
@@ -225,7 +243,7 @@ class Batcher:
 
         What came to a free policy is computed in any case: costs that were measured while the machine was busy must not refuse for ever.
         """
-        now, kept = time.monotonic(), deque[_Waiting]()
+        now, kept = time.monotonic(), list[_Waiting]()
         for waiting in self._queue:
             soonest = now + (self._fastest.get(waiting.request.adapter, 0.0) if waiting.queued < self._free_at else 0.0)
             if waiting.answer.cancelled():

@@ -1,4 +1,4 @@
-"""Who is being served: each robot's observations are watched apart from those of others, over websockets as over HTTP.
+"""Who is being served and still waits: each robot's observations are watched apart from those of others, over websockets as over HTTP.
 
 A client is a websocket, or over HTTP whoever names its session in a header, else an address. What it sends is compared with the data set
 in whose units it is answered, by a watch of its own for each of them.
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.types import Observation
 from prismatic.wire import keys
+from prismatic.wire.errors import SlowPredictionError
 
 _MAX_HTTP_CLIENTS = 256  # whose end nobody notices
 _MAX_WATCHES = 16  # of one client: data sets times adapters
@@ -87,6 +89,35 @@ class Client:
                 "seconds_since_last": round(now - self.last_seen, 1),
                 "warnings": list(self._warnings),
             }
+
+
+class ClientGoneError(Exception):
+    """Nobody is there to take the answer."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who waits for one answer, and how long."""
+
+    client: Client
+    until: float  # monotonic time after which it is of no use
+    has_left: Callable[[], bool]  # a look at the connection, from any thread
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.until - time.monotonic())
+
+    def check(self) -> None:
+        """Accepts one who waits.
+
+        Raises:
+            ClientGoneError: he does not.
+            SlowPredictionError: his time is over.
+        """
+        if self.has_left():
+            raise ClientGoneError
+        if not self.seconds_left:
+            raise SlowPredictionError("the time for this request was over before it was read; the server is overloaded, or it came slowly")
 
 
 class Clients:

@@ -8,6 +8,9 @@ robot that works is ever refused for their sake.
 from __future__ import annotations
 
 import asyncio
+import functools
+import select
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +27,8 @@ _LINGER_S = 5.0  # in which a peer that still sends what is too large may read w
 _QUIET_S = 0.2  # or until it has stopped so long
 _MIN_IDLE_WEBSOCKET_S = 120.0  # silent so long, a websocket may make room for another connection
 _TRY_AGAIN_LATER = 1013  # close code
+_LOOK = "has_left"  # key in the state of a request
+_LEFT = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
 
 @dataclass
@@ -49,6 +54,21 @@ class ConnectionLimits:
             self._total -= count
             raise BusyError(f"requests of {self.max_bytes >> 20} MB in all are arriving; try again in {BusyError.retry_after_s} s")
         self._held[owner] = count
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether the other end has closed the connection, as far as this machine knows. For any thread: the event loop may notice it later."""
+    number = -1 if transport.is_closing() else transport.get_extra_info("socket").fileno()
+    if number < 0 or not hasattr(select, "poll"):
+        return number < 0
+    looking = select.poll()
+    looking.register(number, _LEFT)
+    return bool(looking.poll(0))
+
+
+def look_of(scope: MutableMapping[str, Any]) -> Callable[[], bool]:
+    """`has_left` of the connection on which a request came."""
+    return scope["state"][_LOOK]
 
 
 class _Alarm:
@@ -80,6 +100,7 @@ class HttpConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, _LOOK: functools.partial(has_left, transport)}  # websockets take it over
         self._silence, self._head = (_Alarm(self.loop, self._time_out) for _ in range(2))
         self._stalled = _Alarm(self.loop, transport.abort)
         self._last_use = self.loop.time()

@@ -27,7 +27,7 @@ class ServerMetrics:
         self.wait = Histogram("prismatic_queue_wait_seconds", "From queueing to prediction", buckets=_SECONDS, registry=registry)
         self.prediction = Histogram("prismatic_prediction_seconds", "One call of the policy", buckets=_SECONDS, registry=registry)
         self.batch_size = Histogram("prismatic_batch_size", "Observations in one call of the policy", buckets=_SIZES, registry=registry)
-        self.dropped = Counter("prismatic_requests_dropped", "Requests not computed: nobody waits any more", ["reason"], registry=registry)
+        self.dropped = Counter("prismatic_requests_dropped", "Requests that came and were not computed", ["reason"], registry=registry)
         self.queue_length = Gauge("prismatic_queue_length", "Observations that wait for the policy", registry=registry)
         self.admitted = Gauge("prismatic_requests_in_house", "Requests being decoded, waiting or predicted", registry=registry)
         self._in_use = Gauge("prismatic_in_use", "1: how a policy is computed", ["adapter", "name", "value"], registry=registry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from prismatic.vla.cameras import is_wrist
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import decode_image, round_trip
 from prismatic.vla.types import Observation
-from prismatic.wire.arrays import MAX_SIDE, as_array, describe
+from prismatic.wire.arrays import MAX_SIDE, as_array, check_pixels, describe
 from prismatic.wire.errors import RequestError
 from prismatic.wire.pictures import jpeg_file
 
@@ -37,6 +37,11 @@ class PolicyRequest:
     unnorm_key: str | None = None
     adapter: str | None = None
     begins: bool = False  # the first one of a rollout
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its pictures."""
+        return sum(image.nbytes for image in self.observation.images.values())
 
     @property
     def group(self) -> RequestGroup:
@@ -64,13 +69,20 @@ class ObservationReader:
         return PolicyRequest(observation, self._read_unnorm_key(unnorm_key), self.adapter)
 
     def _select(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
-        """Needed camera -> the client's name and image."""
-        by_camera = self._by_camera(images)
+        """Needed camera -> the client's name and image.
+
+        Raises:
+            RequestError: a camera is missing, or two names mean the same one.
+        """
+        offers: dict[str, list[str]] = {}  # camera -> the client's names
+        for name, (camera, _) in images.items():
+            if camera is not None:
+                offers.setdefault(camera, []).append(name)
         needed = list(filter(is_wrist, self.spec.cameras))
-        offered = list(filter(is_wrist, by_camera))
+        offered = list(filter(is_wrist, offers))
         if len(needed) == len(offered) == 1:  # the only wrist camera may have any wrist's name
-            by_camera[needed[0]] = by_camera.pop(offered[0])
-        missing = [camera for camera in self.spec.cameras if camera not in by_camera]
+            offers[needed[0]] = offers.pop(offered[0])
+        missing = [camera for camera in self.spec.cameras if camera not in offers]
         if missing:
             unknown = [name for name, (camera, _) in images.items() if camera is None]
             also = f"; {', '.join(map(repr, unknown[:8]))} is no camera name known here" if unknown else ""
@@ -78,28 +90,16 @@ class ObservationReader:
                 f"the observation lacks camera {', '.join(missing)}; the policy needs {', '.join(self.spec.cameras)}, "
                 f"found {', '.join(images) or 'no image'}{also}. GET /info lists the names of each protocol"
             )
-        self._note_ignored(name for camera, (name, _) in by_camera.items() if camera not in self.spec.cameras)
-        self._note_ignored(name for name, (camera, _) in images.items() if camera is None)
-        return {camera: by_camera[camera] for camera in self.spec.cameras}
-
-    def _by_camera(self, images: Mapping[str, tuple[str | None, Any]]) -> dict[str, tuple[str, Any]]:
-        """Camera -> the client's name and image.
-
-        Raises:
-            RequestError: two names mean the same camera, which the policy needs.
-        """
-        found: dict[str, tuple[str, Any]] = {}
-        for name, (camera, value) in images.items():
-            if camera is None:
-                continue
-            if camera in found and camera in self.spec.cameras:
+        for camera in self.spec.cameras:
+            if len(names := offers[camera]) > 1:
                 raise RequestError(
-                    f"{found[camera][0]!r} and {name!r} are both names of camera {camera}; send one of them. GET /info lists the names"
+                    f"{names[0]!r} and {names[1]!r} are both names of camera {camera}; send one of them. GET /info lists the names"
                 )
-            found.setdefault(camera, (name, value))
-        return found
+        used = {camera: offers[camera][0] for camera in self.spec.cameras}
+        self._note_ignored(images.keys() - used.values())
+        return {camera: (name, images[name][1]) for camera, name in used.items()}
 
-    def _note_ignored(self, names: Any) -> None:
+    def _note_ignored(self, names: Iterable[str]) -> None:
         for name in names:
             if len(self.ignored_names) < _MAX_IGNORED_NAMES:
                 self.ignored_names.add(name[:64])
@@ -165,8 +165,7 @@ def _decode_jpeg(file: bytes, name: str) -> np.ndarray:
 
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(file)
-        if max(height, width) > MAX_SIDE:
-            raise RequestError(f"image {name!r}: {width} x {height} pixels; send at most {MAX_SIDE} a side")
+        check_pixels(width, height, f"image {name!r}")
         return decode_image(file)
     except RequestError:
         raise
@@ -197,4 +196,6 @@ def _read_instruction(text: Any) -> str:
         raise RequestError(f"the instruction must be a text that says what to do, found {found}")
     if len(text) > MAX_INSTRUCTION_CHARACTERS:
         raise RequestError(f"the instruction has {len(text)} characters; send at most {MAX_INSTRUCTION_CHARACTERS}")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can name them
+        raise RequestError(f"the instruction {ascii(text)[:80]} has half a character (a lone surrogate); send whole ones")
     return text

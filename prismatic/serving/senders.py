@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from prismatic.wire.errors import ForeignPageError
@@ -21,9 +22,10 @@ def check_origin(headers: Mapping[str, str]) -> None:
     origin = headers.get("origin")
     if origin is None:
         return
-    parts = urlsplit(origin)
-    if parts.scheme in ("http", "https") and parts.netloc == headers.get("host") and _is_number_or_localhost(parts.hostname or ""):
-        return
+    with suppress(ValueError):  # it is no address
+        parts = urlsplit(origin)
+        if parts.scheme in ("http", "https") and parts.netloc == headers.get("host") and _is_number_or_localhost(parts.hostname or ""):
+            return
     raise ForeignPageError(f"a web page of {origin[:80]!r} asks for actions; only programs may (requests without the header Origin)")
 
 

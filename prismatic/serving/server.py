@@ -80,7 +80,7 @@ def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -
         return FileResponse(PAGE, media_type="text/html", headers={"Cache-Control": "no-store"})
 
     async def status(request: Request) -> Response:
-        content = await asyncio.get_running_loop().run_in_executor(service.decoding, describe_service, service, started)
+        content = await asyncio.wrap_future(service.decoding.submit(None, functools.partial(describe_service, service, started)))
         return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
     async def info(request: Request) -> Response:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from prismatic.policy.policy import Policy
-from prismatic.serving.batching import Batcher, BatchingOptions, Place, PolicyCalls
-from prismatic.serving.clients import Client, Clients
+from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
+from prismatic.serving.clients import Client, ClientGoneError, Clients, Listener
+from prismatic.serving.decoding import Decoders
 from prismatic.serving.describing import describe_policy
 from prismatic.serving.health import PolicyHealth
 from prismatic.serving.measuring import idle_observations, measure_costs
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
+from prismatic.serving.places import Place
 from prismatic.serving.senders import check_origin
 from prismatic.vla.constants import near_names
 from prismatic.vla.grippers import to_robosuite
@@ -30,7 +32,6 @@ from prismatic.wire.errors import RequestError, SlowPredictionError, Unauthorize
 from prismatic.wire.policy_info import ROBOSUITE_UNITS, ROBOT_UNITS, PolicyInfo
 
 _MAX_WARNINGS = 64
-_NUM_DECODERS = 4  # threads; they share the interpreter with the one that calls the policy
 _PROBE_S = 5.0  # for a prediction that only finds out whether there is one
 
 
@@ -142,7 +143,7 @@ class PolicyService:
         self.clients = Clients()
         self.health = PolicyHealth(options.request_timeout_s)
         self.on_fault: Callable[[], None] = lambda: None  # called when the device is lost
-        self.decoding = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
+        self.decoding = Decoders(self.metrics.dropped.labels("client gone").inc)
         named = policies.items() if isinstance(policies, Mapping) else [(None, policies)]
         self._served = {name: ServedPolicy(policy, options, name) for name, policy in named}
         self._default = next(iter(self._served.values()))
@@ -190,25 +191,35 @@ class PolicyService:
             found = "another key" if given else "none"
             raise UnauthorizedError(f"this server needs its API key ({found} was sent); send the header 'Authorization: Api-Key KEY'")
 
-    async def answer(self, decode: Callable[[], PolicyRequest], client: Client, place: Place, until: float) -> ActionChunk:
-        """The chunk for what `decode` reads (in a thread: images take milliseconds) and `client` sent, wanted until that monotonic time.
+    async def answer(self, decode: Callable[[], PolicyRequest], listener: Listener, place: Place) -> ActionChunk:
+        """The chunk for what `decode` reads (in a thread: images take milliseconds) and `listener` waits for.
 
         Raises:
             RequestError: a request that does not fit, no answer in time, or a policy that failed.
+            ClientGoneError: nobody waits.
         """
-        request = await asyncio.get_running_loop().run_in_executor(self.decoding, self._read_and_look, decode, client)
-        future = self.batcher.submit(request, until, place)
+        read = functools.partial(self._read_and_look, decode, listener, place)
+        waiting = self.batcher.submit(await asyncio.wrap_future(self.decoding.submit(listener.client, read)), listener.until, place)
         try:
-            chunk = await asyncio.wait_for(asyncio.wrap_future(future), max(0.0, until - time.monotonic()))
+            chunk = await asyncio.wait_for(asyncio.wrap_future(waiting), listener.seconds_left)
             return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise SlowPredictionError(
                 "no answer in the time that the client or --request_timeout_s gives; the server is overloaded"
             ) from error
 
-    def _read_and_look(self, decode: Callable[[], PolicyRequest], client: Client) -> PolicyRequest:
+    def _read_and_look(self, decode: Callable[[], PolicyRequest], listener: Listener, place: Place) -> PolicyRequest:
+        place.check()
+        try:
+            listener.check()
+        except ClientGoneError:
+            self.metrics.dropped.labels("client gone").inc()
+            raise
+        except SlowPredictionError:
+            self.metrics.dropped.labels("too late").inc()
+            raise
         request = decode()
-        self._served[request.adapter].look(request, client)  # statistics that do not fit are found before queueing
+        self._served[request.adapter].look(request, listener.client)  # statistics that do not fit are found before queueing
         return request
 
     def warm_up(self) -> float:
@@ -263,7 +274,7 @@ class PolicyService:
     def close(self) -> None:
         """Ends the threads."""
         self.batcher.close()
-        self.decoding.shutdown(wait=False, cancel_futures=True)
+        self.decoding.close()
 
     def _predict(self, group: RequestGroup, observations: Sequence[Observation], meanwhile: Callable[[], None]) -> Sequence[ActionChunk]:
         return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True, meanwhile=meanwhile)

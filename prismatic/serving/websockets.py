@@ -12,8 +12,9 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.serving.answering import Asked, ClientGoneError, Inbox, error_response, seconds_left, unless_gone
-from prismatic.serving.clients import Client
+from prismatic.serving.answering import Asked, Inbox, error_response, seconds_left, unless_gone
+from prismatic.serving.clients import Client, ClientGoneError, Listener
+from prismatic.serving.connections import look_of
 from prismatic.serving.observations import PolicyRequest
 from prismatic.serving.protocols import openpi, vla_eval
 from prismatic.serving.service import PolicyService, ServedPolicy
@@ -45,18 +46,19 @@ class Connection:
         """A request that is there now."""
         return Asked(self.service, self.client, self.protocol, time.perf_counter())
 
-    async def predict(self, decode: Callable[[], PolicyRequest]) -> ActionChunk:
-        """The chunk for what `decode` reads.
+    async def predict(self, decode: Callable[[], PolicyRequest], num_bytes: int) -> ActionChunk:
+        """The chunk for what `decode` reads out of so many bytes.
 
         Raises:
             RequestError: a request that does not fit, or no answer in time.
             ClientGoneError: the client did not wait for it.
         """
         until = time.monotonic() + min(self.patience_s, self.service.options.request_timeout_s)
+        listener = Listener(self.client, until, look_of(self.websocket.scope))
 
         async def answer() -> ActionChunk:
-            with self.service.batcher.admission() as place:
-                return await self.service.answer(decode, self.client, place, until)
+            with self.service.batcher.admission(self.client, num_bytes) as place:
+                return await self.service.answer(decode, listener, place)
 
         return await unless_gone(answer(), self.inbox.gone())
 
@@ -98,7 +100,8 @@ async def chunk_session(connection: Connection) -> None:
         message = await connection.inbox.receive()
         asked = connection.asked()
         try:
-            chunk = await connection.predict(functools.partial(openpi.decode_observation, _binary(message), served.reader))
+            frame = _binary(message)
+            chunk = await connection.predict(functools.partial(openpi.decode_observation, frame, served.reader), len(frame))
         except RequestError as error:
             asked.record(error.status)
             await websocket.send_text(str(error))
@@ -144,7 +147,8 @@ async def _vla_eval_reply(connection: Connection, buffer: vla_eval.ActionBuffer,
     if message.type != "observation":
         raise RequestError(f"message type {message.type[:40]!r} is unknown; send hello, episode_start, observation or episode_end")
     if not buffer:
-        chunk = await connection.predict(functools.partial(vla_eval.decode_observation, message.payload, served.reader))
+        decode = functools.partial(vla_eval.decode_observation, message.payload, served.reader)
+        chunk = await connection.predict(decode, message.num_bytes)
         served.fresh_warnings(
             connection.client
         )  # the harness has no field for them: they stand in the log, in /info and on the status page

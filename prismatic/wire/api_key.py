@@ -9,17 +9,21 @@ VARIABLE = "PRISMATIC_API_KEY"
 
 
 def read_api_key(file: Path | None = None) -> str | None:
-    """The text in `file`; without one, of the environment variable; None where there is neither.
+    """The text in `file`; without one, of the environment variable; None where there is neither. Space around it does not count.
 
     Raises:
-        ValueError: the file cannot be read, or is empty.
+        ValueError: the file cannot be read or is empty, or the key is nothing that a header can hold.
     """
     if file is None:
-        return os.environ.get(VARIABLE) or None
+        return _checked(os.environ[VARIABLE], VARIABLE) if os.environ.get(VARIABLE) else None
     try:
-        key = file.read_text().strip()
+        return _checked(file.read_text(), f"--api_key_file {file}")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--api_key_file {file} cannot be read: {error}") from error
-    if not key or len(key.splitlines()) != 1:
-        raise ValueError(f"--api_key_file {file} must hold the key in one line; or set {VARIABLE}")
+
+
+def _checked(text: str, source: str) -> str:
+    key = text.strip()
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ValueError(f"{source} must hold the key in one line, of letters, digits and punctuation of ASCII, without spaces")
     return key

@@ -22,7 +22,7 @@ import numpy as np
 from prismatic.wire.errors import RequestError
 
 MAX_SIDE = 8192  # pixels of a camera image
-_MAX_PIXELS = 4096 * 4096  # of a compressed image, whose size the body limit does not bound
+MAX_PIXELS = 4096 * 4096  # of a compressed image, whose size the body limit does not bound
 _MAX_JSON_STRUCTURE = 50_000  # brackets and commas; an observation has a few dozen, base64 has none
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -74,6 +74,16 @@ def as_array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, list) and len(value) <= 1024 and all(_is_number(item) for item in value):
         return np.asarray(value, np.float64)
     raise RequestError(f"{name}: expected an encoded numpy array, found {describe(value)}")
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """Accepts the size of a compressed image.
+
+    Raises:
+        RequestError: it is too large.
+    """
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise RequestError(f"{name}: {width} x {height} pixels; send at most {MAX_PIXELS:,}, and {MAX_SIDE:,} a side")
 
 
 def describe(value: Any) -> str:
@@ -151,8 +161,7 @@ def _decode_image(fields: Mapping[Any, Any], name: str) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise RequestError(f"{name}: {image.width} x {image.height} pixels; send at most {_MAX_PIXELS}")
+            check_pixels(image.width, image.height, name)
             return np.array(image)
     except RequestError:
         raise

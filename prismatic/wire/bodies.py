@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from prismatic.wire import keys
-from prismatic.wire.arrays import describe, read_json
+from prismatic.wire.arrays import MAX_PIXELS, describe, read_json
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack
 
 _MAX_PARTS = 64
+_MAX_UNPACKED = 12 * MAX_PIXELS  # bytes of a npz file: four RGB pictures of the largest size
 _MAX_HEADER = 4096  # bytes, of an array within a npz file and of a part of a form
 _JPEG_START = b"\xff\xd8"
 _TEXTS = (keys.INSTRUCTION, "unnorm_key")
@@ -57,7 +58,7 @@ def _read_npz(body: bytes) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)
-            if len(members) > _MAX_PARTS or total > 64 * max(len(body), 1 << 20):
+            if len(members) > _MAX_PARTS or total > min(_MAX_UNPACKED, 64 * max(len(body), 1 << 20)):
                 raise RequestError(
                     f"the npz body unpacks to {total:,} bytes in {len(members)} arrays; send camera images and the state alone"
                 )

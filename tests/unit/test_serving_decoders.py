@@ -215,6 +215,13 @@ def test_an_array_that_lies_is_refused(change: dict[str, Any], message: str) -> 
         as_array({**json_array(IMAGE), **change}, "image")
 
 
+def test_half_a_character_is_no_instruction() -> None:
+    body = json.loads(act_body())
+    with pytest.raises(RequestError, match=r"lone surrogate"):
+        decode_act(json.dumps({**body, "instruction": "go \ud800"}).encode(), reader())
+    assert decode_act(json.dumps({**body, "instruction": "go \U0001f916"}).encode(), reader()) is not None
+
+
 def test_big_endian_values_are_kept() -> None:
     np.testing.assert_array_equal(as_array(json_array(STATE.astype(">f8")), "state"), STATE)
 
@@ -235,6 +242,7 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused() -> None:
     [
         ("act", ("full_image", "primary", "wrist_image"), "'full_image' and 'primary' are both names of camera primary"),
         ("act", ("full_image", "wrist_image", "wrist_depth"), "'wrist_image' and 'wrist_depth' are both names of camera wrist"),
+        ("act", ("full_image", "left_wrist", "left_wrist_depth"), "'left_wrist' and 'left_wrist_depth' are both names of camera wrist"),
         ("openpi", ("observation/image", "base_0_rgb", "wrist"), "'observation/image' and 'base_0_rgb' are both names of camera primary"),
         ("vla-eval", ("agentview", "front", "wrist"), "'agentview' and 'front' are both names of camera primary"),
     ],
@@ -327,6 +335,7 @@ def test_jpeg_files_are_what_the_image_path_makes_of_pictures(protocol: str, as_
         ({"__jpeg__": True, "data": 3}, "is not a JPEG file"),
         ({"__jpeg__": True, "data": "&"}, "not valid base64"),
         ({"__jpeg__": True, "data": encode_jpeg(PICTURE)[:200]}, "damaged JPEG file"),
+        ({"__jpeg__": True, "data": encode_jpeg(PICTURE).replace(b"\0\x28\0\x30", b"\x20\0\x20\0")}, "8192 x 8192 pixels; send at most"),
     ],
 )
 def test_a_jpeg_file_that_is_none_is_refused(value: dict[str, Any], message: str) -> None:

@@ -29,6 +29,7 @@ from prismatic.serving.service import ServedPolicy, ServiceOptions
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.types import Observation
 from prismatic.wire import keys
+from prismatic.wire.api_key import VARIABLE, read_api_key
 from prismatic.wire.arrays import json_array, pack_vla_eval
 from prismatic.wire.msgpack_reader import read_msgpack
 
@@ -264,7 +265,7 @@ def test_a_lost_device_ends_the_server_for_its_supervisor() -> None:
     assert caught.value.code == DEVICE_LOST_STATUS
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://evil.example:{port}", "null", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://evil.example:{port}", "null", "http://127.0.0.1:1", "http://["])
 def test_a_web_page_of_another_site_drives_no_robot(house: House, origin: str) -> None:
     from websockets.exceptions import InvalidStatus
 
@@ -275,6 +276,18 @@ def test_a_web_page_of_another_site_drives_no_robot(house: House, origin: str) -
         with pytest.raises(InvalidStatus, match="403"):
             house.websocket(path, origin=origin)
     assert house.engine.calls == []
+
+
+def test_space_around_a_key_does_not_count_and_what_no_header_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "secret\n")  # as $(cat file) or an environment file may leave it
+    assert read_api_key() == "secret"
+    for text in ("two words", "two\nlines", "schlüssel", " "):
+        (tmp_path / "key").write_text(text)
+        with pytest.raises(ValueError, match=r"--api_key_file .*key must hold the key in one line"):
+            read_api_key(tmp_path / "key")
+        monkeypatch.setenv(VARIABLE, text)
+        with pytest.raises(ValueError, match=f"{VARIABLE} must hold the key"):
+            read_api_key()
 
 
 def test_the_servers_own_page_may_ask(house: House) -> None:

@@ -28,12 +28,19 @@ _OTHER_KEYS = (keys.STATE, "proprio", keys.INSTRUCTION, "unnorm_key", "encoded")
 
 
 @dataclass(frozen=True)
-class ActRequest:
-    """One `POST /act`, and the form that its answer takes."""
+class AnswerForm:
+    """The form that the answer to a `POST /act` takes."""
 
-    request: PolicyRequest
     single_action: bool
     is_double_encoded: bool
+
+
+@dataclass(frozen=True)
+class ActRequest:
+    """One `POST /act`."""
+
+    request: PolicyRequest
+    form: AnswerForm
 
 
 def camera_of(name: str) -> str | None:
@@ -63,20 +70,20 @@ def decode_act(body: bytes, reader: ObservationReader, content_type: str = "appl
     images = {name: (camera_of(name), value) for name, value in content.items() if _is_image(name, value)}
     state = one_of(content, (keys.STATE, "proprio"))
     request = reader.read(images, state, content.get(keys.INSTRUCTION), content.get("unnorm_key"))
-    return ActRequest(request, "image" in content and "full_image" not in content, is_double_encoded)
+    return ActRequest(request, AnswerForm("image" in content and "full_image" not in content, is_double_encoded))
 
 
 def _is_image(name: str, value: Any) -> bool:
     return name not in _OTHER_KEYS and (camera_of(name) is not None or isinstance(value, (dict, np.ndarray)))
 
 
-def encode_msgpack(chunk: ActionChunk, act: ActRequest) -> bytes:
+def encode_msgpack(chunk: ActionChunk, form: AnswerForm) -> bytes:
     """The body of an answer in msgpack: {actions: [H, A]}, or [A] where one action was asked for."""
-    return pack_openpi({keys.ACTIONS: np.ascontiguousarray(chunk.actions[0] if act.single_action else chunk.actions)})
+    return pack_openpi({keys.ACTIONS: np.ascontiguousarray(chunk.actions[0] if form.single_action else chunk.actions)})
 
 
-def encode_actions(chunk: ActionChunk, act: ActRequest) -> str:
+def encode_actions(chunk: ActionChunk, form: AnswerForm) -> str:
     """The body of the answer."""
     arrays = [json_array(action) for action in chunk.actions]
-    answer = json.dumps(arrays[0] if act.single_action else arrays)
-    return json.dumps(answer) if act.is_double_encoded else answer
+    answer = json.dumps(arrays[0] if form.single_action else arrays)
+    return json.dumps(answer) if form.is_double_encoded else answer

@@ -32,6 +32,7 @@ class Message:
     type: str
     payload: dict[str, Any]
     seq: int
+    num_bytes: int  # of its frame
 
 
 class ActionBuffer:
@@ -67,7 +68,7 @@ def decode_message(frame: bytes) -> Message:
         raise RequestError(
             f"type must be a text, payload a map and seq an integer, found {describe(kind)}, {describe(payload)}, {describe(seq)}"
         )
-    return Message(kind, payload, seq)
+    return Message(kind, payload, seq, len(frame))
 
 
 def decode_observation(payload: dict[str, Any], reader: ObservationReader) -> PolicyRequest:
