@@ -16,6 +16,7 @@ from prismatic.cli_sections import plain_values
 from prismatic.training.config import FinetuneConfig
 
 _WANDB_ID_FILE = "wandb_run_id.txt"  # in the run's folder: where a run that is resumed goes on
+_WANDB_AXIS = "step"
 _VERIFY_TIMEOUT_S = 15  # for the answer of Weights & Biases whether a key is valid
 
 logger = logging.getLogger(__name__)
@@ -89,14 +90,14 @@ class WandbSink:
             config=plain_values(config),
         )
         id_file.write_text(self._run.id + "\n")
-        self._run.define_metric("eval/*", step_metric="eval/step")
+        self._run.define_metric(_WANDB_AXIS)
+        for group in ("train", "val", "eval"):
+            self._run.define_metric(f"{group}/*", step_metric=_WANDB_AXIS)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Rows of an evaluation come late; W&B wants rising steps, so they have an axis of their own."""
-        if any(name.startswith("eval/") for name in values):
-            self._run.log({**values, "eval/step": step}, commit=False)
-        else:
-            self._run.log(values, step=step)
+        """W&B's own step may only rise, and it drops a row where it does not; evaluations come late, and a resumed run begins at its last
+        checkpoint, so the optimizer step is an axis of ours."""
+        self._run.log({**values, _WANDB_AXIS: step})
 
     def close(self, failed: bool) -> None:
         """Uploads the rest."""

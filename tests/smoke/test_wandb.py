@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import launching
 import pytest
 
 from prismatic.models.base import TinySizes, write_tiny_base
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.sinks import WandbSink
 
 ROOT = Path(__file__).parents[2]
 DATASET = "libero_spatial_no_noops"
@@ -49,14 +52,20 @@ def sent(folder: Path) -> list[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
-    store, found = DataStore(), []
-    store.open_for_scan(str(next(folder.glob("*.wandb"))))
-    while data := store.scan_data():
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            found.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
-    return found
+    path = next(folder.glob("*.wandb"))
+    for _ in range(300):  # the package writes the rest in a process of its own, a moment after the run's end
+        store, found, kinds = DataStore(), [], set()
+        store.open_for_scan(str(path))
+        while data := store.scan_data():
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            kinds.add(record.WhichOneof("record_type"))
+            if record.WhichOneof("record_type") == "history":
+                found.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+        if "exit" in kinds:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
 
 
 def test_offline_runs_hold_what_metrics_jsonl_holds_and_a_requeued_job_goes_on_in_the_same(workplace: Path) -> None:
@@ -70,10 +79,25 @@ def test_offline_runs_hold_what_metrics_jsonl_holds_and_a_requeued_job_goes_on_i
     assert [path.name.rpartition("-")[2] for path in folders] == ids
     rows = [json.loads(line) for line in (workplace / "runs/run/metrics.jsonl").read_text().splitlines()]
     received = [row for folder in folders for row in sent(folder)]
-    assert {row["_step"] for row in received} == {1, 2, 3, 4}
+    assert {row["step"] for row in received} == {1, 2, 3, 4}
     for row in rows:
         for name in row.keys() - {"step", "seconds"}:
-            assert any(other.get(name) == row[name] and other["_step"] == row["step"] for other in received), (row["step"], name)
+            assert any(other.get(name) == row[name] and other["step"] == row["step"] for other in received), (row["step"], name)
+
+
+def test_rows_of_an_earlier_step_are_kept(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation's come late, and a run that is resumed goes back to its last checkpoint."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    flags = {"run_id_override": "earlier", "wandb_entity": "nobody", "wandb_project": "nothing", "run_root_dir": workplace / "earlier"}
+    config = FinetuneConfig.from_flags(vla_path=str(workplace / "base"), data_root_dir=workplace / "data", dataset_name=DATASET, **flags)
+    config.run_dir.mkdir(parents=True)
+    sink = WandbSink(config, 0)
+    for step, values in ((5, {"train/loss": 0.5}), (3, {"eval/success_rate": 0.25}), (4, {"train/loss": 0.75})):
+        sink.log(step, values)
+    sink.close(failed=False)
+    rows = sent(next((workplace / "earlier/wandb").glob("offline-run-*")))
+    found = [{name: value for name, value in row.items() if name == "step" or "/" in name} for row in rows]
+    assert found == [{"step": 5, "train/loss": 0.5}, {"step": 3, "eval/success_rate": 0.25}, {"step": 4, "train/loss": 0.75}]
 
 
 def test_no_account_is_one_line_before_anything_expensive(workplace: Path) -> None:
