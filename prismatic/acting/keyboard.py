@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import select
 import sys
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
+
+# An arrow or a function key sends several bytes, among them letters: the right arrow ends in C, the End key in F.
+_SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~])")
+_BEGUN_SEQUENCE = re.compile(rb"\A\x1b(?:\[[0-?]*[ -/]*|O)?")
+_SEQUENCE_S = 0.1  # within which the rest of one arrives, else somebody pressed Escape
+_REPEAT_S = 0.75  # a key that comes again within that time is held down; terminals wait up to 0.66 s before they repeat one
 
 
 class Keyboard:
     """Reads single keys while it is entered (`with Keyboard() as keyboard:`) and leaves the terminal as it was, whatever happens.
 
+    A key that is held down counts once; arrows and function keys are none: what they send must not move a robot.
     Ctrl-C still interrupts, and so does a terminal that is gone: nobody could stop the robot any more. Where the input is no terminal, no
     key is ever pressed.
     """
@@ -21,6 +31,9 @@ class Keyboard:
         self._stream = sys.stdin if stream is None else stream
         self._saved: list[Any] | None = None
         self.is_terminal = self._stream.isatty()
+        self._unread = b""  # what the terminal sent
+        self._read_at = self._key_at = -math.inf  # monotonic time of the latest bytes, and of the latest key
+        self._key = ""  # the latest one
 
     def __enter__(self) -> Keyboard:
         if self.is_terminal:
@@ -37,7 +50,7 @@ class Keyboard:
 
             with suppress(termios.error):  # it is gone
                 termios.tcsetattr(self._stream, termios.TCSANOW, self._saved)
-            self._saved = None
+            self._saved, self._unread = None, b""
 
     def pressed(self) -> str:
         """The next key in lower case; "" when none was pressed.
@@ -45,15 +58,37 @@ class Keyboard:
         Raises:
             KeyboardInterrupt: the terminal was closed.
         """
-        if self._saved is None or not select.select([self._stream], [], [], 0)[0]:
+        while key := self._next():
+            now = time.monotonic()
+            is_held = key == self._key and now < self._key_at + _REPEAT_S
+            self._key, self._key_at = key, now
+            if not is_held:
+                return key
+        return ""
+
+    def _next(self) -> str:
+        """The next key that the terminal sent, held down or not."""
+        if self._saved is None:
             return ""
-        try:
-            key = os.read(self._stream.fileno(), 1)
-        except OSError:
-            key = b""
-        if not key:
-            raise KeyboardInterrupt("the terminal was closed")
+        if select.select([self._stream], [], [], 0)[0]:
+            self._unread += self._read()
+            self._read_at = time.monotonic()
+        self._unread = _SEQUENCE.sub(b"", self._unread)
+        if begun := _BEGUN_SEQUENCE.match(self._unread):
+            if begun.end() == len(self._unread) and time.monotonic() < self._read_at + _SEQUENCE_S:
+                return ""
+            self._unread = self._unread[begun.end() :]
+        key, self._unread = self._unread[:1], self._unread[1:]
         return key.decode(errors="replace").lower()
+
+    def _read(self) -> bytes:
+        try:
+            sent = os.read(self._stream.fileno(), 4096)
+        except OSError:
+            sent = b""
+        if not sent:
+            raise KeyboardInterrupt("the terminal was closed")
+        return sent
 
     def forget(self) -> None:
         """Drops the keys that were pressed before now: they were no answer to what is asked next."""

@@ -7,6 +7,7 @@ import os
 import pty
 import termios
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 import pytest
@@ -42,6 +43,45 @@ def test_keys_come_without_enter_and_the_terminal_is_restored(terminal: tuple[in
         assert keyboard.pressed() == ""
     assert settings(stream) == before
     assert keyboard.pressed() == ""
+
+
+def test_a_key_that_is_held_down_counts_once(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("prismatic.acting.keyboard.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Keyboard(terminal[1]) as keyboard:
+        pressed = []
+        for pause in (0.66, *[0.04] * 20):  # as a terminal repeats it
+            os.write(terminal[0], b"t")
+            pressed.append(keyboard.pressed())
+            now[0] += pause
+        os.write(terminal[0], b"ttttp")  # a loop that was late finds several at once, and what matters is not behind them
+        pressed.append(keyboard.pressed())
+        now[0] += 0.8
+        os.write(terminal[0], b"p")
+        pressed.append(keyboard.pressed())
+    assert [key for key in pressed if key] == ["t", "p", "p"]
+
+
+@pytest.mark.parametrize("sent", [b"\x1b[C", b"\x1b[F", b"\x1bOP", b"\x1bOS", b"\x1b[1;5C", b"\x1b[15~"], ids=ascii)
+def test_arrows_and_function_keys_are_no_letters(terminal: tuple[int, TextIO], sent: bytes) -> None:
+    """The right arrow's C would let a paused robot go on."""
+    with Keyboard(terminal[1]) as keyboard:
+        os.write(terminal[0], sent + b"q")
+        assert [keyboard.pressed() for _ in range(2)] == ["q", ""]
+        os.write(terminal[0], sent[:2])  # over a slow line
+        assert keyboard.pressed() == ""
+        os.write(terminal[0], sent[2:] + b"p")
+        assert [keyboard.pressed() for _ in range(2)] == ["p", ""]
+
+
+def test_a_key_after_escape_is_not_lost(terminal: tuple[int, TextIO]) -> None:
+    with Keyboard(terminal[1]) as keyboard:
+        os.write(terminal[0], b"\x1bp")
+        keyboard.wait("p")
+        os.write(terminal[0], b"\x1b")
+        assert keyboard.pressed() == ""
+        os.write(terminal[0], b"q")
+        keyboard.wait("q")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
