@@ -116,6 +116,14 @@ def test_a_new_beginning_names_no_recording_of_before(tmp_path: Path) -> None:
     assert part.episodes == ("left/episode_000000_seed_7.hdf5",)
 
 
+def test_episodes_that_all_crash_are_no_collection(tmp_path: Path) -> None:
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(broken=True), ["left"], ToyPolicy)
+    flags = EvaluationFlags(pretrained_checkpoint="toy", num_trials_per_task=1, num_envs=1, local_log_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"no episode could be recorded in .*: all crashed, as told above"):
+        collect(flags, benchmark, "metaworld_demo")
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_rollouts_of_a_robot_with_other_dimensions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     manifest = collect_toys(tmp_path, 1)  # two dimensions, where the platform has four

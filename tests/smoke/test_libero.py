@@ -63,14 +63,14 @@ from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.tasks import prepare_libero, suite_tasks
 prepare_libero()
-simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"), image_size=64, num_steps_wait=2)
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"), image_size=64, num_steps_wait=2, max_steps=1)
 task = simulator.tasks[7].name
 environment = simulator.make_environment(task)
 actions = np.random.default_rng(0).uniform(-0.6, 0.6, (4, 7))
 seen = {}
 for trial in (1, 0):
     environment.reset(EpisodeSpec(task, trial, seed=7))
-    for action in actions:
+    for action in actions:  # beyond max_steps, as an expert that takes over late
         environment.step(action)
     shown = environment.observe()
     seen |= {f"primary{trial}": shown.images["primary"], f"wrist{trial}": shown.images["wrist"], f"proprio{trial}": shown.proprio}

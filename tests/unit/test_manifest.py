@@ -109,6 +109,7 @@ def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> N
         ({"path": "rollouts", "weights": {"sucess > 0": 1}}, r"rollouts/a.hdf5\) has no column 'sucess' \(did you mean success"),
         ({"path": "rollouts", "weights": {"success": 0, "not success": 0}}, r"no episode left.*a weight above 0"),
         ({"path": "rollouts", "weight": 1e9}, r"come to 1e\+09 .* at most 1000 times"),
+        ({"path": "rollouts", "weights": {"not robot_platform": 0}}, "the text 'METAWORLD'; compare it: robot_platform == METAWORLD"),
         ({"path": "rollouts", "weights": {"success == yes": 0}}, r"recordings 0: 'success == yes': success is compared with 'yes'"),
         ({"path": "rollouts/a.hdf5", "episodes": ["b.hdf5"]}, r'a\.hdf5 is a file; write .*"episodes": \["a\.hdf5, demo_3"\]'),
         ({"path": "notes.txt"}, r"notes\.txt is no recording; expected a folder of recordings"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,10 @@ from experiments.robot.evaluation.journal import Journal, JournalError, journal_
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes
 from experiments.robot.evaluation.report import report_to_dict
 from experiments.robot.evaluation.robustness import make_conditions, markdown, measure, write_findings
+from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import print_report, run_evaluation, with_batch_size
 from experiments.robot.evaluation.shards import Shard, parse_shard
+from prismatic.vla.datasets.locks import locked
 from prismatic.vla.types import Observation
 
 
@@ -123,6 +128,10 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
     assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
     again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
     assert markdown(again, "Toy") == markdown(findings, "Toy")
+    fewer = make_conditions(replace(clean, num_trials_per_task=2), ["brightness"], [1, 3], [])
+    for finding in measure(fewer, lambda config: benchmark(no_policy, broken=True), lambda so_far: None):
+        assert finding.score.num_trials == 4
+        assert finding.difference == finding.score.rate - 1.0, "of the episodes that are counted, not of all that lie there"
 
 
 @pytest.mark.parametrize(
@@ -143,3 +152,17 @@ def test_a_picture_that_was_cut_short_is_no_obstacle(tmp_path: Path, caplog: pyt
     again = run_evaluation(config, benchmark(no_policy))
     assert [len(result.pictures) for result in again.main_run] == [0, 2]
     assert "episode_000_seed_7.png cannot be read" in caplog.text
+
+
+def test_two_at_once_play_one_after_the_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = flags(tmp_path, num_trials_per_task=1)
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / ".lock"):
+            second = pool.submit(run_evaluation, config, benchmark(no_policy))
+            while "which plays the same episodes" not in caplog.text:
+                assert not second.done()
+                time.sleep(0.01)
+            journal = Journal(tmp_path, outcome_settings(config, benchmark()))
+            for task in ("left", "right"):
+                journal.add(EpisodeResult("none", task, 0, 7, "go", True, 3, 1, 1.0, 1.0))
+        assert second.result(timeout=30).score("none").num_successes == 2

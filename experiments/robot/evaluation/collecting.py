@@ -31,7 +31,8 @@ def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_
     `dataset`: the registry entry that reads them. An interrupted collection goes on; its manifest names what there is so far.
 
     Raises:
-        ValueError: no such entry, no expert that can help, or the folder holds the episodes of another policy or other flags.
+        ValueError: no such entry, no expert that can help, the folder holds the episodes of another policy or other flags, or every
+            episode crashed.
     """
     check_help(expert_help)
     if expert_help != NO_HELP and config.policy == "expert":
@@ -49,11 +50,14 @@ def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_
     except BaseException:
         _write_manifest(config, benchmark, dataset)
         raise
-    return _write_manifest(config, benchmark, dataset)
+    manifest = _write_manifest(config, benchmark, dataset)
+    if manifest is None:
+        raise ValueError(f"no episode could be recorded in {config.folder}: all crashed, as told above; the same command tries them again")
+    return manifest
 
 
-def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path:
-    """Names the recordings that there are of the planned episodes in the journal, and no others; no file where there is none."""
+def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path | None:
+    """Names the recordings that there are of the planned episodes in the journal, and no others; None, and no file, without any."""
     options = RolloutOptions(recording_dir=config.folder / RECORDINGS)
     rows = read_journals(config.folder)[1] if journal_files(config.folder) else []
     played = {(row["run"], row["task"], row["index"], row["seed"]) for row in rows}
@@ -65,9 +69,10 @@ def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str)
         is_all = own == set(folder.rglob("*.hdf5"))
         episodes = () if is_all else tuple(sorted(path.relative_to(folder).as_posix() for path in own))
         parts.append(Part(folder, episodes, weights=WHAT_IS_TAUGHT.get(benchmark.expert_help, {})))
+    if not parts:
+        return None
     path = config.folder / MANIFEST_FILE
-    if parts:
-        write_manifest(path, dataset, parts)
+    write_manifest(path, dataset, parts)
     return path
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.journal import read_journals
-from experiments.robot.evaluation.rollout import EXPERT_RUN
+from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult
 from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
 from experiments.robot.evaluation.timing import restricted_mean
 
@@ -142,6 +142,12 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
         settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
         times=_compare_times([a[key] for key in common], [b[key] for key in common]),
     )
+
+
+def pair_up(results_a: Iterable[EpisodeResult], results_b: Iterable[EpisodeResult]) -> PairedTable:
+    """The episodes that both have, of one run each."""
+    a, b = ({(item.task, item.index, item.seed): item.success for item in results} for results in (results_a, results_b))
+    return _count((a[key], b[key]) for key in a if key in b)
 
 
 def _compare_times(rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, Any]]) -> TimeComparison:

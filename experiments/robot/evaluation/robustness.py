@@ -20,9 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.evaluation.comparison import compare, format_p
+from experiments.robot.evaluation.comparison import format_p, pair_up
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.report import Score
+from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import run_evaluation, with_batch_size
 from experiments.robot.evaluation.statistics import fisher_p_value
 from experiments.robot.simulators.changed import perturbed
@@ -118,23 +119,24 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
     load = cache(benchmarks[0].load_policy)
     batch_size = with_batch_size(conditions[0].config, dataclasses.replace(benchmarks[0], load_policy=load)).batch_size
     findings: list[Finding] = []
+    unchanged: list[EpisodeResult] = []
     for condition, benchmark in zip(conditions, benchmarks, strict=True):
         config = dataclasses.replace(condition.config, batch_size=batch_size)  # the same rounding for all
         report = run_evaluation(config, dataclasses.replace(benchmark, load_policy=load))
-        findings.append(_find(condition, report.score(report.main_name), findings))
+        unchanged = unchanged or report.main_run
+        findings.append(_find(condition, report.main_run, unchanged))
         write(findings)
     return findings
 
 
-def _find(condition: Condition, score: Score, earlier: Sequence[Finding]) -> Finding:
-    if not earlier:
-        return Finding(condition, score, 0.0, 1.0, True)
-    clean = earlier[0]
-    if condition.severity is not None:
-        table = compare(condition.config.folder, clean.condition.config.folder).total
+def _find(condition: Condition, results: Sequence[EpisodeResult], unchanged: Sequence[EpisodeResult]) -> Finding:
+    """What came out of the planned episodes, beside that of the clean ones."""
+    score, clean = Score.of(results), Score.of(unchanged)
+    if condition.row == CLEAN or condition.severity is not None:
+        table = pair_up(results, unchanged)
         return Finding(condition, score, table.difference, table.p_value, True)
-    p_value = fisher_p_value(score.num_successes, score.num_trials, clean.score.num_successes, clean.score.num_trials)
-    return Finding(condition, score, score.rate - clean.score.rate, p_value, False)
+    p_value = fisher_p_value(score.num_successes, score.num_trials, clean.num_successes, clean.num_trials)
+    return Finding(condition, score, score.rate - clean.rate, p_value, False)
 
 
 def markdown(findings: Sequence[Finding], title: str) -> str:

@@ -8,7 +8,8 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
-from experiments.robot.evaluation.controls import make_control
+from experiments.robot.evaluation.controls import Control, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy, chunk_length
@@ -28,20 +29,48 @@ from experiments.robot.simulators.paraphrases import paraphrases
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS
 from prismatic.acting.recorder import RECORDINGS
 from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.datasets.locks import locked
 
 logger = logging.getLogger(__name__)
 
 
 def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
-    """Plays what the journal lacks and writes the report, also when it is interrupted."""
+    """Plays what the journal lacks and writes the report, also when it is interrupted; waits where another process plays the same."""
     if config.use_wandb:
         _check_wandb()
     simulator = perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
     benchmark = replace(benchmark, simulator=simulator, load_policy=cache(benchmark.load_policy))
-    earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
-    started = time.perf_counter()
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
+    earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
+    report = Report(
+        title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
+        runs={},
+        settings=config.settings() | {"task_names": benchmark.tasks},
+        changes=[change.describe() for change in config.perturbations],
+        commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
+        timings_s={stage["stage"]: stage["seconds"] for stage in earlier},
+    )
+    with _only_one(config):
+        _fill(report, config, benchmark, controls)
+    if config.use_wandb and report.runs:
+        _log_to_wandb(report, config)
+    return report
+
+
+@contextmanager
+def _only_one(config: EvaluationFlags) -> Iterator[None]:
+    """Holds the evaluation, or its shard, for this process; another one waits, and says for whom."""
+    path = config.folder / f".lock{parse_shard(config.shard).suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, lambda owner: logger.info("waiting for %s, which plays the same episodes", owner)):
+        yield
+
+
+def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, controls: Mapping[str, Control]) -> None:
+    """Plays what the journal lacks; `report` holds and its files say what there is, also when it is interrupted."""
+    started = time.perf_counter()
     config = with_batch_size(config, benchmark)
+    report.settings["batch_size"] = config.batch_size
     settings = outcome_settings(config, benchmark)
     facts = recorded_facts(settings, benchmark) if config.record else {}
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
@@ -53,26 +82,15 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     missing = [episode for episode in own if episode in lacking]
     policy = _prepared_policy(config, benchmark, options) if any(episode.run != EXPERT_RUN for episode in missing) else None
     loaded = time.perf_counter()
-    report = Report(
-        title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
-        runs={},
-        settings=config.settings() | {"task_names": benchmark.tasks},
-        changes=[change.describe() for change in config.perturbations],
-        commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
-    )
-    rollout = Rollout(simulator, policy, controls, options)
+    rollout = Rollout(benchmark.simulator, policy, controls, options)
     try:
         _play(rollout, missing, journal, len(own))
     finally:
         journal.refresh()
-        report.timings_s = {stage["stage"]: stage["seconds"] for stage in earlier}
         report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
         _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
-    if config.use_wandb and report.runs:
-        _log_to_wandb(report, config)
-    return report
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:

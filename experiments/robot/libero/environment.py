@@ -20,7 +20,7 @@ import numpy as np
 from experiments.robot.libero.changed_states import change_state
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
-from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.episodes import NO_END, EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Expert
 from experiments.robot.simulators.perturbations import SCENE_AXES, Perturbation
 from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
@@ -100,9 +100,8 @@ class LiberoEnvironment:
         self.max_steps = simulator.max_steps or MAX_STEPS[original_suite(simulator.suite)]
         self._mujoco = mujoco
         self._states = load_initial_states(task, simulator.initial_states_path)
-        horizon = self.max_steps + simulator.num_steps_wait + 1
         self._wrapper: Any = ControlEnv(
-            bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False, hard_reset=False, horizon=horizon
+            bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False, hard_reset=False, horizon=NO_END
         )
         self._robot: Any = self.robosuite.robots[0]
         self._sensed = mujoco.MjData(self._model)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from experiments.robot.metaworld.tasks import MetaWorldTask, get_metaworld_task
-from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.episodes import NO_END, EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment
 from experiments.robot.simulators.perturbations import Perturbation, direction, size_of
 from experiments.robot.simulators.rendering import CameraPose, OffscreenRenderer, configure_rendering, place_camera
@@ -89,7 +89,7 @@ class MetaWorldEnvironment:
         self.image_size, self.fast_rendering = image_size, fast_rendering
         self._mujoco = mujoco
         self._env: Any = ENV_CLS_MAP[f"{task.base_name}-v3"]()
-        self._env.max_path_length = max(self._env.max_path_length, self.max_steps + 1)  # MetaWorld's own end, which raises
+        self._env.max_path_length = NO_END  # MetaWorld's own, which raises
         self._renderer: OffscreenRenderer | None = None
         self._cameras, self._options = self._make_cameras()
         self._look = SceneLook(self._env.model, self._cameras["primary"], _PRIMARY_DISTANCE)

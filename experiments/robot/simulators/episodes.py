@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 # Streams of random numbers: demonstrations, evaluation and rollouts to train on never see the same draw, whatever the seed.
 SPLITS = ("demonstration", "evaluation", "collection")
+NO_END = sys.maxsize  # [steps] for what a simulator would end by itself: who plays decides, and an expert that takes over may need longer
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Environment(Protocol):
         """float64 [A], the action that leaves the robot where a reset has put it; dimensions that are no targets do not matter."""
 
     def step(self, action: np.ndarray) -> bool:
-        """Executes one action [A] in the simulator's units; True once the task is solved."""
+        """Executes one action [A] in the simulator's units, also beyond `max_steps`; True once the task is solved."""
 
     def render(self, size: int) -> np.ndarray:
         """uint8 [size, size, 3], a picture for people."""

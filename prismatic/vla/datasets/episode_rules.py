@@ -85,9 +85,11 @@ class Condition:
         """Whether a recording with this value is meant.
 
         Raises:
-            ValueError: it is a number, compared with a text.
+            ValueError: it is a number, compared with a text, or a text, which is neither true nor false.
         """
         if self._sign is None:
+            if isinstance(value, str):
+                raise ValueError(f"{where}: the recordings have the text {value!r}; compare it: {self.column} == {value}")
             return bool(value) != self._is_negated
         other: Any = self._text
         if not isinstance(value, str):
