@@ -20,6 +20,9 @@ find_python() {
 [[ -x "$venv/bin/python" ]] || "$(find_python)" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade "pip>=24"
 if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+    echo "$venv: installing $(grep -E '^torch==' constraints.txt), the largest download: 0.2 GB for a CPU, several GB with CUDA"
     "$venv/bin/python" -m pip install --quiet "$(grep -E '^torch==' constraints.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 fi
+echo "$venv: installing the project and what it needs (${extras//,/, }): some minutes without another word"
 "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+echo "$venv is ready; commands of the documents want it active: source $venv/bin/activate"

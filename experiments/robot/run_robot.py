@@ -3,10 +3,12 @@
 python scripts/run_robot.py --robot my_robots:DeskArm --server ws://192.168.1.20:8777 --task_label "put the cube into the box"
 python scripts/run_robot.py --robot my_robots:DeskArm --pretrained_checkpoint runs/desk_arm
 python scripts/run_robot.py --robot lerobot:so101_follower --robot_args '{"port": "/dev/ttyACM0", ...}' --server ws://192.168.1.20:8777
+python scripts/run_robot.py --robot recorded:data/my_robot --server ws://127.0.0.1:8777 --unattended True
 
 A robot is a class that inherits from prismatic.acting.robot.Robot (docs/own_robot.md has one of 25 lines). With --server this computer
-needs no torch. Robots that LeRobot drives go by its type names (docs/lerobot.md). Before anything moves, names and units are compared with
-the policy's, and the first state with those of the demonstrations.
+needs no torch. Robots that LeRobot drives go by its type names (docs/lerobot.md). recorded:FOLDER is a rehearsal, in which the episodes of
+that data set play the robot. Before anything moves, names and units are compared with the policy's, and the first state with those of the
+demonstrations.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class RobotConfig(DrivingFlags):
     """Flags of a run."""
 
     # Robot and policy
-    robot: str = ""  # module:Class of a robot, looked for in the working folder, too; or lerobot:TYPE, a robot of LeRobot
+    robot: str = ""  # module:Class, looked for in the working folder, too; lerobot:TYPE of LeRobot; recorded:FOLDER of a data set
     robot_args: dict[str, Any] = field(default_factory=dict)  # arguments of the class, as JSON: '{"port": "/dev/ttyACM0"}'
     server: str = ""  # ws://host:port or http://host:port of vla-scripts/deploy.py, with ?adapter=NAME where it serves several
     pretrained_checkpoint: str = ""  # instead: folder or Hub id of a policy that runs in this process
@@ -53,12 +55,18 @@ class RobotConfig(DrivingFlags):
 
 
 def make_robot(name: str, arguments: Mapping[str, Any]) -> Robot:
-    """The robot of the class `module:Class`, or LeRobot's of the type `lerobot:TYPE`, made with `arguments`.
+    """The robot of the class `module:Class`, LeRobot's of the type `lerobot:TYPE`, or that of the data set `recorded:FOLDER`.
 
     Raises:
         ValueError: see `make_device`.
     """
     kind, _, type_name = name.partition(":")
+    if kind == "recorded" and type_name:
+        from experiments.robot.recorded_robot import RecordedRobot
+
+        if unknown := sorted(set(arguments) - {"stride", "robot_platform"}):
+            raise ValueError(f"--robot_args has {', '.join(unknown)}; a recorded robot takes stride and robot_platform")
+        return RecordedRobot(type_name, **arguments)
     if kind == "lerobot" and type_name:
         from experiments.robot.lerobot.robots import LeRobotArm
 
@@ -87,7 +95,7 @@ def play(config: RobotConfig) -> Path:
     check_names(robot, info)
     driver = Driver(source, info, config.execution(info.num_actions_chunk), choose_limits(info, config.limits, config.limit_mode))
     options = SessionOptions(
-        folder=session_folder(config.local_log_dir, config.robot.rpartition(":")[2], config.run_id_note),
+        folder=session_folder(config.local_log_dir, Path(config.robot.partition(":")[2]).name, config.run_id_note),
         num_rollouts=config.num_rollouts_planned,
         control_hz=info.control_hz,
         instruction=config.task_label,

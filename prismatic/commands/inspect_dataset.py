@@ -86,7 +86,10 @@ def main(config: InspectConfig) -> None:
     if config.rerun is not None:
         write_rerun(inspections[0].view, [item.episode for item in inspections[0].scores[:_NUM_IN_RERUN]], config.rerun)
         print(f"wrote {config.rerun}; look at it with: rerun {config.rerun}")
-    print(f"wrote {output} in {time.monotonic() - started:.1f} s; {num_doubtful} doubtful episodes have the weight 0 in {weights}")
+    if not any(inspection.findings for inspection in inspections):
+        print("nothing looks wrong in the numbers and the sampled pictures; look at the page all the same")
+    doubtful = f"{num_doubtful} doubtful episodes have the weight 0 in {weights}" if num_doubtful else "no episode is doubtful"
+    print(f"wrote {output} in {time.monotonic() - started:.1f} s; {doubtful}")
 
 
 def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, float]]:
@@ -126,6 +129,8 @@ def _print_suggestion(config: InspectConfig) -> None:
         root, name = config.data_root_dir, config.dataset_name
     else:
         folder = Path(str(config.suggest)).expanduser().resolve()
+        if not folder.is_dir():
+            raise ValueError(f"--suggest {config.suggest} is not a folder; pass that of a data set, such as data/my_robot")
         is_version = folder.name.count(".") == 2 and folder.name.replace(".", "").isdigit()
         root, name = (folder.parents[1], f"{folder.parent.name}:{folder.name}") if is_version else (folder.parent, folder.name)
     print(suggest_entry(find_dataset_folder(root, name), name.partition(":")[0], config.control_hz).text())

@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
         "tests/smoke/test_lerobot_policy.py", '"lerobot_policy_openvla_oft_remote"'
     ),
     r"python scripts/run_robot\.py --robot lerobot:so101_follower .*": Elsewhere("tests/smoke/test_lerobot_robots.py", "run_robot.py"),
+    r"python scripts/run_robot\.py --robot recorded:\S+ .*": Elsewhere("tests/unit/test_recorded_robot.py", "recorded:"),
     r"python vla-scripts/deploy\.py --pretrained_checkpoint runs/so101_pick.*": Elsewhere("tests/smoke/test_lerobot_robots.py", "Server("),
     r"python scripts/inspect_dataset\.py --suggest ~/\S+/me/so101_pick": Here(),
     r"python scripts/inspect_dataset\.py --dataset_name me/so101_pick .*|python scripts/convert/lerobot_to_rlds\.py .*": Here(),

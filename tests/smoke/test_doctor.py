@@ -87,6 +87,14 @@ def test_missing_packages_are_findings_not_traces() -> None:
     assert found["sections"]["Machine"][0]["subject"] == "memory"
 
 
+def test_a_python_without_the_project_is_told_how_to_get_to_the_right_one() -> None:
+    done = subprocess.run([sys.executable, "-I", "-S", "scripts/doctor.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "has no package prismatic" in line
+    assert "source .venv/bin/activate" in line
+
+
 @pytest.mark.parametrize("flags", [("--dataset_name", "x"), ("--machine", "False"), ("--chekpoint", "x")])
 def test_wrong_flags_exit_with_2(flags: tuple[str, ...]) -> None:
     result = doctor(*flags)

@@ -75,7 +75,7 @@ def test_ticker_keeps_time_and_tells_of_late_ticks() -> None:
 @pytest.mark.parametrize(
     ("changes", "flags", "message"),
     [
-        ({"action_names": ("a",) * 7}, {}, "made for ALOHA .* needs 14 joint targets"),
+        ({"action_names": ("a",) * 7}, {}, "made for ALOHA .* needs 14 joint targets.*run_robot.py"),
         ({"action_kinds": (ActionKind.VELOCITY,) + (ActionKind.TARGET,) * 13}, {}, "needs 14 joint targets"),
         ({"cameras": ("primary", "wrist")}, {}, "wants the cameras primary, wrist"),
         ({"center_crop": False}, {"center_crop": True}, "--center_crop True contradicts the checkpoint"),

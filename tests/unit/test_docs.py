@@ -187,6 +187,8 @@ def test_commands_of_setting_up_exist_with_their_flags(page: str) -> None:
 
 
 def _check_command(command: str) -> None:
+    if command == "source .venv/bin/activate":
+        return
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
         return

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hdf5_files import ALOHA_CAMERAS, camera_images, write_aloha, write_libero
 
+from prismatic.doctor.data import check_data
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
@@ -21,6 +22,7 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, identity_dataset_transform, libero_dataset_transform
 from prismatic.vla.datasets.sources import find_dataset_folder, open_source
 from prismatic.vla.datasets.training_data import load_training_data
+from prismatic.vla.diagnosis import Status
 from prismatic.vla.images import decode_image, encode_jpeg
 
 ALOHA = find_entry("aloha1_put_X_into_pot_300_demos")
@@ -115,6 +117,17 @@ def test_where_an_instruction_may_stand(tmp_path: Path) -> None:
     (tmp_path / "pot" / "instructions.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"instructions.json: expected a JSON object"):
         index_of(tmp_path / "pot")
+
+
+def test_recordings_without_any_instruction_are_a_problem_and_where_to_write_it_is_said(tmp_path: Path) -> None:
+    pot = "aloha1_put_X_into_pot_300_demos"
+    write_aloha(tmp_path / pot / "episode_0.hdf5")
+    (finding,) = (item for item in check_data(tmp_path, pot, None) if item.subject == "instructions")
+    assert finding.status == Status.PROBLEM
+    assert finding.found == "1 of 1 episodes have no instruction and training refuses them"
+    assert f"into {tmp_path / pot / 'instruction.txt'}, or pass --default_instruction" in finding.remedy
+    (tmp_path / pot / "instruction.txt").write_text("put it into the pot")
+    assert all(item.subject != "instructions" for item in check_data(tmp_path, pot, None))
 
 
 def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:

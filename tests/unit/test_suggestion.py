@@ -20,6 +20,7 @@ from lerobot_writer import change_column, change_info, write_v3
 from lerobot_writer import make_episode as make_lerobot_episode
 from rlds_writer import make_episode, write_dataset
 
+from prismatic.commands.inspect_dataset import InspectConfig, main
 from prismatic.vla import constants
 from prismatic.vla.constants import ActionKind, RobotPlatform
 from prismatic.vla.datasets.description import Dimension
@@ -548,3 +549,8 @@ def test_episodes_of_different_robots_are_one_line(tmp_path: Path) -> None:
 
 def test_kinds_are_those_of_the_wire() -> None:
     assert {kind.value[0] for kind in ActionKind} == {"t", "m", "v"}  # what `Pasted.kinds` relies on
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="--suggest recordings/nowhere is not a folder"):
+        main(InspectConfig(suggest="recordings/nowhere"))

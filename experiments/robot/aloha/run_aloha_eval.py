@@ -82,7 +82,7 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
     if info.action_dim != ACTION_DIM or ActionKind.VELOCITY in info.action_kinds:
         raise ValueError(
             f"the server's policy is made for {info.platform} ({', '.join(info.action_names)}); ALOHA needs {ACTION_DIM} joint targets, or "
-            "changes of them"
+            "changes of them. Another robot, such as one on a mobile base, is driven by scripts/run_robot.py (docs/own_robot.md)"
         )
     if not set(info.cameras) <= set(CAMERAS):
         raise ValueError(f"the server's policy wants the cameras {', '.join(info.cameras)}; ALOHA has {', '.join(CAMERAS)}")

@@ -130,6 +130,7 @@ class Session:
         while True:
             try:
                 self._robot.reset(number)
+                self._label = self._options.instruction or self._robot.instruction or self._label
                 return True
             except RobotError as error:
                 if not self._keyboard.is_terminal:

@@ -117,6 +117,15 @@ def source_kind(folder: Path) -> str:
     )
 
 
+def instruction_remedy(folder: Path) -> str:
+    """What to do where recordings in `folder` do not say what the robot was told, as a sentence without its full stop."""
+    if source_kind(folder) == "hdf5":
+        where = f"Write the text of the task into {folder / 'instruction.txt'}"
+    else:
+        where = "Store the text of the task as language_instruction in every step"
+    return f"{where}, or pass --default_instruction in training"
+
+
 def _part_folders(path: Path) -> list[Path]:
     """The folders of a manifest's parts; of a data set with versions the newest."""
     return [find_dataset_folder(part.path.parent, part.path.name) for part in read_manifest(path).parts]

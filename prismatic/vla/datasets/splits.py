@@ -17,6 +17,7 @@ import numpy as np
 
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.sources import instruction_remedy
 from prismatic.vla.datasets.split_names import validation_split
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ def _labelled(spec: DatasetSpec, index: EpisodeIndex, split: str, default_instru
     labelled = episodes[index.is_labelled()[episodes]]
     if len(labelled) == 0:
         raise ValueError(
-            f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode with an instruction (of {len(episodes)}); "
-            "store the text of the task as language_instruction in every step, or pass --default_instruction"
+            f"split {split!r} of data set {spec.name!r} ({spec.folder}) has no episode with an instruction (of {len(episodes)}). "
+            f"{instruction_remedy(spec.folder)}"
         )
     if len(labelled) < len(episodes):
         missing = len(episodes) - len(labelled)

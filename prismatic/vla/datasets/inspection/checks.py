@@ -20,6 +20,7 @@ from prismatic.vla.datasets.inspection.ranges import check_clipping, check_const
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.sources import instruction_remedy
 from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.diagnosis import MAX_LISTED, Finding, Status, counted, listed
 
@@ -89,14 +90,15 @@ def check_lengths(view: DatasetView) -> list[Finding]:
 def check_instructions(view: DatasetView) -> list[Finding]:
     """Missing texts, and texts that differ only in spelling."""
     findings = []
-    num_missing = int((~view.index.is_labelled()[view.index.all_episodes()]).sum())
-    if num_missing and not view.has_default_instruction:
+    is_missing = ~view.index.is_labelled()[view.index.all_episodes()]
+    if is_missing.any() and not view.has_default_instruction:
+        status, what = (Status.PROBLEM, "training refuses them") if is_missing.all() else (Status.WARNING, "are left out of training")
         findings.append(
             Finding(
                 "instructions",
-                Status.WARNING,
-                f"{num_missing} of {view.index.num_episodes} episodes have no instruction and are left out of training",
-                "Store the text of the task as language_instruction, or pass --default_instruction.",
+                status,
+                f"{is_missing.sum()} of {view.index.num_episodes} episodes have no instruction and {what}",
+                f"{instruction_remedy(view.spec.folder)}.",
             )
         )
     spellings: dict[str, list[str]] = {}

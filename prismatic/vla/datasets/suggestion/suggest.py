@@ -20,7 +20,7 @@ from prismatic.vla.datasets.episodes import FrameReader, RawEpisode, readable, s
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
-from prismatic.vla.datasets.sources import describe_recordings, open_source, source_kind
+from prismatic.vla.datasets.sources import describe_recordings, instruction_remedy, open_source, source_kind
 from prismatic.vla.datasets.striding import whole_factor
 from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, read_columns
 from prismatic.vla.datasets.suggestion.dimensions import Recognition, recognise
@@ -102,7 +102,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     two_arms = recognised.arms.num_arms == 2 or (recognised.arms.num_arms == 0 and len(recorded.action_dims) >= MIN_WIDTH_OF_TWO_ARMS)
     cameras = choose_cameras(folder, observation, said, two_arms, notes)
     if "language_instruction" not in trajectories[0]:
-        notes.append("No language_instruction is stored: pass --default_instruction when training.")
+        notes.append(f"The recordings do not say what the robot was told. {instruction_remedy(folder)}.")
     if recorder == "LIBERO":
         suggestion = _of_libero(name, cameras, notes)
     else:
