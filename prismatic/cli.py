@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -98,6 +99,18 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     return from_flags(config_class, **values)
 
 
+def split_flags(flag: str, text: str) -> list[str]:
+    """The words of the flags that `flag` gives in one text.
+
+    Raises:
+        ValueError: a quotation has no end.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {text!r}: {error}") from error
+
+
 def expand_home(text: str) -> str:
     """`text` with ~ as the home folder where a path begins so, which shells do not see in "--flag=~/x" and "name=~/x,other=~/y"."""
     return re.sub(r"(^|[=,])(~[\w.-]*)(?=/|,|$)", lambda found: found[1] + os.path.expanduser(found[2]), text)
@@ -116,6 +129,8 @@ def _explain(message: str, config_class: type) -> str:
     """`message` about flags, with near names where one is unknown."""
     if missing := re.findall(r"`(\w+)`", message) if message.startswith("Missing required") else []:
         return f"{', '.join(f'--{name}' for name in missing)} missing; --help explains all flags"
+    if message.endswith("expected one argument"):
+        return f"{message} (one that begins with -- is written with =, such as --flag='--more 2')"
     names = flag_names(config_class)
     unknown = re.findall(r"--(\w+)", message) if "unrecognized arguments" in message else re.findall(r"`(\w+)`", message)
     unknown = [name for name in unknown if name not in names]

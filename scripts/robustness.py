@@ -8,7 +8,6 @@ them. An interrupted run goes on when the same command is given again.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from experiments.robot.evaluation.benchmarks import check_simulator, find_evalua
 from experiments.robot.evaluation.plan import EvaluationFlags
 from experiments.robot.evaluation.robustness import available_axes, make_conditions, markdown, measure, write_findings
 from experiments.robot.simulators.perturbations import AXES, SEVERITIES
-from prismatic.cli import parse_flags, run_script
+from prismatic.cli import parse_flags, run_script, split_flags
 from prismatic.vla.constants import near_names
 
 _OWN_FLAGS = ("--pretrained_checkpoint", "--num_trials_per_task", "--local_log_dir", "--perturb", "--shard")
@@ -44,7 +43,7 @@ class RobustnessConfig:
             if severity not in SEVERITIES:
                 raise ValueError(f"--severities names {severity}; choose from 1, 2, 3")
         for flag in _OWN_FLAGS:
-            if flag in shlex.split(self.evaluation_flags.replace("=", " ")):
+            if flag in (word.partition("=")[0] for word in split_flags("--evaluation_flags", self.evaluation_flags)):
                 raise ValueError(f"--evaluation_flags has {flag}; that is a matter of this script")
 
 
@@ -61,7 +60,7 @@ def main(config: RobustnessConfig) -> None:
     own = ["--num_trials_per_task", str(config.num_trials_per_task), "--local_log_dir", str(config.output_dir), "--num_pictures", "1"]
     if config.pretrained_checkpoint:
         own += ["--pretrained_checkpoint", config.pretrained_checkpoint]
-    clean = parse_flags(flags_class, [*own, *shlex.split(config.evaluation_flags)])
+    clean = parse_flags(flags_class, [*own, *split_flags("--evaluation_flags", config.evaluation_flags)])
     axes = config.axes or available_axes(make_benchmark(clean).simulator)
     suites = changed_suites(clean) if config.simulator == "libero" and config.pro_suites else []
     title = f"Changed scenes, {config.simulator}: {config.pretrained_checkpoint or 'scripted experts'}"

@@ -130,7 +130,7 @@ def test_flags_that_must_be_given_are_named_as_flags() -> None:
     [
         (["--batchsize", "3"], "unrecognized arguments: --batchsize 3; did you mean --batch_size? --help lists all flags"),
         (["--zzz", "3"], "unrecognized arguments: --zzz 3; --help lists all flags"),
-        (["--batch_size"], "argument --batch_size: expected one argument"),
+        (["--batch_size"], "argument --batch_size: expected one argument (one that begins with -- is written with ="),
         (["--batch_size", "many"], "--batch_size: Couldn't parse 'many' into an int"),
         (["--config_path", "nowhere.yaml"], "--config_path: there is no file nowhere.yaml"),
         (["--use_diffusion", "True"], "--use_l1_regression and --use_diffusion are both True"),

@@ -196,6 +196,8 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any]
 def test_flags_of_training_come_in_pairs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give each flag its value"):
         config_of(tmp_path, finetune_flags="--image_aug").own_finetune_flags()
+    with pytest.raises(ValueError, match='--finetune_flags "--lora_rank \'4": No closing quotation'):
+        config_of(tmp_path, finetune_flags="--lora_rank '4").own_finetune_flags()
     with pytest.raises(ValueError, match="--finetune_flags has --run_root_dir, which each round sets by itself; leave it out"):
         config_of(tmp_path, finetune_flags="--run_root_dir elsewhere").own_finetune_flags()
     with pytest.raises(ValueError, match="--finetune_flags has --max_steps; this script has that flag itself"):

@@ -168,6 +168,8 @@ def test_times_are_compared_with_failures_as_the_latest() -> None:
     assert ks_test(fast, slow)[0] == 1.0
     assert ks_test(fast, slow)[1] < 1e-6
     assert ks_test(fast, fast) == (0.0, 1.0)
+    assert ks_test([80.0], [54.0]) == (1.0, 1.0), "one pair shows nothing"
+    assert ks_test([1.0, 2.0], [3.0, np.inf])[1] == pytest.approx(1 / 3)  # of 6 orders 2 are so far apart
     assert ks_test([5.0] * 20 + [np.inf] * 10, fast)[0] == pytest.approx(1 / 3)
 
 

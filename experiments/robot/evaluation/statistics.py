@@ -27,7 +27,7 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
 
 
 def ks_test(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """(largest distance of the two empirical distributions, two-sided p-value); infinity is a value like others.
+    """(largest distance of the two empirical distributions, two-sided exact p-value); infinity is a value like others.
 
     Failures, whose time to success is not known, all have the value infinity: the test then asks for a difference before the limit, or in
     how many reach it. Ties make it cautious. Source: Smirnov, Annals of Mathematical Statistics 19 (1948) 279.
@@ -38,7 +38,7 @@ def ks_test(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
         return 0.0, 1.0
     finite = [value for value in (*a, *b) if value != float("inf")]
     late = max(finite, default=0.0) + 1
-    found = ks_2samp([min(value, late) for value in a], [min(value, late) for value in b], method="asymp")
+    found = ks_2samp([min(value, late) for value in a], [min(value, late) for value in b])
     return float(found.statistic), float(found.pvalue)
 
 

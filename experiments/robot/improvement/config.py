@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, RELABEL, TAKEOVER
 from experiments.robot.evaluation.benchmarks import check_simulator
+from prismatic.cli import split_flags
 from prismatic.vla.constants import near_names
 
 # Method -> how the expert helps in rollouts, and the weights of the rollouts beside those that their manifest says.
@@ -123,7 +123,7 @@ class ImproveConfig:
         Raises:
             ValueError: they are no pairs of flag and value.
         """
-        words = shlex.split(self.finetune_flags)
+        words = split_flags("--finetune_flags", self.finetune_flags)
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
             raise ValueError(f"--finetune_flags is {self.finetune_flags!r}; give each flag its value: --lora_rank 8 --image_aug False")
