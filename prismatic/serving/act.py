@@ -35,6 +35,10 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     try:
         served = service.find(request.query_params.get("adapter"))
         until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
+        if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+            raise RequestError(
+                f"the body is compressed (Content-Encoding: {encoding[:40]}); send it as it is, with JPEG pictures if it should be small"
+            )
         bodies = [await _read_in_time(request, service, limits)]
         asked = replace(asked, arrived=time.perf_counter())
         listener = Listener(client, until, look_of(request.scope))

@@ -232,6 +232,11 @@ class WebsocketConnection(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         self.transport.abort()  # who answers no ping reads nothing: a socket with bytes for him would stay open for ever
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # a refusal was sent: nothing for uvicorn to complain of in the log
+
     def drop(self) -> None:
         """Makes room for another one."""
         self.transport.abort()

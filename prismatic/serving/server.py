@@ -37,7 +37,7 @@ from prismatic.serving.connections import KEEP_ALIVE_S, ConnectionLimits, connec
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
 from prismatic.serving.service import PolicyService
 from prismatic.serving.status import PAGE, describe_service
-from prismatic.serving.websockets import chunk_session, serve_websocket, vla_eval_session
+from prismatic.serving.websockets import chunk_session, refuse_path, serve_websocket, vla_eval_session
 from prismatic.wire import keys
 from prismatic.wire.errors import RequestError
 
@@ -122,6 +122,7 @@ def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -
             WebSocketRoute(keys.POLICY_PATH, functools.partial(serve_websocket, service, "policy", chunk_session)),
             WebSocketRoute("/", functools.partial(serve_websocket, service, "openpi", chunk_session)),
             WebSocketRoute("/vla-eval", functools.partial(serve_websocket, service, "vla-eval", vla_eval_session)),
+            WebSocketRoute("/{path:path}", refuse_path),
         ]
     )
 

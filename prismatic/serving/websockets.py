@@ -20,7 +20,7 @@ from prismatic.serving.protocols import openpi, vla_eval
 from prismatic.serving.service import PolicyService, ServedPolicy
 from prismatic.vla.types import ActionChunk
 from prismatic.wire import keys
-from prismatic.wire.errors import RequestError
+from prismatic.wire.errors import RequestError, UnknownPathError
 
 _ERROR_CLOSE_CODE = 1011
 
@@ -89,6 +89,14 @@ async def serve_websocket(service: PolicyService, protocol: str, session: Sessio
         connection.inbox.close()
         service.clients.disconnect(connection.client)
         gauge.dec()
+
+
+async def refuse_path(websocket: WebSocket) -> None:
+    """Says where the websockets are, which a plain refusal (403) would not."""
+    error = UnknownPathError(
+        f"no websocket at {websocket.url.path[:80]!r}; ours is {keys.POLICY_PATH}, openpi's / and vla-eval's /vla-eval"
+    )
+    await websocket.send_denial_response(error_response(error))
 
 
 async def chunk_session(connection: Connection) -> None:

@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 
 from prismatic.wire.errors import RequestError
+from prismatic.wire.msgpack_reader import text_keys
 
 MAX_SIDE = 8192  # pixels of a camera image
 MAX_PIXELS = 4096 * 4096  # of a compressed image, whose size the body limit does not bound
@@ -63,7 +64,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, Mapping):
-        fields = {key.decode("latin-1") if isinstance(key, bytes) else key: item for key, item in value.items()}
+        fields = text_keys(value)
         if "__numpy__" in fields:
             return _from_buffer(_from_base64(fields["__numpy__"], name), fields, name)
         if "__image__" in fields:

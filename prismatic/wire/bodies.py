@@ -20,7 +20,7 @@ import numpy as np
 from prismatic.wire import keys
 from prismatic.wire.arrays import MAX_PIXELS, describe, read_json
 from prismatic.wire.errors import RequestError
-from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.msgpack_reader import read_msgpack, text_keys
 
 _MAX_PARTS = 64
 _MAX_UNPACKED = 12 * MAX_PIXELS  # bytes of a npz file: four RGB pictures of the largest size
@@ -49,7 +49,7 @@ def read_body(body: bytes, content_type: str) -> Any:
 def _named(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"the body must be a map with full_image (or image), state and instruction, found {describe(content)}")
-    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+    return text_keys(content)
 
 
 def _read_npz(body: bytes) -> dict[str, Any]:

@@ -27,6 +27,12 @@ class UnknownAdapterError(RequestError):
     status = 404
 
 
+class UnknownPathError(RequestError):
+    """Nothing is there."""
+
+    status = 404
+
+
 class TooLargeError(RequestError):
     """A body beyond the server's limit."""
 

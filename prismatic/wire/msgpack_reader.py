@@ -8,6 +8,7 @@ so a message of 16 MB can take gigabytes. Observations have few values, and thei
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from prismatic.wire.errors import RequestError
@@ -37,6 +38,18 @@ def read_msgpack(data: bytes) -> Any:
     if reader.position != len(data):
         raise RequestError(f"msgpack: {len(data) - reader.position} bytes follow the message; send one message in a frame")
     return value
+
+
+def text_keys(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """`content` with texts as keys, where some clients send bytes.
+
+    Raises:
+        RequestError: two of them become the same.
+    """
+    named = {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+    if len(named) < len(content):
+        raise RequestError("a key was sent twice, as text and as bytes; send each key once")
+    return named
 
 
 class _Reader:

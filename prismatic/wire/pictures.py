@@ -16,6 +16,7 @@ from prismatic.vla.jpeg_files import encode_jpeg
 from prismatic.wire import keys
 from prismatic.wire.arrays import json_array
 from prismatic.wire.errors import RequestError
+from prismatic.wire.msgpack_reader import text_keys
 
 
 def as_message(image: np.ndarray, as_jpeg: bool) -> Any:
@@ -34,11 +35,7 @@ def jpeg_file(value: Any, name: str) -> bytes | None:
     Raises:
         RequestError: it says that it is one and is not.
     """
-    fields = (
-        {key.decode("latin-1") if isinstance(key, bytes) else key: item for key, item in value.items()}
-        if isinstance(value, Mapping)
-        else {}
-    )
+    fields = text_keys(value) if isinstance(value, Mapping) else {}
     if fields.get(keys.JPEG) is not True:
         return None
     data = fields.get(keys.DATA)

@@ -131,9 +131,14 @@ def test_matrices_of_another_rank_than_stated_are_named() -> None:
     "read", [lambda adapter: list(merge_adapter({}, adapter, "file")), lambda adapter: check_adapter(adapter, None, "file")]
 )
 def test_a_missing_matrix_is_named(read: Callable[[Tensors], object]) -> None:
-    adapter = {"base_model.model.fc1.lora_A.weight": torch.zeros(1, 2)}
-    with pytest.raises(ValueError, match=r"file: base_model\.model\.fc1\.lora_A\.weight has no lora_B beside it; the file is incomplete"):
-        read(adapter)
+    name = "base_model.model.fc1"
+    for key, message in (
+        (f"{name}.lora_A.weight", "has no lora_B beside it; the file is incomplete"),
+        (f"{name}.lora_B.weight", "has no lora_A beside it; the file is incomplete"),
+        (f"{name}.lora_embedding_A", "is neither lora_A.weight nor lora_B.weight"),
+    ):
+        with pytest.raises(ValueError, match=f"file: {key} {message}".replace(".", r"\.")):
+            read({key: torch.zeros(1, 2)})
 
 
 def test_patterns_fit_as_in_peft() -> None:

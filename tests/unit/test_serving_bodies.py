@@ -78,6 +78,7 @@ def test_damaged_binary_bodies_are_refused() -> None:
         ("application/x-npz", npz(full_image=np.zeros(100_000_000, np.uint8)), "unpacks to"),
         ("application/x-npz", b"PK\x03\x04", "no npz file"),
         ("application/msgpack", b"\x01", "must be a map"),
+        ("application/msgpack", b"\x82\xa5state\x01\xc4\x05state\x02", "as text and as bytes"),
         (FORM, form(state=b"[1]")[:-10], "cut short"),
         (FORM, form(full_image=b"\xff\xfe"), "neither a JPEG file nor text"),
         ("multipart/form-data", b"", "no boundary"),

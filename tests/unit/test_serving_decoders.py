@@ -39,6 +39,7 @@ RECIPE = ImageRecipe(size=28, jpeg_round_trip=True, center_crop=True)
 SPEC = PolicySpec(
     platform=ROBOT_PLATFORMS["LIBERO"], cameras=("primary", "wrist"), image=RECIPE, unnorm_key="arm", heads=HeadSpec(use_proprio=True)
 )
+JPEG = {"__jpeg__": True, "data": b"\xff\xd8"}
 IMAGE, STATE = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3), np.linspace(0, 1, 8)
 
 
@@ -57,8 +58,11 @@ def openpi_frame() -> bytes:
 
 
 def vla_eval_frame() -> bytes:
-    payload = {"images": {"agentview": IMAGE, "wrist": IMAGE}, "states": STATE, "task_description": "go"}
-    return pack_vla_eval({"type": "observation", "payload": payload, "seq": 3, "timestamp": 0.5})
+    return vla_eval_message(images={"agentview": IMAGE, "wrist": IMAGE}, states=STATE)
+
+
+def vla_eval_message(**payload: Any) -> bytes:
+    return pack_vla_eval({"type": "observation", "payload": {**payload, "task_description": "go"}, "seq": 3, "timestamp": 0.5})
 
 
 def decode_act(data: bytes, reader: ObservationReader) -> object:
@@ -254,8 +258,7 @@ def test_two_names_for_one_camera_are_refused(protocol: str, names: tuple[str, .
     elif protocol == "openpi":
         frame = pack_openpi({**dict.fromkeys(names, IMAGE), "observation/state": STATE, "prompt": "go"})
     else:
-        payload = {"images": dict.fromkeys(names, IMAGE), "states": STATE, "task_description": "go"}
-        frame = pack_vla_eval({"type": "observation", "payload": payload, "seq": 3, "timestamp": 0.5})
+        frame = vla_eval_message(images=dict.fromkeys(names, IMAGE), states=STATE)
     with pytest.raises(RequestError, match=message):
         decode(frame, reader())
 
@@ -285,6 +288,13 @@ def test_parts_of_the_state_are_joined(sent: dict[str, Any]) -> None:
         ("openpi", pack_openpi({"images": {"primary": IMAGE}, "state": STATE, "observation/state": STATE}), "mean the same"),
         ("openpi", pack_openpi({"images": {"primary": IMAGE}, "state": STATE, "joints": STATE, "gripper": 0}), "mean the same"),
         ("openpi", pack_openpi({"images": {"primary": IMAGE}, "joints": STATE}), "the state lacks gripper"),
+        (
+            "openpi",
+            pack_openpi({"images": {"primary": {**JPEG, b"data": b"other"}, "wrist": IMAGE}, "state": STATE, "prompt": "go"}),
+            "as text and as bytes",
+        ),
+        ("vla-eval", vla_eval_message(images={"wrist": IMAGE, b"wrist": IMAGE}, states=STATE), "as text and as bytes"),
+        ("vla-eval", vla_eval_message(images={"agentview": IMAGE, "wrist": IMAGE}, states=STATE, state=STATE), "mean the same"),
     ],
 )
 def test_what_is_sent_twice_is_refused(protocol: str, frame: bytes, message: str) -> None:

@@ -290,6 +290,25 @@ def test_space_around_a_key_does_not_count_and_what_no_header_can_hold_is_refuse
             read_api_key()
 
 
+def test_a_refused_websocket_says_why_and_leaves_no_error_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    from websockets.exceptions import InvalidStatus
+
+    for path, status, message in (
+        ("/ws", 404, b"no websocket at '/ws'; ours is /policy"),
+        ("/?adapter=x", 404, b"adapter 'x' is not served"),
+    ):
+        with pytest.raises(InvalidStatus) as caught:
+            house.websocket(path)
+        assert caught.value.response.status_code == status
+        assert message in bytes(caught.value.response.body or b"")
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_compressed_body_is_named(house: House) -> None:
+    status, text = house.request("/act", BODY, {"Content-Encoding": "gzip"})
+    assert (status, "Content-Encoding: gzip" in text) == (400, True)
+
+
 def test_the_servers_own_page_may_ask(house: House) -> None:
     assert house.request("/act", BODY, {"Origin": f"http://127.0.0.1:{house.port}"})[0] == 200
     with house.websocket("/policy", origin=f"http://127.0.0.1:{house.port}"):

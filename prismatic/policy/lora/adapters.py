@@ -38,7 +38,7 @@ FILM_PREFIX = "vision_backbone.vision_backbone."
 
 _ADAPTER = "default"  # PEFT's name for the one adapter; part of the keys in memory, absent from adapter files
 PEFT_PREFIX = "base_model.model."
-_DOWN = ".lora_A.weight"
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 LM_HEAD = "language_model.lm_head"
 
 
@@ -146,16 +146,25 @@ def module_of(key: str) -> str:
     return key.removeprefix(PEFT_PREFIX).removesuffix(_DOWN)
 
 
-def up_matrix(adapter: Mapping[str, torch.Tensor], key: str, source: str) -> torch.Tensor:
-    """The matrix B that belongs to the matrix A called `key`.
+def adapter_pairs(adapter: Mapping[str, torch.Tensor], source: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Name in the base model of each module in an adapter file -> its matrices A and B.
 
     Raises:
-        ValueError: it is absent.
+        ValueError: one of them is absent, or there are LoRA tensors of another kind.
     """
-    name = key.replace(".lora_A.", ".lora_B.")
-    if name not in adapter:
-        raise ValueError(f"{source}: {key} has no lora_B beside it; the file is incomplete, copy or download it again")
-    return adapter[name]
+    pairs = {}
+    left = {key for key in adapter if ".lora_" in key}
+    for down in [key for key in left if key.endswith(_DOWN)]:
+        up = down.removesuffix(_DOWN) + _UP
+        if up not in adapter:
+            raise ValueError(f"{source}: {down} has no lora_B beside it; the file is incomplete, copy or download it again")
+        pairs[module_of(down)] = (adapter[down], adapter[up])
+        left -= {down, up}
+    if left:
+        what = f"{min(left)} has no lora_A beside it; the file is incomplete, copy or download it again"
+        other = f"{min(left)} is neither lora_A.weight nor lora_B.weight; adapters here are B A beside a weight"
+        raise ValueError(f"{source}: {what if min(left).endswith(_UP) else other}")
+    return pairs
 
 
 def merge_adapter(
@@ -167,13 +176,10 @@ def merge_adapter(
         ValueError: the adapter adapts a weight that the model lacks, or in another shape.
     """
     scaling = scaling or AdapterScaling()
-    for key, down in adapter.items():
-        if not key.endswith(_DOWN):
-            continue
-        module = module_of(key)
-        name, up = f"{module}.weight", up_matrix(adapter, key, source)
+    for module, (down, up) in adapter_pairs(adapter, source).items():
+        name = f"{module}.weight"
         if name not in state:
-            raise ValueError(f"{source}: {key} has no weight in the model; take the right base")
+            raise ValueError(f"{source}: {PEFT_PREFIX}{module}{_DOWN} has no weight in the model; take the right base")
         yield name, _merge(state[name], (down, up), scaling.of(module, down.shape[0]), f"{source}: {module}")
 
 

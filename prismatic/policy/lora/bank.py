@@ -37,7 +37,7 @@ from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.engine import Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import PEFT_PREFIX, State, lora_rank, module_of, up_matrix
+from prismatic.policy.lora.adapters import PEFT_PREFIX, State, adapter_pairs, lora_rank
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.policy.policy import Policy
 
@@ -83,7 +83,7 @@ class AdapterBank:
         """Keeps the content of an adapter file, which must fit the model (`check_adapter`), on the model's device and in its dtype."""
         like = self._vla.language_model.model.norm.weight
         found: dict[str, Delta] = {}
-        for path, (down, up) in _pairs(adapter, name).items():
+        for path, (down, up) in adapter_pairs(adapter, name).items():
             factor = scaling.of(path, down.shape[0])
             found[path] = (down.to(like.device, like.dtype), (factor * up.float()).to(like.device, like.dtype))
             self._wrap(path)
@@ -214,7 +214,7 @@ def check_adapter(adapter: State, vla: OpenVLAForActionPrediction, source: str) 
     Raises:
         ValueError: one does not.
     """
-    pairs = _pairs(adapter, source)
+    pairs = adapter_pairs(adapter, source)
     weights = vla.state_dict()
     for path, (down, up) in pairs.items():
         weight = weights.get(f"{path}.weight")
@@ -222,12 +222,3 @@ def check_adapter(adapter: State, vla: OpenVLAForActionPrediction, source: str) 
         if weight is None or list(weight.shape) != found:
             expected = "no such layer" if weight is None else f"{list(weight.shape)}"
             raise ValueError(f"{source}: {path} is for a weight of {found}, the model has {expected}; take the right base model")
-
-
-def _pairs(adapter: State, source: str) -> dict[str, Delta]:
-    """Path of a layer -> its matrices A and B, of an adapter file's content.
-
-    Raises:
-        ValueError: a matrix B is absent.
-    """
-    return {module_of(key): (down, up_matrix(adapter, key, source)) for key, down in adapter.items() if key.endswith(".lora_A.weight")}

@@ -20,7 +20,7 @@ from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.wire import keys
 from prismatic.wire.arrays import as_array, describe, pack_openpi
 from prismatic.wire.errors import RequestError
-from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.msgpack_reader import read_msgpack, text_keys
 
 CAMERAS = slots_by_name(NamedBy.OPENPI)
 _STATES = ("observation/state", keys.STATE)
@@ -36,13 +36,13 @@ def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest
     content = read_msgpack(frame)
     if not isinstance(content, dict):
         raise RequestError(f"an observation must be a map, found {describe(content)}")
-    content = _texts(content)
+    content = text_keys(content)
     nested = content.get(keys.IMAGES, {})
     if not isinstance(nested, dict):
         raise RequestError(f"images must be a map from camera name to image, found {describe(nested)}")
     flat = {name: value for name, value in content.items() if name in CAMERAS or "image" in name.rpartition("/")[2]}
     flat.pop(keys.IMAGES, None)
-    nested = _texts(nested)
+    nested = text_keys(nested)
     if twice := sorted(flat.keys() & nested.keys()):
         raise RequestError(f"{', '.join(map(repr, twice))}: sent twice, in images and beside it; send each picture once")
     images = {**flat, **nested}
@@ -84,15 +84,3 @@ def _read_state(content: dict[str, Any]) -> Any:
 
 def _row(value: Any, name: str) -> np.ndarray:
     return np.array([value], np.float64) if isinstance(value, (int, float)) else as_array(value, name).reshape(-1)
-
-
-def _texts(content: dict[Any, Any]) -> dict[str, Any]:
-    """`content` with texts as keys.
-
-    Raises:
-        RequestError: two of them become the same.
-    """
-    named = {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
-    if len(named) < len(content):
-        raise RequestError("a key was sent twice, as text and as bytes; send each key once")
-    return named

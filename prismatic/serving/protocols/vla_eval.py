@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.serving.observations import ObservationReader, PolicyRequest
+from prismatic.serving.observations import ObservationReader, PolicyRequest, one_of
 from prismatic.vla.cameras import NamedBy, is_wrist, slots_by_name
 from prismatic.wire.arrays import describe, pack_vla_eval
 from prismatic.wire.errors import RequestError
-from prismatic.wire.msgpack_reader import read_msgpack
+from prismatic.wire.msgpack_reader import read_msgpack, text_keys
 
 PROTOCOL_VERSION = 1
 HARNESS_VERSION = "0.8.0"  # whose messages were tested
@@ -80,8 +80,8 @@ def decode_observation(payload: dict[str, Any], reader: ObservationReader) -> Po
     images = payload.get("images")
     if not isinstance(images, dict):
         raise RequestError(f"images must be a map from camera name to image, found {describe(images)}")
-    named = {str(name): (CAMERAS.get(str(name)), value) for name, value in images.items()}
-    return reader.read(named, payload.get("states", payload.get("state")), payload.get("task_description"))
+    named = {name: (CAMERAS.get(name), value) for name, value in text_keys(images).items()}
+    return reader.read(named, one_of(payload, ("states", "state")), payload.get("task_description"))
 
 
 def encode_message(kind: str, payload: dict[str, Any], seq: int) -> bytes:
