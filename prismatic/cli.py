@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -93,6 +94,9 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         raise ValueError(_explain(str(error), config_class)) from error
     except FileNotFoundError as error:
         raise ValueError(f"--config_path: there is no file {error.filename}") from error
+    for name, value in vars(parsed).items():
+        if isinstance(value, float) and math.isnan(value):  # comparisons with it are all False, and a range lets it through
+            raise ValueError(f"--{name} is nan; give a number")
     if flat is config_class:
         return parsed
     values = {name: expand_home(value) if isinstance(value, str) else value for name, value in vars(parsed).items()}

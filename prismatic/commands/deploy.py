@@ -9,6 +9,7 @@ The checkpoint describes itself; the familiar flags are needed only for a publis
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +76,8 @@ class DeployConfig(PolicyFlags):
             raise ValueError(f"--num_open_loop_steps is {self.num_open_loop_steps}, must be at least 1")
         _ = self.adapter_folders  # parsed now, so that a mistake shows before minutes of loading
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} is {getattr(self, name)}, must be more than 0 and finite")
         if not 0 <= self.batch_window_ms <= 1000:
             raise ValueError(f"--batch_window_ms is {self.batch_window_ms:g}, must be 0 to 1000")
         if not 0 <= self.port <= 65535:
@@ -116,21 +117,13 @@ def deploy(config: DeployConfig) -> None:
         from prismatic.serving.server import ServerOptions, open_socket, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
-    from prismatic.policy.checkpoint.loading import LoadOptions
+    from prismatic.policy.checkpoint.loading import LoadOptions, chunk_length
     from prismatic.serving.batching import BatchingOptions
     from prismatic.serving.service import PolicyService, ServiceOptions
     from prismatic.wire.api_key import read_api_key
 
     api_key = read_api_key(config.api_key_file)
     bound = open_socket(config.host, config.port)  # before minutes of loading
-    load_options = LoadOptions(
-        flags=config.flags,
-        quantization=config.chosen_quantization(),
-        engine=config.engine,
-        max_batch_size=config.max_batch_size,
-        base_model=config.base_model,
-    )
-    policies = _load(config, load_options)
     options = ServiceOptions(
         batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3, config.max_latency_ms / 1e3),
         max_body_bytes=int(config.max_body_mb * (1 << 20)),
@@ -141,6 +134,17 @@ def deploy(config: DeployConfig) -> None:
         use_relative_actions=config.use_relative_actions,
         seed=config.seed,
     )
+    for checkpoint in config.adapter_folders.values() or [config.pretrained_checkpoint]:
+        if length := chunk_length(checkpoint):
+            options.check_chunk(length)
+    load_options = LoadOptions(
+        flags=config.flags,
+        quantization=config.chosen_quantization(),
+        engine=config.engine,
+        max_batch_size=config.max_batch_size,
+        base_model=config.base_model,
+    )
+    policies = _load(config, load_options)
     service = PolicyService(policies, options)
     seconds = service.warm_up()
     if config.host not in _LOOPBACK and options.api_key is None:
@@ -152,7 +156,7 @@ def deploy(config: DeployConfig) -> None:
     host, port = bound.getsockname()[:2]
     logger.info(
         "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /readyz /info /metrics",
-        host,
+        f"[{host}]" if ":" in host else host,
         port,
     )
     serve(service, bound, ServerOptions(config.max_connections, config.shutdown_timeout_s, config.exit_on_cuda_error))

@@ -48,15 +48,24 @@ class ServiceOptions:
     seed: int | None = None  # of a diffusion policy's noise; None: the policy's own
     robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy: -1 open, +1 close, as the simulator takes it
 
+    def check_chunk(self, length: int) -> None:
+        """Accepts a policy that predicts so many actions.
+
+        Raises:
+            ValueError: more are to be sent.
+        """
+        if self.num_open_loop_steps is not None and self.num_open_loop_steps > length:
+            raise ValueError(
+                f"--num_open_loop_steps is {self.num_open_loop_steps}, the policy predicts {length} actions; choose 1 to {length}"
+            )
+
 
 class ServedPolicy:
     """One policy that the server answers with: what its observations must hold, and its units."""
 
     def __init__(self, policy: Policy, options: ServiceOptions, adapter: str | None = None) -> None:
         self.policy, self.adapter, self._options = policy, adapter, options
-        steps, chunk = options.num_open_loop_steps, policy.spec.platform.num_actions_chunk
-        if steps is not None and steps > chunk:
-            raise ValueError(f"--num_open_loop_steps is {steps}, the policy predicts {chunk} actions; choose 1 to {chunk}")
+        options.check_chunk(policy.spec.platform.num_actions_chunk)
         if options.seed is not None:
             policy.reseed(options.seed)
         self.reader = ObservationReader(policy.spec, tuple(policy.norm_stats), adapter)

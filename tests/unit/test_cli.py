@@ -132,6 +132,7 @@ def test_flags_that_must_be_given_are_named_as_flags() -> None:
         (["--zzz", "3"], "unrecognized arguments: --zzz 3; --help lists all flags"),
         (["--batch_size"], "argument --batch_size: expected one argument (one that begins with -- is written with ="),
         (["--batch_size", "many"], "--batch_size: Couldn't parse 'many' into an int"),
+        (["--learning_rate", "nan"], "--learning_rate is nan"),
         (["--config_path", "nowhere.yaml"], "--config_path: there is no file nowhere.yaml"),
         (["--use_diffusion", "True"], "--use_l1_regression and --use_diffusion are both True"),
     ],

@@ -33,14 +33,6 @@ def load_policy(
     return SeededPolicy(policy)
 
 
-def chunk_length(checkpoint: str | Path) -> int | None:
-    """How many actions the policy of a local folder predicts a query, as its policy.json says; None where there is none."""
-    from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
-
-    folder = Path(checkpoint).expanduser()
-    return PolicySpec.load(folder).platform.num_actions_chunk if (folder / POLICY_FILE).is_file() else None
-
-
 def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:
     """`wanted`; of a checkpoint trained on several data sets the first of `data_sets` that it knows; else None: there is only one."""
     from prismatic.policy.checkpoint.files import STATISTICS_FILE

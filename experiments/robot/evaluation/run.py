@@ -20,7 +20,7 @@ from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import Control, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
-from experiments.robot.evaluation.policies import SeededPolicy, chunk_length
+from experiments.robot.evaluation.policies import SeededPolicy
 from experiments.robot.evaluation.report import Report, console_table, write_report
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
 from experiments.robot.evaluation.shards import parse_shard
@@ -120,6 +120,8 @@ def with_batch_size(config: EvaluationFlags, benchmark: Benchmark) -> Evaluation
 
 def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: RolloutOptions) -> ChunkPolicy:
     """Loaded and, as a server's before its first answer, warmed up for the calls that will come."""
+    from prismatic.policy.checkpoint.loading import chunk_length
+
     if length := chunk_length(config.pretrained_checkpoint):
         options.acting.execution(length)  # what does not fit is told before minutes of loading
     policy = benchmark.load_policy()

@@ -99,6 +99,17 @@ def resolve_folder(name_or_path: str | Path, with_weights: bool = True, is_here:
         return Path(snapshot_download(str(name_or_path), ignore_patterns=left_out, local_files_only=is_here))
 
 
+def chunk_length(name_or_path: str | Path) -> int | None:
+    """How many actions the policy predicts a call, as policy.json says; None where a checkpoint has none, or for no name at all.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    if not name_or_path or not ((folder := resolve_folder(name_or_path, with_weights=False)) / POLICY_FILE).is_file():
+        return None
+    return PolicySpec.load(folder).platform.num_actions_chunk
+
+
 def list_files(name_or_path: str | Path) -> frozenset[str]:
     """The files of a local folder or a Hub id, with `/` between folders; what is not downloaded yet among them.
 
