@@ -3,9 +3,10 @@
 python scripts/run_robot.py --robot recorded:data/my_robot --server ws://127.0.0.1:8777 --unattended True
 
 Rollout by rollout it takes the next episode of the data set (of the split `val` where there is one). Its arms are where they were told to
-be; cameras and state show what was recorded, one step further with each command that moves it, and the same while it is held. So the
-policy always sees real observations, and its commands can be compared with what was done then. Whether the task would have been solved,
-recordings cannot say. The data set needs its entry, as in training; `--robot_args` takes "stride" and "robot_platform", like its flags.
+be; cameras and state show what was recorded, one step further with each command that moves it (the walk to the first target included), and
+the same while it is held. So the policy always sees real observations, and its commands can be compared with what was done then. Whether
+the task would have been solved, recordings cannot say. The data set needs its entry, as in training; `--robot_args` takes "stride" and
+"robot_platform", like its flags.
 
 Letters: T steps of the episode, A action dim, P proprio dim.
 """
@@ -67,7 +68,7 @@ class RecordedRobot(Robot):
         return np.where(self._is_target, [float(measured.get(name, value)) for name, value in commanded], 0.0)
 
     def connect(self) -> None:
-        logger.info("no robot moves: %d recorded episodes play its part", len(self._episodes))
+        logger.info("no robot moves: %d recorded episodes play its part, and none counts as a success", len(self._episodes))
 
     def position(self) -> np.ndarray:
         return self._position

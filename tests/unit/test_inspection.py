@@ -20,12 +20,15 @@ from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
 from prismatic.vla.datasets.inspection.encodings import kind_by_values
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames
 from prismatic.vla.datasets.inspection.page import Inspection, inspect_dataset, write_page
+from prismatic.vla.datasets.inspection.ranges import check_clipping
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
+from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.repairs import Repair
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
+from prismatic.vla.datasets.statistics import compute_statistics
 from prismatic.vla.datasets.training_data import load_training_data
 from prismatic.vla.diagnosis import Finding, Status
 
@@ -145,6 +148,19 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
 )
 def test_each_fault_is_reported(tmp_path: Path, change: Callable[[list[Episode]], Any], message: str) -> None:
     assert message in findings(tmp_path, change)
+
+
+def test_clipped_episodes_that_training_sets_aside_are_not_called_the_training_split(tmp_path: Path) -> None:
+    episodes = [sound_episode(seed) for seed in range(6)]
+    episodes[5]["action"][:, 0] *= 3
+    spec = spec_of(write_dataset(tmp_path, "toy", {"train": episodes}))
+    index, trained = open_index(spec), np.arange(5)
+    view = DatasetView(spec, index, trained, compute_statistics(index, trained, spec.normalization_mask(4)))
+    (finding,) = (item for item in check_clipping(view) if item.subject == "action")
+    assert finding.found.startswith(
+        "A high share of action values of split train, in the episodes that are not trained on, is clipped: dx "
+    )
+    assert "record more" in finding.remedy
 
 
 def test_a_gripper_that_closes_when_commanded_to_open_is_reported(tmp_path: Path) -> None:

@@ -87,25 +87,28 @@ def clipped_share(rows: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 def check_clipping(view: DatasetView) -> list[Finding]:
-    """More clipping than the percentiles explain, in any split."""
+    """More clipping than the percentiles explain, in any split, and in the episodes of one that training sets aside."""
     findings, index = [], view.index
     for split in index.splits:
         episodes = index.episodes_of(split)
-        steps = index.steps_of(episodes[index.is_labelled()[episodes]])
-        if not len(steps):
-            continue
-        for kind, _, bounds, names in view.quantities():
-            share = clipped_share((index.actions if kind == "action" else index.proprio)[steps], bounds)
-            if (dims := np.flatnonzero(share > 0.05)).size:
-                shown = listed([f"{names[d]} {share[d]:.0%}" for d in dims])
-                findings.append(
-                    Finding(
-                        kind,
-                        Status.WARNING,
-                        f"A high share of {kind} values of split {split} is clipped: {shown}",
-                        "This split moves elsewhere than the training episodes; divide the recordings at random, or record more.",
-                    )
-                )
+        episodes = episodes[index.is_labelled()[episodes]]
+        trained = np.isin(episodes, view.episodes)
+        aside = f"split {split}, in the episodes that are not trained on," if trained.any() else f"split {split}"
+        for name, chosen in ((f"split {split}", episodes[trained]), (aside, episodes[~trained])):
+            findings += _clipping_of(view, name, chosen)
+    return findings
+
+
+def _clipping_of(view: DatasetView, name: str, episodes: np.ndarray) -> list[Finding]:
+    """A finding for actions and for states where these episodes are clipped more than the percentiles explain."""
+    findings, steps = [], view.index.steps_of(episodes)
+    for kind, _, bounds, names in view.quantities() if len(steps) else ():
+        share = clipped_share((view.index.actions if kind == "action" else view.index.proprio)[steps], bounds)
+        if (dims := np.flatnonzero(share > 0.05)).size:
+            shown = listed([f"{names[d]} {share[d]:.0%}" for d in dims])
+            what = f"A high share of {kind} values of {name} is clipped: {shown}"
+            remedy = "They move elsewhere than the episodes that are trained on: record more, or divide the recordings at random."
+            findings.append(Finding(kind, Status.WARNING, what, remedy))
     return findings
 
 
