@@ -68,7 +68,7 @@ class RecordedRobot(Robot):
         return np.where(self._is_target, [float(measured.get(name, value)) for name, value in commanded], 0.0)
 
     def connect(self) -> None:
-        logger.info("no robot moves: %d recorded episodes play its part, and none counts as a success", len(self._episodes))
+        logger.info("no robot moves: recorded episodes play its part (%d), and none counts as a success", len(self._episodes))
 
     def position(self) -> np.ndarray:
         return self._position

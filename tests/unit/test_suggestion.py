@@ -551,6 +551,15 @@ def test_kinds_are_those_of_the_wire() -> None:
     assert {kind.value[0] for kind in ActionKind} == {"t", "m", "v"}  # what `Pasted.kinds` relies on
 
 
+def test_a_rate_that_only_the_flag_says_is_told_with_the_lines_for_faster_recordings(tmp_path: Path) -> None:
+    write_aloha(tmp_path / "mine/episode_0.hdf5", 40, instruction="go")
+    printed = suggest_entry(tmp_path / "mine", "mine", 25.0).text()
+    assert (
+        "do not say their rate: each step is taken for a command at 25 Hz. If they were recorded at 50 Hz, add fps=50, stride=2" in printed
+    )
+    assert "do not say their rate" not in suggest_entry(tmp_path / "mine", "mine").text()
+
+
 def test_a_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="--suggest recordings/nowhere is not a folder"):
         main(InspectConfig(suggest="recordings/nowhere"))

@@ -204,6 +204,9 @@ def _assemble(
         notes.append(f"Recorded at {rate.stored:g} Hz: one step in {rate.stride} is used.")
     if rate.hz is None:
         notes.append(f"No rate is stored; {platform.control_hz:g} Hz is taken. If your robot acts at another rate, pass --control_hz.")
+    elif rate.stored is None:
+        twice = f"If they were recorded at {2 * rate.hz:g} Hz, add fps={2 * rate.hz:g}, stride=2 to the entry."
+        notes.append(f"The recordings do not say their rate: each step is taken for a command at {rate.hz:g} Hz. {twice}")
     chunk = f"The chunk is {counted(platform.num_actions_chunk, 'action', 'actions')} at {platform.control_hz:g} Hz."
     counts = Counter(kind.value for kind in recognised.kinds)
     actions = ", ".join(counted(count, kind, _PLURAL[kind]) for kind, count in counts.items())
