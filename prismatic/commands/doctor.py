@@ -25,7 +25,7 @@ class DoctorConfig:
     """What to look at, beside this machine."""
 
     checkpoint: Path | None = None  # a checkpoint folder
-    data: Path | None = None  # a data set's folder, or the folder that holds data sets (--data_root_dir of training)
+    data: Path | None = None  # a data set's folder, a manifest, or the folder that holds data sets (--data_root_dir of training)
     dataset_name: str | None = None  # with --data: this data set (or name:version) or mixture only
     robot_platform: str | None = None  # with --data: overrides the entry's; a name of prismatic/vla/constants.py
     machine: bool = True  # False: look at the checkpoint and the data only

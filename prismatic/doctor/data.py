@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from prismatic.vla.datasets.inspection.view import DatasetView
     from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 
-_KINDS = {"rlds": "RLDS", "lerobot": "LeRobot", "hdf5": "HDF5 recordings"}
+_KINDS = {"rlds": "RLDS", "lerobot": "LeRobot", "hdf5": "HDF5 recordings", "manifest": "manifest of recordings"}
 _NUM_EPISODES, _NUM_STEPS = 4, 4  # whose images are decoded
 _READ_AGAIN = "Correct what the message names; recordings that are damaged must be copied or written again."
 
 
 def check_data(folder: Path, dataset_name: str | None, robot_platform: str | None, checkpoint: Path | None = None) -> list[Finding]:
-    """`folder` holds data sets, or is one; `dataset_name` (a data set or mixture) chooses. `checkpoint`: compare with its training."""
+    """`folder` holds data sets, or is one or a manifest; `dataset_name` (a data set or mixture) chooses. `checkpoint`: compare with its
+    training."""
+    from prismatic.vla.datasets.manifest import is_manifest
     from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 
+    if folder.is_file() and is_manifest(folder.name) and dataset_name is None:
+        folder, dataset_name = folder.parent, str(folder)
     if not folder.is_dir():
         return [Finding("folder", Status.PROBLEM, f"{folder} is not a folder", "Pass the folder of a data set, or --data_root_dir's.")]
     if dataset_name is None:

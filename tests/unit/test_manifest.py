@@ -11,11 +11,13 @@ import pytest
 from rlds_writer import make_episode, write_dataset
 from rollout_files import OPTIONS, load, manifest, shown, write_rollout
 
+from prismatic.doctor.data import check_data
 from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.inspection.page import inspect_dataset
 from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.training_data import load_training_data
+from prismatic.vla.diagnosis import Status
 from prismatic.vla.rollout_record import Commander
 
 
@@ -122,6 +124,17 @@ def test_a_manifest_that_cannot_be_meant_is_one_line(tmp_path: Path, rollouts: P
     with pytest.raises(ValueError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_doctor_and_inspection_take_a_manifest(tmp_path: Path, rollouts: Path) -> None:
+    path = manifest(tmp_path, {"path": "rollouts"})
+    for finding in (check_data(path, None, None)[0], check_data(tmp_path, str(path), None)[0]):
+        assert (finding.status, finding.subject) == (Status.OK, "metaworld_demo"), finding
+        assert "manifest of recordings, 3 episodes" in finding.found
+    (broken,) = check_data(manifest(tmp_path, {"path": "nowhere"}), None, None)
+    assert "recordings 0: " in broken.found
+    with pytest.raises(ValueError, match="the weights of data set 'metaworld_demo' leave no episode"):
+        inspect_dataset(resolve_datasets(str(manifest(tmp_path, {"path": "rollouts", "weight": 0})), tmp_path)[0])
 
 
 def test_what_is_no_manifest_is_named(tmp_path: Path, rollouts: Path) -> None:

@@ -36,6 +36,8 @@ class DatasetView:
         """The view of the training split; of all episodes where there is no such split or it has no instruction."""
         split = index.episodes_of("train") if "train" in index.splits else index.all_episodes()
         split = split[manifest_weights(spec, index).settle().episodes[split] > 0]
+        if not len(split):
+            raise ValueError(f"the weights of data set {spec.name!r} leave no episode for training; give one a weight above 0")
         labelled = split[index.is_labelled()[split]]
         episodes = labelled if len(labelled) else split
         return cls(spec, index, episodes, compute_statistics(index, episodes, _normalization_mask(spec, index.actions.shape[1])))
