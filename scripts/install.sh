@@ -24,5 +24,6 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
     "$venv/bin/python" -m pip install --quiet "$(grep -E '^torch==' constraints.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 fi
 echo "$venv: installing the project and what it needs (${extras//,/, }): some minutes without another word"
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
+# Without setuptools' warning of folders that are called like packages, which says nothing of this project.
+PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
 echo "$venv is ready; commands of the documents want it active: source $venv/bin/activate"
