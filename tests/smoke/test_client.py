@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from policy_server import API_KEY, FaultyProxy, Server, write_checkpoint
+from policy_server import API_KEY, ROOT, FaultyProxy, Server, write_checkpoint
 
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
@@ -139,6 +141,34 @@ def test_back_off_doubles_up_to_its_limit_and_connect_waits_for_a_server() -> No
     with pytest.raises(ServerUnavailableError):
         client.connect(wait_s=0.5)
     assert 0.2 < time.monotonic() - started < 0.6
+
+
+class MovedError(Exception):
+    """Ends a program's endless loop."""
+
+
+def test_the_program_of_the_page_drives_a_robot(aloha_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ALOHA.md's "The client in your own program", line by line; the sensors' messages are always fresh."""
+    monkeypatch.setenv("PRISMATIC_API_KEY", API_KEY)
+    section = (ROOT / "ALOHA.md").read_text().partition("## The client in your own program")[2]
+    code = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M)[0]
+    address = f"ws://127.0.0.1:{aloha_server.port}"
+    for written, here in (("ws://192.168.1.20:8777", address), ("last_sensor_message_at", "time.monotonic()")):
+        assert written in code
+        code = code.replace(written, here)
+    commands = [observation().proprio]
+
+    def send_to_robot(action: np.ndarray) -> None:
+        commands.append(action)
+        time.sleep(0.01)
+        if not np.array_equal(action, commands[0]) or len(commands) > 1000:
+            raise MovedError
+
+    robot: dict[str, Any] = {"read_position": lambda: commands[-1], "observe": observation, "send_to_robot": send_to_robot}
+    with pytest.raises(MovedError):
+        exec(code, robot)
+    robot["actor"].close()
+    assert 0 < np.abs(commands[-1] - commands[0])[:6].max() <= 2.0 / HZ  # rad/s
 
 
 @pytest.mark.parametrize("url", ["ftp://host", "ws://", "http://host:8777/predict", "ws://host:port"])

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from policy_server import API_KEY, ROOT, Server, write_policy
 
+from experiments.robot.run_robot import RobotConfig, play
 from prismatic.vla.constants import NormalizationType, RobotPlatform
 from prismatic.vla.demonstrated import Demonstrated
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
-from simulated_arm import NAMES
+from simulated_arm import NAMES, SimulatedArm
 
 SO101 = RobotPlatform("SO101", 10, 6, 6, NormalizationType.BOUNDS, 25.0, NAMES, NAMES)
 SEEN = Demonstrated((-50.0,) * 5 + (0.0,), (50.0,) * 5 + (100.0,), (2.0,) * 6, (6.0,) * 6, (-5.0,) * 6, (5.0,) * 6, {"primary": "top"})
@@ -73,6 +74,19 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, flags: list[str], message:
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+class UntoldArm(SimulatedArm):
+    instruction = ""
+
+    def connect(self) -> None:
+        raise AssertionError("it was connected before anybody said what it is to do")
+
+
+def test_where_nobody_is_there_and_nobody_said_what_to_do_no_robot_is_connected(tmp_path: Path) -> None:
+    config = RobotConfig(robot=f"{__name__}:UntoldArm", server="ws://127.0.0.1:9", unattended=True, local_log_dir=tmp_path)
+    with pytest.raises(ValueError, match="--task_label is missing: nobody is there to type what the robot is to do"):
+        play(config)
 
 
 @pytest.mark.sim

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
@@ -139,6 +140,17 @@ def test_policy_json_with_cameras_in_another_order_than_training_is_refused(part
     folder.mkdir()
     save_policy(replace(parts, reference=Reference(frames)), folder, step=3)
     with pytest.raises(ValueError, match=r"policy\.json lists the cameras primary, wrist, training had wrist, primary"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_a_library_that_makes_attention_causal_keeps_a_policy_from_being_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = F.scaled_dot_product_attention
+
+    def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        return attend(query, key, value, is_causal=True)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", causal)
+    with pytest.raises(ValueError, match="causal attention: the first token does not see the last one"):
         Policy.from_pretrained(folder, device="cpu")
 
 

@@ -186,6 +186,7 @@ def test_episode_specs_draw_differently_for_every_field() -> None:
         EpisodeSpec("left", 1, 0),
         EpisodeSpec("left", 0, 1),
         EpisodeSpec("left", 0, 0, "demonstration"),
+        EpisodeSpec("left", 0, 0, "collection"),
         EpisodeSpec("left", 0, 0, attempt=1),
     ]
     draws = [spec.rng().random() for spec in specs] + [specs[0].rng("noise").random()]
