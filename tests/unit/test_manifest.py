@@ -176,3 +176,13 @@ def test_recordings_without_success_are_named_before_training(tmp_path: Path, ro
         file.attrs["success"] = -1.0
     with pytest.raises(ValueError, match=r"b.hdf5\) has the weight -1.0; it must be a number, 0 \(left out\) or more"):
         load(path, episode_weights="success")
+
+
+def test_a_damaged_recording_is_refused_for_its_damage_until_it_is_left_out(tmp_path: Path, rollouts: Path) -> None:
+    (rollouts / "z.hdf5").write_bytes(b"cut")
+    success = {"not success": 0}
+    for row, weights in (({"weights": success}, None), ({}, "success")):
+        with pytest.raises(ValueError, match=r"z\.hdf5: cannot be read as HDF5"):
+            load(manifest(tmp_path, {"path": "rollouts", **row}), episode_weights=weights)
+    path = manifest(tmp_path, {"path": "rollouts", "weights": {"z.hdf5": 0, **success}})
+    assert shown(load(path)) == shown(load(path, episode_weights="success")) == {1.0: 1.0, 3.0: 1.0}

@@ -65,8 +65,9 @@ def fitting_episodes(rule: str, index: EpisodeIndex, among: np.ndarray, where: s
     fits, condition = np.zeros(index.num_episodes, bool), find_condition(rule, index)
     if condition is not None:
         place = f"{where}: {rule!r}"
-        for episode in np.flatnonzero(among):
-            fits[episode] = condition.holds(column_value(condition.column, int(episode), index, place), place)
+        for episode in map(int, np.flatnonzero(among)):
+            if episode not in index.refused:  # those say nothing, and are refused for what is wrong with them
+                fits[episode] = condition.holds(column_value(condition.column, episode, index, place), place)
         return fits
     found = find_episodes(rule, index, f"{where}: {rule!r}", set(np.flatnonzero(among).tolist()))
     if not found:

@@ -196,7 +196,8 @@ def _rules(path: Path, datasets: tuple[str, ...]) -> list[tuple[str | None, str,
 
 
 def _column_weights(column: str, index: EpisodeIndex, where: str) -> np.ndarray:
-    values = [column_value(column, episode, index, where) for episode in range(index.num_episodes)]
+    episodes = range(index.num_episodes)
+    values = [1.0 if episode in index.refused else column_value(column, episode, index, where) for episode in episodes]
     for episode, value in enumerate(values):
         if isinstance(value, str) or value < 0:
             raise ValueError(f"{where}: {index.label_of(episode)} has the weight {value!r}; it must be a number, 0 (left out) or more")
