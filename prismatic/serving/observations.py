@@ -64,7 +64,7 @@ class ObservationReader:
             RequestError: something is missing or is not what the policy needs.
         """
         found = self._select(images)
-        pictures, is_round_tripped = read_pictures(found)
+        pictures, is_round_tripped = read_pictures(found, self.spec.image.jpeg_round_trip)
         observation = Observation(pictures, _read_instruction(instruction), self._read_state(state), is_round_tripped)
         return PolicyRequest(observation, self._read_unnorm_key(unnorm_key), self.adapter)
 
@@ -142,10 +142,10 @@ def one_of(content: Mapping[str, Any], names: Sequence[str]) -> Any:
     return content[found[0]] if found else None
 
 
-def read_pictures(found: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, np.ndarray], bool]:
+def read_pictures(found: Mapping[str, tuple[str, Any]], has_round_trip: bool) -> tuple[dict[str, np.ndarray], bool]:
     """Camera -> uint8 RGB [height, width, 3] of camera -> the client's name and picture; and whether they were JPEG files.
 
-    Where only some were, the others are put through the same round trip, which they would have before them.
+    Where only some were, the others are put through the same round trip, if the policy `has_round_trip`: it would be before them.
 
     Raises:
         RequestError: a picture is none.
@@ -156,7 +156,7 @@ def read_pictures(found: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, np.nd
     for camera, (name, value) in found.items():
         file = files[camera]
         picture = read_image(value, name) if file is None else _decode_jpeg(file, name)
-        pictures[camera] = round_trip(picture) if has_jpeg and file is None else picture
+        pictures[camera] = round_trip(picture) if has_round_trip and has_jpeg and file is None else picture
     return pictures, has_jpeg
 
 

@@ -11,6 +11,7 @@ import random
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -336,6 +337,14 @@ def test_jpeg_files_are_what_the_image_path_makes_of_pictures(protocol: str, as_
     raw = read_jpeg(protocol, (False, False))
     assert not raw.is_round_tripped
     np.testing.assert_array_equal(raw.images["wrist"], PICTURE)
+
+
+def test_a_raw_picture_beside_a_jpeg_file_stays_as_it_is_for_a_policy_without_the_round_trip() -> None:
+    plain = ObservationReader(replace(SPEC, image=replace(RECIPE, jpeg_round_trip=False)), ("arm",))
+    images = {"primary": as_message(PICTURE, True), "wrist": PICTURE}
+    seen = openpi.decode_observation(pack_openpi({"images": images, "state": STATE, "prompt": "go"}), plain).observation
+    np.testing.assert_array_equal(seen.images["wrist"], PICTURE)
+    np.testing.assert_array_equal(seen.images["primary"], round_trip(PICTURE))
 
 
 @pytest.mark.parametrize(
