@@ -10,7 +10,7 @@ from dataclasses import replace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from prismatic.serving.answering import Asked, error_response, seconds_left, unless_gone
+from prismatic.serving.answering import Asked, error_response, forget_frames, seconds_left, unless_gone
 from prismatic.serving.clients import ClientGoneError, Listener
 from prismatic.serving.connections import ConnectionLimits, look_of
 from prismatic.serving.observations import PolicyRequest
@@ -45,8 +45,10 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
         response = await unless_gone(_answer(asked, served, bodies, listener, request), _gone(request))
     except RequestError as error:
         response = error_response(error)
-    except (ClientDisconnect, ClientGoneError):
+        forget_frames(error)
+    except (ClientDisconnect, ClientGoneError) as error:
         response = JSONResponse({"error": "the client went away"}, _GONE)
+        forget_frames(error)
     asked.record(response.status_code)
     return response
 

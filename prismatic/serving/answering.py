@@ -64,6 +64,15 @@ def seconds_left(headers: Mapping[str, str]) -> float:
     return milliseconds / 1e3
 
 
+def forget_frames(error: BaseException) -> None:
+    """Lets go of the frames that `error` left. Tasks and futures in them remember the error: all that these frames hold, bodies and
+    pictures among it, would stay until a garbage collection looks for such circles."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+
+
 async def unless_gone(answer: Coroutine[Any, Any, T], gone: Awaitable[None]) -> T:
     """What `answer` gives; it is cancelled when `gone` comes first.
 
@@ -76,14 +85,16 @@ async def unless_gone(answer: Coroutine[Any, Any, T], gone: Awaitable[None]) -> 
         if answering.done():
             return answering.result()
         raise ClientGoneError
-    except RequestError as error:
-        raise error.with_traceback(None) from None  # see below
+    except (RequestError, ClientGoneError) as error:
+        forget_frames(error)
+        raise
     finally:
         answering.cancel()
         leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
-        # An error remembers the frames that it left, and a task in them its error: pictures would wait for the garbage collection.
-        del answering, leaving
+        for found in await asyncio.gather(answering, leaving, return_exceptions=True):
+            if isinstance(found, BaseException):
+                forget_frames(found)
+        del answering, leaving  # as `forget_frames`
 
 
 class Inbox:
@@ -107,14 +118,14 @@ class Inbox:
 
     async def gone(self) -> None:
         """Returns when the client has gone; never, once he has sent another message ahead."""
-        message = await self._ahead()
-        if message["type"] != "websocket.disconnect":
+        if (await self._ahead())["type"] != "websocket.disconnect":
             await asyncio.Event().wait()
 
     def close(self) -> None:
         """Nothing is received any more."""
         if self._next is not None:
             self._next.cancel()
+            self._next = None
 
     async def _ahead(self) -> dict[str, Any]:
         if self._next is None:

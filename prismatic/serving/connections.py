@@ -14,6 +14,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -122,8 +123,11 @@ class HttpConnection(H11Protocol):
         if not self._is_working:
             self._head.set(_HEAD_S)
         super().data_received(data)
-        if self._is_working or self.transport.get_protocol() is not self:
+        is_upgraded = self.transport.get_protocol() is not self
+        if self._is_working or is_upgraded:
             self._head.off()
+        if is_upgraded:
+            self.conn = h11.Connection(h11.SERVER)  # the old one holds what came with the handshake
 
     def on_response_complete(self) -> None:
         self._last_use = self.loop.time()
@@ -258,7 +262,13 @@ class WebsocketConnection(WebSocketsSansIOProtocol):
         for alarm in (self._frame, self._stalled, self._quiet):
             alarm.off()
         self.limits.hold(self, 0)
+        while not self.queue.empty():
+            self.queue.get_nowait()
         super().connection_lost(exc)
+        # Connections are circles of objects, and wait for a garbage collection with all that they hold: here what came last.
+        self.conn.reader.buffer.clear()
+        self.conn.parser.close()
+        self.frames = []
 
 
 def make_room(connections: set[Any], most: int, newest: HttpConnection | WebsocketConnection) -> None:

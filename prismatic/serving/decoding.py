@@ -61,5 +61,6 @@ class Decoders:
             found = job.read()
         except BaseException as error:  # whatever it is, it belongs to who waits for it
             job.result.set_exception(error)
+            del job  # the error remembers this frame, which would remember the error
         else:
             job.result.set_result(found)

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.serving.answering import Asked, Inbox, error_response, seconds_left, unless_gone
+from prismatic.serving.answering import Asked, Inbox, error_response, forget_frames, seconds_left, unless_gone
 from prismatic.serving.clients import Client, ClientGoneError, Listener
 from prismatic.serving.connections import look_of
 from prismatic.serving.observations import PolicyRequest
@@ -83,8 +83,8 @@ async def serve_websocket(service: PolicyService, protocol: str, session: Sessio
     gauge.inc()
     try:
         await session(connection)
-    except (WebSocketDisconnect, ClientGoneError):
-        pass
+    except (WebSocketDisconnect, ClientGoneError) as error:
+        forget_frames(error)
     finally:
         connection.inbox.close()
         service.clients.disconnect(connection.client)
@@ -111,6 +111,7 @@ async def chunk_session(connection: Connection) -> None:
             frame = _binary(message)
             chunk = await connection.predict(functools.partial(openpi.decode_observation, frame, served.reader), len(frame))
         except RequestError as error:
+            forget_frames(error)
             asked.record(error.status)
             await websocket.send_text(str(error))
             await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
@@ -134,6 +135,7 @@ async def vla_eval_session(connection: Connection) -> None:
             if message.type == "observation":
                 asked.record(200)
         except RequestError as error:
+            forget_frames(error)
             reply = vla_eval.encode_message("error", {"error": str(error)}, seq)
             asked.record(error.status)
             buffer.clear()

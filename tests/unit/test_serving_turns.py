@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
-from serving_house import act_body, frame, http_head, open_house
+from serving_house import STATE, House, act_body, frame, http_head, open_house
 
 from prismatic.serving import connections, places
 from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
@@ -28,6 +29,7 @@ from prismatic.serving.places import Place, Places
 from prismatic.serving.turns import Turns
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire import keys
+from prismatic.wire.arrays import json_array, pack_openpi
 from prismatic.wire.errors import BusyError
 
 BODY = act_body()
@@ -142,7 +144,9 @@ def test_a_flood_does_not_refuse_a_robot() -> None:
             statuses.append(house.request("/act", BODY, {keys.SESSION_HEADER: name})[0])
 
         threads = [threading.Thread(target=ask, args=("flood",)) for _ in range(4)]
-        for thread in threads:
+        threads[0].start()
+        house.eventually(lambda: house.engine.calls == [1])
+        for thread in threads[1:]:
             thread.start()
         house.eventually(lambda: house.service.batcher.queue_length == 3)
         threads.append(threading.Thread(target=ask, args=("robot",)))
@@ -212,6 +216,59 @@ def no_collection() -> Iterator[None]:
     yield
     logging.disable(logging.NOTSET)
     gc.enable()
+
+
+LARGE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+
+
+def half_a_body(house: House, body: bytes, message: bytes) -> None:
+    house.raw(http_head(len(body)) + body[: len(body) // 2]).close()
+
+
+def a_whole_one(house: House, body: bytes, message: bytes) -> None:
+    house.raw(http_head(len(body)) + body).close()
+
+
+def a_damaged_one(house: House, body: bytes, message: bytes) -> None:
+    assert house.request("/act", body[:-30])[0] == 400
+
+
+def half_a_frame(house: House, body: bytes, message: bytes) -> None:
+    with house.websocket() as client:
+        client.recv()
+        client.socket.sendall(bytes([0x82, 0xFF]) + len(message).to_bytes(8, "big") + bytes(4) + message[: len(message) // 2])
+        client.socket.shutdown(socket.SHUT_RDWR)
+
+
+def frames_ahead(house: House, body: bytes, message: bytes) -> None:
+    house.engine.go.clear()
+    with house.websocket() as client:
+        client.recv()
+        client.send(message)
+        client.send(message)
+        client.socket.shutdown(socket.SHUT_RDWR)
+    house.engine.go.set()
+
+
+@pytest.mark.parametrize("misdeed", [half_a_body, a_whole_one, a_damaged_one, half_a_frame, frames_ahead])
+def test_what_misbehaving_clients_sent_is_free_at_once(no_collection: None, misdeed: Callable[[House, bytes, bytes], None]) -> None:
+    body = act_body(full_image=json_array(LARGE), wrist_image=json_array(LARGE))
+    message = pack_openpi({"images": {"primary": LARGE, "wrist": LARGE}, "state": STATE, "prompt": "lift"})
+    with open_house() as house:
+
+        def end() -> None:
+            house.eventually(lambda: house.service.batcher.admitted == 0 and len(house.server.server_state.connections) == 0)
+            assert house.request("/act", BODY)[0] == 200
+
+        misdeed(house, body, message)
+        end()
+        tracemalloc.start()
+        for _ in range(6):
+            misdeed(house, body, message)
+        end()
+        grown, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert grown < 1.5 * len(message)  # of six; it was one each
 
 
 def observations() -> int:
