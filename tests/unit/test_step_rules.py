@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from rollout_files import ROBOT, load, manifest, write_rollout
 
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
+from prismatic.cli import parse_flags
 from prismatic.commands.make_manifest import ManifestConfig, main
-from prismatic.vla.datasets.manifest import read_manifest
+from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
 from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
@@ -98,8 +101,6 @@ def test_instructions_are_replaced_without_touching_the_recordings(tmp_path: Pat
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
-    import h5py
-
     path = write_rollout(tmp_path / "rollouts" / "a.hdf5", 1.0)
     with h5py.File(path, "a") as file:
         del file["rollout"]
@@ -144,3 +145,22 @@ def test_a_command_merges_drops_trims_and_relabels(
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["all.json"]
     with pytest.raises(ValueError, match="--dataset_name is missing: name the registry entry"):
         main(ManifestConfig(output, [str(tmp_path / "one")]))
+
+
+def test_the_documented_commands_fit_a_demo_and_its_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("python scripts/make_manifest.py")]
+    assert len(commands) == 2
+    for task in ("faucet-open", "faucet-close"):  # demonstrations that say who acts nowhere, and a policy that nobody had to correct
+        path = write_rollout(tmp_path / "runs" / "demo" / "recordings" / task / "episode_000007.hdf5", 1.0, task=task)
+        with h5py.File(path, "a") as file:
+            del file["rollout"]
+        name = f"round_1/recordings/policy/{task}/episode_000007_seed_7.hdf5"
+        write_rollout(tmp_path / "runs" / name, 2.0, task=task)
+    write_manifest(tmp_path / "runs" / "round_1" / "manifest.json", "metaworld_demo", [Part(tmp_path / "runs/round_1/recordings/policy")])
+    monkeypatch.chdir(tmp_path)
+    for flags in commands:
+        main(parse_flags(ManifestConfig, flags))
+    data = load("runs/mended.json")
+    assert data.weights == {"metaworld_demo": {"0": 1, "1": 3}}
+    assert set(data.train.parts[0].index.instructions) == {"push", "turn the faucet right"}
