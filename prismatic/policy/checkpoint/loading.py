@@ -100,14 +100,14 @@ def resolve_folder(name_or_path: str | Path, with_weights: bool = True, is_here:
 
 
 def chunk_length(name_or_path: str | Path) -> int | None:
-    """How many actions the policy predicts a call, as policy.json says; None where a checkpoint has none, or for no name at all.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    if not name_or_path or not ((folder := resolve_folder(name_or_path, with_weights=False)) / POLICY_FILE).is_file():
+    """How many actions the policy predicts a call, as policy.json says; None where that is not known: loading says what is wrong."""
+    if not name_or_path:
         return None
-    return PolicySpec.load(folder).platform.num_actions_chunk
+    try:
+        folder = resolve_folder(name_or_path, with_weights=False)
+    except ValueError:
+        return None
+    return PolicySpec.load(folder).platform.num_actions_chunk if (folder / POLICY_FILE).is_file() else None
 
 
 def list_files(name_or_path: str | Path) -> frozenset[str]:
