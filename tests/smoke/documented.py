@@ -99,8 +99,11 @@ RULES: dict[str, Rule] = {
     r"python scripts/convert/aloha_hdf5_to_rlds\.py --input_dir (recordings|preprocessed/fold_shirt|runs/aloha_sim\S+) .*": Here(),
     r"python scripts/inspect_dataset\.py --(suggest data/my_robot|dataset_name (my_robot|fold_shirt)) .*": Here(),
     r"python scripts/inspect_dataset\.py --caches .*": Here("--frame_cache_dir cache"),
-    r"torchrun .* --dataset_name my_robot --run_root_dir runs --use_l1_regression True .*": Here(
-        f"{_SHORT} --run_id_override my_run --merge_lora_during_training False --frame_cache_dir cache"
+    r"torchrun .* --dataset_name my_robot --run_root_dir runs --use_l1_regression True .* --run_id_override my_run": Here(
+        f"{_SHORT} --merge_lora_during_training False --frame_cache_dir cache"
+    ),
+    r"torchrun .* --dataset_name my_robot --run_root_dir runs --use_l1_regression True .* --lora_rank 32": Here(
+        f"{_SHORT} --run_id_override as_published --merge_lora_during_training False --frame_cache_dir cache"
     ),
     r"python vla-scripts/finetune\.py --config_path vla-scripts/recipes/aloha\.yaml .*": Here(f"{_SHORT} --run_id_override another_run"),
     r"python vla-scripts/finetune\.py --vla_path runs/my_run--10000_chkpt .*": Here(_SHORT),
