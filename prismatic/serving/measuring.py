@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -26,17 +27,29 @@ def idle_observations(policy: Policy, count: int) -> list[Observation]:
 def measure_costs(policy: Policy, options: BatchingOptions) -> BatchCosts:
     """Seconds of each batch size, up to the first one that takes too long: larger ones take longer still.
 
-    Where sizes are not recorded one by one, costs grow evenly: powers of two tell enough, up to the first that gains nothing.
+    Where sizes are not recorded one by one, costs grow evenly: powers of two tell enough, up to the first that gains nothing. A size that
+    seems to end it is measured once more: what another process takes for a moment must not keep a server at small batches.
     """
     is_recorded, most = len(policy.batch_sizes) > 1, options.max_batch_size
     costs, best = BatchCosts(), 0.0
+
+    def ends(costs: BatchCosts, count: int) -> bool:
+        return not costs.is_short(count, options.max_latency_s) or not (is_recorded or costs.rate(count) > _GAIN * best)
+
     for count in range(1, most + 1) if is_recorded else (1 << power for power in range(most.bit_length())):
-        costs = BatchCosts({**costs.seconds, count: min(_call(policy, count) for _ in range(_NUM_CALLS))})
-        gains = costs.rate(count) > _GAIN * best
-        if not costs.is_short(count, options.max_latency_s) or not (is_recorded or gains):
+        costs = _with_size(costs, policy, count)
+        if ends(costs, count):
+            costs = _with_size(costs, policy, count)
+        if ends(costs, count):
             break
         best = max(best, costs.rate(count))
     return costs
+
+
+def _with_size(costs: BatchCosts, policy: Policy, count: int) -> BatchCosts:
+    """`costs` and the fastest call of that size, seen now or before."""
+    fastest = min(_call(policy, count) for _ in range(_NUM_CALLS))
+    return BatchCosts({**costs.seconds, count: min(fastest, costs.seconds.get(count, math.inf))})
 
 
 def _call(policy: Policy, count: int) -> float:
