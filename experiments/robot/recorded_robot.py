@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 class RecordedRobot(Robot):
     """The robot of a data set, as its episodes show it."""
 
+    is_rehearsal = True
+
     def __init__(self, folder: str, stride: int | str | None = None, robot_platform: str | None = None) -> None:
         """`folder`: of the data set, which has an entry in the registry; `stride`, `robot_platform`: as in training.
 
@@ -68,7 +70,7 @@ class RecordedRobot(Robot):
         return np.where(self._is_target, [float(measured.get(name, value)) for name, value in commanded], 0.0)
 
     def connect(self) -> None:
-        logger.info("no robot moves: recorded episodes play its part (%d), and none counts as a success", len(self._episodes))
+        logger.info("no robot moves: recorded episodes play its part (%d), and no rollout counts", len(self._episodes))
 
     def position(self) -> np.ndarray:
         return self._position

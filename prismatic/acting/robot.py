@@ -45,6 +45,7 @@ class Robot(ABC):
     instruction: str = ""  # what it is told to do unless a person says something else
     max_steps: int = 1500  # of a rollout, unless a person says something else
     leader: Leader | None = None  # what a person takes over with, where the robot brings it along
+    is_rehearsal: bool = False  # nothing moves: no rollout can succeed or fail
 
     def fit(self, info: PolicyInfo) -> None:
         """Takes over the names and units of the policy that is to drive it, before it is connected; nothing by default.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 from pathlib import Path
 
@@ -11,16 +13,21 @@ import pytest
 from hdf5_files import write_aloha
 from test_loop import Keys
 
+from experiments.robot.evaluation.session import Driver, SessionOptions, drive
 from experiments.robot.recorded_robot import RecordedRobot
 from experiments.robot.run_robot import make_robot
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
+from prismatic.acting.keyboard import Keyboard
+from prismatic.acting.limit_sources import choose_limits
 from prismatic.acting.limits import ActionLimits
 from prismatic.acting.loop import RealTimeRollout, RolloutPlan
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind, NormalizationType, RobotPlatform
 from prismatic.vla.datasets.rlds.oxe import configs
 from prismatic.vla.datasets.rlds.oxe.configs import ActionEncoding, DatasetEntry, StateEncoding
+from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import PolicyInfo
 
 JOINTS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in (*(f"joint_{number}" for number in range(1, 7)), "gripper"))
 KINDS = (ActionKind.TARGET,) * 14 + (ActionKind.VELOCITY,) * 2
@@ -88,6 +95,33 @@ def test_a_policy_that_does_what_was_done_is_told_so_by_the_real_loop(
     assert robot.instruction == "task 1"
     assert "episode train 0 (episode_0.hdf5): 20 commands, on average 0.0 % of a dimension's range" in caplog.text
     assert "staying at the start: 0.0 %" not in caplog.text
+
+
+def test_a_rehearsal_counts_as_neither_success_nor_failure(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    robot = RecordedRobot(str(folder))
+    actions, states = robot._index.actions, robot._index.proprio
+    seen = Demonstrated(
+        action_low=tuple(actions.min(axis=0)),
+        action_high=tuple(actions.max(axis=0)),
+        max_step=(10.0,) * 16,
+        max_gap=(10.0,) * 16,
+        start_low=tuple(states.min(axis=0)),
+        start_high=tuple(states.max(axis=0)),
+        cameras={},
+    )
+    info = PolicyInfo("MOBILE_TEST", (), 5, MOBILE.action_names, KINDS, MOBILE.proprio_names, 100.0, True, True, True, "arm", seen)
+    driver = Driver(Demonstrator(states, actions), info, ExecutionOptions(num_open_loop_steps=5), choose_limits(info))
+    options = SessionOptions(tmp_path / "rollouts", num_rollouts=2, control_hz=100.0, is_attended=False, video_hz=10.0)
+    drive(robot, driver, options, Keyboard(io.StringIO()))
+    rows = [json.loads(line) for line in (tmp_path / "rollouts/rollouts.jsonl").read_text().splitlines()]
+    assert [row["success"] for row in rows] == [None, None]
+    assert json.loads((tmp_path / "rollouts/summary.json").read_text())["is_rehearsal"]
+    assert sorted(path.name for path in (tmp_path / "rollouts").glob("*.mp4")) == ["rollout_001_rehearsed.mp4", "rollout_002_rehearsed.mp4"]
+    printed = capsys.readouterr().out
+    assert "rollout 1: rehearsed (out of steps), 20 steps" in printed
+    assert "2 rollouts rehearsed, none counts as a success or a failure" in printed
+    assert "failure (" not in printed
+    assert "so far" not in printed
 
 
 def test_the_episode_goes_on_with_commands_that_move_and_stands_while_the_robot_is_held(folder: Path) -> None:

@@ -192,13 +192,15 @@ class Session:
         outcome, video = None, None
         try:
             outcome = RealTimeRollout(self._robot, self._actor, self._keyboard, plan).run()
-            if outcome.success is None:
+            if self._robot.is_rehearsal:
+                outcome.success = None
+            elif outcome.success is None:
                 outcome.success = self._ask_success() if options.is_attended else False
         finally:
             if recorder is not None:
                 self._close_recording(recorder, outcome)
             if film is not None:
-                ending = "interrupted" if outcome is None else "success" if outcome.success else "failure"
+                ending = "interrupted" if outcome is None else _result(outcome)
                 try:
                     video = film.close(options.folder / f"{name}_{ending}.mp4")
                 except Exception as error:  # of the pictures, of PyAV, or of a full disk; the rollout counts without its video
@@ -256,10 +258,10 @@ class Session:
             file.write(json.dumps(row) + "\n")
         timing = outcome.timing
         print(
-            f"rollout {number + 1}: {'success' if outcome.success else 'failure'} ({outcome.ending}), {outcome.num_steps} steps in "
+            f"rollout {number + 1}: {_result(outcome)} ({outcome.ending}), {outcome.num_steps} steps in "
             f"{outcome.seconds:.1f} s, period {timing.get('period_ms_mean', 0):.1f} ms, p99 {timing.get('period_ms_p99', 0):.1f} ms, "
-            f"{timing['late_ticks']} of {timing['ticks']} ticks late, query {timing.get('latency_ms_mean', float('nan')):.0f} ms; "
-            f"so far {self._num_successes} of {len(self._rows)}"
+            f"{timing['late_ticks']} of {timing['ticks']} ticks late, query {timing.get('latency_ms_mean', float('nan')):.0f} ms"
+            + ("" if self._robot.is_rehearsal else f"; so far {self._num_successes} of {len(self._rows)}")
         )
 
     @property
@@ -269,6 +271,7 @@ class Session:
     def _write_summary(self) -> None:
         low, high = wilson_interval(self._num_successes, len(self._rows))
         content = {
+            "is_rehearsal": self._robot.is_rehearsal,
             "num_rollouts": len(self._rows),
             "num_successes": self._num_successes,
             "interval_95": [low, high],
@@ -279,8 +282,15 @@ class Session:
         }
         with _written(self._options.folder / "summary.json") as path:
             path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        if self._robot.is_rehearsal:
+            print(f"{len(self._rows)} rollouts rehearsed, none counts as a success or a failure: {self._options.folder}")
+            return
         interval = f"95 % interval {100 * low:.0f}-{100 * high:.0f} %"
         print(f"{self._num_successes} of {len(self._rows)} rollouts succeeded ({interval}): {self._options.folder}")
+
+
+def _result(outcome: RolloutOutcome) -> str:
+    return {True: "success", False: "failure", None: "rehearsed"}[outcome.success]
 
 
 @contextmanager
