@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -205,31 +204,6 @@ def test_limits_keys_and_shutdown(checkpoint: Path, tmp_path: Path) -> None:
     assert all(int(headers["retry-after"]) >= 1 for status, headers in replies if status == 503)
     assert server.stop() == 0
     assert any("all requests are answered" in line for line in server.lines)
-
-
-def test_what_is_asked_before_sigterm_is_answered(checkpoint: Path) -> None:
-    import msgpack
-    from websockets.sync.client import connect
-
-    server = Server(checkpoint, "--batch_window_ms", "1000")
-    with (
-        connect(f"ws://127.0.0.1:{server.port}/", compression=None) as one,
-        connect(f"ws://127.0.0.1:{server.port}/", compression=None) as two,
-    ):
-        primary, wrist = ({b"__ndarray__": True, b"data": image.tobytes(), b"dtype": "|u1", b"shape": image.shape} for image in images())
-        observation = {"observation/image": primary, "observation/wrist_image": wrist, "observation/state": [0.0] * 8, "prompt": "pick"}
-        frame = msgpack.packb(observation)
-        for client in (one, two):
-            assert msgpack.unpackb(client.recv())["platform"] == "LIBERO"
-            client.send(frame)
-        for client in (one, two):  # two at work at once: from now on the server waits up to a second for the second one
-            assert msgpack.unpackb(client.recv())["actions"]
-        one.send(frame)
-        time.sleep(0.2)
-        server.process.kill(signal.SIGTERM)
-        answer = msgpack.unpackb(one.recv(timeout=10))
-        assert answer["actions"][b"shape"] == [8, 7]
-    assert server.process.wait(30) == 0
 
 
 def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class House:
     def stop(self) -> None:
         self.engine.go.set()
         self.server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
         self.service.close()
         assert not self._thread.is_alive()
 
@@ -100,7 +100,7 @@ class House:
         return float(next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")), 0))
 
     @staticmethod
-    def eventually(is_so: Callable[[], bool], seconds: float = 10.0) -> None:
+    def eventually(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < until, "it did not come true"

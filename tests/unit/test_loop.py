@@ -94,7 +94,7 @@ class Rollout:
         text = self.log.read_text().rpartition("\n")[0] if self.log.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < until, (self.lines()[-3:], self.outcome)
@@ -103,7 +103,7 @@ class Rollout:
     def state(self) -> State:
         return self.actor.executor.state
 
-    def finish(self, seconds: float = 20.0) -> RolloutOutcome:
+    def finish(self, seconds: float = 60.0) -> RolloutOutcome:
         self.thread.join(seconds)
         self.actor.close()
         assert self.outcome is not None, self.lines()[-3:]

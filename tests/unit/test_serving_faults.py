@@ -93,6 +93,28 @@ def test_a_request_whose_time_is_over_is_not_computed_and_its_client_is_told(hou
     assert "X-Deadline-Ms is 'soon'" in house.request("/act", BODY, {keys.DEADLINE_HEADER: "soon"})[1]
 
 
+def test_what_was_asked_before_the_server_ends_is_answered() -> None:
+    """SIGTERM sets `should_exit`; from then on nothing new is taken."""
+    with open_house(server_options=ServerOptions(drain_s=60.0)) as house:
+        robots = [house.websocket(path, legacy=True) for path in ("/policy", "/policy", "/")]
+        for robot in robots:
+            robot.recv()
+        house.engine.go.clear()
+        for robot in robots[:2]:
+            robot.send(frame())
+        house.eventually(lambda: house.service.batcher.admitted == 2)
+        house.server.should_exit = True
+        house.eventually(lambda: house.service.batcher._closed)
+        robots[2].send(frame())
+        assert "the server is shutting down" in robots[2].recv()
+        with pytest.raises(OSError, match="refused"):
+            house.raw()
+        house.engine.go.set()
+        for robot in robots[:2]:
+            assert "actions" in read_msgpack(robot.recv())
+            robot.close()
+
+
 def test_idle_sockets_refuse_no_robot() -> None:
     with open_house(server_options=ServerOptions(max_connections=8, drain_s=0.1)) as house:
         silent = [house.raw() for _ in range(40)]
