@@ -319,5 +319,5 @@ def test_a_camera_may_use_its_memory_again_and_one_that_makes_the_loop_wait_hold
     picture[:] = 0
     seen.set()
     assert actor._waiting is not None
-    assert actor._waiting[1].result(5).actions.shape == (10, 6)
+    assert actor._waiting[1].result(60).actions.shape == (10, 6)
     actor.close()

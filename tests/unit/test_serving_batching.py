@@ -64,7 +64,7 @@ def test_waiting_requests_are_predicted_together_at_most_the_maximum(batcher: Ba
     policy.go.clear()
     answers = [batcher.submit(request("a" * length)) for length in range(1, 8)]
     policy.go.set()
-    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+    assert [answer.result(60).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
     assert max(map(len, policy.batches)) == 4
     assert len(policy.batches) <= 3
 
@@ -86,7 +86,7 @@ def test_answers_are_handed_out_when_the_next_batch_has_begun(batcher: Batcher, 
     for answer in answers:
         answer.add_done_callback(lambda _: seen.append(len(policy.begun)))
     policy.go.set()
-    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
+    assert [answer.result(60).actions[0, 0] for answer in answers] == [1, 2, 3, 4, 5, 6, 7]
     ends = np.cumsum(policy.begun)
     batch_of = [int(np.searchsorted(ends, number, side="right")) for number in range(7)]
     assert seen == [min(batch + 2, len(policy.begun)) for batch in batch_of]  # the last one's at once
@@ -100,16 +100,16 @@ def test_answers_are_not_lost_when_the_next_call_fails_before_it_begins(batcher:
         time.sleep(0.001)
     bad = batcher.submit(request("break"))
     policy.go.set()
-    assert first.result(5).actions[0, 0] == 4
+    assert first.result(60).actions[0, 0] == 4
     with pytest.raises(PredictionError):
-        bad.result(5)
+        bad.result(60)
 
 
 def test_different_statistics_are_not_mixed(batcher: Batcher, policy: Recorder) -> None:
     policy.go.clear()
     answers = [batcher.submit(request(key * 2, key)) for key in ("a", "b", "a", "b")]
     policy.go.set()
-    assert all(answer.result(5) is not None for answer in answers)
+    assert all(answer.result(60) is not None for answer in answers)
     assert all(len(set(texts)) == 1 for texts in policy.batches)
 
 
@@ -117,7 +117,7 @@ def test_different_adapters_are_not_mixed(batcher: Batcher, policy: Recorder) ->
     policy.go.clear()
     answers = [batcher.submit(PolicyRequest(Observation({}, name), "arm", name)) for name in ("a", "bb", "a", "bb", "a")]
     policy.go.set()
-    assert [answer.result(5).actions[0, 0] for answer in answers] == [1, 2, 1, 2, 1]
+    assert [answer.result(60).actions[0, 0] for answer in answers] == [1, 2, 1, 2, 1]
     assert all(len(set(texts)) == 1 for texts in policy.batches)
     assert max(map(len, policy.batches)) > 1
 
@@ -127,14 +127,14 @@ def test_a_request_that_fails_disturbs_no_other(batcher: Batcher, policy: Record
     policy.go.clear()
     good, bad, other = (batcher.submit(request(name)) for name in ("good", text, "other"))
     policy.go.set()
-    assert (good.result(5).actions[0, 0], other.result(5).actions[0, 0]) == (4, 5)
+    assert (good.result(60).actions[0, 0], other.result(60).actions[0, 0]) == (4, 5)
     with pytest.raises(kind, match=message):
-        bad.result(5)
+        bad.result(60)
 
 
 def test_actions_that_are_not_finite_are_never_sent(batcher: Batcher) -> None:
     with pytest.raises(PredictionError, match="not finite"):
-        batcher.submit(request("nan")).result(5)
+        batcher.submit(request("nan")).result(60)
 
 
 def test_the_house_is_bounded_and_closes(batcher: Batcher) -> None:
@@ -150,7 +150,7 @@ def test_a_slow_moment_refuses_nothing_for_ever(batcher: Batcher) -> None:
     batcher.costs[None] = BatchCosts({1: 100.0})  # measured while the machine was busy
     batcher._fastest[None] = 100.0
     for _ in range(3):
-        assert batcher.submit(request("abc"), time.monotonic() + 5).result(5).actions[0, 0] == 3
+        assert batcher.submit(request("abc"), time.monotonic() + 5).result(60).actions[0, 0] == 3
     assert batcher._fastest[None] < 5
 
 
@@ -163,8 +163,8 @@ def test_what_waited_and_cannot_be_in_time_is_not_computed(batcher: Batcher, pol
     in_time = batcher.submit(request("in time"), time.monotonic() + 60)
     time.sleep(0.15)  # a call takes so long that the second one could not be answered within 0.2 s
     policy.go.set()
-    assert first.result(5) is not None
+    assert first.result(60) is not None
     with pytest.raises(SlowPredictionError):
-        late.result(5)
-    assert in_time.result(5) is not None
+        late.result(60)
+    assert in_time.result(60) is not None
     assert "late" not in [text for texts in policy.batches for text in texts]
