@@ -2,6 +2,7 @@
 
 python benchmarks/inference.py --json inference.json                                  # every shape and kind; needs a GPU with 48 GB
 python benchmarks/inference.py --shapes libero --kinds bf16 --batch_sizes 1 --profile true
+python benchmarks/inference.py --device cpu --shapes qwen-libero --batch_sizes 1 --num_calls 20    # float32, by all cores (OMP_NUM_THREADS)
 
 A call is `Policy.predict`: uint8 camera images and an instruction on the host in, actions in the robot's units on the host out. The error
 is the root mean square of the difference from the eager bfloat16 policy's actions for 8 observations, as a share of theirs.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -57,7 +59,7 @@ KINDS = {
     "fp8": ("compiled", "fp8"),
     "nf4": ("eager", "nf4"),
 }
-DEVICE = torch.device("cuda")
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 
 @dataclass
@@ -65,7 +67,8 @@ class InferenceConfig:
     """The flags."""
 
     shapes: list[str] = field(default_factory=lambda: list(SHAPES))
-    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    kinds: list[str] = field(default_factory=list)  # by default every kind of the device
+    device: str = "cuda"  # or cpu, which knows the kind eager alone
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
     num_calls: int = 1000  # at batch 1; larger batches as many observations
     frame_size: int = 256  # pixels, of the square camera images
@@ -75,21 +78,23 @@ class InferenceConfig:
     json: Path | None = None  # also write the figures here
 
     def __post_init__(self) -> None:
-        for name, known in (("shapes", SHAPES), ("kinds", KINDS)):
+        if self.device not in DTYPES:
+            raise ValueError(f"--device is {self.device!r}; choose among {', '.join(DTYPES)}")
+        kinds = list(KINDS) if self.device == "cuda" else ["eager"]
+        self.kinds = self.kinds or kinds
+        for name, known in (("shapes", list(SHAPES)), ("kinds", kinds)):
             if unknown := set(getattr(self, name)) - set(known):
                 raise ValueError(f"--{name}: {', '.join(sorted(unknown))} is unknown; choose among {', '.join(known)}")
 
 
 def main(config: InferenceConfig) -> None:
     """Prints one line per shape, kind and batch size."""
-    if not torch.cuda.is_available():
-        raise ValueError("no CUDA device; the 7B policy needs one with 48 GB")
-    figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
-    print(figures["gpu"], figures["torch"], flush=True)
+    figures: dict[str, Any] = {**machine(config.device), "torch": torch.__version__, "rows": []}
+    print(*list(figures.values())[:-1], flush=True)
     for shape in config.shapes:
         expected: np.ndarray | None = None
         for kind in ["eager", *[kind for kind in config.kinds if kind != "eager"]]:
-            parts = build_parts(shape, KINDS[kind][1])
+            parts = build_parts(shape, KINDS[kind][1], torch.device(config.device))
             actions = measure_kind(config, shape, kind, parts, expected, figures["rows"])
             expected = actions if kind == "eager" else expected
             del parts
@@ -97,13 +102,28 @@ def main(config: InferenceConfig) -> None:
                 config.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
+def machine(device: str) -> dict[str, Any]:
+    """What computes.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if device == "cpu":
+        named = next(
+            (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "CPU"
+        )
+        return {"cpu": named, "threads": torch.get_num_threads()}
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device; the 7B policy needs one with 48 GB, or --device cpu")
+    return {"gpu": torch.cuda.get_device_name()}
+
+
 def measure_kind(
     config: InferenceConfig, shape: str, kind: str, parts: PolicyParts, expected: np.ndarray | None, rows: list[dict[str, Any]]
 ) -> np.ndarray:
     """Actions [8, H, A] of 8 observations; adds one row per batch size."""
     observations = make_observations(parts.spec, config.frame_size)
-    _free()
-    torch.cuda.reset_peak_memory_stats()
+    _free(config.device)
     started = time.perf_counter()
     policy = Policy(parts, engine=make_engine(parts, KINDS[kind][0]))
     instructions = () if config.all_lengths else (INSTRUCTION,)
@@ -117,9 +137,9 @@ def measure_kind(
     for count in config.batch_sizes:
         batch = [observations[number % len(observations)] for number in range(count)]
         policy.predict(batch)
-        num_calls = max(20, (50 if kind == "eager" else config.num_calls) // count)
+        num_calls = max(min(20, config.num_calls), (50 if kind == "eager" else config.num_calls) // count)
         times = time_calls(policy, observations, count, num_calls, config.pace_s)
-        row = {"shape": shape, "kind": kind, "batch": count, **times, "warm_up_s": warm_up_s, "error": error, **_memory()}
+        row = {"shape": shape, "kind": kind, "batch": count, **times, "warm_up_s": warm_up_s, "error": error, **_memory(config.device)}
         rows.append({**row, "in_use": check_way(policy, kind)})
         print(
             "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True
@@ -144,19 +164,19 @@ def check_way(policy: Policy, kind: str) -> dict[str, Any]:
     return in_use
 
 
-def build_parts(shape: str, quantization: str) -> PolicyParts:
-    """The policy of `shape` on the GPU with random weights, the same in every call."""
+def build_parts(shape: str, quantization: str, device: torch.device) -> PolicyParts:
+    """The policy of `shape` on `device` with random weights, the same in every call."""
     platform_name, cameras, heads = SHAPES[shape]
     platform, config = ROBOT_PLATFORMS[platform_name], prismatic_qwen25_0_5b() if shape.startswith("qwen-") else openvla_7b()
     image, prompt = ImageRecipe(config.image_size, center_crop=True), config.token_ids.prompt_template
     spec = PolicySpec(platform, cameras, image, "random", heads, prompt=prompt)
     torch.manual_seed(0)
-    with DEVICE:
+    with device:
         vla = OpenVLAForActionPrediction(config)
         if heads.use_film:
             vla.add_film()
-        model = build_action_model(vla, config, spec).bfloat16().eval().requires_grad_(False)
-    quantize_model(vla, quantization, DEVICE, torch.bfloat16)
+        model = build_action_model(vla, config, spec).to(DTYPES[device.type]).eval().requires_grad_(False)
+    quantize_model(vla, quantization, device, DTYPES[device.type])
     for module in vla.unused_modules(uses_lm_head=False):
         module.cpu()  # as when a checkpoint is loaded
     bounds = {name: [value] * platform.action_dim for name, value in (("min", -1.0), ("max", 1.0), ("q01", -1.0), ("q99", 1.0))}
@@ -214,13 +234,17 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def _memory() -> dict[str, float]:
+def _memory(device: str) -> dict[str, float]:
+    if device == "cpu":
+        return {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
 
 
-def _free() -> None:
+def _free(device: str) -> None:
     gc.collect()
-    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

@@ -78,13 +78,14 @@ def random_7b(folder: Path) -> Iterator[str]:
 
 
 def _write_random_7b(folder: Path) -> None:
+    import torch
     from inference import build_parts
 
     from prismatic.models.base import write_tokenizer
     from prismatic.policy.checkpoint.saving import save_policy
 
     folder.mkdir(parents=True)
-    parts = build_parts("libero", "none")
+    parts = build_parts("libero", "none", torch.device("cuda"))
     save_policy(parts, folder, step=None)
     write_tokenizer(folder, parts.processor.tokenizer)
 

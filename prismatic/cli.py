@@ -83,10 +83,10 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     flat = flat_class(config_class)  # sections are for the code, the parser sees one list of flags
     draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text))))  # of the YAML file
     try:
-        completed = [expand_home(argument) for argument in _complete_switches(arguments, flat)]
+        completed = [expand_home(argument) for argument in _complete_switches(_gather_lists(arguments, flat), flat)]
         parsed: Any = draccus.parse(flat, args=completed, exit_on_error=False)
     except DecodingError as error:
-        flag = "".join(f"--{name}: " for name in error.key_path)
+        flag = "".join(f"--{name}: " for name in error.key_path if not str(name).isdigit())  # of an item
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
     except ParsingError as error:  # wraps what the dataclass itself refused
         raise ValueError(str(error.__cause__ or error)) from error
@@ -118,6 +118,30 @@ def split_flags(flag: str, text: str) -> list[str]:
 def expand_home(text: str) -> str:
     """`text` with ~ as the home folder where a path begins so, which shells do not see in "--flag=~/x" and "name=~/x,other=~/y"."""
     return re.sub(r"(^|[=,])(~[\w.-]*)(?=/|,|$)", lambda found: found[1] + os.path.expanduser(found[2]), text)
+
+
+def _gather_lists(arguments: Sequence[str], config_class: type) -> list[str]:
+    """The arguments with the words behind every flag of a list as one: `--seeds 7 8 9` is `--seeds "[7, 8, 9]"`."""
+    kinds = {f"--{item.name}": found[1] for item in fields(config_class) if (found := re.match(r"list\[([\w.]+)\]", str(item.type)))}
+    gathered: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, is_joined, value = rest.pop(0).partition("=")
+        if flag not in kinds:
+            gathered.append(flag + is_joined + value)
+            continue
+        words = [value] if is_joined else list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        rest = rest if is_joined else rest[len(words) :]
+        gathered += [flag, _as_list(words, kinds[flag])] if words else [flag]
+    return gathered
+
+
+def _as_list(words: Sequence[str], kind: str) -> str:
+    if words[0].startswith("["):  # as YAML writes it
+        return " ".join(words)
+    if kind in ("int", "float"):
+        return f"[{', '.join(re.split(r'[ ,]+', ' '.join(words)))}]"
+    return json.dumps([expand_home(word) for word in words])
 
 
 def _complete_switches(arguments: Sequence[str], config_class: type) -> list[str]:

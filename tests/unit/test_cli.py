@@ -63,6 +63,46 @@ def test_a_switch_may_stand_alone() -> None:
         parse_flags(DoctorConfig, ["--data", "--json"])
 
 
+@dataclass
+class Lists:
+    """Several at once."""
+
+    names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    size: int = 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--names", "camera", "--size", "4"], Lists(["camera"], size=4)),
+        (["--names", "camera", "light", "--seeds", "7", "8", "9", "--size=4"], Lists(["camera", "light"], [7, 8, 9], size=4)),
+        (["--names=camera", "--seeds=7,8"], Lists(["camera"], [7, 8])),
+        (["--names", "[camera, light]", "--seeds", "[7]"], Lists(["camera", "light"], [7])),
+        (["--names", "[camera,", "light]"], Lists(["camera", "light"])),  # without quotes the shell makes two words of it
+        (["--names", "3", "a b", "-x: y"], Lists(["3", "a b", "-x: y"])),
+        (["--names", "[]", "--seeds", "-1"], Lists([], [-1])),
+        (["--folders", "~/a", "b"], Lists(folders=[Path.home() / "a", Path("b")])),
+    ],
+)
+def test_a_list_may_be_written_as_words(arguments: list[str], expected: Lists) -> None:
+    assert parse_flags(Lists, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--names", "--size", "4"], "--names: expected one argument"),
+        (["--seeds", "7", "eight"], "^--seeds: Couldn't parse 'eight' into an int"),
+        (["--size", "3", "4"], "unrecognized arguments: 4"),
+    ],
+)
+def test_words_that_are_no_list_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_flags(Lists, arguments)
+
+
 def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
     groups = {heading: [(flag.name, flag.default, flag.text) for flag in flags] for heading, flags in flag_groups(Derived).items()}
     own, inherited = [("names", "[a,b]", "of the things")], [("size", "3", "pixels"), ("note", "-", "")]
