@@ -112,6 +112,8 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
+        if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
+            raise ValueError(f"{len(wrong)} weights hold values that are not finite in bfloat16 (first {wrong[0]}); download them again")
         save_torch_state_dict(state, partial, max_shard_size="5GB", metadata={"format": "pt"})
         config.save_published(partial)
         write_tokenizer(partial, tokenizer)

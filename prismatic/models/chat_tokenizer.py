@@ -18,7 +18,7 @@ from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EXTRA_TOKENS = tuple(f"<|extra_{number}|>" for number in range(NUM_ACTION_BINS))
 CHAT_SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-_LINE_BREAK, _SPACE = "Ċ", "Ġ"  # as byte-level tokenizers write them
+LINE_BREAK, _SPACE = "Ċ", "Ġ"  # as byte-level tokenizers write them
 _CHAT_WORDS = "system user assistant You are Qwen created by Alibaba Cloud helpful What"
 
 
@@ -53,9 +53,9 @@ def build_chat_tokenizer(words: Iterable[str], token_ids: TokenIds | None = None
 
 def _at_their_ids(vocabulary: dict[str, int], token_ids: TokenIds) -> dict[str, int]:
     """The pieces, the line break at its id, and as many unused ones as let <|endoftext|> follow at its own."""
-    others = [piece for piece in vocabulary if piece != _LINE_BREAK]
-    others += [f"{_SPACE}{_LINE_BREAK}unused{number}" for number in range(token_ids.pad - len(vocabulary))]
-    pieces = [*others[: token_ids.empty], _LINE_BREAK, *others[token_ids.empty :]]
+    others = [piece for piece in vocabulary if piece != LINE_BREAK]
+    others += [f"{_SPACE}{LINE_BREAK}unused{number}" for number in range(token_ids.pad - len(vocabulary))]
+    pieces = [*others[: token_ids.empty], LINE_BREAK, *others[token_ids.empty :]]
     return {piece: number for number, piece in enumerate(pieces)}
 
 
@@ -83,4 +83,4 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
 
 def line_break_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of the line break before the action tokens."""
-    return tokenizer.get_vocab()[_LINE_BREAK]
+    return tokenizer.get_vocab()[LINE_BREAK]

@@ -104,6 +104,8 @@ class OpenVLAConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None or isinstance(self.text_config, dict):
             self.text_config = _text_config(self.text_config or {}, self.pad_token_id)
+        elif not isinstance(self.text_config, (LlamaConfig, Qwen2Config)):
+            raise ValueError(f"text_config is a {type(self.text_config).__name__}; expected an object with the language model's sizes")
         if not self.use_fused_vision_backbone:
             raise ValueError(
                 "use_fused_vision_backbone is false: only checkpoints with both vision towers (DINOv2 and SigLIP) are supported"
@@ -130,6 +132,10 @@ class OpenVLAConfig(PreTrainedConfig):
                 f"and {siglip.image_size} px / {siglip.patch_size} px"
             )
         sizes = self.decoder_sizes
+        stated = {"bos_token_id": self.language.bos_token_id, "eos_token_id": self.language.eos_token_id, "pad_token_id": self.pad_token_id}
+        for name, value in stated.items():
+            if not isinstance(value, int):
+                raise ValueError(f"{name} is {value}; expected the id of one token")
         if self.n_action_bins != NUM_ACTION_BINS:
             raise ValueError(f"n_action_bins is {self.n_action_bins}; action tokens stand for {NUM_ACTION_BINS} bins")
         ids = self.token_ids
@@ -169,6 +175,8 @@ class OpenVLAConfig(PreTrainedConfig):
         """DINOv2 (first three channels of an image) and SigLIP (last three)."""
         assert self.vision_towers is not None
         known = {item.name for item in fields(TowerConfig)}
+        if len(self.vision_towers) != 2:
+            raise ValueError(f"vision_towers describes {len(self.vision_towers)} towers; expected two, DINOv2's and SigLIP's")
         for tower in self.vision_towers:
             if unknown := set(tower) - known:
                 raise ValueError(f"vision_towers has unknown sizes {sorted(unknown)}; known: {sorted(known)}")

@@ -59,18 +59,31 @@ class DecoderSizes:
 def rope_theta(config: TextConfig) -> float:
     """The base of the rotary embedding's wavelengths."""
     theta = dict(config.rope_parameters or {}).get("rope_theta", 10000.0)
-    assert isinstance(theta, (int, float))
+    if not isinstance(theta, (int, float)) or theta <= 0:
+        raise ValueError(f"text_config: rope_theta is {theta!r}; expected a number above 0")
     return float(theta)
 
 
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
 def _check(config: TextConfig) -> None:
-    rope_type = dict(config.rope_parameters or {}).get("rope_type", "default")
+    for name in _COUNTS:
+        if getattr(config, name) < 1:
+            raise ValueError(f"text_config: {name} is {getattr(config, name)}; it must be at least 1")
+    rope = dict(config.rope_parameters or {})
+    rope_type = rope.get("rope_type", "default")
     if rope_type != "default":
         raise ValueError(f"text_config: rope_type {rope_type!r} is not supported; only the default rotary embedding (rope_theta) is")
+    for share in (rope.get("partial_rotary_factor"), getattr(config, "partial_rotary_factor", None)):
+        if share not in (None, 1):
+            raise ValueError(f"text_config: partial_rotary_factor {share} is not supported; the whole width of a head is rotated")
     if config.hidden_act != "silu":
         raise ValueError(f"text_config: hidden_act {config.hidden_act!r} is not supported; only 'silu' is")
     if getattr(config, "use_sliding_window", False):
         raise ValueError("text_config: use_sliding_window is true; the policy's attention sees the whole sequence, set it to false")
+    if other := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise ValueError(f"text_config: layer_types names {', '.join(sorted(other))}; the policy's attention sees the whole sequence")
     heads, shared = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     if heads % shared:
         raise ValueError(f"text_config: num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}")

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prismatic.models.chat_tokenizer import EXTRA_TOKENS
+from prismatic.models.chat_tokenizer import EXTRA_TOKENS, LINE_BREAK
+from prismatic.models.json_files import read_object
 from prismatic.vla.constants import QWEN_PROMPT_TEMPLATE, TokenIds, near_names
 from prismatic.vla.prompts import tokenize_prompt
 
@@ -126,7 +127,10 @@ class PrismaticImageProcessor:
         path = folder / PREPROCESSOR_FILE
         if not path.is_file():
             raise ValueError(f"checkpoint folder {folder} lacks {PREPROCESSOR_FILE}; copy it from the base model")
-        return cls.from_dict(json.loads(path.read_text()))
+        try:
+            return cls.from_dict(read_object(path))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} lacks a part of the image processor's description ({error}); copy it from the base model") from error
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, read without the network.
 
     Raises:
-        ValueError: the folder holds no tokenizer.json.
+        ValueError: the folder holds no tokenizer.json, or a file of the tokenizer is damaged.
     """
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"checkpoint folder {folder} lacks tokenizer.json; copy the tokenizer files from the base model")
-    # Takes tokenizer.json as it is; AutoTokenizer would rebuild a Llama tokenizer by the rules of the installed transformers.
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    for name in TOKENIZER_FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            read_object(folder / name)
+    try:
+        # Takes tokenizer.json as it is; AutoTokenizer would rebuild a Llama tokenizer by the rules of the installed transformers.
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the package tokenizers raises plain ones
+        raise ValueError(f"{folder}/tokenizer.json is no tokenizer ({error}); copy the tokenizer files from the base model") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, source: str) -> None:
@@ -182,6 +192,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, sou
             raise ValueError(
                 f"{source}: the language model is Qwen's, but its tokenizer has not <|im_start|> at {token_ids.bos} and <|im_end|> at "
                 f"{token_ids.stop}, so it is another model's; copy the tokenizer files of Qwen/Qwen2.5-0.5B or of the converted base"
+            )
+        if vocabulary.get(LINE_BREAK) != token_ids.empty:
+            raise ValueError(
+                f"{source}: config.json says empty_token_id {token_ids.empty}, but the line break that ends the prompt has "
+                f"{vocabulary.get(LINE_BREAK)} in the tokenizer; copy both files from the same base"
             )
         first = token_ids.action_token_begin_idx + 1
         if [vocabulary.get(token) for token in (EXTRA_TOKENS[0], EXTRA_TOKENS[-1])] != [first, token_ids.base_vocab_size - 1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,53 @@ def test_an_unknown_attention_backend_is_refused_before_anything_is_read(tmp_pat
 def test_a_damaged_component_is_named(tmp_path: Path) -> None:
     (tmp_path / "action_head--1_checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"action_head--1_checkpoint\.pt cannot be read"):
+        read_component(tmp_path, ACTION_HEAD)
+
+
+def _change(name: str, old: str, new: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+
+def _as_integers(folder: Path) -> None:
+    save_file({key: value.to(torch.int8) for key, value in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
+
+
+def _index(content: str) -> Callable[[Path], object]:
+    return lambda folder: (
+        (folder / "model.safetensors").unlink(),
+        (folder / "model.safetensors.index.json").write_text(content),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_change("config.json", "openvla", '"'), r"config\.json is not valid JSON"),
+        (_change("config.json", '"hidden_size": 32', '"hidden_size": "32"'), r"config\.json does not describe a model \(.*hidden_size"),
+        (_change("config.json", '"depth": 2,', ""), r"config\.json does not describe a model \(.*'depth'"),
+        (_change("preprocessor_config.json", "}", ""), r"preprocessor_config\.json is not valid JSON"),
+        (_change("preprocessor_config.json", '"means"', '"mean"'), r"preprocessor_config\.json lacks a part .*'means'"),
+        (_change("preprocessor_config.json", "28", "56"), r"makes images of 56 pixels, config\.json describes vision towers for 28"),
+        (_change("tokenizer.json", '"model"', '"models"'), r"tokenizer\.json is no tokenizer"),
+        (_change("tokenizer_config.json", "{", "{{"), r"tokenizer_config\.json is not valid JSON"),
+        (_as_integers, r"tensors are no float32, float16 or bfloat16 \(.* is I8\); take the model before it was quantized"),
+        (_index("[]"), r"index\.json holds a JSON list, expected an object"),
+        (_index("{}"), r"index\.json has no weight_map"),
+    ],
+)
+def test_a_file_that_is_damaged_or_of_another_base_is_named(
+    change: Callable[[Path], object], message: str, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(base, folder)
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        load_base(folder, torch.bfloat16)
+
+
+def test_a_component_of_another_kind_is_named(tmp_path: Path) -> None:
+    torch.save([torch.zeros(2)], tmp_path / "action_head--latest_checkpoint.pt")
+    with pytest.raises(ValueError, match="does not hold the weights of action_head by name"):
         read_component(tmp_path, ACTION_HEAD)
 
 

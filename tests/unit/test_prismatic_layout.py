@@ -84,13 +84,28 @@ def test_a_minivla_is_a_base_and_no_policy(folder: Path) -> None:
         load_parts(folder, torch.device("cpu"), torch.float32, LoadOptions(flags))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model": ', r"config\.json is not valid JSON"),
+        ('{"model": null}', r"config\.json: 'model' is None, expected an object"),
+        ('{"vla": [2]}', r"config\.json: 'vla' is \[2\], expected an object"),
+        ('{"vla": {"base_vlm": "prism-qwen25-extra-dinosiglip-224px+1_5b"}}', r"\+1_5b', which is not known here; supported: .*\+0_5b"),
+    ],
+)
+def test_a_description_that_is_damaged_is_named(content: str, message: str, folder: Path) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_base(folder, torch.float32)
+
+
 def _drop(*keys: str) -> Callable[[Parts], Parts]:
     return lambda parts: {
         name: {key: value for key, value in part.items() if key not in keys} for name, part in parts.items() if name not in keys
     }
 
 
-def _add(part: str, key: str, value: torch.Tensor) -> Callable[[Parts], Parts]:
+def _add(part: str, key: str, value: Any) -> Callable[[Parts], Parts]:
     return lambda parts: {**parts, part: {**parts[part], key: value}}
 
 
@@ -113,6 +128,11 @@ def test_a_tied_weight_under_one_of_its_names_is_enough(kept: str, tmp_path: Pat
         (_drop(EMBEDDINGS, HEAD), "holds neither llm.model.embed_tokens.weight nor llm.lm_head.weight"),
         (_add("llm_backbone", HEAD, torch.zeros(1383, 32)), "with different numbers, but this base ties them to one weight"),
         (_add("projector", "downsampler.0.weight", torch.zeros(1)), "holds 'downsampler.0.weight', which belongs to no part"),
+        (lambda parts: {**parts, "projector": [1]}, r"latest-checkpoint\.pt: projector is a list; expected the names and tensors"),
+        (_add("projector", "projector.0.bias", 3.0), r"projector holds 'projector\.0\.bias', which is no tensor"),
+        (lambda parts: [], r"is no checkpoint of Prismatic: it has no 'model' with the parts vision_backbone, projector, llm_backbone"),
+        (lambda parts: parts["projector"], r"lacks projector, llm_backbone in its 'model', which holds projector\.0\.weight, .*"),
+        (_add("projector", "projector.0.bias", torch.zeros(128, dtype=torch.int8)), r"1 of 109 tensors are no float32.*fc1\.bias is int8"),
         (_drop("llm.model.layers.1.self_attn.k_proj.bias"), r"missing language_model.model.layers.1.self_attn.k_proj.bias \[16\]"),
     ],
 )

@@ -108,6 +108,8 @@ def read_component(folder: Path, component: str, device: torch.device | None = N
         state = torch.load(path, map_location=device or "cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} does not hold the weights of {component} by name; copy it again")
     return {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.action_model import ActionModel
 from prismatic.models.attention import get_attention
 from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.json_files import described_in, read_object
 from prismatic.models.processor import PrismaticProcessor, check_tokenizer
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
@@ -154,9 +154,8 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     folder = resolve_folder(name_or_path, with_weights=False)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
-    if is_prismatic(folder):
-        return prismatic_config(folder)
-    return OpenVLAConfig.from_pretrained(folder)
+    with described_in(folder / "config.json"):
+        return prismatic_config(folder) if is_prismatic(folder) else OpenVLAConfig.from_pretrained(folder)
 
 
 def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa", with_weights: bool = True) -> BaseModel:
@@ -169,11 +168,18 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
     get_attention(attn_implementation)
     folder = resolve_folder(name_or_path)
     if not has_weights(folder):
+        if (folder / "config.json").is_file():
+            read_object(folder / "config.json")  # a damaged one does not tell whose layout it is
         raise ValueError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; it is not a model folder, or its download is incomplete")
     config = load_config(folder)
     config._attn_implementation = attn_implementation
     processor = _load_processor(folder, config)
     check_tokenizer(processor.tokenizer, config.token_ids, str(folder))
+    if processor.image_processor.image_size != config.image_size:
+        raise ValueError(
+            f"{folder}: preprocessor_config.json makes images of {processor.image_processor.image_size} pixels, config.json describes "
+            f"vision towers for {config.image_size}; copy both files from the same base"
+        )
     if not with_weights:
         with torch.device("meta"):
             empty = OpenVLAForActionPrediction(config)
@@ -312,18 +318,25 @@ def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[st
 def named_base(folder: Path) -> str | None:
     """The base model that an adapter folder names, if any."""
     path = folder / ADAPTER_FOLDER / "adapter_config.json"
-    return json.loads(path.read_text()).get("base_model_name_or_path") or None if path.is_file() else None
+    return read_object(path).get("base_model_name_or_path") or None if path.is_file() else None
 
 
 def check_weights(folder: Path, config: OpenVLAConfig) -> None:
     """Returns if the model's weights in `folder` have the names and shapes that `config` says; reads no weight.
 
     Raises:
-        ValueError: they do not, or a file is missing or damaged; every key that differs is listed.
+        ValueError: they do not, a file is missing or damaged, or the model was quantized; every key that differs is listed.
     """
     with torch.device("meta"):
         expected = OpenVLAForActionPrediction(config).state_dict()
-    check_keys(expected, open_weights(folder, config).shapes(), f"the weights in {folder} do not fit its config.json")
+    weights = open_weights(folder, config)
+    check_keys(expected, weights.shapes(), f"the weights in {folder} do not fit its config.json")
+    if other := weights.other_dtypes():
+        name, dtype = next(iter(other.items()))
+        raise ValueError(
+            f"the weights in {folder} are not those of a plain model: {len(other)} of {len(expected)} tensors are no float32, float16 or "
+            f"bfloat16 ({name} is {dtype}); take the model before it was quantized"
+        )
 
 
 def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
@@ -365,7 +378,7 @@ def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference
     path = folder / STATISTICS_FILE
     if not path.is_file() or ((folder / POLICY_FILE).is_file() and PolicySpec.load(folder).platform.name != platform):
         return None
-    statistics = json.loads(path.read_text())
+    statistics = read_object(path)
     entry = statistics.get(data_set) or (next(iter(statistics.values())) if len(statistics) == 1 else None)
     return None if entry is None else (Reference.load(folder), entry)
 
@@ -379,7 +392,7 @@ def load_statistics(folder: Path) -> dict[str, Any]:
     path = folder / STATISTICS_FILE
     if not path.is_file():
         config = folder / "config.json"
-        if config.is_file() and (carried := json.loads(config.read_text()).get("norm_stats")):
+        if config.is_file() and (carried := read_object(config).get("norm_stats")):
             return carried
         raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")
-    return json.loads(path.read_text())
+    return read_object(path)

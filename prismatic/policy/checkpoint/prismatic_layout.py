@@ -27,10 +27,14 @@ from torch.nn import functional as F
 from prismatic.models.base import tokenizer_texts
 from prismatic.models.chat_tokenizer import add_extra_tokens
 from prismatic.models.configuration import OpenVLAConfig, prismatic_qwen25_0_5b
+from prismatic.models.json_files import read_object
 from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcessor, load_tokenizer
 from prismatic.policy.checkpoint.files import read_safetensors
 
-BASE_NAME = "prism-qwen25-extra-dinosiglip-224px"  # with +0_5b or -0_5b behind it
+BASE_NAME = "prism-qwen25-extra-dinosiglip-224px+0_5b"
+_BASE_NAMES = re.compile(r"prism-qwen25-extra-dinosiglip-224px[+-]0_5b")  # + in its training, - on the Hub
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights
+_NUM_SHOWN = 6  # names in a message
 _PARTS = ("vision_backbone", "projector", "llm_backbone")
 _LANGUAGE, _VISION, _PROJECTOR = "qwen25-0_5b-extra", "dinosiglip-vit-so-224px", "fused-gelu-mlp"
 # Beginning of an id -> what is missing for that base.
@@ -78,15 +82,18 @@ def prismatic_config(folder: Path) -> OpenVLAConfig:
 
 def _described(folder: Path) -> dict[str, Any]:
     """What config.json says of the vision-language model; that of a VLA names its base only."""
-    content = json.loads((folder / "config.json").read_text())
-    if "model" in content:
+    content = read_object(folder / "config.json")
+    kind = "model" if "model" in content else "vla"
+    if not isinstance(content[kind], dict):
+        raise ValueError(f"{folder}/config.json: {kind!r} is {content[kind]!r}, expected an object; copy or download it again")
+    if kind == "model":
         return content["model"]
     base = str(content["vla"].get("base_vlm"))
     if Path(base).is_dir() and is_prismatic(Path(base)):
         return _described(Path(base))
-    if BASE_NAME in base:
+    if _BASE_NAMES.search(base):
         return {"llm_backbone_id": _LANGUAGE, "vision_backbone_id": _VISION, "arch_specifier": _PROJECTOR}
-    raise ValueError(f"{folder}/config.json: the VLA was trained from {base!r}, which is not known here; supported: {BASE_NAME}+0_5b")
+    raise ValueError(f"{folder}/config.json: the VLA was trained from {base!r}, which is not known here; supported: {BASE_NAME}")
 
 
 def _check_supported(model: Mapping[str, Any], folder: Path) -> None:
@@ -144,13 +151,8 @@ class PrismaticWeights(Mapping[str, torch.Tensor]):
             ValueError: the file is damaged, a part is missing, a key is unknown, or tied weights contradict each other.
         """
         path = weights_file(folder)
-        try:
-            parts = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["model"]
-        except (RuntimeError, EOFError, OSError, UnpicklingError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no checkpoint of Prismatic, or damaged ({type(error).__name__}); download it again") from error
-        if missing := [name for name in _PARTS[1:] if not parts.get(name)]:
-            raise ValueError(f"{path} lacks {', '.join(missing)} in its 'model', which holds {', '.join(parts) or 'nothing'}")
-        found = {**parts.get("vision_backbone", {}), **parts["projector"], **parts["llm_backbone"]}
+        parts = _read_parts(path)
+        found = {**(parts.get("vision_backbone") or {}), **parts["projector"], **parts["llm_backbone"]}
         if config.decoder_sizes.tied_embeddings:
             found = _untwinned(found, path)
         tensors = {_our_name(key, path): value for key, value in found.items()}
@@ -167,9 +169,34 @@ class PrismaticWeights(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def other_dtypes(self) -> dict[str, str]:
+        """Name -> dtype of tensors that are no plain floating-point weights: those of a quantized model."""
+        return {name: str(value.dtype).removeprefix("torch.") for name, value in self.tensors.items() if value.dtype not in _DTYPES}
+
     def shapes(self) -> dict[str, torch.Tensor]:
         """Every tensor on the meta device: its shape without its content."""
         return {name: torch.empty(value.shape, device="meta") for name, value in self.tensors.items()}
+
+
+def _read_parts(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Part -> name -> tensor of a .pt of Prismatic's training; the towers may be absent."""
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise ValueError(f"{path} is no checkpoint of Prismatic, or damaged ({type(error).__name__}); download it again") from error
+    parts = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(parts, dict):
+        raise ValueError(f"{path} is no checkpoint of Prismatic: it has no 'model' with the parts {', '.join(_PARTS)}")
+    if missing := [name for name in _PARTS[1:] if not parts.get(name)]:
+        names = [str(name) for name in parts]
+        held = ", ".join(names[:_NUM_SHOWN]) + (f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else "")
+        raise ValueError(f"{path} lacks {', '.join(missing)} in its 'model', which holds {held or 'nothing'}")
+    for name in _PARTS:
+        part = parts.get(name) or {}
+        if not isinstance(part, dict) or (wrong := [key for key, value in part.items() if not isinstance(value, torch.Tensor)]):
+            what = f"is a {type(part).__name__}" if not isinstance(part, dict) else f"holds {wrong[0]!r}, which is no tensor"
+            raise ValueError(f"{path}: {name} {what}; expected the names and tensors of Prismatic's training")
+    return parts
 
 
 def _our_name(key: str, path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.json_files import read_object
 from prismatic.policy.checkpoint.prismatic_layout import PrismaticWeights, is_prismatic, weights_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_DTYPES = ("F64", "F32", "F16", "BF16")  # of weights, as safetensors names them
 
 
 def has_weights(folder: Path) -> bool:
@@ -38,6 +39,14 @@ def open_weights(folder: Path, config: OpenVLAConfig) -> StoredWeights | Prismat
     return PrismaticWeights.open(folder, config) if is_prismatic(folder) else StoredWeights(folder)
 
 
+def _listed(index: Path) -> list[str]:
+    """The files that an index of weights names."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index} has no weight_map of weights and files; copy or download it again")
+    return sorted(set(places.values()))
+
+
 class StoredWeights(Mapping[str, torch.Tensor]):
     """The tensors in a model folder by name, each read from the disk when it is asked for.
 
@@ -47,7 +56,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         single, index = (folder / name for name in WEIGHT_FILES)
-        files = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [single.name] if single.is_file() else _listed(index)
         self._paths: dict[str, Path] = {}
         for name in files:
             if not (folder / name).is_file():
@@ -74,6 +83,14 @@ class StoredWeights(Mapping[str, torch.Tensor]):
             with self.open_file(path) as file:
                 shapes |= {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
         return shapes
+
+    def other_dtypes(self) -> dict[str, str]:
+        """Name -> dtype of tensors that are no plain floating-point weights: those of a quantized model."""
+        found: dict[str, str] = {}
+        for path in sorted(set(self._paths.values())):
+            with self.open_file(path) as file:
+                found |= {key: str(file.get_slice(key).get_dtype()) for key in file.keys()}  # noqa: SIM118
+        return {key: dtype for key, dtype in found.items() if dtype not in _DTYPES}
 
     @staticmethod
     @contextmanager
