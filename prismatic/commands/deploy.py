@@ -20,6 +20,7 @@ from prismatic.policy.checkpoint.flags import PolicyFlags
 if TYPE_CHECKING:
     from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import Policy
+    from prismatic.serving.service import ServiceOptions
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POSITIVE = ("max_body_mb", "max_queue", "max_batch_size", "max_latency_ms", "request_timeout_s", "shutdown_timeout_s", "max_connections")
@@ -118,22 +119,10 @@ def deploy(config: DeployConfig) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
     from prismatic.policy.checkpoint.loading import LoadOptions, chunk_length
-    from prismatic.serving.batching import BatchingOptions
-    from prismatic.serving.service import PolicyService, ServiceOptions
-    from prismatic.wire.api_key import read_api_key
+    from prismatic.serving.service import PolicyService
 
-    api_key = read_api_key(config.api_key_file)
+    options = _service_options(config)
     bound = open_socket(config.host, config.port)  # before minutes of loading
-    options = ServiceOptions(
-        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3, config.max_latency_ms / 1e3),
-        max_body_bytes=int(config.max_body_mb * (1 << 20)),
-        request_timeout_s=config.request_timeout_s,
-        api_key=api_key,
-        robosuite_gripper=config.robosuite_gripper,
-        num_open_loop_steps=config.num_open_loop_steps,
-        use_relative_actions=config.use_relative_actions,
-        seed=config.seed,
-    )
     for checkpoint in config.adapter_folders.values() or [config.pretrained_checkpoint]:
         if length := chunk_length(checkpoint):
             options.check_chunk(length)
@@ -160,6 +149,28 @@ def deploy(config: DeployConfig) -> None:
         port,
     )
     serve(service, bound, ServerOptions(config.max_connections, config.shutdown_timeout_s, config.exit_on_cuda_error))
+
+
+def _service_options(config: DeployConfig) -> ServiceOptions:
+    """How requests are answered.
+
+    Raises:
+        ValueError: the key cannot be read.
+    """
+    from prismatic.serving.batching import BatchingOptions
+    from prismatic.serving.service import ServiceOptions
+    from prismatic.wire.api_key import read_api_key
+
+    return ServiceOptions(
+        batching=BatchingOptions(config.max_batch_size, config.max_queue, config.batch_window_ms / 1e3, config.max_latency_ms / 1e3),
+        max_body_bytes=int(config.max_body_mb * (1 << 20)),
+        request_timeout_s=config.request_timeout_s,
+        api_key=read_api_key(config.api_key_file),
+        robosuite_gripper=config.robosuite_gripper,
+        num_open_loop_steps=config.num_open_loop_steps,
+        use_relative_actions=config.use_relative_actions,
+        seed=config.seed,
+    )
 
 
 def _load(config: DeployConfig, options: LoadOptions) -> Policy | dict[str, Policy]:

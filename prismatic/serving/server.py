@@ -58,67 +58,76 @@ class ServerOptions:
     exit_on_cuda_error: bool = False  # end with `DEVICE_LOST_STATUS` when the device is lost
 
 
-def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -> Starlette:
-    """The application of one server."""
-    limits, started = limits or ConnectionLimits(), time.monotonic()
+class Endpoints:
+    """What is asked over HTTP besides actions."""
 
-    async def healthz(request: Request) -> Response:
-        problem = service.health.alive_problem()
+    def __init__(self, service: PolicyService) -> None:
+        self._service, self._started = service, time.monotonic()
+
+    async def healthz(self, request: Request) -> Response:
+        problem = self._service.health.alive_problem()
         return PlainTextResponse(f"{problem or 'OK'}\n", 200 if problem is None else 503)
 
-    async def health(request: Request) -> Response:
-        problem = service.health.alive_problem()
+    async def health(self, request: Request) -> Response:
+        problem = self._service.health.alive_problem()
         return JSONResponse(
             {"status": "ok"} if problem is None else {"status": "failed", "error": problem}, 200 if problem is None else 503
         )
 
-    async def readyz(request: Request) -> Response:
-        problem = await service.ready_problem()
+    async def readyz(self, request: Request) -> Response:
+        problem = await self._service.ready_problem()
         return PlainTextResponse(f"{problem or 'OK'}\n", 200 if problem is None else 503)
 
-    async def page(request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         return FileResponse(PAGE, media_type="text/html", headers={"Cache-Control": "no-store"})
 
-    async def status(request: Request) -> Response:
-        content = await asyncio.wrap_future(service.decoding.submit(None, functools.partial(describe_service, service, started)))
+    async def status(self, request: Request) -> Response:
+        describe = functools.partial(describe_service, self._service, self._started)
+        content = await asyncio.wrap_future(self._service.decoding.submit(None, describe))
         return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
-    async def info(request: Request) -> Response:
+    async def info(self, request: Request) -> Response:
         tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
-        return JSONResponse({**service.info(request.query_params.get("adapter")), "camera_names": tables})
+        return JSONResponse({**self._service.info(request.query_params.get("adapter")), "camera_names": tables})
 
-    async def config(request: Request) -> Response:
-        batching = service.options.batching
+    async def config(self, request: Request) -> Response:
+        batching = self._service.options.batching
         values = {"max_batch_size": batching.max_batch_size, "max_wait_time": batching.window_s}
         if request.query_params.keys() - {"api_key"}:
             return JSONResponse({"config": values, "errors": ["settings are fixed when the server starts; restart it with its flags"]}, 400)
         return JSONResponse({"applied": {}, "config": values})
 
-    async def metrics(request: Request) -> Response:
-        return Response(service.metrics_page(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._service.metrics_page(), media_type=CONTENT_TYPE_LATEST)
 
-    def guarded(endpoint: Endpoint) -> Endpoint:
+    def guarded(self, endpoint: Endpoint) -> Endpoint:
+        """`endpoint` for those who have the key."""
+
         @functools.wraps(endpoint)
         async def wrapper(request: Request) -> Response:
             try:
-                service.check_key(request.headers, request.query_params)
+                self._service.check_key(request.headers, request.query_params)
                 return await endpoint(request)
             except RequestError as error:
                 return error_response(error)
 
         return wrapper
 
+
+def create_app(service: PolicyService, limits: ConnectionLimits | None = None) -> Starlette:
+    """The application of one server."""
+    ask = Endpoints(service)
     return Starlette(
         routes=[
-            Route("/healthz", healthz),
-            Route("/health", health),
-            Route("/readyz", readyz),
-            Route("/", page),
-            Route("/status", guarded(status)),
-            Route("/info", guarded(info)),
-            Route("/config", guarded(config)),
-            Route("/metrics", guarded(metrics)),
-            Route("/act", functools.partial(act, service, limits), methods=["POST"]),
+            Route("/healthz", ask.healthz),
+            Route("/health", ask.health),
+            Route("/readyz", ask.readyz),
+            Route("/", ask.page),
+            Route("/status", ask.guarded(ask.status)),
+            Route("/info", ask.guarded(ask.info)),
+            Route("/config", ask.guarded(ask.config)),
+            Route("/metrics", ask.guarded(ask.metrics)),
+            Route("/act", functools.partial(act, service, limits or ConnectionLimits()), methods=["POST"]),
             WebSocketRoute(keys.POLICY_PATH, functools.partial(serve_websocket, service, "policy", chunk_session)),
             WebSocketRoute("/", functools.partial(serve_websocket, service, "openpi", chunk_session)),
             WebSocketRoute("/vla-eval", functools.partial(serve_websocket, service, "vla-eval", vla_eval_session)),
