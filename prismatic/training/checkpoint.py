@@ -36,6 +36,7 @@ from prismatic.training.run_folder import (
     Checkpoint,
     TrainerState,
     checkpoint_folder,
+    find_checkpoints,
     prune_checkpoints,
 )
 from prismatic.training.setup import Run
@@ -98,9 +99,11 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
             if is_lost_process(error):
                 raise
             needed = format_bytes(checkpoint_bytes(run.parts.model, trained, merge))
+            rest = "earlier checkpoints are untouched. Make room or repair the disk, then go on with the same command and --resume True"
+            if not find_checkpoints(config):
+                rest = "there is no earlier checkpoint. Make room or repair the disk, then start again with the same command"
             raise ValueError(
-                f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); it needs {needed}. The run stops, earlier "
-                "checkpoints are untouched. Make room or repair the disk, then go on with the same command and --resume True"
+                f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); it needs {needed}. The run stops, {rest}"
             ) from error
         finally:
             gathering.finish()

@@ -22,6 +22,7 @@ from prismatic.interrupts import STOPPED, StopRequest
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.policy.checkpoint.files import check_free_space
+from prismatic.training.alike import check_started_alike
 from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
 from prismatic.training.capture import CapturedPass, recording_obstacle
@@ -66,6 +67,7 @@ def finetune(config: FinetuneConfig) -> None:
     """
     try:
         with process_group() as ranks:
+            check_started_alike(config, ranks)
             on_main(lambda: check_loggers(config), ranks)
             with only_writer(config.run_dir, ranks) as lock:
                 is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()

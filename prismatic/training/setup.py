@@ -23,6 +23,7 @@ from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, 
 from prismatic.policy.inference.quantization import quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
+from prismatic.training.alike import PACKAGES, check_same_base
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, any_rank, on_all, on_main, wait_for_all
 from prismatic.training.evaluation import eval_command
@@ -64,7 +65,7 @@ class Run:
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
     base_path: str  # the model that the run started from
-    base_files: Mapping[str, str]  # what that model is, whatever its path, on the main process
+    base_files: Mapping[str, str]  # what that model is, whatever its path
     episodes: Mapping[str, Mapping[str, str]]  # what is trained and validated on, on the main process
     started_from: str  # --vla_path when the run began: a base model, or a checkpoint that it continued
     base_folder: Path  # where that lies on this node
@@ -148,6 +149,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         provenance=_provenance(config, base_path, ranks) | _left_out(data) | ({"continued": record} if record else {}),
     )
     base_folder = _download(origin.base_path, ranks)
+    base_files = on_all(lambda: describe_base(base_folder), ranks)
+    check_same_base(base_files, ranks)
     parts, skeleton = _load_model(config, spec, base_folder, origin.continuation, data, ranks)
     return Run(
         config=config,
@@ -159,7 +162,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         autocast=uses_bf16(config, ranks),
         base_path=origin.base_path,
         base_folder=base_folder,
-        base_files=describe_base(base_folder) if ranks.is_main else {},
+        base_files=base_files,
         episodes=describe_episodes(data) if ranks.is_main else {},
         started_from=config.model.vla_path if resumed is None else str(resumed.state.flags.get("started_from", origin.base_path)),
         eval_command=command,
@@ -344,5 +347,5 @@ def _provenance(config: FinetuneConfig, base_path: str, ranks: Ranks) -> dict[st
         "seed": config.optimization.seed,
         "frozen": [*config.model.frozen_parts, *(["heads"] if config.model.freeze_heads else [])],
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+        "versions": {name: version(name) for name in PACKAGES},
     }

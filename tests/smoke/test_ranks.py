@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from launching import Launcher, wait_until
+from safetensors.torch import load_file, save_file
 from survival import FINETUNE, flags, free_port, make_workplace, rows, start_processes, wait_for, write_script
 
 # Four GPUs in two sockets, without a link between the sockets, that exchange a gradient as they decided.
@@ -168,6 +170,53 @@ def test_nodes_with_other_episodes_are_told_apart(launcher: Launcher, workplace:
     text = "".join(process.text() for process in processes)
     assert text.count("error: process 1 has other episodes of libero_spatial_no_noops than process 0; copy data and the file of") == 1
     assert "Traceback" not in text
+
+
+def test_a_node_with_another_command_is_told_apart(launcher: Launcher, workplace: Path) -> None:
+    """Another seed or learning rate on one of them trained on, silently; with more steps to take it waited for the others for ever."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    own = (("--num_workers", "0"), ("--seed", "8", "--max_steps", "3", "--num_workers", "1"))
+    processes = [
+        launcher.start([*flags(workplace, "command"), *more], {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, workplace)
+        for rank, more in enumerate(own)
+    ]
+    wait_for(processes, 2)
+    told = "error: process 1 was started with --max_steps 3 instead of 10000, --seed 8 instead of 7 of process 0; "
+    told += "start all processes with the same flags"
+    assert "".join(process.text() for process in processes).count(told) == 1
+    assert not (workplace / "command").exists()
+
+
+OTHER_CODE = """
+import pathlib, shutil
+import prismatic
+if rank == 1:
+    copy = pathlib.Path(shutil.copytree(pathlib.Path(prismatic.__file__).parent, "installed/prismatic"))
+    with (copy / "training" / "objectives.py").open("a") as file:
+        file.write("# an older one")
+    prismatic.__file__ = str(copy / "__init__.py")
+"""
+
+
+def test_a_node_with_other_code_is_told_apart(launcher: Launcher, workplace: Path, tmp_path: Path) -> None:
+    script = write_script(workplace, "other_code", OTHER_CODE, FINETUNE)
+    processes = start_processes(launcher, flags(workplace, "code"), [workplace, tmp_path], script)
+    wait_for(processes, 2)
+    told = "error: process 1 runs other code than process 0: prismatic/training/objectives.py; install the same version on every node"
+    assert "".join(process.text() for process in processes).count(told) == 1
+
+
+def test_a_node_with_another_base_is_told_apart(launcher: Launcher, workplace: Path, tmp_path: Path) -> None:
+    """Weights come from the first process; a quantized base is made by each from its own, and processors from whatever lies there."""
+    arguments = [word.replace(f"{workplace}/base", "base") for word in flags(workplace, "based")]
+    shutil.copytree(workplace / "base", tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    weights = {name: value + 1 for name, value in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    processes = start_processes(launcher, arguments, [workplace, tmp_path])
+    wait_for(processes, 2)
+    told = "error: process 1 has another base model than process 0: model.safetensors; copy --vla_path to every node"
+    assert "".join(process.text() for process in processes).count(told) == 1
 
 
 # Says what is left of a run when the connections between its processes are closed.

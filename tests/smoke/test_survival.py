@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from launching import Launcher, Started, wait_until
-from survival import contents, flags, make_workplace, rows, start_processes, wait_for
+from survival import FINETUNE, contents, flags, make_workplace, rows, start_processes, wait_for, write_script
 
 from prismatic.interrupts import STOPPED
 from prismatic.policy.checkpoint.files import find_damage, previous_folder, temporary_folder
@@ -167,6 +167,26 @@ def test_a_save_that_fails_stops_the_run_and_leaves_the_checkpoint_before(launch
     assert not temporary_folder(runs / "run").exists()
     assert not previous_folder(runs / "run").exists()
     wait_for([launcher.start(flags(workplace, runs.name, *LATEST_ONLY, "--resume", "True", "--max_steps", str((step or 0) + 3)))])
+
+
+FULL = """
+import resource
+import prismatic.training.checkpoint as checkpoint
+original = checkpoint.save_policy
+def save(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+    return original(*arguments)
+checkpoint.save_policy = save
+"""
+
+
+def test_a_first_save_that_fails_says_to_start_again(launcher: Launcher, workplace: Path) -> None:
+    """--resume True would find no checkpoint."""
+    script = write_script(workplace, "first_save", FULL, FINETUNE)
+    (run,) = start_processes(launcher, flags(workplace, "first_save"), [workplace], script)
+    assert run.wait() == 2, run.text()
+    assert "there is no earlier checkpoint. Make room or repair the disk, then start again with the same command" in run.text()
+    assert "--resume" not in run.text()
 
 
 def test_a_place_that_cannot_take_a_checkpoint_is_refused_before_the_model_loads(launcher: Launcher, workplace: Path) -> None:
