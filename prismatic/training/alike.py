@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import prismatic
 from prismatic.cli_sections import plain_values
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks, gather_objects, raise_together
@@ -59,7 +58,7 @@ def check_same_base(described: Mapping[str, str], ranks: Ranks) -> None:
 
 def _code() -> dict[str, int]:
     """File of this package -> checksum."""
-    root = Path(prismatic.__file__).parent
+    root = Path(__file__).parents[1]
     return {path.relative_to(root.parent).as_posix(): zlib.crc32(path.read_bytes()) for path in root.rglob("*.py")}
 
 

@@ -189,12 +189,12 @@ def test_a_node_with_another_command_is_told_apart(launcher: Launcher, workplace
 
 OTHER_CODE = """
 import pathlib, shutil
-import prismatic
+from prismatic.training import alike
 if rank == 1:
-    copy = pathlib.Path(shutil.copytree(pathlib.Path(prismatic.__file__).parent, "installed/prismatic"))
+    copy = pathlib.Path(shutil.copytree(pathlib.Path(alike.__file__).parents[1], "installed/prismatic"))
     with (copy / "training" / "objectives.py").open("a") as file:
         file.write("# an older one")
-    prismatic.__file__ = str(copy / "__init__.py")
+    alike.__file__ = str(copy / "training" / "alike.py")
 """
 
 
