@@ -3,11 +3,12 @@
 python scripts/export.py --pretrained_checkpoint runs/my_run--10000_chkpt --output_dir runs/my_policy_exported
 python scripts/export.py --pretrained_checkpoint runs/my_run--10000_chkpt --output_dir runs/my_policy_aoti --formats aoti     compiled here
 
-Neither this project nor transformers nor peft is needed to run them; processor.json says what goes in and what comes out.
+Neither this project nor transformers nor peft is needed to run them: run_policy.py beside them takes camera images, instruction and state.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class ExportConfig:
     pretrained_checkpoint: str = ""  # folder or Hub id of a fine-tuned policy
     output_dir: Path = Path("runs/exported")  # a folder that does not exist yet
     formats: list[str] = field(default_factory=lambda: ["torch", "onnx"])  # torch, onnx, aoti (needs a C++ compiler and Python's headers)
+    num_diffusion_steps_inference: int | None = None  # diffusion only: the program repeats the model as often; None: as in policy.json
     dtype: str = "float32"  # float16 for TensorRT; ONNX Runtime on a CPU is best with float32
 
     def __post_init__(self) -> None:
@@ -30,6 +32,8 @@ class ExportConfig:
 
         if not self.pretrained_checkpoint:
             raise ValueError("--pretrained_checkpoint missing: the folder or Hub id of a fine-tuned policy")
+        if not self.formats:
+            raise ValueError(f"--formats is empty, so nothing would run; choose among {', '.join(FORMATS)}")
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"--formats: {', '.join(unknown)} is unknown; choose among {', '.join(FORMATS)}")
         if self.dtype not in _DTYPES:
@@ -38,14 +42,16 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Entry point."""
-    if config.output_dir.exists():
+    if os.path.lexists(config.output_dir):
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
     import torch
 
-    from prismatic.policy.checkpoint.loading import load_parts
+    from prismatic.policy.checkpoint.flags import PolicyFlags
+    from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
     from prismatic.policy.export import export_policy
 
-    parts = load_parts(config.pretrained_checkpoint, torch.device("cpu"), getattr(torch, config.dtype))
+    options = LoadOptions(flags=PolicyFlags(num_diffusion_steps_inference=config.num_diffusion_steps_inference))
+    parts = load_parts(config.pretrained_checkpoint, torch.device("cpu"), getattr(torch, config.dtype), options)
     export_policy(parts, config.output_dir, tuple(config.formats))
     for path in sorted(config.output_dir.iterdir()):
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {path}")

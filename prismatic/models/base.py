@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -24,6 +23,7 @@ from prismatic.models.chat_tokenizer import CHAT_SPECIAL_TOKENS, build_chat_toke
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, load_tokenizer
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.models.weight_files import write_weights
 from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds
 
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
@@ -114,7 +114,7 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
         state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
         if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
             raise ValueError(f"{len(wrong)} weights hold values that are not finite in bfloat16 (first {wrong[0]}); download them again")
-        save_torch_state_dict(state, partial, max_shard_size="5GB", metadata={"format": "pt"})
+        write_weights(state, partial)
         config.save_published(partial)
         write_tokenizer(partial, tokenizer)
         PrismaticImageProcessor(config.image_size, config.image_resize_strategy).save_pretrained(partial)

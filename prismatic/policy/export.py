@@ -5,6 +5,7 @@
     policy.onnx              for ONNX Runtime, TensorRT (trtexec) and others                    onnxruntime.InferenceSession
     processor.json           what goes in and comes out: shapes, image steps, prompt, statistics
     tokenizer.json           for the package `tokenizers`
+    run_policy.py            a class that does all of it, from camera images to the robot's units
 
 Letters: N cameras, S image side, L prompt length (free), H chunk, A action dim, P proprio dim.
 
@@ -16,6 +17,8 @@ Proprio and actions are normalised; a policy without proprio takes none, and onl
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,13 +32,18 @@ from torch import nn
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
 from prismatic.models.processor import pixel_constants
+from prismatic.policy import run_policy
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.quantization import is_quantized
+from prismatic.vla.images import CROP_AREA_FRACTION, ImageRecipe
 
 FORMATS = ("torch", "onnx", "aoti")
 _LONGEST_PROMPT = 256  # tokens
 _SAMPLE_LENGTH = 24
+_MANY_STEPS = 10  # of denoising
 Example = dict[str, torch.Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class ExportedCall(nn.Module):
@@ -96,14 +104,23 @@ def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) ->
     Raises:
         ValueError: the folder exists, the policy is quantized, or a package is missing.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ValueError(f"{folder} exists already; choose another folder, or delete it first")
+    if not formats:
+        raise ValueError(f"no format was named, so nothing would run; choose among {', '.join(FORMATS)}")
     if is_quantized(parts.model):
         raise ValueError("a quantized policy cannot be exported; load it plainly (TensorRT and ONNX Runtime quantize themselves)")
     writers: dict[str, Callable[[nn.Module, Example, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx, "aoti": _write_aoti}
     if "onnx" in formats:
         _check_onnx()
     call, example = ExportedCall(parts).eval(), example_inputs(parts)
+    if (repeats := len(getattr(call, "schedule", ()))) > _MANY_STEPS:
+        logger.warning(
+            "the program repeats the language model %d times, once for each step of denoising, and takes as long to write and to open; "
+            "--num_diffusion_steps_inference %d makes fewer of them",
+            repeats,
+            _MANY_STEPS,
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -111,6 +128,7 @@ def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) ->
             writers[name](call, example, partial)
         for name, content in parts.processor.tokenizer_files.items():
             (partial / name).write_bytes(content)
+        shutil.copyfile(run_policy.__file__, partial / "run_policy.py")
         (partial / "processor.json").write_text(json.dumps(describe_call(parts, example), indent=2, ensure_ascii=False) + "\n")
         partial.chmod(0o755)  # mkdtemp keeps other users out
         partial.rename(folder)
@@ -131,7 +149,8 @@ def describe_call(parts: PolicyParts, example: Example) -> dict[str, Any]:
         "images": {
             **asdict(spec.image),
             "cameras": list(spec.cameras),
-            "steps": "JPEG round trip, lanczos3 with antialiasing to size x size, centre crop of 0.9 of the area, uint8 RGB",
+            "crop_area": CROP_AREA_FRACTION,
+            "steps": ", ".join(_image_steps(spec.image)),
         },
         "prompt": {
             "template": spec.prompt,
@@ -144,6 +163,7 @@ def describe_call(parts: PolicyParts, example: Example) -> dict[str, Any]:
             "kind": spec.platform.normalization.value,
             "range": [-1, 1],
             "unnorm_key": spec.unnorm_key,
+            "published": spec.published_normalization,  # of dimensions that never change: as in the published code
             "statistics": parts.norm_stats,
         },
         "platform": {
@@ -153,6 +173,17 @@ def describe_call(parts: PolicyParts, example: Example) -> dict[str, Any]:
             "proprio_names": list(spec.platform.proprio_names),
         },
     }
+
+
+def _image_steps(recipe: ImageRecipe) -> list[str]:
+    """What is done to a camera image, in words; run_policy.py does it."""
+    steps = {
+        "JPEG round trip (quality 95, 4:2:0)": recipe.jpeg_round_trip,
+        "lanczos3 with antialiasing to size x size, rounded": True,
+        "the middle with crop_area of the area, bilinear back to size x size, floor(255.5 x)": recipe.center_crop,
+        "uint8 RGB": True,
+    }
+    return [step for step, is_done in steps.items() if is_done]
 
 
 def export_program(call: nn.Module, example: Example) -> torch.export.ExportedProgram:

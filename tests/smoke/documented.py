@@ -159,7 +159,7 @@ RULES: dict[str, Rule] = {
     # SETUP.md
     r"source .*|python3 -m venv .*|(\.venv/bin/)?pip install --constraint .*|conda .*": _INSTALLS,
     r"pip (wheel|install dist/).*": Elsewhere("tests/smoke/test_wheel.py", '"wheel"'),
-    r"hf download Qwen/.*": ByHand("downloads a tokenizer from the Hub"),
+    r"hf download (Stanford-ILIAD|Qwen)/.*": ByHand("downloads a base or its tokenizer from the Hub"),
     r"python scripts/convert/prismatic_to_base\.py .*": Elsewhere("tests/unit/test_prismatic_layout.py", "prismatic_to_base.py"),
     r"python vla-scripts/finetune\.py --config_path vla-scripts/recipes/small_8gb_card\.yaml .*": Elsewhere(
         "tests/unit/test_recipes.py", "small_8gb_card"

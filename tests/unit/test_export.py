@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_policies import make_parts
+from engine_policies import make_observations, make_parts
 from script_modules import load_script
 
 from prismatic.models.base import tokenizer_texts
@@ -20,6 +20,7 @@ from prismatic.policy.checkpoint.loading import load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.export import ExportedCall, example_inputs, export_policy, export_program
+from prismatic.policy.policy import Policy
 
 LENGTHS = (24, 37)  # of the prompt; the first is the one that the program was traced with
 
@@ -39,26 +40,64 @@ else:
     import torch
     program = torch.export.load(folder / "policy.pt2").module()
     results = [program(**{name: torch.from_numpy(sample[name]) for name in wanted}).numpy() for sample in samples]
+sys.path.insert(0, str(folder))
+from run_policy import ExportedPolicy
+seen = dict(np.load(folder.parent / "observation.npz"))
+policy = ExportedPolicy(folder, {"onnx": "policy.onnx", "torch": "policy.pt2"}[kind])
+told = ("Push the BLOCK", seen.pop("proprio"), seen.pop("noise", None))
+results.append(policy.act(seen, *told))
+refused = (
+    ({**seen, "wrist": seen["wrist"][..., 0]}, *told),
+    ({"primary": seen["primary"]}, *told),
+    (seen, "push " * 300, *told[1:]),
+    (seen, " ", *told[1:]),
+    (seen, told[0], told[1][:2], told[2]),
+    (seen, told[0], told[1] * float("nan"), told[2]),
+)
+for observation in refused:
+    try:
+        policy.act(*observation)
+    except ValueError as error:
+        print(error)
 foreign = {"transformers", "peft", "prismatic"} & set(sys.modules)
 assert not foreign, foreign
 np.savez(folder.parent / f"results_{kind}.npz", *results)
 """
 
 
+REFUSED = """camera 'wrist': expected a uint8 RGB array [height, width, 3], found uint8 [30, 40]
+camera 'wrist': expected a uint8 RGB array [height, width, 3], found nothing
+the instruction makes a prompt of
+the instruction is empty; say what the robot should do, for example 'open the drawer'
+proprio must hold 4 finite numbers (x [m], y [m], z [m], gripper), found
+proprio must hold 4 finite numbers (x [m], y [m], z [m], gripper), found""".splitlines()
+
+
 def _whole(head: str, backbone: str) -> PolicyParts:
-    """A policy with the files of its tokenizer."""
+    """A policy with the files of its tokenizer, and with units: a gripper that is not normalised, a dimension that never changed."""
     parts = make_parts(head, backbone)
     files = tokenizer_texts(parts.processor.tokenizer)
-    return replace(parts, processor=replace(parts.processor, tokenizer_files=files))
+    low, high, mask = [-2.0, 0.5, 0.0, -1.0], [3.0, 0.5, 1.0, 1.0], [True, True, True, False]
+    bounds = {"min": low, "max": high, "q01": low, "q99": high, "mask": mask}
+    units = {"arm": {"action": bounds, "proprio": bounds}}
+    return replace(parts, norm_stats=units, processor=replace(parts.processor, tokenizer_files=files))
 
 
 def _check(parts: PolicyParts, folder: Path, kind: str) -> None:
     call = ExportedCall(parts).eval()
     for length in LENGTHS:
         np.savez(folder.parent / f"inputs_{length}.npz", **{name: value.numpy() for name, value in example_inputs(parts, length).items()})
-    subprocess.run([sys.executable, "-I", "-c", _RUN, str(folder), kind], check=True)
+    policy, observation = Policy(parts), make_observations(1)[0]
+    noise = {} if parts.spec.heads.action_head != "diffusion" else {"noise": policy._noise(1, [3])}
+    np.savez(folder.parent / "observation.npz", **observation.images, proprio=observation.proprio, **noise)
+    command = [sys.executable, "-I", "-c", _RUN, str(folder), kind]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    refused = REFUSED if parts.spec.heads.use_proprio else REFUSED[:4]
+    assert all(line.startswith(start) for line, start in zip(said, refused, strict=True)), said
     found = np.load(folder.parent / f"results_{kind}.npz")
-    for length, name in zip(LENGTHS, found.files, strict=True):
+    acted = policy.predict([replace(observation, instruction="Push the BLOCK")], seeds=[3])[0].actions
+    np.testing.assert_allclose(found[found.files[-1]], acted, atol=1e-3)  # a pixel may be rounded otherwise
+    for length, name in zip(LENGTHS, found.files[:-1], strict=True):
         with torch.no_grad():
             expected = call(**example_inputs(parts, length))
         np.testing.assert_allclose(found[name], expected.numpy(), atol=1e-4)
@@ -86,6 +125,7 @@ def test_both_programs_of_a_checkpoint_act_alone(tmp_path: Path) -> None:
 def test_flags_that_cannot_be_are_refused(tmp_path: Path) -> None:
     script = load_script("scripts/export.py")
     for flags, message in (
+        ({"formats": []}, "--formats is empty, so nothing would run"),
         ({"formats": ["tflite"]}, "--formats: tflite is unknown; choose among torch, onnx, aoti"),
         ({"dtype": "int8"}, "--dtype is 'int8'; choose one of float32"),
         ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint missing"),

@@ -46,6 +46,10 @@ def test_shards(base: Path, sharded: Path) -> None:
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_whoever_reads_the_other_files_reads_the_weights(base: Path) -> None:
+    assert len({path.stat().st_mode for path in base.iterdir()}) == 1
+
+
 def test_a_missing_shard_is_named(sharded: Path) -> None:
     victim = sorted(sharded.glob("model-*.safetensors"))[0]
     victim.unlink()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import nn
 
+from prismatic.models.weight_files import write_weights
 from prismatic.policy.checkpoint.files import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
@@ -24,7 +24,6 @@ from prismatic.policy.lora.adapters import LM_HEAD, adapter_config, adapter_stat
 
 # The published checkpoints store the model and the adapters in bfloat16.
 _MODEL_DTYPE = torch.bfloat16
-_MAX_SHARD_SIZE = "5GB"
 _ADAPTER_README = """---
 library_name: peft
 tags: [lora, openvla, robotics]
@@ -59,15 +58,14 @@ def save_model(
 ) -> None:
     """Writes model.safetensors (or its shards and their index): plain names, adapters merged, bfloat16."""
     state = published_state(vla, _MODEL_DTYPE, merge_dtype, originals)
-    save_torch_state_dict(state, folder, max_shard_size=_MAX_SHARD_SIZE, metadata={"format": "pt"})
+    write_weights(state, folder)
 
 
 def _save_adapter(vla: nn.Module, spec: PolicySpec, folder: Path) -> None:
     """Writes the adapters in bfloat16 with PEFT's file names and keys."""
     assert spec.lora is not None
     folder.mkdir()
-    pattern = ADAPTER_FILE.replace(".safetensors", "{suffix}.safetensors")
-    save_torch_state_dict(adapter_state(vla, _MODEL_DTYPE), folder, filename_pattern=pattern, metadata={"format": "pt"})
+    write_weights(adapter_state(vla, _MODEL_DTYPE), folder, ADAPTER_FILE.removesuffix(".safetensors"))
     is_tied = not any(f"{LM_HEAD}." in key for key in vla.state_dict())
     config = adapter_config(spec.lora, spec.base_model or str(spec.provenance.get("vla_path", "")), is_tied)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
