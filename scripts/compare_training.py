@@ -18,8 +18,16 @@ from typing import Any
 
 from experiments.robot.improvement.phases import flag_words
 from prismatic.cli import parse_flags, run_script
+from prismatic.cli_sections import plain_values
+from prismatic.training.config import FinetuneConfig
 
 SIDES = ("first", "second")
+# Flags of this script, or of its way to train; as a training flag they would mix up its runs.
+_OWN = (
+    "vla_path", "data_root_dir", "dataset_name", "seed", "max_steps", "run_root_dir", "run_id_override", "run_id_note", "resume",
+    "auto_resume", "resume_step", "save_latest_checkpoint_only", "keep_checkpoints",
+)  # fmt: skip
+_MAY_CHANGE = (*_OWN, "save_freq", "wandb_log_freq", "num_workers")  # between the parts of one run
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class CompareTrainingConfig:
             raise ValueError(f"--seeds is {self.seeds}; name at least one, none twice")
         if self.max_steps < 1 or self.tolerance <= 0:
             raise ValueError(f"--max_steps is {self.max_steps}, --tolerance {self.tolerance}; both must be above 0")
+
+        for name in ("first", "second", "flags"):
+            if own := [flag for flag in getattr(self, name) if flag in _OWN]:
+                raise ValueError(f"--{name} holds {own[0]}, which is the same in all runs, or follows from --seeds; leave it out there")
 
     def run_name(self, side: str, seed: int) -> str:
         return f"{side}-{seed}"
@@ -70,20 +82,51 @@ def training_flags(config: CompareTrainingConfig, side: str, seed: int) -> dict[
 
 def main(config: CompareTrainingConfig) -> None:
     """Trains what is not there yet, and prints the table."""
-    from prismatic.training.config import FinetuneConfig
+    from prismatic.training.in_use import IN_USE_FILE
     from prismatic.training.loop import finetune
 
     # Read as on a command line, so that '2' and 2 are the same; all flags are checked before the first run.
     words = {(side, seed): flag_words(training_flags(config, side, seed)) for seed in config.seeds for side in SIDES}
     runs = [(side, seed, parse_flags(FinetuneConfig, given)) for (side, seed), given in words.items()]
+    for _, _, run in runs:
+        check_earlier(run)
     for side, seed, run in runs:
         print(f"=== {side}, seed {seed}: {getattr(config, side) or 'no further flags'}", flush=True)
         finetune(run)
     found = {side: [read_losses(config.output_dir / config.run_name(side, seed)) for seed in config.seeds] for side in SIDES}
     content = compare(config, found)
+    paths = {side: config.output_dir / config.run_name(side, config.seeds[0]) / IN_USE_FILE for side in SIDES}
+    content["in_use"] = {side: json.loads(path.read_text()) for side, path in paths.items()}
     (config.output_dir / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
-    (config.output_dir / "comparison.md").write_text(table(config, found, content))
+    (config.output_dir / "comparison.md").write_text(table(config, found, content) + "\n" + describe_ways(**content["in_use"]))
     print((config.output_dir / "comparison.md").read_text())
+
+
+def check_earlier(run: FinetuneConfig) -> None:
+    """Returns if what there is of a run was trained with its flags.
+
+    Raises:
+        ValueError: it was not, so that its losses would be told of other flags than those that it had.
+    """
+    from prismatic.training.run_folder import read_checkpoint
+
+    found = read_checkpoint(run.run_dir)
+    if found is None:
+        return
+    then, now = found.state.flags, plain_values(run)
+    odd = [
+        f"--{name} {then[name]}, not {now[name]}" for name in now if name not in _MAY_CHANGE and name in then and then[name] != now[name]
+    ]
+    odd += [f"{found.state.step} steps, not {now['max_steps']}"] if found.state.step > run.optimization.max_steps else []
+    if odd:
+        raise ValueError(f"{run.run_dir} was trained with {', '.join(odd)}; choose another --output_dir, or remove that folder")
+
+
+def describe_ways(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """How what computed the two sides' steps (in_use.json) differs, a line each; a setting may ask for a way that was not gone."""
+    names = [name for name in first | second if name != "passes" and first.get(name) != second.get(name)]
+    lines = [f"In use, {name}: first {json.dumps(first.get(name))}, second {json.dumps(second.get(name))}." for name in names]
+    return "\n".join(lines or ["In use: the same on both sides (in_use.json); only what the flags themselves say differs."]) + "\n"
 
 
 def read_losses(run_dir: Path) -> dict[str, float]:

@@ -119,8 +119,10 @@ class Trainer:
         """
         with RunLogger(self.config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation, self.stop:
             try:
+                began = self.step
                 is_complete = self._take_steps(log, evaluation)
-                self._write_in_use()
+                if self.step > began:
+                    self._write_in_use()
             except Exception as error:
                 if self.ranks.world_size == 1 or isinstance(error, EndedTogether):  # no process waits for another one's messages
                     self._save_after(error, log)
@@ -205,11 +207,12 @@ class Trainer:
 
     def _announce(self, log: RunLogger) -> None:
         log.message(self.run.summary())
-        self._write_in_use()
         if note := cadence_note(self.config):
             log.message(note)
         if self.step >= self.config.optimization.max_steps:
             log.message(f"nothing to do: the run is at step {self.step}, --max_steps is {self.config.optimization.max_steps}")
+        else:
+            self._write_in_use()
         if self.config.evaluation.use_val_set:
             on_main(lambda: mark_best(self.config, log.rows(), self.step), self.ranks)  # a resumed run may have gone further before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def test_the_sides_differ_in_what_is_compared(tmp_path: Path) -> None:
         ({"second": {}}, "--first and --second are both {}"),
         ({"seeds": [7, 7]}, r"--seeds is \[7, 7\]"),
         ({"max_steps": 0}, "--max_steps is 0"),
+        ({"flags": {"seed": 3}}, "--flags holds seed, which is the same in all runs"),
+        ({"second": {"run_root_dir": "elsewhere"}}, "--second holds run_root_dir"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -75,6 +78,18 @@ def test_two_short_trainings(tmp_path: Path) -> None:
     }
     assert in_use["second"]["quantized_layers"] == {"Fp8FrozenLinear": 7}
     assert "fp8 base" not in in_use["second"]["left"]
+    assert content["in_use"] == in_use
     before = (chosen.output_dir / "comparison.md").read_text()
+    assert 'In use, quantized_layers: first {}, second {"Fp8FrozenLinear": 7}.' in before
+    (record := chosen.output_dir / "first-7" / "in_use.json").write_text(
+        json.dumps({**in_use["first"], "device": "the one that it ran on"})
+    )
     script.main(chosen)  # nothing is trained again
-    assert (chosen.output_dir / "comparison.md").read_text() == before
+    assert json.loads(record.read_text())["device"] == "the one that it ran on", "where nothing is computed, nothing is in use"
+    assert (chosen.output_dir / "comparison.md").read_text().startswith(before[: before.index("In use")])
+    for flags, told in (
+        ({"second": {"quantize_base": "nf4"}}, r"second-7 was trained with --quantize_base fp8, not nf4; choose another --output_dir"),
+        ({"max_steps": 1}, r"first-7 was trained with 2 steps, not 1"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            script.main(dataclasses.replace(chosen, **flags))

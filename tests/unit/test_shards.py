@@ -89,6 +89,30 @@ def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path
         flags(tmp_path, shard="1/3", batch_size=0)
 
 
+def test_journals_that_do_not_belong_together_are_not_compared(tmp_path: Path) -> None:
+    """As when shards of two checkpoints were copied into one folder: they were counted together, under the settings of the first."""
+    run_evaluation(flags(tmp_path / "a", shard="1/2"), benchmark())
+    run_evaluation(flags(tmp_path / "b", shard="2/2", pretrained_checkpoint="other"), benchmark())
+    other = tmp_path / "b" / "episodes.shard-2-of-2.jsonl"
+    other.rename(tmp_path / "a" / other.name)
+    with pytest.raises(
+        JournalError, match=r"shard-2-of-2\.jsonl holds .* than episodes\.shard-1-of-2\.jsonl \(pretrained_checkpoint was 'toy'"
+    ):
+        compare(tmp_path / "a", tmp_path / "a")
+
+
+def test_an_episode_that_crashed_in_one_shard_and_was_played_in_another_counts_once(tmp_path: Path) -> None:
+    """Whichever file comes first; a comparison took the last one, and the crash for a failure."""
+    config = flags(tmp_path / "whole")
+    report = run_evaluation(config, benchmark())
+    crashed = replace(report.main_run[0], success=False, error="the simulator died", pictures=(), failure_frames=())
+    Journal(config.folder, outcome_settings(config, benchmark()), shard=Shard(1, 2)).add(crashed)
+    rows = read_journals(config.folder)[1]
+    assert len(rows) == 6
+    assert [row["error"] for row in rows] == [None] * 6
+    assert compare(config.folder, config.folder).total.both == sum(result.success for result in report.main_run) == 6
+
+
 def test_the_batch_size_is_the_smallest_that_no_other_clearly_beats() -> None:
     assert best_size({1: 10.0, 2: 19.5, 4: 38.5}) == 1  # 4 % are not worth waiting for others
     assert best_size({1: 10.0, 2: 12.0, 4: 16.0}) == 4

@@ -72,9 +72,8 @@ class Journal:
             JournalError: it is of another evaluation, or damaged.
         """
         stored, rows = read_journal(path)
-        changed = [name for name in sorted(stored.keys() | self._settings.keys()) if stored.get(name) != self._settings.get(name)]
-        if changed and rows:
-            listed = "; ".join(f"{name} was {stored.get(name)!r}, is {self._settings.get(name)!r}" for name in changed)
+        listed = _list_changes(stored, self._settings)
+        if listed and rows:
             raise JournalError(
                 f"{path} holds episodes of another evaluation ({listed}). Choose another folder (--output_dir, or --local_log_dir and "
                 "--run_id_note), or pass --restart True to forget them"
@@ -136,16 +135,33 @@ def journal_files(folder: Path) -> list[Path]:
 
 
 def read_journals(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Settings and episodes of an evaluation, those of its shards included.
+    """Settings and episodes of an evaluation, those of its shards included: of each episode one row, as `Journal` has it, too.
 
     Raises:
-        JournalError: there is none, or it is damaged.
+        JournalError: there is none, it is damaged, or files of several evaluations lie there.
     """
     files = journal_files(folder)
     if not files:
         raise JournalError(f"{folder} has no {JOURNAL_FILE}; pass the folder of an evaluation, the one that holds report.html")
     found = [read_journal(path) for path in files]
-    return found[0][0], [row for _, rows in found for row in rows]
+    played = [(path, settings) for path, (settings, rows) in zip(files, found, strict=True) if rows]
+    for path, settings in played[1:]:
+        if listed := _list_changes(played[0][1], settings):
+            raise JournalError(
+                f"{path} holds episodes of another evaluation than {played[0][0].name} ({listed}); move one of them to a folder of its own"
+            )
+    latest: dict[tuple[str, str, int, int], dict[str, Any]] = {}
+    for _, rows in found:
+        for key, row in {(row["run"], row["task"], row["index"], row["seed"]): row for row in rows}.items():
+            if key not in latest or latest[key].get("error") is not None:
+                latest[key] = row
+    return played[0][1] if played else found[0][0], list(latest.values())
+
+
+def _list_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The settings that differ, in words; "" if none does."""
+    changed = [name for name in sorted(stored.keys() | settings.keys()) if stored.get(name) != settings.get(name)]
+    return "; ".join(f"{name} was {stored.get(name)!r}, is {settings.get(name)!r}" for name in changed)
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
