@@ -16,8 +16,10 @@ IN_USE_FILE = "in_use.json"
 def describe_training(run: Run, recording_obstacle: str | None) -> dict[str, Any]:
     """The facts of one process, in plain values; every process must call it."""
     obstacles = {"compiled": compiler_obstacle(run.config, run.ranks), "recorded": recording_obstacle}
-    if run.config.model.quantize_base == "none" and run.config.model.use_lora:
-        obstacles["fp8 base"] = "--quantize_base none"
+    if not run.config.model.use_lora:
+        obstacles["fp8 base"] = "--use_lora False trains the base itself"
+    elif run.config.model.quantize_base != "fp8":
+        obstacles["fp8 base"] = f"--quantize_base {run.config.model.quantize_base}"
     facts = describe_parts(run.parts)
     facts.pop("memory", None)
     return {

@@ -20,7 +20,7 @@ from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_confi
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, has_compiler
-from prismatic.policy.inference.quantization import quantize_frozen_base
+from prismatic.policy.inference.quantization import check_frozen_base, quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.alike import PACKAGES, check_same_base
@@ -226,6 +226,7 @@ def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetS
     data = config.data
     specs = resolve_datasets(data.dataset_name, data.data_root_dir, data.robot_platform, config.model.use_proprio, data.stride)
     check_shardable(config, ranks)
+    check_frozen_base(config.model.quantize_base, ranks.device)
     return specs, select_policy_cameras(specs, config.model.num_images_in_input), eval_command(config, specs[0].platform.name)
 
 
@@ -345,6 +346,7 @@ def _provenance(config: FinetuneConfig, base_path: str, ranks: Ranks) -> dict[st
         "dataset_name": config.data.dataset_name,
         "num_processes": ranks.world_size,
         "seed": config.optimization.seed,
+        **({} if config.model.quantize_base == "none" else {"quantize_base": config.model.quantize_base}),
         "frozen": [*config.model.frozen_parts, *(["heads"] if config.model.freeze_heads else [])],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
+from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.policy import Policy
 from prismatic.training.capture import GradientBuffer, uses_cuda_graphs
 from prismatic.training.config import FinetuneConfig
@@ -87,7 +88,10 @@ def test_adapters_over_a_quantized_base_are_merged_into_the_original_weights(wor
     losses = train(workplace, kind, quantize_base=kind, gradient_checkpointing=True)
     assert losses != plain, "the base was not quantized"
     assert losses[:2] == pytest.approx(plain[:2], rel=0.35)  # at this learning rate later ones drift apart
+    left = json.loads((workplace / kind / "in_use.json").read_text())["left"]
+    assert left.get("fp8 base") == (None if kind == "fp8" else f"--quantize_base {kind}")
     folder = workplace / f"{kind}--3_chkpt"
+    assert PolicySpec.load(folder).provenance["quantize_base"] == kind
     base, merged, adapter = (
         load_file(path)
         for path in (workplace / "base/model.safetensors", folder / "model.safetensors", folder / "lora_adapter/adapter_model.safetensors")

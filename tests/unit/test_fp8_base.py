@@ -12,7 +12,7 @@ from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.inference.fast_paths import FAST_PATHS
 from prismatic.policy.inference.fp8 import Fp8FrozenLinear
-from prismatic.policy.inference.quantization import QuantizedLinear, quantize_frozen_base
+from prismatic.policy.inference.quantization import QuantizedLinear, check_frozen_base, quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 
@@ -109,3 +109,18 @@ def test_sizes_that_fp8_products_cannot_have_are_refused() -> None:
     vla = OpenVLAForActionPrediction(tiny(TinySizes(llm_dim=40, llm_layers=2, llm_heads=2, llm_mlp_dim=64), 512, 300))
     with pytest.raises(ValueError, match=r"--quantize_base fp8: q_proj is \[40, 40\]"):
         quantize_frozen_base(vla, "fp8", torch.device("cpu"), torch.float32)
+
+
+def test_a_base_of_which_nothing_would_be_float8_is_refused() -> None:
+    """The last layer stays plain: a flag that changes nothing."""
+    vla = OpenVLAForActionPrediction(tiny(TinySizes(llm_dim=64, llm_layers=1, llm_heads=2, llm_mlp_dim=64), 512, 300))
+    with pytest.raises(ValueError, match="--quantize_base fp8 leaves the last layer as it is, and this language model has no other"):
+        quantize_frozen_base(vla, "fp8", torch.device("cpu"), torch.float32)
+
+
+def test_a_gpu_without_float8_is_refused_with_advice_that_training_can_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told to use kinds that --quantize_base does not have, after the base had been read."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A100")
+    with pytest.raises(ValueError, match=r"^--quantize_base fp8 needs .* an A100 has 8\.0; use --quantize_base nf4"):
+        check_frozen_base("fp8", torch.device("cuda"))

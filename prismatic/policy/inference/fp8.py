@@ -119,14 +119,12 @@ def _multiply(x: torch.Tensor, weight: torch.Tensor, one: torch.Tensor) -> torch
     return torch._scaled_mm(x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
-def check_fp8(device: torch.device) -> None:
+def check_fp8(device: torch.device, flag: str = "quantization 'fp8'", instead: str = "use 'int8_weight_only' or 'fp8_weight_only'") -> None:
     """Returns if `device` multiplies float8 (a CPU imitates it).
 
     Raises:
-        ValueError: a GPU that does not.
+        ValueError: a GPU that does not; the message begins with `flag` and ends with what to do `instead`.
     """
     if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (8, 9):
-        raise ValueError(
-            f"quantization 'fp8' needs a GPU of compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has "
-            f"{found[0]}.{found[1]}; use 'int8_weight_only' or 'fp8_weight_only'"
-        )
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"{flag} needs a GPU of compute capability 8.9 or later, {name} has {found[0]}.{found[1]}; {instead}")

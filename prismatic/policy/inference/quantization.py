@@ -72,12 +72,14 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
     In fp8 the last layer stays as it is: it computes a few rows only.
 
     Raises:
-        ValueError: as `quantize_model`; or a layer's sizes are no multiples of 16, which fp8 products need.
+        ValueError: as `check_frozen_base`; or a layer's sizes are no multiples of 16, which fp8 products need, or there is but one.
     """
+    check_frozen_base(kind, device)
     if kind != "fp8":
         quantize_model(vla, kind, device, compute_dtype)
         return
-    check_fp8(device)
+    if len(vla.language_model.model.layers) == 1:
+        raise ValueError("--quantize_base fp8 leaves the last layer as it is, and this language model has no other; leave the flag out")
     for layer in vla.language_model.model.layers[:-1]:
         assert isinstance(layer, DecoderLayer)
         for owner, names in (
@@ -87,6 +89,18 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
             (layer.mlp, ("down_proj",)),
         ):
             _freeze_in_fp8(owner, names, device, compute_dtype)
+
+
+def check_frozen_base(kind: str, device: torch.device) -> None:
+    """Returns if a base can be quantized that way here, as far as that is known before the base is read.
+
+    Raises:
+        ValueError: the GPU cannot multiply float8, or a package is not installed.
+    """
+    if kind == "fp8":
+        check_fp8(device, "--quantize_base fp8", "use --quantize_base nf4, which takes less memory and more time, or leave the flag out")
+    elif kind != "none":
+        _bitsandbytes()
 
 
 def _freeze_in_fp8(owner: nn.Module, names: Sequence[str], device: torch.device, compute_dtype: torch.dtype) -> None:
