@@ -38,6 +38,8 @@ class ExportConfig:
             raise ValueError(f"--formats: {', '.join(unknown)} is unknown; choose among {', '.join(FORMATS)}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"--dtype is {self.dtype!r}; choose one of {', '.join(_DTYPES)}")
+        if self.dtype == "bfloat16" and "onnx" in self.formats:
+            raise ValueError("--dtype bfloat16: ONNX Runtime does not open such a program; pass float16, or --formats torch")
 
 
 def main(config: ExportConfig) -> None:

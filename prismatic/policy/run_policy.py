@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 PROGRAMS = ("policy.onnx", "policy.aoti.pt2", "policy.pt2")  # the first that is there is taken
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of ONNX Runtime; TensorRT's would build an engine for every prompt length
 _EPSILON = 1e-8
 
 
@@ -122,7 +123,8 @@ def _open(folder: Path, program: str | None) -> Callable[[dict[str, np.ndarray]]
     if name == "policy.onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+        able = onnxruntime.get_available_providers()
+        session = onnxruntime.InferenceSession(path, providers=[name for name in _PROVIDERS if name in able])
         return lambda inputs: session.run(["actions"], inputs)[0]
     import torch
 

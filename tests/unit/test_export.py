@@ -127,6 +127,7 @@ def test_flags_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for flags, message in (
         ({"formats": []}, "--formats is empty, so nothing would run"),
         ({"formats": ["tflite"]}, "--formats: tflite is unknown; choose among torch, onnx, aoti"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16: ONNX Runtime does not open such a program; pass float16, or --formats torch"),
         ({"dtype": "int8"}, "--dtype is 'int8'; choose one of float32"),
         ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint missing"),
     ):
