@@ -12,6 +12,7 @@ or on how they share the model, so a run may go on with others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,7 @@ from prismatic.training.tensor_files import write_tensors
 _TRAINABLE_FILE = "trainable.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _RANDOM_FILE = "rng.pt"
+_STEP = "step"  # in the metadata of both; names of weights have dots and slashes
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +129,9 @@ def _write_trainer_state(
 ) -> None:
     folder.mkdir()
     moments = trained.optimizer_tensors()
-    write_tensors(folder / _TRAINABLE_FILE, trained.parameters, (next(gathering) for _ in trained.parameters), {})
-    write_tensors(folder / _OPTIMIZER_FILE, moments, (next(gathering) for _ in moments), trained.optimizer_numbers())
+    mark = {_STEP: str(state.step)}
+    write_tensors(folder / _TRAINABLE_FILE, trained.parameters, (next(gathering) for _ in trained.parameters), mark)
+    write_tensors(folder / _OPTIMIZER_FILE, moments, (next(gathering) for _ in moments), trained.optimizer_numbers() | mark)
     torch.save(random_states, folder / _RANDOM_FILE)
     (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
 
@@ -140,6 +143,7 @@ def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -
         ValueError: the weights do not fit, or cannot be read.
     """
     source = checkpoint.folder / TRAINER_STATE_FOLDER
+    on_main(lambda: _check_steps(source, checkpoint.state.step), ranks)
     _fill_all(trained.parameters, source / _TRAINABLE_FILE, ranks)
     tensors, numbers = on_main(lambda: _describe(source / _OPTIMIZER_FILE), ranks)
     for name, like in tensors.items():
@@ -149,6 +153,8 @@ def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -
         own = torch.zeros_like(parameter) if is_per_weight else torch.zeros_like(like, device=parameter.device)
         trained.optimizer.state[parameter][key] = own.detach()
     for name, value in numbers.items():
+        if name == _STEP:
+            continue
         weight, _, key = name.rpartition("/")
         trained.optimizer.state[trained.parameters[weight]][key] = json.loads(value)
     _fill_all(trained.optimizer_tensors(), source / _OPTIMIZER_FILE, ranks)
@@ -156,14 +162,36 @@ def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -
     _restore_random_state(states, checkpoint.state, ranks)
 
 
-def _describe(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(name -> tensor without memory, metadata) of a safetensors file."""
+def _check_steps(source: Path, step: int) -> None:
+    """Returns if weights and moments are of `step`, or of an earlier version, which did not say it.
+
+    Raises:
+        ValueError: a file is of another step; as many bytes as it should have, it passes for whole.
+    """
+    for path in (source / _TRAINABLE_FILE, source / _OPTIMIZER_FILE):
+        with _opened(path) as file:
+            found = (file.metadata() or {}).get(_STEP, str(step))
+        if found != str(step):
+            raise ValueError(
+                f"{path} is of step {found}, the checkpoint is of step {step}; copy it again, or resume from another one with --resume_step"
+            )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its tensors not read yet; it raises ValueError if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            yield file
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); resume from another checkpoint with --resume_step") from error
+
+
+def _describe(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(name -> tensor without memory, metadata) of a safetensors file."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
 
 
 def _fill_all(targets: Mapping[str, torch.Tensor], path: Path, ranks: Ranks) -> None:

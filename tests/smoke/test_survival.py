@@ -10,6 +10,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -229,3 +230,7 @@ def test_damaged_checkpoints_are_passed_over_and_finished_runs_protected(launche
     assert "run--4_chkpt cannot be resumed: trainer_state/optimizer.safetensors has" in resumed.text()
     assert "run--2_chkpt at step 2" in resumed.text()
     assert find_damage(runs / "run--4_chkpt") is None  # written anew
+    shutil.copy(runs / "run--2_chkpt" / "trainer_state" / optimizer.name, optimizer)  # as large as the one that it replaces
+    mixed = launcher.start(flags(workplace, runs.name, "--max_steps", "6", "--resume", "True"))
+    assert mixed.wait() == 2
+    assert "optimizer.safetensors is of step 2, the checkpoint is of step 4; copy it again" in mixed.text()
