@@ -61,9 +61,11 @@ def wait_for(processes: Sequence[Started], status: int = 0) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what clocks say; none where there is no file yet."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    """The lines of metrics.jsonl without what clocks say; none where there is no file yet, or none in the moment of its replacement."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
     return [{key: value for key, value in json.loads(line).items() if key not in _CLOCKS} for line in lines if line.endswith("}")]
 
 
