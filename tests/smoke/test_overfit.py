@@ -26,7 +26,7 @@ NUM_SAMPLES = 6
 # head -> flags, steps, learning rate, error (normalised units) that it must get below; a constant answer has 0.24
 HEADS: dict[str, tuple[dict[str, Any], int, float, float]] = {
     "l1": ({}, 150, 3e-3, 0.06),
-    "diffusion": ({"use_l1_regression": False, "use_diffusion": True, "num_diffusion_steps_train": 5}, 360, 2e-3, 0.12),
+    "diffusion": ({"use_l1_regression": False, "use_diffusion": True, "num_diffusion_steps_train": 5}, 600, 2e-3, 0.12),
     "discrete": ({"use_l1_regression": False}, 80, 3e-3, 0.02),
 }
 
