@@ -27,14 +27,16 @@ def idle_observations(policy: Policy, count: int) -> list[Observation]:
 def measure_costs(policy: Policy, options: BatchingOptions) -> BatchCosts:
     """Seconds of each batch size, up to the first one that takes too long: larger ones take longer still.
 
-    Where sizes are not recorded one by one, costs grow evenly: powers of two tell enough, up to the first that gains nothing. A size that
-    seems to end it is measured once more: what another process takes for a moment must not keep a server at small batches.
+    Where sizes are not recorded one by one, costs grow evenly, and powers of two tell enough; where calls are long besides, up to the first
+    that gains nothing. A size that seems to end it is measured once more: what another process takes for a moment must not keep a server at
+    small batches.
     """
     is_recorded, most = len(policy.batch_sizes) > 1, options.max_batch_size
     costs, best = BatchCosts(), 0.0
 
     def ends(costs: BatchCosts, count: int) -> bool:
-        return not costs.is_short(count, options.max_latency_s) or not (is_recorded or costs.rate(count) > _GAIN * best)
+        is_costly = not is_recorded and costs.of(count) > options.max_latency_s / 2
+        return not costs.is_short(count, options.max_latency_s) or (is_costly and costs.rate(count) <= _GAIN * best)
 
     for count in range(1, most + 1) if is_recorded else (1 << power for power in range(most.bit_length())):
         costs = _with_size(costs, policy, count)

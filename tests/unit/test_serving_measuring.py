@@ -26,7 +26,15 @@ def test_a_moment_of_another_process_does_not_keep_batches_small(monkeypatch: py
     assert measured(monkeypatch, {}).seconds == SECONDS
 
 
-def test_sizes_beyond_the_first_that_gains_nothing_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = measured(monkeypatch, {4: [0.05] * 4})
-    assert list(costs.seconds) == [1, 2, 4]
-    assert costs.largest_size(max_latency_s=0.25, limit=16) == 2
+def test_calls_that_cost_little_are_all_measured_whatever_one_seems_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = measured(monkeypatch, {2: [0.018] * 4})
+    assert list(costs.seconds) == [1, 2, 4, 8, 16]
+    assert costs.largest_size(max_latency_s=0.25, limit=16) == 16
+
+
+def test_long_calls_end_with_the_first_that_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = measured(monkeypatch, {1: [2.0] * 2, 2: [3.9] * 4})
+    assert list(costs.seconds) == [1, 2]
+    costs = measured(monkeypatch, {1: [2.0] * 2, 2: [3.0] * 2, 4: [3.8] * 2, 8: [9.0] * 4})
+    assert list(costs.seconds) == [1, 2, 4, 8]
+    assert costs.largest_size(max_latency_s=0.25, limit=16) == 4
