@@ -26,10 +26,24 @@ def _check_base(folder: Path) -> list[Finding]:
     if base is None:
         return []
     if has_weights(Path(base)):
-        return [Finding("base model", Status.OK, base)]
+        return [_compare_base(folder, Path(base))]
     if Path(base).is_absolute() or base.count("/") != 1 or base.startswith("."):
         remedy = (
             "Pass the folder where it lies now as --base_checkpoint to merge_lora_weights_and_save.py, which makes the checkpoint whole."
         )
         return [Finding("base model", Status.PROBLEM, f"{base}, which the adapters belong to, is not here", remedy)]
     return [describe_hub_model(base, "base model")]
+
+
+def _compare_base(folder: Path, base: Path) -> Finding:
+    """Whether `base` is the model that the adapters were trained over, as far as policy.json says it."""
+    from prismatic.policy.checkpoint.base_files import check_base
+    from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+
+    known = PolicySpec.load(folder).base_files if (folder / POLICY_FILE).is_file() else {}
+    try:
+        check_base(folder, known, str(base), base)
+    except ValueError as error:
+        remedy = "Pass that base as --base_checkpoint to merge_lora_weights_and_save.py, which makes the checkpoint whole."
+        return Finding("base model", Status.PROBLEM, str(error), remedy)
+    return Finding("base model", Status.OK, str(base))

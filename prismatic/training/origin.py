@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from prismatic.policy.checkpoint.base_files import check_base
 from prismatic.policy.checkpoint.continuing import Continuation, check_heads
 from prismatic.policy.checkpoint.files import ACTION_HEAD, ADAPTER_FILE, ADAPTER_FOLDER, has_component
 from prismatic.policy.checkpoint.flags import PolicyFlags
@@ -159,11 +160,13 @@ def _base_path(config: FinetuneConfig, folder: Path, spec: PolicySpec) -> str:
     if scaled := _unusual_adapters(folder / ADAPTER_FOLDER):
         raise ValueError(f"{folder} holds adapters that count otherwise than those of a run here ({scaled}); merge them first: {merging}")
     try:
-        resolve_folder(base, with_weights=False)
+        base_folder = resolve_folder(base, with_weights=False)
     except ValueError as error:
         raise ValueError(
             f"{folder} holds adapters of the base model {base}: {error}. Or merge them first: {merging} --base_checkpoint BASE"
         ) from error
+    if Path(base).expanduser().is_dir():  # of the Hub no weights may be here yet
+        check_base(folder, spec.base_files, base, base_folder)
     return base
 
 

@@ -1,42 +1,23 @@
 """Which base model a resumed run reads: the one that it was started from, wherever that lies by now.
 
 A scheduler may start a run again on another node, with the base copied to a scratch disk under a path of its own: a --vla_path that is
-given and differs is taken, if what lies there is the same model. Checkpoints therefore remember their base by its files: name, size and
-a digest of samples of all tensors; of config.json without what training does not depend on.
+given and differs is taken, if what lies there is the same model, as `prismatic.policy.checkpoint.base_files` tells.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-from prismatic.policy.checkpoint.files import format_bytes, read_samples
+from prismatic.policy.checkpoint.base_files import describe_base, differences
 from prismatic.policy.checkpoint.loading import named_base, resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
-from prismatic.policy.checkpoint.stored_weights import has_weights, weight_paths
+from prismatic.policy.checkpoint.stored_weights import has_weights
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.run_folder import Checkpoint, is_of_run, read_checkpoint
 from prismatic.training.sections import ModelConfig
 
-_CONFIG = "config.json"
-_NOT_OF_THE_MODEL = ("norm_stats", "transformers_version", "auto_map", "_name_or_path", "torch_dtype", "dtype")  # keys of config.json
-
 logger = logging.getLogger(__name__)
-
-
-def describe_base(folder: Path) -> dict[str, str]:
-    """File -> "<bytes> <digest>" of what makes the model in `folder`, as far as it is there."""
-    described = {}
-    for path in weight_paths(folder):
-        described[path.name] = f"{path.stat().st_size} {_digest(read_samples(path))}"
-    if (folder / _CONFIG).is_file():
-        content = json.loads((folder / _CONFIG).read_text())
-        kept = {key: value for key, value in content.items() if key not in _NOT_OF_THE_MODEL}
-        described[_CONFIG] = f"0 {_digest(json.dumps(kept, sort_keys=True).encode())}"
-    return described
 
 
 def resumed_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str:
@@ -60,10 +41,10 @@ def resumed_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str:
     known = checkpoint.state.base or _describe_if_there(recorded)
     if not known and place != recorded:
         logger.warning("%s does not say what its base model was, and %s is gone: %s is taken unseen", checkpoint.folder, recorded, place)
-    if differences := _differences(known, describe_base(folder), is_whole=Path(place).expanduser().is_dir()):
+    if told := differences(known, describe_base(folder), is_whole=Path(place).expanduser().is_dir()):
         raise ValueError(
             f"resuming: {place} is not the model that the run in {checkpoint.folder} was started from ({recorded}): "
-            f"{'; '.join(differences)}. Pass --vla_path with a copy of that one{'' if given is None else ', or leave it out'}"
+            f"{'; '.join(told)}. Pass --vla_path with a copy of that one{'' if given is None else ', or leave it out'}"
         )
     return place
 
@@ -87,21 +68,3 @@ def _given_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str | None:
 def _describe_if_there(place: str) -> dict[str, str]:
     folder = Path(place).expanduser()
     return describe_base(folder) if folder.is_dir() else {}
-
-
-def _differences(known: Mapping[str, str], found: Mapping[str, str], is_whole: bool) -> list[str]:
-    """What of the files in `known` is otherwise in `found`; absent ones count only where all would be there."""
-    told = []
-    for name, description in known.items():
-        if name not in found:
-            told += [f"{name} is missing"] if is_whole else []
-        elif found[name] != description:
-            (size, _), (other_size, _) = (text.split() for text in (description, found[name]))
-            sizes = f" ({format_bytes(int(size))} then, {format_bytes(int(other_size))} now)" if size != other_size else ""
-            told.append(f"{name} differs{sizes}")
-    told += [f"{name} is new" for name in found if known and name not in known]
-    return told
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

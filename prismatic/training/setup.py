@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from prismatic.models.action_model import ActionModel
+from prismatic.policy.checkpoint.base_files import describe_base
 from prismatic.policy.checkpoint.continuing import Continuation
 from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, read_training, resolve_folder
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
@@ -30,7 +31,6 @@ from prismatic.training.evaluation import eval_command
 from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
 from prismatic.training.origin import Origin, find_origin, known_anywhere
-from prismatic.training.resumed_base import describe_base
 from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
@@ -136,6 +136,9 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
             logger.warning("%s: %s", name, finding)
     base_path = known_anywhere(origin.base_path)
+    base_folder = _download(origin.base_path, ranks)
+    base_files = on_all(lambda: describe_base(base_folder), ranks)
+    check_same_base(base_files, ranks)
     spec = PolicySpec(
         platform=specs[0].platform,
         cameras=cameras,
@@ -145,12 +148,10 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         lora=config.model.lora,
         prompt=model_config.token_ids.prompt_template,
         base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
+        base_files=base_files if config.model.use_lora else {},
         demonstrated=data.demonstrated,
         provenance=_provenance(config, base_path, ranks) | _left_out(data) | ({"continued": record} if record else {}),
     )
-    base_folder = _download(origin.base_path, ranks)
-    base_files = on_all(lambda: describe_base(base_folder), ranks)
-    check_same_base(base_files, ranks)
     parts, skeleton = _load_model(config, spec, base_folder, origin.continuation, data, ranks)
     return Run(
         config=config,

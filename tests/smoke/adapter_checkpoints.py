@@ -10,6 +10,7 @@ from torch import nn
 
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
+from prismatic.policy.checkpoint.base_files import describe_base
 from prismatic.policy.checkpoint.loading import load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
@@ -44,5 +45,6 @@ def write_run(folder: Path, base: Path, seed: int, heads: HeadSpec, rank: int = 
     parts = PolicyParts(model, loaded.vla.config, loaded.processor, spec, {"arm": {"action": bounds, "proprio": proprio}})
     save_policy(parts, folder, step=1)
     (folder / "policy.json").unlink()
-    replace(spec, base_model=None).save(folder)  # the weights are merged as well; the adapter's own file names the base
+    described = replace(spec, base_model=None, base_files=describe_base(base))  # weights are merged, too; the adapter's file names the base
+    described.save(folder)
     return folder

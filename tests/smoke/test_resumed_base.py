@@ -11,7 +11,7 @@ from launching import Launcher
 from safetensors.torch import load_file, save_file
 from survival import contents, flags, make_workplace, rows, start_processes, wait_for
 
-from prismatic.training.resumed_base import describe_base
+from prismatic.policy.checkpoint.base_files import describe_base
 
 LORA_ALONE = ("--merge_lora_during_training", "False")
 
@@ -127,3 +127,13 @@ def test_a_run_that_continued_adapters_goes_on_by_the_same_command(launcher: Lau
         more = ("--vla_path", continued, "--max_steps", last, "--auto_resume", "True", *LORA_ALONE)
         wait_for([launcher.start(flags(workplace, "second", *more))])
     assert [row["step"] for row in rows(workplace / "second" / "run")] == [1, 2, 3, 4]
+
+
+def test_adapters_are_not_continued_over_another_base(launcher: Launcher, workplace: Path) -> None:
+    old = begin(launcher, workplace, "replaced", *LORA_ALONE)
+    weights = old / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    continued = workplace / "replaced" / "run--2_chkpt"
+    run = launcher.start(flags(workplace, "after", "--vla_path", str(continued), *LORA_ALONE))
+    assert run.wait() == 2, run.text()
+    assert f"{old} is not the base model that the adapters in {continued} were trained over: model.safetensors differs" in run.text()

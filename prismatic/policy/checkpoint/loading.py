@@ -21,6 +21,7 @@ from prismatic.models.json_files import described_in, read_object
 from prismatic.models.processor import PrismaticProcessor, check_tokenizer
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.base_files import check_base
 from prismatic.policy.checkpoint.files import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
@@ -280,6 +281,7 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
             if not has_whole_model
             else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
         )
+    check_base(folder, spec.base_files, base_model, resolve_folder(base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
     adapter = read_safetensors(adapter_path)
     if options.keep_adapters:

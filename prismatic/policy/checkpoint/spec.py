@@ -78,6 +78,7 @@ class PolicySpec:
     # As the published evaluation does it: constant proprio dimensions are -1 (training had 0), constant unnormalised actions stay 0.
     published_normalization: bool = False
     base_model: str | None = None  # folder or Hub id that the adapters belong to, where they are not merged
+    base_files: Mapping[str, str] = field(default_factory=dict)  # what tells that model from others, see `base_files.describe_base`
     demonstrated: Mapping[str, Demonstrated] = field(default_factory=dict)  # data set -> how far and how fast its robot was driven
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

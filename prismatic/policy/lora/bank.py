@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.base_files import check_base
 from prismatic.policy.checkpoint.files import ADAPTER_FILE, ADAPTER_FOLDER, load_component, read_safetensors
 from prismatic.policy.checkpoint.loading import (
     LoadOptions,
@@ -156,7 +157,10 @@ def load_adapter_policies(
     found = {name: resolve_folder(folder) for name, folder in folders.items()}
     statistics = {name: load_statistics(folder) for name, folder in found.items()}
     specs = {name: load_spec(folder, options, statistics[name]) for name, folder in found.items()}
-    base = load_base(_common_base(found, specs, options), dtype, options.attn_implementation)
+    base_model = _common_base(found, specs, options)
+    for name, folder in found.items():
+        check_base(folder, specs[name].base_files, base_model, resolve_folder(base_model))
+    base = load_base(base_model, dtype, options.attn_implementation)
     vla = base.vla.eval().requires_grad_(False)
     adapters = {name: _read_adapter(folder, specs[name], vla) for name, folder in found.items()}
     quantize_model(vla, options.quantization, device, dtype)
