@@ -2,7 +2,8 @@
 
 While a batch is predicted, the bodies of the next one must arrive, or the policy idles and every client waits in lock-step. So at most half
 of the requests that were lately in flight are gathered; the other half is predicted meanwhile. Within that, the size that gives most
-answers per second is taken, as measured at warm-up: on a GPU nine observations may cost as much as twelve. `tests/unit/
+answers per second is taken, as measured at warm-up: on a GPU nine observations may cost as much as twelve. What does not fit into one call
+is divided evenly, so that nobody is left behind again and again. `tests/unit/
 test_serving_scheduling.py` plays the same decisions with recorded costs. Letters: n observations in one call.
 """
 
@@ -63,11 +64,24 @@ def choose_batch(waiting: Waiting, costs: BatchCosts, cap: int, window_s: float)
     most = max(1, min(cap, -(-waiting.peak // 2)))
     if waiting.count < most and waiting.arriving and waiting.waited_s < window_s:
         return 0
-    count = min(waiting.count, most)
+    count = _even_share(waiting, most)
     if not costs.seconds:
         return count
     best = max(range(1, count + 1), key=costs.rate)
     return best if costs.rate(best) > _CLEARLY * costs.rate(count) else count
+
+
+def _even_share(waiting: Waiting, most: int) -> int:
+    """How many go into the next of the calls, of at most `most`, that answer everyone in flight once.
+
+    Calls of 7 with 16 in flight leave two of nine waiting behind each time: these wait for three calls where the others wait for two, half
+    as long again. Calls of 5 and 6 cost a hundredth of the throughput, and nearly all wait for three.
+    """
+    in_flight = max(waiting.peak, waiting.count)
+    calls = -(-in_flight // most)
+    size = -(-in_flight // calls)
+    to_come = max(1, min(-(-waiting.count // size), calls - 1))  # one of the calls has just ended
+    return min(size, -(-waiting.count // to_come))
 
 
 class Peak:
