@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.acting.robot import Robot
-from prismatic.vla.constants import ActionKind
+from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.types import Observation
@@ -39,6 +39,10 @@ class RecordedRobot(Robot):
             ValueError: there is no such data set, or it cannot be read as its entry says.
         """
         path = Path(folder).expanduser()
+        bare = path.with_name(path.name.partition(":")[0])  # without a version
+        if not bare.exists():
+            near = near_names(bare.name, [other.name for other in bare.parent.iterdir()]) if bare.parent.is_dir() else "nor is its parent"
+            raise ValueError(f"--robot recorded:{folder}: {bare} is not there; {near}")
         spec = resolve_datasets(path.name, path.parent, robot_platform, stride=None if stride is None else str(stride))[0]
         self._index = index = open_index(spec)
         self._episodes = index.episodes_of("val" if "val" in index.splits else next(iter(index.splits)))

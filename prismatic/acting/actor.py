@@ -136,4 +136,5 @@ class RemoteActor:
             logger.warning("the policy's server warns: %s", warning)
         self.warnings += warnings
         if warnings and self._waits_for_person:
+            logger.warning("the robot waits: press c to go on all the same, q to quit")
             self.executor.pause(" / ".join(warnings))

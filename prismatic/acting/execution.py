@@ -152,7 +152,8 @@ class ChunkExecutor:
             return "observation from the future: its time must be that of time.monotonic()"
         position = np.asarray(sensed.position)
         if position.shape != (self._dim,):
-            return f"the robot's position must be {self._dim} numbers, found shape {list(position.shape)}"
+            found = f"{len(position)}" if position.ndim == 1 else f"shape {list(position.shape)}"
+            return f"the robot's position must be {self._dim} numbers, one for each action (any number for a velocity), found {found}"
         is_bad = self._is_target & ~np.isfinite(position)
         if is_bad.any():
             return f"the position of {', '.join(name for name, bad in zip(self._names, is_bad, strict=True) if bad)} is not finite"

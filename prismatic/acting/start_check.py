@@ -19,14 +19,13 @@ from prismatic.wire.policy_info import PolicyInfo
 _UNIT = re.compile(r"(.*) \[(.*)\]")
 _BEYOND = 0.5  # of the width of the first states, at either end; or ...
 _BEYOND_RANGE = 0.1  # ... of the range of the actions of the same name: less is how people place a robot
-# What a state may have been multiplied with, and what that looks like.
-_FACTORS = {
-    180 / np.pi: "degrees where training had radians",
-    np.pi / 180: "radians where training had degrees",
-    100.0: "0..100 where training had 0..1",
-    0.01: "0..1 where training had 0..100",
-    -1.0: "the opposite sign",
-}
+# What a state may have been multiplied with, what that looks like, and the units that training's dimension may have then.
+_FACTORS = (
+    (180 / np.pi, "degrees where training had radians", ("rad",)),
+    (np.pi / 180, "radians where training had degrees", ("deg",)),
+    (100.0, "0..100 where training had 0..1", ("0-1", "0..1")),
+    (0.01, "0..1 where training had 0..100", ("0-100", "0..100", "%")),
+)
 
 
 def check_names(robot: Robot, info: PolicyInfo) -> None:
@@ -86,7 +85,7 @@ def check_start(state: np.ndarray | None, info: PolicyInfo) -> list[str]:
     low, high = low - beyond, high + beyond
     return [
         f"{info.proprio_names[dim]} is {state[dim]:.4g} before the start; the demonstrations began between {seen.start_low[dim]:.4g} and "
-        f"{seen.start_high[dim]:.4g}. {_explain(state[dim], low[dim], high[dim])}"
+        f"{seen.start_high[dim]:.4g}. {_explain(state[dim], low[dim], high[dim], info.proprio_names[dim])}"
         for dim in np.flatnonzero((state < low) | (state > high))
     ]
 
@@ -104,8 +103,11 @@ def check_range(position: np.ndarray, limits: ActionLimits, names: Sequence[str]
     ]
 
 
-def _explain(value: float, low: float, high: float) -> str:
-    fitting = [text for factor, text in _FACTORS.items() if low <= value / factor <= high]
+def _explain(value: float, low: float, high: float, name: str) -> str:
+    """A name with a unit rules out what training had otherwise."""
+    found = _UNIT.fullmatch(name)
+    fitting = [text for factor, text, units in _FACTORS if low <= value / factor <= high and (found is None or found[2] in units)]
+    fitting += ["the opposite sign"] if low <= -value <= high else []
     return (
         f"It looks like {fitting[0]}."
         if fitting

@@ -129,7 +129,7 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
 
 def _recorded_names(source: EpisodeSource, entry: DatasetEntry) -> RecordedNames:
     first = next(iter(source.episodes()))
-    return RecordedNames.of(first.trajectory, entry, STORED_KEYS, describe_recordings(source.folder).hz)
+    return RecordedNames.of(first.trajectory, entry, STORED_KEYS, describe_recordings(source.folder))
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:

@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     # docs/lerobot.md
     r"lerobot-record .* --teleop\.type=so101_leader .*": ByHand("needs an arm and its leader"),
     r"lerobot-record .* --policy\.type=openvla_oft_remote .*": Elsewhere("tests/smoke/test_lerobot_policy.py", "lerobot_record"),
+    r"lerobot-rollout .*": Elsewhere("tests/smoke/test_lerobot_policy.py", "lerobot_rollout"),
     r"python -m lerobot_policy_openvla_oft_remote .*": Elsewhere(
         "tests/smoke/test_lerobot_policy.py", '"lerobot_policy_openvla_oft_remote"'
     ),
@@ -80,7 +81,7 @@ RULES: dict[str, Rule] = {
     r"python scripts/inspect_dataset\.py --suggest ~/\S+/me/so101_pick": Here(),
     r"python scripts/inspect_dataset\.py --dataset_name me/so101_pick .*|python scripts/convert/lerobot_to_rlds\.py .*": Here(),
     r"torchrun .* --dataset_name me/so101_pick .*": Here(_SHORT),
-    r"pip install scipy msgpack websockets|pip install --no-deps \. && .*": ByHand("changes the robot's environment"),
+    r"pip install --no-deps \. && .*": ByHand("changes the robot's environment"),
     # docs/hdf5_rlds.md
     r"python vla-scripts/deploy\.py --pretrained_checkpoint runs/my_run--100000_chkpt": Elsewhere(
         "tests/smoke/test_own_robot.py", "deploy.py"

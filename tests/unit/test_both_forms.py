@@ -14,13 +14,15 @@ from lerobot_writer import make_episode as lerobot_episode
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.vla.cameras import STORED_KEYS, recorded_slot
-from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
+from prismatic.vla.datasets.description import Description, Dimension
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.rlds.recorded_names import FILE, RecordedColumn, RecordedNames
-from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.sources import describe_recordings, open_source
+from prismatic.vla.datasets.suggestion.suggest import suggest_entry
 
 RECORDED = RecordedNames(
     cameras={"image": ("top", "images.top"), "wrist_image": ("hand",)},
@@ -77,7 +79,7 @@ def test_what_a_conversion_notes_of_recordings(tmp_path: Path) -> None:
     folder = write_aloha(tmp_path / "episode_0.hdf5", instruction="fold").parent
     entry = DatasetEntry(image_obs_keys={"primary": "cam_high"}, state_obs_keys=("qpos", "effort"), stride=2)
     raw = next(iter(open_source(folder, entry).episodes()))
-    noted = RecordedNames.of(raw.trajectory, entry, STORED_KEYS, 50)
+    noted = RecordedNames.of(raw.trajectory, entry, STORED_KEYS, Description(hz=50))
     assert noted.cameras == {"image": ("cam_high", "image")}
     assert noted.state == (RecordedColumn(("qpos", "state"), 14), RecordedColumn(("effort",), 14))
     assert noted.action == (RecordedColumn(("action",), 14),)
@@ -126,3 +128,30 @@ def test_what_a_conversion_did_is_not_done_again(tmp_path: Path, monkeypatch: py
 
 def _lerobot(length: int) -> LeRobotEpisode:
     return lerobot_episode(length, 0)
+
+
+def test_a_joined_base_stays_a_base_and_names_stay_names(tmp_path: Path) -> None:
+    """What holds a robot still must survive the conversion: velocities become 0, targets are repeated."""
+    folder = converted(tmp_path)
+    assert RecordedNames.load(folder) == RECORDED
+    named = tuple(item.name for item in describe_recordings(folder).dimensions(("action",)))
+    assert named == ("", "", "base_linear_velocity", "base_angular_velocity")
+    suggestion = suggest_entry(folder, "mine")
+    assert suggestion.entry.kinds(4)[2:] == (ActionKind.VELOCITY, ActionKind.VELOCITY)
+    assert suggestion.platform.action_names[2:] == named[2:]
+    assert "base_action" not in suggestion.text()  # no column that is missing from the actions
+    arm = (Dimension("shoulder_pan.pos", "deg", ActionKind.TARGET), Dimension("x.vel", "m/s", ActionKind.VELOCITY))
+    columns = (RecordedColumn(("action",), 2, arm), RecordedColumn(("base_action",), 2))
+    told = replace(RECORDED, action=columns)
+    told.save(folder)
+    assert RecordedNames.load(folder) == told
+    assert describe_recordings(folder).dimensions(("action",))[:2] == arm
+
+
+def test_a_conversion_of_lerobot_keeps_the_names_of_its_dimensions(tmp_path: Path) -> None:
+    folder = write_v3(tmp_path / "set", [_lerobot(4)])
+    entry, said = DatasetEntry(image_obs_keys={"primary": "top"}), describe_recordings(folder)
+    raw = next(iter(open_source(folder, entry).episodes()))
+    noted = RecordedNames.of(raw.trajectory, replace(entry, state_obs_keys=("observation.state",)), STORED_KEYS, said)
+    assert noted.action[0].dimensions == said.dimensions(("action",))
+    assert noted.description().dimensions(("action",)) == said.dimensions(("action",))

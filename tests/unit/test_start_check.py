@@ -57,6 +57,11 @@ def test_a_robot_as_the_demonstrations_had_it_is_accepted_without_a_word() -> No
             "shoulder_lift [deg] is -1.676 before the start; .* began between -98 and -94. It looks like radians",
         ),
         (HOME * [1, 1, 1, 1, 1, 0.01], "gripper is 0.65 before .* between 60 and 70. It looks like 0..1 where training had 0..100"),
+        # Where it was left by the rollout before: no unit is in question, since the name has it.
+        (
+            HOME + np.array([57.0, 0, 0, 0, 0, 0]),
+            "shoulder_pan [deg] is 57 before .* between -3 and 3. Check its unit, sign and zero; or bring",
+        ),
         (HOME * [1, -1, 1, 1, 1, 1], "shoulder_lift [deg] is 96 before .* It looks like the opposite sign"),
         (
             HOME + np.array([0, 0, -45, 0, 0, 0]),

@@ -13,8 +13,10 @@ from hdf5_files import write_aloha
 from lerobot_writer import FPS, write_v3
 from lerobot_writer import make_episode as lerobot_episode
 from rlds_writer import make_episode, write_dataset
+from rollout_files import write_rollout
 
 from prismatic.conversion.options import RldsFlags
+from prismatic.conversion.rlds_writer import write_rlds
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.datasets.dataset import DatasetOptions
@@ -153,3 +155,34 @@ def test_training_takes_the_flag() -> None:
     assert parse_flags(FinetuneConfig, ["--stride", "2"]).data.stride == "2"
     assert parse_flags(FinetuneConfig, ["--stride", "auto"]).data.stride == "auto"
     assert parse_flags(FinetuneConfig, []).data.stride is None
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_rollouts_are_at_the_policys_rate_and_joined_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_converted: bool
+) -> None:
+    """The entry was written for demonstrations at 160 Hz with two columns of commands; half of a rollout's steps would be twice as fast."""
+    entry = DatasetEntry(
+        image_obs_keys={"primary": "primary"},
+        state_obs_keys=("joints", "gripper"),
+        action_keys=("action", "base_action"),
+        action_encoding=OXE_DATASET_CONFIGS["metaworld_demo"].action_encoding,
+        robot_platform="METAWORLD",
+        fps=160,
+        stride=2,
+    )
+    monkeypatch.setitem(OXE_DATASET_CONFIGS, "mine", entry)
+    folder = write_rollout(tmp_path / "data" / "mine" / "rollout_001.hdf5", 1, 6, checkpoint="run--5_chkpt", control_hz=80.0).parent
+    root = tmp_path / "data"
+    if is_converted:
+        root = tmp_path / "rlds"
+        flags = RldsFlags(input_dir=folder, dataset_name="mine", data_root_dir=root, val_fraction=0)
+        written = replace(entry, state_obs_keys=("qpos",), action_keys=("action",), fps=None, stride=1)
+        write_rlds(Hdf5Source(folder).under(written), written, flags.spec())
+    spec = resolve_datasets("mine", root)[0]
+    assert spec.entry.stride == 1
+    assert not caplog.messages
+    if not is_converted:
+        assert len(load_training_data([spec], DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache")).train) == 6
+    write_rollout(folder / "rollout_001.hdf5", 1, 6, control_hz=80.0)  # played by no policy
+    assert resolve_datasets("mine", tmp_path / "data")[0].entry.stride == 2

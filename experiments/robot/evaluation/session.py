@@ -285,6 +285,9 @@ class Session:
         if self._robot.is_rehearsal:
             print(f"{len(self._rows)} rollouts rehearsed, none counts as a success or a failure: {self._options.folder}")
             return
+        if not self._rows:
+            print(f"no rollout was played: {self._options.folder}")
+            return
         interval = f"95 % interval {100 * low:.0f}-{100 * high:.0f} %"
         print(f"{self._num_successes} of {len(self._rows)} rollouts succeeded ({interval}): {self._options.folder}")
 

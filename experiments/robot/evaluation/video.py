@@ -48,7 +48,7 @@ class VideoWriter:
                 self._container.mux(packet)
         self._container.close()
         if not self._num_frames:
-            self._temporary.unlink()
+            self._temporary.unlink(missing_ok=True)  # PyAV opens it with the first frame
             return None
         return self._temporary.replace(path or self._path)
 

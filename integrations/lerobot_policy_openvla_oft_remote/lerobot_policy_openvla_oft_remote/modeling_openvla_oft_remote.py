@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lerobot_policy_openvla_oft_remote.configuration_openvla_oft_remote import OpenVLAOFTRemoteConfig
 from prismatic.acting.client import ConnectionOptions, PolicyClient, PolicyInfo, ServerUnavailableError
+from prismatic.acting.start_check import check_start
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.types import Observation
 
@@ -128,6 +129,8 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
         observations = self._observations(batch)
         while len(self._clients) < len(observations):
             self._clients.append(PolicyClient(self.config.server, self._options))
+        if self._begins:
+            self._heed([sentence for seen in observations for sentence in check_start(seen.proprio, self.info)], "before the start")
         clients = self._clients[: len(observations)]
         if len(observations) == 1:
             chunks = [clients[0].infer(observations[0], self._begins)]
@@ -179,10 +182,10 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
             f'--policy.cameras=\'{{"{slot}": "..."}}\''
         )
 
-    def _heed(self, warnings: Sequence[str]) -> None:
+    def _heed(self, warnings: Sequence[str], whose: str = "the policy's server warns") -> None:
         """Nothing moves on what training did not see, unless a person has allowed it."""
         for warning in warnings:
-            logger.warning("the policy's server warns: %s", warning)
+            logger.warning("%s: %s", whose, warning)
         if warnings and not self.config.ignore_warnings:
             raise ValueError(f"{' / '.join(warnings)} To act in spite of it: --policy.ignore_warnings=true")
 

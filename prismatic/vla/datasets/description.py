@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from prismatic.vla.cameras import looks_like_colour
 from prismatic.vla.constants import ActionKind
+
+# What the names of columns say, in lower case.
+BASE = re.compile(r"base|wheel|chassis|odom")
+CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff|world_vector")
+VELOCITY = re.compile(r"vel|twist|speed")
+_POSE = re.compile(r"pos|tool|reached")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,20 @@ class Column:
         return kinds.pop() if len(kinds) == 1 else None
 
 
+def said_by_column(key: str, width: int) -> tuple[Dimension, ...]:
+    """`width` dimensions that nobody names, of the kind that their column's name says: "base_action" drives, "delta_pose" moves."""
+    drives = BASE.search(key.lower()) and not _POSE.search(key.lower())
+    kind = ActionKind.MOTION if CHANGE.search(key) else ActionKind.VELOCITY if drives else None
+    kind = ActionKind.VELOCITY if VELOCITY.search(key) else kind
+    return tuple(Dimension(_base_name(number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width))
+
+
+def _base_name(number: int, width: int) -> str:
+    """Mobile ALOHA's base has a linear and an angular velocity."""
+    names = {2: ("linear", "angular"), 3: ("x", "y", "theta")}.get(width, tuple(str(place) for place in range(1, width + 1)))
+    return f"base_{names[number]}_velocity"
+
+
 @dataclass(frozen=True)
 class RecordedCamera:
     """One camera that the recordings declare."""
@@ -62,6 +83,7 @@ class Description:
     columns: tuple[Column, ...] = ()  # actions, states and other numbers
     cameras: tuple[RecordedCamera, ...] = ()
     stride: int = 1  # steps of the recorder per step, where a conversion left some out
+    is_rollout: bool = False  # recorded while a policy or a person acted through this project, at the policy's rate
     corrected_order: str = "rgb"  # colour order of the recordings, where a conversion made RGB of it
 
     def complete_cameras(self, folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +125,7 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         raise ValueError(raw.problem)
     trajectory = _transformed(raw, transform)
     observation = trajectory.get("observation", {})
+    entry = _for_rollout(entry, trajectory)
     joined = [_rows(trajectory, key, "action_keys", raw) for key in entry.action_keys]
     _check_lengths(raw, joined[0], {"actions": joined[1:]})
     actions = np.concatenate(joined, axis=1)
@@ -144,6 +145,26 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         instructions=_instructions(trajectory, len(actions), raw)[kept],
         commanders=_commanders(trajectory, len(actions))[kept],
     )
+
+
+def _for_rollout(entry: DatasetEntry, trajectory: Trajectory) -> DatasetEntry:
+    """The entry for an episode of ours, whose "action" and "qpos" are what the entry's columns of demonstrations make when joined."""
+    if COMMANDED_BY not in trajectory:
+        return entry
+    observation = trajectory.get("observation", {})
+    if "action" in trajectory and not all(_is_there(trajectory, key) for key in entry.action_keys):
+        entry = replace(entry, action_keys=("action",))
+    if "qpos" in observation and not all(key is None or _is_there(observation, key) for key in entry.state_obs_keys):
+        entry = replace(entry, state_obs_keys=("qpos",))
+    return entry
+
+
+def _is_there(group: Mapping[str, Any], key: str) -> bool:
+    try:
+        find_value(group, key)
+    except KeyError:
+        return False
+    return True
 
 
 def _commanders(trajectory: Trajectory, length: int) -> np.ndarray:

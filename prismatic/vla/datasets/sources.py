@@ -85,11 +85,11 @@ def describe_recordings(folder: Path) -> Description:
     if kind == "manifest":
         return _common_description(folder)
     if kind == "rlds" and (recorded := RecordedNames.load(folder)) is not None:
-        return Description(hz=recorded.fps, stride=recorded.stride, corrected_order=recorded.image_channel_order)
+        return recorded.description()
     if kind == "hdf5":
-        from prismatic.vla.datasets.hdf5.rate import recorded_rate
+        from prismatic.vla.datasets.hdf5.rate import describe_hdf5
 
-        return Description(hz=recorded_rate(folder))
+        return describe_hdf5(folder)
     if kind != "lerobot":
         return Description()
     from prismatic.vla.datasets.lerobot.source import describe_lerobot
@@ -149,7 +149,12 @@ def _common_description(path: Path) -> Description:
     if len(set(rates)) > 1:
         found = " and ".join(f"{rate:g} Hz" for rate in sorted(set(rates)))
         raise ValueError(f"{path} joins recordings of {found}; one data set has one rate: make two of it")
-    return Description(hz=rates[0] if rates else None, stride=said[0].stride, corrected_order=said[0].corrected_order)
+    return Description(
+        hz=rates[0] if rates else None,
+        stride=said[0].stride,
+        is_rollout=all(other.is_rollout for other in said),
+        corrected_order=said[0].corrected_order,
+    )
 
 
 def _some(names: list[str]) -> str:

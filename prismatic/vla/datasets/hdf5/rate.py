@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prismatic.vla.datasets.description import Description
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, demo_root, files_below, open_file
 from prismatic.vla.datasets.texts import as_text
+from prismatic.vla.rollout_record import GROUP
 
 _NAMES = ("fps", "hz", "control_hz", "control_freq", "control_frequency", "record_hz", "frequency")
 _SLOWEST, _FASTEST = 0.5, 1000.0  # Hz; anything else is another quantity of that name
 
 
-def recorded_rate(folder: Path) -> float | None:
-    """Steps per second [Hz] of the first file that can be opened; None if it does not say."""
+def describe_hdf5(folder: Path) -> Description:
+    """Steps per second and whether it is a rollout, of the first file that can be opened."""
     for path in files_below(folder):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
@@ -28,10 +30,11 @@ def recorded_rate(folder: Path) -> float | None:
             with open_file(path) as file:
                 root = demo_root(file)
                 groups = [file, *([file[root]] if root else [])]
-                return next((hz for group in groups if (hz := _rate_of(group.attrs)) is not None), None)
+                hz = next((hz for group in groups if (hz := _rate_of(group.attrs)) is not None), None)
+                return Description(hz, is_rollout=GROUP in file and "checkpoint" in file.attrs)
         except ValueError:  # reported when it is read
             continue
-    return None
+    return Description()
 
 
 def _rate_of(attributes: Mapping[str, Any]) -> float | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.vla.constants import ActionKind
+from prismatic.vla.datasets.description import Column, Description, Dimension, said_by_column
 from prismatic.vla.datasets.episodes import Trajectory
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value
@@ -27,6 +29,11 @@ class RecordedColumn:
 
     names: tuple[str, ...]  # under which the recordings offer it; none for padding
     width: int
+    dimensions: tuple[Dimension, ...] = ()  # as the recordings call them, one per number; none where they say nothing
+
+    def described(self) -> tuple[Dimension, ...]:
+        """One per number: as recorded, else what the column's name says."""
+        return self.dimensions or said_by_column(self.names[0] if self.names else "", self.width)
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,21 @@ class RecordedNames:
     action: tuple[RecordedColumn, ...]
     fps: float | None = None  # stored steps per second
     stride: int = 1  # recorded steps per stored one
+    is_rollout: bool = False  # recorded while a policy acted, at its rate
     image_channel_order: str = "rgb"  # of the recordings; what is stored is RGB
 
     @classmethod
-    def of(cls, trajectory: Trajectory, entry: DatasetEntry, stored_keys: Mapping[str, str], recorded_hz: float | None) -> RecordedNames:
-        """What a conversion of `trajectory` stores; `stored_keys` says under which key each camera of `entry` lands."""
+    def of(cls, trajectory: Trajectory, entry: DatasetEntry, stored_keys: Mapping[str, str], said: Description) -> RecordedNames:
+        """What a conversion of `trajectory` stores, of recordings that say `said`; `stored_keys` says under which key each camera of
+        `entry` lands."""
         observation = trajectory["observation"]
         return cls(
             cameras={stored_keys[slot]: _names(observation, key) for slot, key in entry.cameras.items()},
-            state=tuple(_columns(observation, entry.state_obs_keys)),
-            action=tuple(_columns(trajectory, entry.action_keys)),
-            fps=None if recorded_hz is None else recorded_hz / entry.stride,
+            state=tuple(_columns(observation, entry.state_obs_keys, said)),
+            action=tuple(_columns(trajectory, entry.action_keys, said)),
+            fps=None if said.hz is None else said.hz / entry.stride,
             stride=entry.stride,
+            is_rollout=said.is_rollout,
             image_channel_order=entry.image_channel_order,
         )
 
@@ -71,10 +81,20 @@ class RecordedNames:
             content = json.loads(path.read_text())
             content["cameras"] = {key: tuple(names) for key, names in content["cameras"].items()}
             for part in ("state", "action"):
-                content[part] = tuple(RecordedColumn(tuple(column["names"]), int(column["width"])) for column in content[part])
+                content[part] = tuple(_parse_column(column) for column in content[part])
             return cls(**content)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); copy the data set again, or remove this file") from error
+
+    def description(self) -> Description:
+        """What the stored set says of itself; columns of which nothing is known are left out."""
+        parts = {"action": self.action, "state": self.state}
+        joined = {key: tuple(item for column in columns for item in column.described()) for key, columns in parts.items()}
+        known = {key: dims for key, dims in joined.items() if any(item.name or item.kind for item in dims)}
+        stored = tuple(Column(key, len(dims), dims) for key, dims in known.items())
+        return Description(
+            self.fps, columns=stored, stride=self.stride, is_rollout=self.is_rollout, corrected_order=self.image_channel_order
+        )
 
     def restore(self, trajectory: Trajectory, entry: DatasetEntry) -> Trajectory:
         """The trajectory with the recorded names beside the stored ones.
@@ -96,13 +116,21 @@ def _names(group: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return (key, *(name for name, value in group.items() if value is wanted and name != key))
 
 
-def _columns(group: Mapping[str, Any], keys: Sequence[str | None]) -> Iterator[RecordedColumn]:
+def _parse_column(content: Mapping[str, Any]) -> RecordedColumn:
+    """Earlier versions wrote no dimensions."""
+    dims = tuple(Dimension(**{**item, "kind": item["kind"] and ActionKind(item["kind"])}) for item in content.get("dimensions", ()))
+    return RecordedColumn(tuple(content["names"]), int(content["width"]), dims)
+
+
+def _columns(group: Mapping[str, Any], keys: Sequence[str | None], said: Description) -> Iterator[RecordedColumn]:
     for key in keys:
         if key is None:
             yield RecordedColumn((), 1)
         else:
             values = np.asarray(find_value(group, key))
-            yield RecordedColumn(_names(group, key), 1 if values.ndim == 1 else values.shape[1])
+            width = 1 if values.ndim == 1 else values.shape[1]
+            named = said.dimensions((key,))
+            yield RecordedColumn(_names(group, key), width, named if len(named) == width else ())
 
 
 def _restored(group: Mapping[str, Any], stored_key: str, columns: Sequence[RecordedColumn], keys: Sequence[str | None]) -> dict[str, Any]:

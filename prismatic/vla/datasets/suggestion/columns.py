@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.cameras import assign_cameras, looks_from_wrist, looks_like_colour
-from prismatic.vla.constants import ActionKind, near_names
-from prismatic.vla.datasets.description import Description, Dimension
+from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.description import BASE, CHANGE, VELOCITY, Description, Dimension, said_by_column
 from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 from prismatic.vla.diagnosis import listed
@@ -26,10 +26,6 @@ _WHOLE_STATE = ("state", "proprio", "qpos", "robot_state", "joint_state", "joint
 _STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp|qpos")
 _NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current|load|object|cube|goal|target|_sin$|_cos$|frame")
 _NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last|mode")
-_BASE = re.compile(r"base|wheel|chassis|odom")
-_POSE = re.compile(r"pos|tool|reached")
-_CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff|world_vector")
-_VELOCITY = re.compile(r"vel|twist|speed")
 GRIPPER = re.compile(r"gripper|claw|jaw|(?<!end[._])(?<!end)effector")  # in lower case
 _ROLES = (  # in the order in which columns are joined
     ("position", re.compile(r"(eef?|ee|tcp|end_eff\w*|cartesian|hand).*(pos|trans|xyz)|end_?pose|world_vector|translation|^pos|xyz")),
@@ -147,7 +143,7 @@ def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> t
         chosen = _without_repeated(trajectory, _by_role(commands))
         notes.append(f"The actions are joined of {', '.join(chosen)}.")
     for path in list(commands):
-        if path in chosen or not _BASE.search(path.lower()) or _is_part(path, chosen) or _repeats(trajectory, path, chosen):
+        if path in chosen or not BASE.search(path.lower()) or _is_part(path, chosen) or _repeats(trajectory, path, chosen):
             continue
         if np.any(find_value(trajectory, path)):
             chosen.append(path)
@@ -156,7 +152,7 @@ def _choose_actions(folder: Path, trajectory: Trajectory, notes: list[str]) -> t
             del commands[path]
             notes.append(f"{path!r} is always 0 and left out.")
     left = [path for path in commands if path not in chosen and not _is_part(path, chosen) and path != "actions"]
-    if left:
+    if left := [path for path in left if not _repeats(trajectory, path, chosen)]:
         notes.append(f"Other columns of commands, for action_keys: {listed(left)}.")
     return tuple(chosen)
 
@@ -192,11 +188,11 @@ def _choose_state(observation: Mapping[str, Any], action_keys: Sequence[str], ac
 def _by_role(commands: Mapping[str, int]) -> list[str]:
     """Columns that make up one action: joint targets, else poses, else changes of these; each with the grippers."""
     names = _shortest_names(commands)
-    grippers = [key for key in names if _role(key) == "gripper" and not _CHANGE.search(key) and not _VELOCITY.search(key)]
+    grippers = [key for key in names if _role(key) == "gripper" and not CHANGE.search(key) and not VELOCITY.search(key)]
     narrowest = min((commands[key] for key in grippers), default=0)
     grippers = [key for key in grippers if commands[key] == narrowest]
     for pattern in (False, True):
-        arm = [key for key in names if bool(_CHANGE.search(key)) == pattern and not _VELOCITY.search(key) and not _BASE.search(key.lower())]
+        arm = [key for key in names if bool(CHANGE.search(key)) == pattern and not VELOCITY.search(key) and not BASE.search(key.lower())]
         joints = [key for key in arm if _role(key) == "joints"]
         positions = [key for key in arm if _role(key) == "position"]
         rotations = [key for key in arm if _role(key) == "rotation"][: max(1, len(positions))]
@@ -208,7 +204,7 @@ def _by_role(commands: Mapping[str, int]) -> list[str]:
 
 def _first_of_alternatives(names: Sequence[str], widths: Mapping[str, int]) -> list[str]:
     """Columns without usual names joined; but of whole actions of one width, in several frames or absolute and relative, one."""
-    absolute = [key for key in names if not _CHANGE.search(key) and not _VELOCITY.search(key)] or list(names)
+    absolute = [key for key in names if not CHANGE.search(key) and not VELOCITY.search(key)] or list(names)
     whole = [key for key in absolute if widths[key] >= _WHOLE_ACTION and not side_of(key)]
     return _in_order(whole[:1] if len(whole) > 1 else absolute)
 
@@ -300,17 +296,8 @@ def _dimensions(group: Mapping[str, Any], keys: Sequence[str], said: Description
         if len(named) == width:
             found += named
             continue
-        drives = _BASE.search(key.lower()) and not _POSE.search(key.lower())
-        kind = ActionKind.MOTION if _CHANGE.search(key) else ActionKind.VELOCITY if drives else None
-        kind = ActionKind.VELOCITY if _VELOCITY.search(key) else kind
-        found += [Dimension(_base_name(key, number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width)]
+        found += said_by_column(key, width)
     return tuple(found)
-
-
-def _base_name(key: str, number: int, width: int) -> str:
-    """Mobile ALOHA's base has a linear and an angular velocity."""
-    names = {2: ("linear", "angular"), 3: ("x", "y", "theta")}.get(width, tuple(str(place) for place in range(1, width + 1)))
-    return f"base_{names[number]}_velocity"
 
 
 def _may_measure(state_keys: Sequence[str], action_keys: Sequence[str]) -> bool:

@@ -51,6 +51,12 @@ def known_platform(recorded: Recorded, recognised: Recognition, hz: float | None
     return None
 
 
+def units_unsaid(platform: RobotPlatform, recorded: Recorded) -> str:
+    """The units that `platform` states for actions of which the recordings state none; "" if there is no such."""
+    pairs = zip(platform.action_names, recorded.action_dims, strict=True)
+    return ", ".join(dict.fromkeys(unit for name, item in pairs if not item.unit and (unit := _parts(name)[1])))
+
+
 def is_same_rate(one: float, other: float) -> bool:
     """Whether two rates [Hz] are meant to be the same."""
     return abs(one - other) <= _SAME_HZ * other

@@ -25,7 +25,7 @@ from prismatic.vla.datasets.striding import whole_factor
 from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, read_columns
 from prismatic.vla.datasets.suggestion.dimensions import Recognition, recognise
 from prismatic.vla.datasets.suggestion.pasted import entry_text, platform_text
-from prismatic.vla.datasets.suggestion.platforms import is_same_rate, known_platform, new_platform, recorder_of
+from prismatic.vla.datasets.suggestion.platforms import is_same_rate, known_platform, new_platform, recorder_of, units_unsaid
 from prismatic.vla.diagnosis import counted
 
 _NUM_PEEKED_EPISODES = 5
@@ -200,6 +200,10 @@ def _assemble(
     )
     if known is not None:
         notes.append(f"{platform.name} is known by {known[1]}. Another robot needs a platform of its own under another name.")
+        if unsaid := units_unsaid(platform, recorded):
+            notes.append(
+                f"The recordings do not say their units, {platform.name} states {unsaid}. Are they the same? If not, it is another robot."
+            )
     if rate.stride > 1:
         notes.append(f"Recorded at {rate.stored:g} Hz: one step in {rate.stride} is used.")
     if rate.hz is None:

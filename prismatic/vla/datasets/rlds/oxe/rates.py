@@ -27,12 +27,20 @@ def check_stride(stride: str) -> None:
 
 
 def recorded_hz(entry: DatasetEntry, said: Description) -> float | None:
-    """Steps per second of the files that say `said`, as the entry or they themselves say; None if neither does."""
-    return entry.fps / said.stride if entry.fps else said.hz
+    """Steps per second of the files that say `said`, as the entry or they themselves say; None if neither does.
+
+    Rollouts of ours know their rate, whatever that of the demonstrations for which the entry was written.
+    """
+    return entry.fps / said.stride if entry.fps and not _knows_better(said) else said.hz
+
+
+def _knows_better(said: Description) -> bool:
+    return said.is_rollout and said.hz is not None
 
 
 def for_form(name: str, entry: DatasetEntry, said: Description) -> DatasetEntry:
-    """The entry, written for the recordings, for files that say `said`: what a conversion has done already is not done again.
+    """The entry, written for the recordings, for files that say `said`: what a conversion has done already is not done again, and of
+    rollouts, which were recorded at the policy's own rate, every step is used.
 
     Raises:
         ValueError: the conversion took every n-th step, and the entry wants another n.
@@ -43,7 +51,8 @@ def for_form(name: str, entry: DatasetEntry, said: Description) -> DatasetEntry:
             "it again, or correct the entry"
         )
     order = "rgb" if entry.image_channel_order == said.corrected_order else entry.image_channel_order
-    return replace(entry, stride=max(1, entry.stride // said.stride), image_channel_order=order)
+    stride = 1 if _knows_better(said) else max(1, entry.stride // said.stride)
+    return replace(entry, stride=stride, image_channel_order=order)
 
 
 def with_stride(entry: DatasetEntry, stride: str | None) -> DatasetEntry:
