@@ -228,7 +228,18 @@ def _resolve_names(config: FinetuneConfig, ranks: Ranks) -> tuple[tuple[DatasetS
     specs = resolve_datasets(data.dataset_name, data.data_root_dir, data.robot_platform, config.model.use_proprio, data.stride)
     check_shardable(config, ranks)
     check_frozen_base(config.model.quantize_base, ranks.device)
-    return specs, select_policy_cameras(specs, config.model.num_images_in_input), eval_command(config, specs[0].platform.name)
+    cameras = select_policy_cameras(specs, config.model.num_images_in_input)
+    for spec in specs:
+        if unused := unused_parts(spec, cameras, config.model.use_proprio):
+            flags = f"--num_images_in_input {len(cameras)}, --use_proprio {config.model.use_proprio}"
+            logger.info("data set %s also has %s, which the policy will not see (%s)", spec.name, ", ".join(unused), flags)
+    return specs, cameras, eval_command(config, specs[0].platform.name)
+
+
+def unused_parts(spec: DatasetSpec, cameras: Sequence[str], use_proprio: bool) -> list[str]:
+    """What the data set's entry has and the run leaves out: cameras, "a state"."""
+    left_out = [slot for slot in spec.entry.cameras if slot not in cameras]
+    return [*left_out, *(["a state"] if any(spec.entry.state_obs_keys) and not use_proprio else [])]
 
 
 def _prepare_data(

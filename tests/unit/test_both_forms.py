@@ -140,6 +140,8 @@ def test_a_joined_base_stays_a_base_and_names_stay_names(tmp_path: Path) -> None
     assert suggestion.entry.kinds(4)[2:] == (ActionKind.VELOCITY, ActionKind.VELOCITY)
     assert suggestion.platform.action_names[2:] == named[2:]
     assert "base_action" not in suggestion.text()  # no column that is missing from the actions
+    with_speeds = replace(RECORDED, state=(RecordedColumn(("qpos",), 2), RecordedColumn(("qvel",), 2)))
+    assert {item.name for item in with_speeds.description().dimensions(("state",))} == {""}  # joints' speeds are no base's
     arm = (Dimension("shoulder_pan.pos", "deg", ActionKind.TARGET), Dimension("x.vel", "m/s", ActionKind.VELOCITY))
     columns = (RecordedColumn(("action",), 2, arm), RecordedColumn(("base_action",), 2))
     told = replace(RECORDED, action=columns)

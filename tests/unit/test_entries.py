@@ -10,8 +10,11 @@ import pytest
 from rlds_writer import Episode, make_episode, write_dataset
 
 from prismatic.conversion.options import RldsFlags
+from prismatic.training.setup import unused_parts
+from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.materialize import make_spec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.rlds.source import RldsSource
 
@@ -76,3 +79,11 @@ def test_one_key_needs_no_list(tmp_path: Path) -> None:
 def test_a_conversion_joins_columns_of_actions(tmp_path: Path) -> None:
     flags = RldsFlags(tmp_path, "mine", tmp_path, action="action.joint, action.gripper")
     assert flags.entry(["cam_high"]).action_keys == ("action.joint", "action.gripper")
+
+
+def test_what_a_run_leaves_out_of_an_entry_is_named(tmp_path: Path) -> None:
+    """Two of four cameras of a robot with two arms, and no state, would pass unseen."""
+    cameras = {slot: slot for slot in ("primary", "left_wrist", "right_wrist", "secondary")}
+    spec = make_spec("mine", DatasetEntry(image_obs_keys=cameras, state_obs_keys=("qpos",)), tmp_path, ROBOT_PLATFORMS["METAWORLD"])
+    assert unused_parts(spec, ("primary", "left_wrist"), False) == ["right_wrist", "secondary", "a state"]
+    assert unused_parts(spec, tuple(cameras), True) == []

@@ -14,6 +14,7 @@ BASE = re.compile(r"base|wheel|chassis|odom")
 CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff|world_vector")
 VELOCITY = re.compile(r"vel|twist|speed")
 _POSE = re.compile(r"pos|tool|reached")
+_ARM = re.compile(r"joint|qvel|arm|gripper|eef|ee_")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def said_by_column(key: str, width: int) -> tuple[Dimension, ...]:
     drives = BASE.search(key.lower()) and not _POSE.search(key.lower())
     kind = ActionKind.MOTION if CHANGE.search(key) else ActionKind.VELOCITY if drives else None
     kind = ActionKind.VELOCITY if VELOCITY.search(key) else kind
-    return tuple(Dimension(_base_name(number, width) if kind is ActionKind.VELOCITY else "", "", kind) for number in range(width))
+    is_base = kind is ActionKind.VELOCITY and (drives or not _ARM.search(key.lower()))
+    return tuple(Dimension(_base_name(number, width) if is_base else "", "", kind) for number in range(width))
 
 
 def _base_name(number: int, width: int) -> str:
