@@ -250,7 +250,7 @@ def test_a_rollout_begins_only_where_the_robot_is_known_to_stand() -> None:
     with pytest.raises(ValueError, match="no rollout has begun"):
         executor.next(0.0, Sensed(np.zeros(2), 0.0))
     for position, time, message in (
-        (np.zeros(3), 9.9, r"must be 2 numbers, found shape \[3\]"),
+        (np.zeros(3), 9.9, r"must be 2 numbers, one for each action .any number for a velocity., found 3"),
         (np.array([np.nan, 0.0]), 9.9, r"position of elbow \[rad\] is not finite"),
         (np.zeros(2), 9.0, "stale observation"),
         (np.zeros(2), np.nan, "stale observation"),
