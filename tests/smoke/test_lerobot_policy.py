@@ -88,7 +88,8 @@ def assert_told(told: dict[str, str]) -> None:
     messages = {
         "no task": "LeRobot gives no task text here.*--policy.task",
         "no camera": r"the policy's camera wrist \(called 'observation.images.wrist'\) is none of LeRobot's \(observation.images.front\)",
-        "warned": r"shoulder_pan.pos .* before the start; the demonstrations began .*To act in spite of it: --policy.ignore_warnings=true",
+        "warned": "the state is far from all.*To act in spite of it: --policy.ignore_warnings=true",
+        "begins elsewhere": r"shoulder_pan.pos .* before the start; the demonstrations began .* --policy.ignore_warnings=true",
         "too many": "num_open_loop_steps is 99, but the policy predicts 10 actions",
         "no server": "--policy.server ws://127.0.0.1:9: no server within 0.2 s",
         "other names": "the policy's actions are gripper.pos .*; LeRobot's are a.pos, gripper.pos, shoulder_pan.pos",

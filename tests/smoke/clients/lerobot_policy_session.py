@@ -6,6 +6,7 @@ Arguments: SERVER FOLDER NUM_STEPS. Writes actions.npz; then waits for a line, b
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,13 @@ def make(**changes):
 
 
 far = {**first, "observation.state": first["observation.state"] + 50}
+asking = make(ignore_warnings=False)
+asking.info = replace(asking.info, demonstrated=replace(asking.info.demonstrated, start_low=(), start_high=()))  # as of older servers
 told = {
     "no task": message(lambda: step(make(), processors, first, task="")),
     "no camera": message(lambda: step(again, stored, {name: value for name, value in first.items() if "wrist" not in name})),
-    "warned": message(lambda: step(make(ignore_warnings=False), processors, far)),
+    "begins elsewhere": message(lambda: step(make(ignore_warnings=False), processors, far)),
+    "warned": message(lambda: step(asking, processors, far)),  # by the server
     "too many": message(lambda: make(num_open_loop_steps=99)),
     "no server": message(lambda: make(server="ws://127.0.0.1:9")),
 }
