@@ -40,10 +40,10 @@ $(LIBERO_STAMP): $(STAMP)
 	@touch $@
 
 test: install ## Run every test that this machine can run
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-world: $(LIBERO_STAMP) ## Tests against other people's packages: LIBERO's simulator, published clients, LeRobot (installs them)
-	PRISMATIC_CLIENT_TESTS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "clients or sim" tests/smoke/test_deploy.py \
+	PRISMATIC_CLIENT_TESTS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "clients or sim" tests/smoke/test_deploy.py \
 	    tests/smoke/test_lerobot_oracle.py tests/smoke/test_lerobot_robots.py tests/smoke/test_lerobot_policy.py tests/smoke/test_libero.py tests/smoke/test_libero_regeneration.py
 
 lint: install ## Ruff and mypy

@@ -6,7 +6,9 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +42,13 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorflow() -> Iterator[None]:
+    """TensorFlow is for processes of their own: imported beside OpenGL it crashes, and with it a worker and all tests it would have run."""
+    yield
+    assert "tensorflow" not in sys.modules, "a test imported TensorFlow; let a program do it (tests/smoke/conversion_process.py)"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rlds_writer import make_episode, write_dataset
 from rollout_files import write_rollout
 
 from prismatic.conversion.options import RldsFlags
-from prismatic.conversion.rlds_writer import write_rlds
+from prismatic.conversion.rlds_writer import RldsSpec, write_rlds
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.datasets.dataset import DatasetOptions
@@ -157,6 +159,10 @@ def test_training_takes_the_flag() -> None:
     assert parse_flags(FinetuneConfig, []).data.stride is None
 
 
+def _convert(folder: Path, entry: DatasetEntry, spec: RldsSpec) -> None:
+    write_rlds(Hdf5Source(folder).under(entry), entry, spec)
+
+
 @pytest.mark.parametrize("is_converted", [False, True])
 def test_rollouts_are_at_the_policys_rate_and_joined_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_converted: bool
@@ -178,7 +184,8 @@ def test_rollouts_are_at_the_policys_rate_and_joined_already(
         root = tmp_path / "rlds"
         flags = RldsFlags(input_dir=folder, dataset_name="mine", data_root_dir=root, val_fraction=0)
         written = replace(entry, state_obs_keys=("qpos",), action_keys=("action",), fps=None, stride=1)
-        write_rlds(Hdf5Source(folder).under(written), written, flags.spec())
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # TensorFlow wants a process of its own
+            pool.submit(_convert, folder, written, flags.spec()).result()
     spec = resolve_datasets("mine", root)[0]
     assert spec.entry.stride == 1
     assert not caplog.messages
