@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +18,7 @@ from prismatic.training.distributed import Ranks, raise_together
 from prismatic.vla.datasets.collator import Collator
 from prismatic.vla.datasets.dataset import VLADataset
 from prismatic.vla.datasets.sampler import MixtureSampler
+from prismatic.vla.datasets.workers import watched
 from prismatic.vla.types import Batch
 
 T = TypeVar("T")
@@ -78,47 +76,16 @@ def data_loader(
 
 
 def iterate(loader: DataLoader[Batch]) -> Generator[Batch, None, None]:
-    """The batches of `loader`, whose processes are gone once this iterator is used up or closed.
-
-    torch and Python ask them to go by SIGTERM, which they ignore (`ignore_signals`): one that hangs would keep its parent from ending.
+    """The batches of `loader`, whose processes are gone once this iterator is used up or closed (`watched`).
 
     Raises:
         ValueError: a batch cannot be loaded, or a process that loads has died.
     """
-    others = {process.pid for process in multiprocessing.active_children()}
-    batches = iter(loader)
-    _notice_deaths_here_only()
-    workers = [process for process in multiprocessing.active_children() if process.pid not in others]
-    try:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except Exception as error:  # of many kinds, depending on what the process was about
-                multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
-                dead = [worker for worker in workers if worker.exitcode is not None]
-                if not dead:
-                    raise
-                raise ValueError(
-                    f"a process that loads data has died (exit status {dead[0].exitcode}); most often the machine's memory is full: lower "
-                    "--num_workers, and see what the kernel says (dmesg)"
-                ) from error
+    with closing(watched(loader)) as batches:
+        for batch in batches:
             if isinstance(batch, _Problem):
                 raise ValueError(batch.text)
             yield batch
-    finally:
-        del batches  # torch ends them, and waits ten seconds for it
-        for worker in workers:
-            worker.kill()
-            worker.join()
-
-
-def _notice_deaths_here_only() -> None:
-    """Takes torch's signal handler away, which raises the death of a process that loads wherever the training is, be it half-way through
-    an update of the weights. The loader sees it as well when it waits for the next batch."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class SteadyBatches(Iterator[T], Generic[T]):

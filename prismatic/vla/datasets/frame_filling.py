@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from prismatic.vla.datasets.frame_cache import CachedFrames, record_bytes
 from prismatic.vla.datasets.training_data import TrainingData
+from prismatic.vla.datasets.workers import watched
 
 _MOST_STEPS = 2000  # of a task
 
@@ -71,6 +72,9 @@ def fill_sequential_caches(data: TrainingData, num_workers: int, share: NodeShar
     """Decodes this process's share of what the caches of `data` lack, in worker processes; the number of frames. A progress bar on one.
 
     Frames that cannot be decoded are left out, with a warning.
+
+    Raises:
+        ValueError: a process that decodes has died.
     """
     every = _tasks(data)
     own = share.of([task for task in every if task.is_shared])  # dealt out before looking, because the other ranks fill theirs meanwhile
@@ -80,7 +84,7 @@ def fill_sequential_caches(data: TrainingData, num_workers: int, share: NodeShar
     total, damaged = 0, []
     loader = DataLoader(_Filling(tasks), batch_size=None, num_workers=min(num_workers, len(tasks)))
     with tqdm(total=num_frames, desc="filling the frame cache", unit="frame", delay=2, disable=share.rank + share.node != 0) as progress:
-        for number, (num_kept, reasons) in enumerate(loader):
+        for number, (num_kept, reasons) in enumerate(watched(loader)):
             progress.update(len(tasks[number].steps))
             total += num_kept
             damaged += reasons
