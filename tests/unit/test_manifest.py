@@ -90,6 +90,26 @@ def test_episodes_weights_files_and_manifests_within_manifests(tmp_path: Path, r
     assert [part.weight for part in read_manifest(outer).parts] == [1.0, 6.0]
 
 
+def test_files_that_are_listed_are_all_that_is_read(tmp_path: Path, rollouts: Path) -> None:
+    (rollouts / "z.hdf5").write_bytes(b"cut")  # of the same folder, and not listed
+    path = manifest(tmp_path, {"path": "rollouts/c.hdf5"}, {"path": "rollouts/a.hdf5"}, {"path": "rollouts/b.hdf5", "weight": 2})
+    data = load(path)
+    assert data.train.parts[0].index.num_episodes == 3
+    assert shown(data) == {1.0: 1.0, 2.0: 2.0, 3.0: 1.0}
+    assert [(part.files, part.weight) for part in read_manifest(path).parts] == [(("c.hdf5", "a.hdf5"), 1.0), (("b.hdf5",), 2.0)]
+    (tmp_path / "copy").mkdir()
+    write_manifest(tmp_path / "copy" / "manifest.json", "metaworld_demo", read_manifest(path).parts)
+    assert read_manifest(tmp_path / "copy" / "manifest.json").parts == read_manifest(path).parts
+    with pytest.raises(ValueError, match=r"lists rollouts/a.hdf5 twice; give it a weight of 2"):
+        load(manifest(tmp_path, {"path": "rollouts/a.hdf5"}, {"path": "rollouts/a.hdf5"}))
+    rows = ({"path": "rollouts/a.hdf5"}, {"path": "rollouts/b.hdf5"}, {"path": "rollouts/c.hdf5", "weights": {"sucess > 0": 1}})
+    with pytest.raises(ValueError, match=r"manifest.json, recordings 2: .*rollouts/c.hdf5\) has no column 'sucess'"):
+        load(manifest(tmp_path, *rows))
+    told = {"path": "rollouts/c.hdf5", "instructions": {"*": "pull"}}
+    index = load(manifest(tmp_path, {"path": "rollouts/a.hdf5"}, told)).train.parts[0].index
+    assert [index.instructions[number] for number in index.instruction_ids[::3]] == ["push", "pull"]
+
+
 def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> None:
     rollouts.rename(tmp_path / "metaworld_demo")
     specs = resolve_datasets("metaworld_demo", tmp_path)

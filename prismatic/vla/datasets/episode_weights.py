@@ -123,7 +123,7 @@ def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
     manifest = read_manifest(spec.folder)
     numbers = np.array([facts.get(PART, -1) for facts in index.facts])
     for number, part in enumerate(manifest.parts):
-        among, where = numbers == number, f"{manifest.path}, recordings {number}"
+        among, where = numbers == number, part.where
         chosen = among.copy()
         if part.episodes:
             chosen = np.logical_or.reduce([fitting_episodes(rule, index, among, where) for rule in part.episodes])

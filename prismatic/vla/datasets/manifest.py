@@ -39,6 +39,13 @@ class Part:
     weight: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)  # rule -> what the weight of an episode that fits is multiplied with
     instructions: Mapping[str, str] = field(default_factory=dict)  # rule -> the text of the episodes that fit
+    files: tuple[str, ...] = ()  # those in the folder that are read; (): all
+    where: str = field(default="", compare=False)  # how messages call it
+
+    @property
+    def may_have_more_files(self) -> bool:
+        """Whether another file of its folder, with the same weight, could be read with it: nothing is said of single ones."""
+        return bool(self.files) and not self.weights and not self.instructions
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ def write_manifest(path: Path, dataset: str, parts: Iterable[Part]) -> None:
     for part in parts:
         real = part.path.resolve()
         stored = os.path.relpath(real, folder) if folder in real.parents else str(real)
-        listed.append({name: value for name, value in asdict(part).items() if value not in ((), {})} | {"path": stored})
+        said = {name: value for name, value in asdict(part).items() if name in _FIELDS and value not in ((), {})}
+        listed += [{**said, "path": os.path.join(stored, name)} for name in part.files] or [{**said, "path": stored}]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -99,7 +107,22 @@ def _read(path: Path, depth: int) -> Manifest:
             parts += _nested(part, content["dataset"], depth, where)
         else:
             parts.append(part)
-    return Manifest(path, content["dataset"], tuple(parts))
+    return Manifest(path, content["dataset"], tuple(_joined(parts)))
+
+
+def _joined(parts: Iterable[Part]) -> list[Part]:
+    """The parts, files of one folder and one weight as one: each part is a source of its own, which looks through its folder."""
+    found: list[Part] = []
+    places: dict[tuple[Path, float], int] = {}
+    for part in parts:
+        place = places.get((part.path, part.weight)) if part.may_have_more_files else None
+        if place is not None and not set(part.files) & set(found[place].files):
+            found[place] = replace(found[place], files=(*found[place].files, *part.files))
+            continue
+        if part.may_have_more_files:
+            places[part.path, part.weight] = len(found)
+        found.append(part)
+    return found
 
 
 def _part(row: Any, folder: Path, where: str) -> Part:
@@ -124,8 +147,8 @@ def _part(row: Any, folder: Path, where: str) -> Part:
                 f'{where}: "episodes" are chosen from a folder, and {path} is a file; write {{"path": "{path.parent}", "episodes": '
                 f'["{path.name}, demo_3"]}} for one of its episodes, or leave "episodes" out for all'
             )
-        return Part(path.parent, (path.name,), weight, weights, texts)
-    return Part(path, tuple(episodes), weight, weights, texts)
+        return Part(path.parent, (), weight, weights, texts, (path.name,), where)
+    return Part(path, tuple(episodes), weight, weights, texts, (), where)
 
 
 def _instructions(content: Any, where: str) -> dict[str, str]:

@@ -39,7 +39,7 @@ def _with_instructions(manifest: Manifest, index: EpisodeIndex) -> EpisodeIndex:
     parts = np.array([facts.get(PART, -1) for facts in index.facts])
     for number, part in enumerate(manifest.parts):
         for rule, text in part.instructions.items():
-            where = f'{manifest.path}, recordings {number}, "instructions"'
+            where = f'{part.where}, "instructions"'
             among = parts == number
             chosen = among if rule == EVERYTHING else fitting_episodes(rule, index, among, where)
             if text not in texts:

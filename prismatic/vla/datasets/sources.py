@@ -9,6 +9,7 @@ a file .json in place of a folder       a list of such folders (`manifest`)
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from prismatic.vla.datasets.description import Description
@@ -55,8 +56,8 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     return folder
 
 
-def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
-    """The episodes of `folder`; `entry` tells sources without a fixed layout which columns and cameras to read.
+def open_source(folder: Path, entry: DatasetEntry, only: Sequence[str] = ()) -> EpisodeSource:
+    """The episodes of `folder`, or of `only` some HDF5 files in it; `entry` tells which columns and cameras to read.
 
     Raises:
         ValueError: the folder holds no recordings that a source reads, or they are incomplete; the message names what was found.
@@ -65,18 +66,18 @@ def open_source(folder: Path, entry: DatasetEntry) -> EpisodeSource:
     if kind == "rlds":
         return RldsSource(folder, entry)
     if kind == "manifest":
-        return MergedSource(folder, [open_source(part, entry) for part in _part_folders(folder)])
+        return MergedSource(folder, [open_source(part, entry, files) for part, files in _part_folders(folder)])
     if kind == "lerobot":
         from prismatic.vla.datasets.lerobot.source import LeRobotSource
 
         return LeRobotSource(folder, entry)
     from prismatic.vla.datasets.hdf5.source import Hdf5Source
 
-    return Hdf5Source(folder, entry)
+    return Hdf5Source(folder, entry, only)
 
 
-def describe_recordings(folder: Path) -> Description:
-    """What the recordings in `folder` say of themselves, before an episode is read; nothing for kinds that say nothing.
+def describe_recordings(folder: Path, only: Sequence[str] = ()) -> Description:
+    """What the recordings in `folder`, or `only` some HDF5 files in it, say of themselves, before an episode is read; some say nothing.
 
     Raises:
         ValueError: none that a source reads, or their description is damaged.
@@ -89,7 +90,7 @@ def describe_recordings(folder: Path) -> Description:
     if kind == "hdf5":
         from prismatic.vla.datasets.hdf5.rate import describe_hdf5
 
-        return describe_hdf5(folder)
+        return describe_hdf5(folder, only)
     if kind != "lerobot":
         return Description()
     from prismatic.vla.datasets.lerobot.source import describe_lerobot
@@ -126,9 +127,9 @@ def instruction_remedy(folder: Path) -> str:
     return f"{where}, or pass --default_instruction in training"
 
 
-def _part_folders(path: Path) -> list[Path]:
-    """The folders of a manifest's parts; of a data set with versions the newest."""
-    return [find_dataset_folder(part.path.parent, part.path.name) for part in read_manifest(path).parts]
+def _part_folders(path: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """The folders of a manifest's parts, of a data set with versions the newest, with the files that are meant; (): all."""
+    return [(find_dataset_folder(part.path.parent, part.path.name), part.files) for part in read_manifest(path).parts]
 
 
 def _common_description(path: Path) -> Description:
@@ -137,8 +138,9 @@ def _common_description(path: Path) -> Description:
     Raises:
         ValueError: conversions of some changed what others have as recorded.
     """
-    folders = _part_folders(path)
-    said = [describe_recordings(folder) for folder in folders]
+    parts = _part_folders(path)
+    folders = [folder for folder, _ in parts]
+    said = [describe_recordings(folder, files) for folder, files in parts]
     for folder, other in zip(folders, said, strict=True):
         if (other.stride, other.corrected_order) != (said[0].stride, said[0].corrected_order):
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ _NAMES = ("fps", "hz", "control_hz", "control_freq", "control_frequency", "recor
 _SLOWEST, _FASTEST = 0.5, 1000.0  # Hz; anything else is another quantity of that name
 
 
-def describe_hdf5(folder: Path) -> Description:
-    """Steps per second and whether it is a rollout, of the first file that can be opened."""
-    for path in files_below(folder):
+def describe_hdf5(folder: Path, only: Sequence[str] = ()) -> Description:
+    """Steps per second and whether it is a rollout, of the first file that can be opened; `only`: those that are meant."""
+    for path in [folder / name for name in only] or files_below(folder):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -64,14 +64,16 @@ class _Place:
 class Hdf5Source:
     """The episodes of one folder."""
 
-    def __init__(self, folder: Path, entry: DatasetEntry | None = None) -> None:
+    def __init__(self, folder: Path, entry: DatasetEntry | None = None, only: Sequence[str] = ()) -> None:
         """Lists files and demonstrations; every camera is offered, what `entry` asks for is checked when the index is built.
+
+        `only`: names of files in the folder, those of its folders left out; (): all.
 
         Raises:
             ValueError: no files, or the first is damaged, of another layout, or without images.
         """
         self.folder, self.repairs, self._entry = folder, Repairs(), entry or DatasetEntry()
-        paths = find_files(folder, self.repairs)
+        paths = [folder / name for name in only] or find_files(folder, self.repairs)
         splits = split_folders(paths, folder)
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
         self._example = self._first_sound_file()
