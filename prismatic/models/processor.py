@@ -211,14 +211,25 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, sou
 _FILL = 127  # int(255 x 0.5): SigLIP's mean, which the published processor uses for both halves
 
 
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Bicubic with antialiasing, one axis after the other, with whole numbers between them, so that their order shows.
+
+    It is that of Pillow 13, whichever is installed; older ones always begin with the width, which gives a tall picture other pixels.
+    """
+    lost_height, lost_width = image.height - height, image.width - width
+    is_height_first = lost_height > 0 and lost_height > 2 * lost_width
+    between = (image.width, height) if is_height_first else (width, image.height)
+    return image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+
+
 def _squash(image: Image.Image, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return _resized(image, size, size)
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = _resized(image, width, height)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prismatic.models.processor import PrismaticImageProcessor, normalize_pixels
 
@@ -17,6 +20,16 @@ def test_pixel_values_of_black_and_white() -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = torch.cat([-mean / std, torch.full((3,), -1.0), (1 - mean) / std, torch.ones(3)])
     torch.testing.assert_close(pixels[0, :, 2, 1], expected)
+
+
+def test_the_pixels_of_tall_and_wide_pictures_are_those_of_pillow_13_whichever_is_installed() -> None:
+    digest = hashlib.sha256()
+    for strategy in ("resize-naive", "letterbox", "resize-crop"):
+        for shape in ((300, 200), (640, 480), (90, 40), (480, 640), (53, 37)):
+            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+            for size in (28, 224):
+                digest.update(PrismaticImageProcessor(size, strategy).resize(noise).tobytes())
+    assert digest.hexdigest() == "4770294e5a47fd94394bdfba40b644d176f12e4bcb8541b9504415ef11b7b67a"
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 2, 4, 4, 3), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)])
