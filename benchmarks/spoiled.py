@@ -98,7 +98,7 @@ def spoil(config: SpoiledBenchmarkConfig, seed: int) -> dict[str, str]:
             kind = list(KINDS)[place % len(KINDS)]
             name = f"{task}_{files[number].name}"
             kinds[name] = kind
-            if not (path := folder / "spoiled" / name).exists():
+            if not (path := folder / "recordings" / name).exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 rng = np.random.default_rng([seed, task_number, int(number)])
                 write_recording(path, KINDS[kind](read_recording(files[number]), rng, config))
@@ -109,7 +109,7 @@ def spoil(config: SpoiledBenchmarkConfig, seed: int) -> dict[str, str]:
         if f"{task}_{file.name}" not in kinds
     ]
     write_json(folder / "clean.json", {"dataset": "metaworld_demo", "recordings": clean})
-    write_json(folder / "all.json", {"dataset": "metaworld_demo", "recordings": [*clean, {"path": str(folder / "spoiled")}]})
+    write_json(folder / "all.json", {"dataset": "metaworld_demo", "recordings": [*clean, {"path": str(folder / "recordings")}]})
     return kinds
 
 

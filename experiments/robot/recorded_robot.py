@@ -94,6 +94,8 @@ class RecordedRobot(Robot):
         if moves and self._step < self.max_steps:
             self._gaps.append(np.abs(action - self._index.actions[self._first + self._step]))
             self._step += 1
+            if self._step == self.max_steps:
+                self._tell()
         self._position = np.where(self._is_target, action, 0.0)
 
     def disconnect(self) -> None:

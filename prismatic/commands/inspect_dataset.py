@@ -92,7 +92,7 @@ def main(config: InspectConfig) -> None:
     print(f"wrote {output} in {time.monotonic() - started:.1f} s; {doubtful}")
 
 
-def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, float]]:
+def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, Mapping[str, float]]]:
     """What asks the policy of `checkpoint` about the episodes of a data set."""
     from prismatic.policy.disagreement import episode_disagreement  # imports torch
     from prismatic.policy.policy import Policy

@@ -87,11 +87,13 @@ def test_a_policy_that_does_what_was_done_is_told_so_by_the_real_loop(
     actor = RemoteActor(policy, ChunkExecutor(ExecutionOptions(num_open_loop_steps=5), limits, 100.0, MOBILE.action_names))
     robot.connect()
     plan = RolloutPlan(number=0, instruction=robot.instruction, max_steps=robot.max_steps, control_hz=100.0, step_log=tmp_path / "log")
-    outcome = RealTimeRollout(robot, actor, Keys(), plan).run()
+    with caplog.at_level(logging.INFO):
+        outcome = RealTimeRollout(robot, actor, Keys(), plan).run()
     actor.close()
     assert (outcome.ending, outcome.num_steps) == ("out of steps", LENGTH)
-    with caplog.at_level(logging.INFO):
-        robot.reset(1)
+    told = caplog.text  # with the last command, so before anything that sums up
+    robot.reset(1)
+    assert caplog.text == told
     assert robot.instruction == "task 1"
     assert "episode train 0 (episode_0.hdf5): 20 commands, on average 0.0 % of a dimension's range" in caplog.text
     assert "staying at the start: 0.0 %" not in caplog.text

@@ -12,11 +12,14 @@ from rlds_writer import make_episode, write_dataset
 from rollout_files import load, manifest
 
 from prismatic.commands.inspect_dataset import InspectConfig, main
+from prismatic.policy.disagreement import episode_disagreement
 from prismatic.vla.datasets.inspection.page import inspect_dataset
 from prismatic.vla.datasets.inspection.scores import score_episodes
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
+from prismatic.vla.types import ActionChunk, Observation
 
 NUM_EPISODES, STOPPED, NOISY = 12, 3, 7
+WRONG, MIXED = 4, 9
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +53,52 @@ def test_what_stops_or_shakes_comes_first_and_the_rest_is_left_in_peace(tmp_path
 def test_a_policy_that_disagrees_makes_an_episode_doubtful_one_that_agrees_does_not(recordings: Path) -> None:
     (spec,) = resolve_datasets("metaworld_demo", recordings.parent)
     view = inspect_dataset(spec).view
-    said = dict.fromkeys(range(NUM_EPISODES), 0.1) | {0: 0.9, 1: 0.01}
+    said = {episode: {"disagreement": {0: 0.9, 1: 0.01}.get(episode, 0.1)} for episode in range(NUM_EPISODES)}
     del said[2]  # its pictures cannot be decoded
     scores = {item.episode: item for item in score_episodes(view, said)}
     assert (scores[0].worst, scores[0].is_doubtful) == ("disagreement", True)
     assert not scores[1].is_doubtful
     assert scores[2].deviations["disagreement"] == 0
+
+
+def test_an_episode_that_another_instruction_fits_better_is_doubtful(tmp_path: Path) -> None:
+    """The policy moves up when it is told to lift and down when it is told to push; one episode was told the wrong one, one is mixed."""
+    moves = {"lift": 0.5, "push": -0.5}
+    episodes = []
+    for number in range(NUM_EPISODES):
+        told, done = ("lift", "push") if number % 2 else ("push", "lift")
+        if number != WRONG:
+            done = told
+        shaken = np.random.default_rng(number).normal(size=(20, 4))
+        action = np.tile([moves[done], 0, 0, 1], (20, 1)) + 0.05 * shaken
+        if number == MIXED:
+            action[:, 0] = np.where(np.arange(20) < 8, moves["push"], moves["lift"])
+        episodes.append({**make_episode(20, seed=number, size=16, instruction=told), "action": action.astype(np.float32)})
+    write_dataset(tmp_path / "data", "metaworld_demo", {"train": episodes})
+    (spec,) = resolve_datasets("metaworld_demo", tmp_path / "data")
+    view = inspect_dataset(spec).view
+
+    class Listening:
+        """Predicts what it would do, at each step the same."""
+
+        action_bounds = view.action_bounds
+
+        def __init__(self, listens: bool = True) -> None:
+            self.listens = listens
+
+        def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
+            goals = [moves[item.instruction] if self.listens else 0.5 for item in observations]
+            return [ActionChunk(np.tile([goal, 0, 0, 1], (2, 1))) for goal in goals]
+
+    asked = episode_disagreement(Listening(), view.index, view.episodes)  # type: ignore[arg-type]
+    scores = {item.episode: item for item in score_episodes(view, asked)}
+    assert [number for number, item in scores.items() if item.deviations["instruction"] > 0] == [WRONG]
+    assert (scores[WRONG].worst, scores[WRONG].is_doubtful) == ("instruction", True)
+    assert scores[WRONG].values["instruction"] > 2
+    assert scores[0].values["instruction"] < 0.5
+    asked = episode_disagreement(Listening(listens=False), view.index, view.episodes)  # type: ignore[arg-type]
+    assert {said["instruction"] for said in asked.values()} == {1.0}, "a policy that does not listen knows nothing of instructions"
+    assert not any(item.deviations["instruction"] for item in score_episodes(view, asked))
 
 
 def test_the_page_lists_the_worst_and_its_weights_are_those_of_training(

@@ -75,6 +75,7 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
     leader = options.leader or robot.leader
     if leader is not None:
         check_leader(leader, robot.action_names)
+    logger.info("policy: %s", driver.info.checkpoint or options.settings.get("pretrained_checkpoint") or "it does not say which")
     for note in driver.limits.notes:
         logger.info("%s", note)
     executor = ChunkExecutor(driver.execution, driver.limits.limits, options.control_hz, driver.info.action_names)

@@ -39,10 +39,10 @@ class Inspection:
     scores: list[EpisodeScore]  # the worst first
 
 
-def inspect_dataset(spec: DatasetSpec, ask_policy: Callable[[DatasetView], Mapping[int, float]] | None = None) -> Inspection:
+def inspect_dataset(spec: DatasetSpec, ask_policy: Callable[[DatasetView], Mapping[int, Mapping[str, float]]] | None = None) -> Inspection:
     """Findings and sampled frames of one data set; the work is bounded whatever its size, but for building the index once.
 
-    `ask_policy` says how much a policy disagrees with each episode, which takes a prediction for some steps of each.
+    `ask_policy` says of each episode how much a policy disagrees with it, which takes predictions for some steps of each.
 
     Raises:
         ValueError: no episode can be read.

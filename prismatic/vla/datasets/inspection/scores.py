@@ -1,8 +1,10 @@
-"""How unlike the other episodes of its task an episode is: its length, its jerk, how much a policy disagrees with it; the worst first.
+"""How unlike the other episodes of its task an episode is: its length, its jerk, what a policy says of it; the worst first.
 
 A measure is taken as a logarithm and compared with the median of the task, in robust deviations (Iglewicz and Hoaglin 1993): 0.6745 times
-the difference over the median absolute deviation. Longer and shorter both count; less jerk and less disagreement than usual do not.
-Beyond 3.5 deviations an episode is doubtful, and the file of weights leaves it out. Letters: E episodes, T steps, A action dim.
+the difference over the median absolute deviation, that of the values on the same side of the median, for these measures are skewed.
+Longer and shorter both count; less jerk and less disagreement than usual do not. An instruction is doubtful where another one brings the
+policy's predictions nearer by 3 %, and as many times more as the ratio's logarithm says.
+Beyond 2.7 deviations an episode is doubtful, and the file of weights leaves it out. Letters: E episodes, T steps, A action dim.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import numpy as np
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.inspection.view import DatasetView
 
-DOUBTFUL = 3.5
+DOUBTFUL = 2.7  # the fences of Tukey (1977), as robust deviations: beyond lies one of 140 of a normal distribution
+_FITS_BETTER = 1.03  # the ratio at which an instruction is as doubtful as a measure at its fence
 _NARROWEST = 0.05  # of a logarithm: a spread below 5 % tells nothing
 _FEWEST = 5  # episodes of a task; those of smaller ones are compared with all
-LENGTH, JERK, DISAGREEMENT = "length", "jerk", "disagreement"
+LENGTH, JERK, DISAGREEMENT, INSTRUCTION = "length", "jerk", "disagreement", "instruction"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class EpisodeScore:
     """One episode beside the others of its task."""
 
     episode: int  # number in the index
-    values: Mapping[str, float]  # measure -> value; jerk in units of the actions' spread, disagreement in normalised units
-    deviations: Mapping[str, float]  # measure -> robust deviations from the task's median
+    values: Mapping[str, float]  # measure -> value: a number of steps, two in units of the actions' spread, a ratio
+    deviations: Mapping[str, float]  # measure -> robust deviations from the task's median, or what is like them
 
     @property
     def worst(self) -> str:
@@ -47,13 +50,17 @@ class EpisodeScore:
         return self.score > DOUBTFUL
 
 
-def score_episodes(view: DatasetView, disagreement: Mapping[int, float] | None = None) -> list[EpisodeScore]:
-    """Every episode of the view, the worst first; `disagreement`: episode -> how far a policy is from its actions."""
+def score_episodes(view: DatasetView, asked: Mapping[int, Mapping[str, float]] | None = None) -> list[EpisodeScore]:
+    """Every episode of the view, the worst first; `asked`: episode -> measure -> value, what a policy says of it."""
     measures = {LENGTH: view.lengths.astype(float), JERK: _jerks(view)}
-    if disagreement is not None:
-        measures[DISAGREEMENT] = np.array([disagreement.get(int(episode), np.nan) for episode in view.episodes])
+    for name in (DISAGREEMENT, INSTRUCTION):
+        if asked is not None and any(name in said for said in asked.values()):
+            measures[name] = np.array([asked.get(int(episode), {}).get(name, np.nan) for episode in view.episodes])
     tasks = np.asarray(view.index.instruction_ids)[view.index.episode_starts[view.episodes]]
     deviations = {name: _deviations(values, tasks, is_two_sided=name == LENGTH) for name, values in measures.items()}
+    if INSTRUCTION in measures:
+        ratios = np.nan_to_num(measures[INSTRUCTION], nan=1.0)
+        deviations[INSTRUCTION] = DOUBTFUL * np.log(np.maximum(ratios, 1)) / np.log(_FITS_BETTER)
     scores = [
         EpisodeScore(
             int(episode),
@@ -104,6 +111,9 @@ def _deviations(values: np.ndarray, tasks: np.ndarray, is_two_sided: bool) -> np
         if not len(others):
             continue
         middle = np.median(others)
-        spread = max(float(np.median(np.abs(others - middle))), _NARROWEST)
-        found[among] = 0.6745 * (logarithms[among] - middle) / spread
+        for side in (-1, 1):
+            away = side * (others - middle)
+            spread = max(float(np.median(away[away >= 0])), _NARROWEST)
+            beyond = among & (side * (logarithms - middle) > 0)
+            found[beyond] = side * 0.6745 * np.abs(logarithms[beyond] - middle) / spread
     return np.abs(found) if is_two_sided else np.maximum(found, 0)
