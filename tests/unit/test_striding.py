@@ -193,3 +193,20 @@ def test_rollouts_are_at_the_policys_rate_and_joined_already(
         assert len(load_training_data([spec], DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache")).train) == 6
     write_rollout(folder / "rollout_001.hdf5", 1, 6, control_hz=80.0)  # played by no policy
     assert resolve_datasets("mine", tmp_path / "data")[0].entry.stride == 2
+
+
+def test_a_folder_of_two_rates_is_not_read_at_one(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "metaworld_demo"
+    write_rollout(root / "a.hdf5", 1, 6, control_hz=80.0)
+    write_rollout(root / "b.hdf5", 2, 6, control_hz=78.0)  # a clock is no other rate
+    write_rollout(root / "c.hdf5", 3, 6)  # nobody says
+    (spec,) = resolve_datasets("metaworld_demo", root.parent)
+    options = DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache")
+    assert len(load_training_data([spec], options).train) == 18
+    write_rollout(root / "d.hdf5", 4, 6, checkpoint="run--5_chkpt", control_hz=40.0)
+    with pytest.raises(ValueError, match=r"d\.hdf5: a rollout of 40 Hz in a folder that is read at 80 Hz, the rate of its first file, a d"):
+        load_training_data([spec], options)
+    (root / "d.hdf5").rename(root / "0.hdf5")
+    (spec,) = resolve_datasets("metaworld_demo", root.parent)
+    with pytest.raises(ValueError, match=r"a\.hdf5: a demonstration of 80 Hz in a folder that is read at 40 Hz, .* a rollout; steps would"):
+        load_training_data([spec], options)

@@ -9,6 +9,8 @@ from pathlib import Path
 from prismatic.vla.cameras import looks_like_colour
 from prismatic.vla.constants import ActionKind
 
+SAME_HZ = 0.1  # rates that differ by less than this share are one
+
 # What the names of columns say, in lower case.
 BASE = re.compile(r"base|wheel|chassis|odom")
 CHANGE = re.compile(r"delta|rel(ative)?([_./]|$)|displacement|diff|world_vector")
@@ -52,11 +54,11 @@ def said_by_column(key: str, width: int) -> tuple[Dimension, ...]:
     kind = ActionKind.MOTION if CHANGE.search(key) else ActionKind.VELOCITY if drives else None
     kind = ActionKind.VELOCITY if VELOCITY.search(key) else kind
     is_base = kind is ActionKind.VELOCITY and (drives or not _ARM.search(key.lower()))
-    return tuple(Dimension(_base_name(number, width) if is_base else "", "", kind) for number in range(width))
+    return tuple(Dimension(base_name(number, width) if is_base else "", "", kind) for number in range(width))
 
 
-def _base_name(number: int, width: int) -> str:
-    """Mobile ALOHA's base has a linear and an angular velocity."""
+def base_name(number: int, width: int) -> str:
+    """What a base's velocity is called, that of `number` of `width` (Mobile ALOHA's has two: linear and angular)."""
     names = {2: ("linear", "angular"), 3: ("x", "y", "theta")}.get(width, tuple(str(place) for place in range(1, width + 1)))
     return f"base_{names[number]}_velocity"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prismatic.vla.datasets.description import Description
+from prismatic.vla.datasets.description import SAME_HZ, Description
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, demo_root, files_below, open_file
 from prismatic.vla.datasets.texts import as_text
 from prismatic.vla.rollout_record import GROUP
@@ -28,13 +28,35 @@ def describe_hdf5(folder: Path, only: Sequence[str] = ()) -> Description:
             continue
         try:
             with open_file(path) as file:
-                root = demo_root(file)
-                groups = [file, *([file[root]] if root else [])]
-                hz = next((hz for group in groups if (hz := _rate_of(group.attrs)) is not None), None)
-                return Description(hz, is_rollout=GROUP in file and "checkpoint" in file.attrs)
+                return describe_file(file)
         except ValueError:  # reported when it is read
             continue
     return Description()
+
+
+def describe_file(file: Any) -> Description:
+    """The same of one open file."""
+    root = demo_root(file)
+    groups = [file, *([file[root]] if root else [])]
+    hz = next((hz for group in groups if (hz := _rate_of(group.attrs)) is not None), None)
+    return Description(hz, is_rollout=GROUP in file and "checkpoint" in file.attrs)
+
+
+def check_rate(said: Description, others: Description, fps: float | None) -> None:
+    """Accepts a file whose steps are as long as those of the others in its folder, as far as anybody says: all are read at one rate.
+
+    `fps`: what the entry says of demonstrations.
+
+    Raises:
+        ValueError: they are longer or shorter.
+    """
+    own, usual = ((item.hz if item.is_rollout else fps or item.hz) for item in (said, others))
+    if own and usual and abs(own / usual - 1) > SAME_HZ:
+        kind, other = ("a rollout" if item.is_rollout else "a demonstration" for item in (said, others))
+        raise ValueError(
+            f"{kind} of {own:g} Hz in a folder that is read at {usual:g} Hz, the rate of its first file, {other}; steps would be taken for "
+            "longer or shorter ones: keep recordings of each rate in a folder of their own"
+        )
 
 
 def _rate_of(attributes: Mapping[str, Any]) -> float | None:

@@ -33,6 +33,7 @@ from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
 from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, named_errors, open_file, split_folders
+from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.texts import draw_text
@@ -72,7 +73,7 @@ class Hdf5Source:
         Raises:
             ValueError: no files, or the first is damaged, of another layout, or without images.
         """
-        self.folder, self.repairs, self._entry = folder, Repairs(), entry or DatasetEntry()
+        self.folder, self.repairs, self._entry, self._only = folder, Repairs(), entry or DatasetEntry(), tuple(only)
         paths = [folder / name for name in only] or find_files(folder, self.repairs)
         splits = split_folders(paths, folder)
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
@@ -98,12 +99,15 @@ class Hdf5Source:
         return other
 
     def episodes(self) -> Iterator[RawEpisode]:
-        """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout, with that problem."""
+        """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout or rate, with that
+        problem."""
+        first = describe_hdf5(self.folder, self._only)
         for number, places in groupby(self._places, key=lambda place: place.file):
             path, waiting = self.files[number], list(places)
             try:
                 with open_file(path) as file:
                     self._check_layout(file)
+                    check_rate(describe_file(file), first, self._entry.fps)
                     while waiting:
                         episode = self._read_or_refuse(file, path, waiting.pop(0))
                         if episode is not None:

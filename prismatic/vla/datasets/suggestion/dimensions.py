@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prismatic.vla.constants import ActionKind
-from prismatic.vla.datasets.description import Dimension
+from prismatic.vla.datasets.description import Dimension, base_name
 from prismatic.vla.datasets.inspection.encodings import correlation, kind_by_values
 from prismatic.vla.datasets.rlds.oxe.configs import kinds_text
 from prismatic.vla.datasets.suggestion.arms import Arms, find_arms
@@ -28,7 +28,6 @@ _SMOOTH = 0.7  # correlation of a command with the one before it, from which it 
 _UNIT, _LARGE = 1e-2, 10.0
 _QUATERNION_ARM = ("x", "y", "z", *(f"quaternion_{number}" for number in range(1, 5)))
 _R6_ARM = ("dx", "dy", "dz", *(f"delta_rotation_{number}" for number in range(1, 7)))
-_BASE_NAMES = {2: ("base_linear_velocity", "base_angular_velocity"), 3: ("base_x_velocity", "base_y_velocity", "base_theta_velocity")}
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _names(recorded: Recorded, arms: Arms, kinds: Sequence[ActionKind], is_quate
         if item.name:
             names.append(item.label)
         elif dim in arms.base:
-            names.append(_BASE_NAMES[len(arms.base)][dim - arms.base[0]])
+            names.append(base_name(dim - arms.base[0], len(arms.base)))
         elif dim in arms.grippers:
             names.append(f"{side}gripper")
         elif is_quaternion and place < len(_QUATERNION_ARM):

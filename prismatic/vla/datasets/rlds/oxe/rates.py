@@ -6,14 +6,13 @@ import logging
 from dataclasses import replace
 
 from prismatic.vla.constants import RobotPlatform
-from prismatic.vla.datasets.description import Description
+from prismatic.vla.datasets.description import SAME_HZ, Description
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, DatasetEntry
 from prismatic.vla.datasets.striding import whole_factor
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-_SAME_HZ = 0.1  # rates that differ by less than this share need no word
 
 
 def check_stride(stride: str) -> None:
@@ -83,7 +82,7 @@ def tell_rates(name: str, entry: DatasetEntry, platform: RobotPlatform, hz: floa
     """One line where steps are left out, and one where the policy would move slower or faster than its demonstrations."""
     if entry.stride > 1:
         logger.info("data set %s: one step in %d is used%s", name, entry.stride, f", {hz / entry.stride:g} Hz of {hz:g}" if hz else "")
-    if hz is None or abs(platform.control_hz * entry.stride / hz - 1) <= _SAME_HZ:
+    if hz is None or abs(platform.control_hz * entry.stride / hz - 1) <= SAME_HZ:
         return
     speed = platform.control_hz * entry.stride / hz
     factor = whole_factor(hz, platform.control_hz)
