@@ -89,6 +89,10 @@ class House:
 
         return connect(f"ws://127.0.0.1:{self.port}{path}", compression=None, proxy=None, **more)
 
+    def open_websocket(self, path: str = "/policy") -> Any:
+        """One that the caller closes, by any release of the package: the newest want to be asked for that, others know no such question."""
+        return self.websocket(path).__enter__()
+
     def raw(self, data: bytes = b"", **options: int) -> socket.socket:
         """A socket on which `data` was sent."""
         found = socket.create_connection(("127.0.0.1", self.port), timeout=20)

@@ -98,7 +98,7 @@ def test_the_benchmark_of_spoiled_demonstrations_spoils_what_it_says(tmp_path: P
     assert len(listed) == 21
     for name, kind in kinds.items():
         task, _, file = name.partition("_")
-        before, after = read_recording(tmp_path / "recordings" / task / file), read_recording(tmp_path / "seed_3/spoiled" / name)
+        before, after = read_recording(tmp_path / "recordings" / task / file), read_recording(tmp_path / "seed_3/recordings" / name)
         assert not any(task in item["path"] and item["path"].endswith(file) for item in listed)
         assert after.num_steps == (4 if kind == "half-way" else 8)
         assert (after.instruction != before.instruction) == (kind == "another task")

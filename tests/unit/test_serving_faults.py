@@ -61,7 +61,7 @@ def dropped(house: House, reason: str) -> float:
 def test_a_request_whose_client_has_gone_is_not_computed(house: House) -> None:
     first = hold(house)
     gone = house.raw(http_head(len(BODY)) + BODY)
-    websocket = house.websocket(legacy=True)
+    websocket = house.open_websocket()
     websocket.recv()
     websocket.send(frame())
     house.eventually(lambda: house.service.batcher.queue_length == 2)
@@ -96,7 +96,7 @@ def test_a_request_whose_time_is_over_is_not_computed_and_its_client_is_told(hou
 def test_what_was_asked_before_the_server_ends_is_answered() -> None:
     """SIGTERM sets `should_exit`; from then on nothing new is taken."""
     with open_house(server_options=ServerOptions(drain_s=60.0)) as house:
-        robots = [house.websocket(path, legacy=True) for path in ("/policy", "/policy", "/")]
+        robots = [house.open_websocket(path) for path in ("/policy", "/policy", "/")]
         for robot in robots:
             robot.recv()
         house.engine.go.clear()

@@ -18,7 +18,7 @@ from prismatic.vla.datasets.inspection.colours import check_channel_order
 from prismatic.vla.datasets.inspection.drawings import curves, histogram, picture
 from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
 from prismatic.vla.datasets.inspection.ranges import clipped_share
-from prismatic.vla.datasets.inspection.scores import EpisodeScore, score_episodes
+from prismatic.vla.datasets.inspection.scores import DOUBTFUL, EpisodeScore, score_episodes
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -111,6 +111,7 @@ def _describe(inspection: Inspection) -> dict[str, Any]:
         "curves": [_curves(view, strip) for strip in inspection.strips[:_NUM_CURVE_EPISODES]],
         "lengths": _lengths(view),
         "scores": [_score(item, view) for item in inspection.scores[:_NUM_WORST]],
+        "fence": DOUBTFUL,
         "num_doubtful": sum(item.is_doubtful for item in inspection.scores),
         "instructions": instruction_counts(view),
         "num_frames": sum(len(frames) for strip in inspection.strips for frames in strip.frames.values()),
