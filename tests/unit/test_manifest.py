@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_files_that_are_listed_are_all_that_is_read(tmp_path: Path, rollouts: Pa
     data = load(path)
     assert data.train.parts[0].index.num_episodes == 3
     assert shown(data) == {1.0: 1.0, 2.0: 2.0, 3.0: 1.0}
-    assert [(part.files, part.weight) for part in read_manifest(path).parts] == [(("c.hdf5", "a.hdf5"), 1.0), (("b.hdf5",), 2.0)]
+    assert [(part.file, part.weight) for part in read_manifest(path).parts] == [("c.hdf5", 1.0), ("a.hdf5", 1.0), ("b.hdf5", 2.0)]
     (tmp_path / "copy").mkdir()
     write_manifest(tmp_path / "copy" / "manifest.json", "metaworld_demo", read_manifest(path).parts)
     assert read_manifest(tmp_path / "copy" / "manifest.json").parts == read_manifest(path).parts
@@ -108,6 +109,92 @@ def test_files_that_are_listed_are_all_that_is_read(tmp_path: Path, rollouts: Pa
     told = {"path": "rollouts/c.hdf5", "instructions": {"*": "pull"}}
     index = load(manifest(tmp_path, {"path": "rollouts/a.hdf5"}, told)).train.parts[0].index
     assert [index.instructions[number] for number in index.instruction_ids[::3]] == ["push", "pull"]
+
+
+def test_an_edited_list_of_files_is_read_as_it_stands_now(tmp_path: Path, rollouts: Path) -> None:
+    def listed(**more: dict[str, Any]) -> Path:
+        return manifest(tmp_path, *({"path": f"rollouts/{name}.hdf5", **more.get(name, {})} for name in "abc"))
+
+    assert shown(load(listed(c={"weight": 2}))) == {1.0: 1.0, 2.0: 1.0, 3.0: 2.0}
+    assert shown(load(listed(b={"weight": 0}, c={"weight": 0}))) == {1.0: 1.0}
+    for told in ("ac", "bc", "c"):
+        index = load(listed(**{name: {"instructions": {"*": f"pull {name}"}} for name in told})).train.parts[0].index
+        texts = dict(zip(map(float, index.proprio[:, 0]), (index.instructions[number] for number in index.instruction_ids), strict=True))
+        assert texts == {float(number): f"pull {name}" if name in told else "push" for number, name in enumerate("abc", 1)}
+
+
+def test_a_recording_that_moves_to_another_folder_is_what_that_folder_says(tmp_path: Path) -> None:
+    root = tmp_path / "metaworld_demo"
+    for number, name in enumerate(("open/a", "open/b", "shut/c"), 1):
+        write_rollout(root / f"{name}.hdf5", float(number))
+    specs = resolve_datasets("metaworld_demo", tmp_path)
+    assert load_training_data(specs, OPTIONS).val is None
+    (root / "val").mkdir()
+    (root / "shut/c.hdf5").rename(root / "val/c.hdf5")
+    data = load_training_data(specs, DatasetOptions(**{**vars(OPTIONS), "val_fraction": 0.1}))
+    assert data.val is not None
+    assert (len(data.train), len(data.val)) == (6, 3)
+    assert data.train.parts[0].index.names[-1].endswith("val/c.hdf5")
+
+
+def test_a_listed_file_is_what_its_folders_say(tmp_path: Path, rollouts: Path) -> None:
+    write_rollout(tmp_path / "set" / "val" / "v.hdf5", 5.0)
+    told = write_rollout(tmp_path / "set" / "task" / "t.hdf5", 6.0)
+    with h5py.File(told, "a") as file:
+        del file.attrs["language_instruction"]
+    (tmp_path / "set" / "instruction.txt").write_text("lift it")
+    path = manifest(tmp_path, {"path": "set/val/v.hdf5"}, {"path": "set/task/t.hdf5"}, {"path": "rollouts/a.hdf5"})
+    data = load(path, val_fraction=0.1)
+    assert data.val is not None
+    assert shown(data) == {1.0: 1.0, 6.0: 1.0}
+    assert len(data.val) == 3
+    assert set(data.train.parts[0].index.instructions) == {"push", "lift it"}
+
+
+def test_names_do_not_depend_on_the_manifest_that_was_read_first(tmp_path: Path, rollouts: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    names = [load(manifest(folder, {"path": str(rollouts)})).train.parts[0].index.names for folder in (tmp_path / "sets", tmp_path)]
+    assert names == [tuple(f"{base}/{name}.hdf5" for name in "abc") for base in (rollouts, "rollouts")]
+
+
+def test_links_to_one_recording_are_that_recording(tmp_path: Path, rollouts: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "z.hdf5").symlink_to(rollouts / "a.hdf5")
+    with pytest.raises(ValueError, match=r"lists linked/z.hdf5 twice"):
+        load(manifest(tmp_path, {"path": "rollouts"}, {"path": "linked/z.hdf5"}))
+    blob = rollouts / "b.hdf5"
+    blob.rename(tmp_path / "0123abcd")
+    blob.symlink_to(tmp_path / "0123abcd")
+    write_manifest(tmp_path / "copy.json", "metaworld_demo", [Part(rollouts / "b.hdf5")])
+    assert [part.file for part in read_manifest(tmp_path / "copy.json").parts] == ["b.hdf5"]
+    assert shown(load(tmp_path / "copy.json")) == {2.0: 1.0}
+
+
+def test_a_damaged_file_in_a_list_can_be_left_out(tmp_path: Path, rollouts: Path) -> None:
+    (rollouts / "z.hdf5").write_bytes(b"cut")
+    damaged = {"path": "rollouts/z.hdf5"}
+    with pytest.raises(ValueError, match=r"z\.hdf5: cannot be read as HDF5"):
+        load(manifest(tmp_path, {"path": "rollouts/a.hdf5"}, damaged))
+    assert shown(load(manifest(tmp_path, {"path": "rollouts/a.hdf5"}, {**damaged, "weight": 0}))) == {1.0: 1.0}
+
+
+def test_folders_called_after_days_and_times_are_no_versions(tmp_path: Path, rollouts: Path) -> None:
+    for number, name in enumerate(("2026.11.29", "2026.11.30", "2026-11-30T10:22:05"), 7):
+        write_rollout(tmp_path / "days" / name / "a.hdf5", float(number))
+    rows = [{"path": "days"}, {"path": "days/2026-11-30T10:22:05/a.hdf5"}, {"path": "days/2026-11-30T10:22:05"}]
+    for row, values in zip(rows, ([7.0, 8.0, 9.0], [9.0], [9.0]), strict=True):
+        assert list(shown(load(manifest(tmp_path, row)))) == values
+
+
+def test_many_listed_files_need_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prismatic.vla.datasets.hdf5.frames._MAX_OPEN_FILES", 4)
+    rows = [{"path": str(write_rollout(tmp_path / f"{number}.hdf5", 1.0 + number)), "weight": 1.0 + number % 2} for number in range(12)]
+    part = load(manifest(tmp_path, *rows)).train.parts[0]
+    before = len(os.listdir("/proc/self/fd"))
+    for sample in range(len(part)):
+        value = float(part.index.proprio[part.locate(sample)[0]][0])
+        assert abs(float(part.frames(sample).mean()) - 10 * value) < 1.5
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
 
 
 def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from rollout_files import ROBOT, load, manifest, write_rollout
+from rollout_files import ROBOT, load, manifest, shown, write_rollout
 
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.cli import parse_flags
@@ -145,6 +145,21 @@ def test_a_command_merges_drops_trims_and_relabels(
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["all.json"]
     with pytest.raises(ValueError, match="--dataset_name is missing: name the registry entry"):
         main(ManifestConfig(output, [str(tmp_path / "one")]))
+
+
+def test_rules_reach_the_files_of_a_list_that_they_are_about(tmp_path: Path) -> None:
+    for number, name in enumerate("abc", 1):
+        write_rollout(tmp_path / "r" / f"{name}.hdf5", float(number), success=name != "b")
+    write_rollout(tmp_path / "s" / "d.hdf5", 4.0)
+    files, first = [str(tmp_path / "r" / f"{name}.hdf5") for name in "abc"], tmp_path / "first.json"
+    for recordings in ([*files, str(tmp_path / "s")], [str(first)]):  # the files themselves, then a manifest of them
+        for rules in ({"weights": {"not success": 0}}, {"drop": ["b.hdf5"]}):
+            main(ManifestConfig(tmp_path / "all.json", recordings, "metaworld_demo", **rules))
+            assert shown(load(tmp_path / "all.json")) == {1.0: 1.0, 3.0: 1.0, 4.0: 1.0}
+        main(ManifestConfig(tmp_path / "all.json", recordings, "metaworld_demo", instructions={"not success": "pull"}))
+        part = load(tmp_path / "all.json").train.parts[0]
+        assert [part.instruction(sample) for sample in range(0, 12, 3)] == ["push", "pull", "push", "push"]
+        main(ManifestConfig(first, recordings, "metaworld_demo"))
 
 
 def test_the_documented_commands_fit_a_demo_and_its_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hdf5_files import write_aloha
 from lerobot_writer import FPS, write_v3
 from lerobot_writer import make_episode as lerobot_episode
 from rlds_writer import make_episode, write_dataset
-from rollout_files import write_rollout
+from rollout_files import manifest, write_rollout
 
 from prismatic.conversion.options import RldsFlags
 from prismatic.conversion.rlds_writer import RldsSpec, write_rlds
@@ -195,18 +195,52 @@ def test_rollouts_are_at_the_policys_rate_and_joined_already(
     assert resolve_datasets("mine", tmp_path / "data")[0].entry.stride == 2
 
 
-def test_a_folder_of_two_rates_is_not_read_at_one(tmp_path: Path) -> None:
+def test_a_folder_of_two_rates_is_not_read_at_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "data" / "metaworld_demo"
+
+    def load() -> int:
+        options = DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache")
+        return len(load_training_data(resolve_datasets("metaworld_demo", root.parent), options).train)
+
+    write_rollout(root / "0.hdf5", 1, 6)  # nobody says
     write_rollout(root / "a.hdf5", 1, 6, control_hz=80.0)
     write_rollout(root / "b.hdf5", 2, 6, control_hz=78.0)  # a clock is no other rate
-    write_rollout(root / "c.hdf5", 3, 6)  # nobody says
-    (spec,) = resolve_datasets("metaworld_demo", root.parent)
-    options = DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache")
-    assert len(load_training_data([spec], options).train) == 18
+    write_rollout(root / "c.hdf5", 3, 6, control_hz=80.0)
+    assert load() == 24
     write_rollout(root / "d.hdf5", 4, 6, checkpoint="run--5_chkpt", control_hz=40.0)
-    with pytest.raises(ValueError, match=r"d\.hdf5: a rollout of 40 Hz in a folder that is read at 80 Hz, the rate of its first file, a d"):
-        load_training_data([spec], options)
-    (root / "d.hdf5").rename(root / "0.hdf5")
-    (spec,) = resolve_datasets("metaworld_demo", root.parent)
-    with pytest.raises(ValueError, match=r"a\.hdf5: a demonstration of 80 Hz in a folder that is read at 40 Hz, .* a rollout; steps would"):
-        load_training_data([spec], options)
+    told = r"d\.hdf5: a rollout of 40 Hz in a folder that is read at 80 Hz, as most of its files say \(a demonstration\)"
+    with pytest.raises(ValueError, match=told):
+        load()
+    (root / "d.hdf5").rename(root / "00.hdf5")  # whichever comes first
+    with pytest.raises(ValueError, match=told.replace("d", "00", 1)):
+        load()
+    write_rollout(root / "00.hdf5", 4, 6, control_hz=500.0)  # what a sensor was sampled at, beside what the entry knows
+    with pytest.raises(ValueError, match="a demonstration of 500 Hz"):
+        load()
+    monkeypatch.setitem(OXE_DATASET_CONFIGS, "metaworld_demo", replace(OXE_DATASET_CONFIGS["metaworld_demo"], fps=80))
+    assert load() == 30
+
+
+def test_a_manifest_of_two_rates_is_refused_by_what_the_entry_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*rows: dict[str, Any], **changes: Any) -> list[int]:
+        monkeypatch.setitem(OXE_DATASET_CONFIGS, "metaworld_demo", replace(original, **changes))
+        (spec,) = resolve_datasets(str(manifest(tmp_path, *rows)), tmp_path)
+        data = load_training_data([spec], DatasetOptions(("primary",), 24, cache_dir=tmp_path / "cache"))
+        return np.diff(data.train.parts[0].index.episode_starts).tolist()
+
+    original = OXE_DATASET_CONFIGS["metaworld_demo"]
+    write_rollout(tmp_path / "silent" / "a.hdf5", 1, 8)
+    write_rollout(tmp_path / "sensor" / "a.hdf5", 2, 8, control_hz=500.0)
+    write_rollout(tmp_path / "fast" / "a.hdf5", 3, 8, control_hz=80.0)
+    write_rollout(tmp_path / "jitter" / "a.hdf5", 4, 8, control_hz=79.9)
+    write_rollout(tmp_path / "slow" / "a.hdf5", 5, 8, control_hz=20.0)
+    write_rollout(tmp_path / "acted" / "a.hdf5", 6, 8, control_hz=80.0, checkpoint="run--5_chkpt")
+    assert load({"path": "fast"}, {"path": "jitter"}, {"path": "acted"}) == [8, 8, 8]
+    assert load({"path": "sensor"}, {"path": "acted"}, fps=80) == [8, 8]
+    assert load({"path": "fast"}, {"path": "slow", "weight": 0}) == [8, 8]
+    with pytest.raises(ValueError, match=r"joins recordings of 20 Hz \(.*recordings 1\) and 80 Hz \(.*recordings 0\); one data set"):
+        load({"path": "fast"}, {"path": "slow"})
+    with pytest.raises(ValueError, match=r"joins recordings of 80 Hz \(.*recordings 1\) and 160 Hz \(.*recordings 0\)"):
+        load({"path": "silent"}, {"path": "acted"}, fps=160, stride=2)
+    with pytest.raises(ValueError, match=r"joins rollouts \(.*recordings 1\), .* one step in 2 is used and nobody says the rate"):
+        load({"path": "silent"}, {"path": "acted"}, stride=2)

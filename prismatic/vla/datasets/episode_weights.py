@@ -135,13 +135,12 @@ def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
 
 
 def _check_distinct(manifest: Manifest, index: EpisodeIndex, weights: np.ndarray) -> None:
-    seen: set[str] = set()
-    base, folders = os.path.abspath(manifest.path.parent), [os.path.abspath(part.path) for part in manifest.parts]
-    real = [os.path.realpath(folder) for folder in folders]  # a folder may be listed under two names
+    seen: set[tuple[str, str]] = set()
+    base = os.path.abspath(manifest.path.parent)
     for episode in np.flatnonzero(weights):
-        number, name = index.facts[episode].get(PART, -1), index.names[episode]
-        full = os.path.join(base, name)
-        place = real[number] + full.removeprefix(folders[number]) if full.startswith(folders[number]) else full
+        name = index.names[episode]
+        file, comma, label = name.rpartition(", ")
+        place = os.path.realpath(os.path.join(base, file if comma else name)), label if comma else ""  # links give files several names
         if place in seen:
             raise ValueError(f"{manifest.path} lists {name} twice; give it a weight of 2, or remove one of the lines")
         seen.add(place)

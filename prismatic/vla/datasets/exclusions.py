@@ -76,13 +76,18 @@ def find_episodes(line: str, index: EpisodeIndex, where: str, among: Set[int] | 
             raise ValueError(f"{where}: split {split} has {end - first} episodes, numbered from 0")
         return {first + int(number)} if among is None or first + int(number) in among else set()
     files: dict[str, set[int]] = {}
+    exact: set[int] = set()  # a file may have the name of one in a folder below it
     for episode, name in enumerate(index.names):
         if among is not None and episode not in among:
             continue
         file, comma, label = name.rpartition(", ")
         file = file if comma else name
+        if line in (name, file):
+            exact.add(episode)
         if _ends_with(name, line) or _ends_with(file, line) or (comma and label == line):
             files.setdefault(file, set()).add(episode)
+    if exact:
+        return exact
     if len(files) > 1:
         raise ValueError(f"{where} fits episodes of {len(files)} files, {' and '.join(list(files)[:2])}; give its folder or file, too")
     return next(iter(files.values()), set())

@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -199,7 +200,8 @@ def _say_waiting(owner: str) -> None:
 
 def index_key(source: EpisodeSource, entry: DatasetEntry, transform: TrajectoryTransform) -> str:
     """A short name that changes with everything that the numbers of an index are made from."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+    base = source.folder if source.folder.is_dir() else source.folder.parent
+    files = [(os.path.relpath(path, base), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     said = {item.name: getattr(entry, item.name) for item in fields(entry) if item.name not in _NOT_IN_KEY}
     described = json.dumps([FORMAT_VERSION, files, source.layout, list(entry.cameras.items()), repr(said), transform_key(transform)])
     return hashlib.sha256(described.encode()).hexdigest()[:24]

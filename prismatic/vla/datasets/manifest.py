@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.split_names import usual_split
+from prismatic.vla.datasets.texts import TEXT_FILES
 
 SUFFIX = ".json"
 _FIELDS = ("path", "episodes", "weight", "weights", "instructions")
 _FILES = (".hdf5", ".h5")
+_FOLDERS_ABOVE = 2  # of a listed file, that are looked at for what they say of it: set/val/open_drawer/episode_7.hdf5
 _DEEPEST = 50  # manifests in manifests; more is a circle
 
 
@@ -39,13 +42,8 @@ class Part:
     weight: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)  # rule -> what the weight of an episode that fits is multiplied with
     instructions: Mapping[str, str] = field(default_factory=dict)  # rule -> the text of the episodes that fit
-    files: tuple[str, ...] = ()  # those in the folder that are read; (): all
+    file: str = ""  # the one in the folder, or below it, that is read; "": all
     where: str = field(default="", compare=False)  # how messages call it
-
-    @property
-    def may_have_more_files(self) -> bool:
-        """Whether another file of its folder, with the same weight, could be read with it: nothing is said of single ones."""
-        return bool(self.files) and not self.weights and not self.instructions
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,11 @@ def write_manifest(path: Path, dataset: str, parts: Iterable[Part]) -> None:
     folder = path.parent.resolve()
     listed = []
     for part in parts:
-        real = part.path.resolve()
+        path_of_part = part.path / part.file
+        # A file that is a link, as caches of hubs have them, is called otherwise than what it leads to.
+        real = path_of_part.resolve() if path_of_part.is_dir() else path_of_part.parent.resolve() / path_of_part.name
         stored = os.path.relpath(real, folder) if folder in real.parents else str(real)
-        said = {name: value for name, value in asdict(part).items() if name in _FIELDS and value not in ((), {})}
-        listed += [{**said, "path": os.path.join(stored, name)} for name in part.files] or [{**said, "path": stored}]
+        listed.append({name: value for name, value in asdict(part).items() if name in _FIELDS and value not in ((), {})} | {"path": stored})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -107,22 +106,7 @@ def _read(path: Path, depth: int) -> Manifest:
             parts += _nested(part, content["dataset"], depth, where)
         else:
             parts.append(part)
-    return Manifest(path, content["dataset"], tuple(_joined(parts)))
-
-
-def _joined(parts: Iterable[Part]) -> list[Part]:
-    """The parts, files of one folder and one weight as one: each part is a source of its own, which looks through its folder."""
-    found: list[Part] = []
-    places: dict[tuple[Path, float], int] = {}
-    for part in parts:
-        place = places.get((part.path, part.weight)) if part.may_have_more_files else None
-        if place is not None and not set(part.files) & set(found[place].files):
-            found[place] = replace(found[place], files=(*found[place].files, *part.files))
-            continue
-        if part.may_have_more_files:
-            places[part.path, part.weight] = len(found)
-        found.append(part)
-    return found
+    return Manifest(path, content["dataset"], tuple(parts))
 
 
 def _part(row: Any, folder: Path, where: str) -> Part:
@@ -147,8 +131,18 @@ def _part(row: Any, folder: Path, where: str) -> Part:
                 f'{where}: "episodes" are chosen from a folder, and {path} is a file; write {{"path": "{path.parent}", "episodes": '
                 f'["{path.name}, demo_3"]}} for one of its episodes, or leave "episodes" out for all'
             )
-        return Part(path.parent, (), weight, weights, texts, (path.name,), where)
-    return Part(path, tuple(episodes), weight, weights, texts, (), where)
+        root = _root_of(path)
+        return Part(root, (), weight, weights, texts, path.relative_to(root).as_posix(), where)
+    return Part(path, tuple(episodes), weight, weights, texts, "", where)
+
+
+def _root_of(path: Path) -> Path:
+    """The folder that a listed file is read as a part of: its own, or the one above that whose names and texts are about it."""
+    root = path.parent
+    for folder, above in zip(path.parents, path.parents[1 : 1 + _FOLDERS_ABOVE], strict=False):
+        if usual_split(folder.name) is not None or any((above / name).is_file() for name in TEXT_FILES):
+            root = above
+    return root
 
 
 def _instructions(content: Any, where: str) -> dict[str, str]:

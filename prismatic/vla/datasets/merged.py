@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF, EpisodeSource, FrameReader, RawEpisode, Trajectory
+from prismatic.vla.datasets.hdf5.frames import Hdf5FrameReader, OpenFiles
 from prismatic.vla.datasets.repairs import Repairs
 
 PART = "manifest part"  # fact of an episode: the number of its part
@@ -27,8 +28,8 @@ class MergedSource:
         self.folder, self._sources, self.repairs = path, list(sources), Repairs()
         self.files = tuple(file for source in sources for file in source.files)
         self._first_files = [0, *accumulate(len(source.files) for source in sources)][:-1]
-        folders = [os.path.abspath(source.folder) for source in sources]
-        self.layout = json.dumps([(folder, source.layout) for folder, source in zip(folders, sources, strict=True)])
+        parts = [(os.path.abspath(source.folder), len(source.files), source.layout) for source in sources]
+        self.layout = json.dumps([os.path.abspath(path.parent), parts])  # names are as seen from the manifest's folder
         self.frame_layout = json.dumps([source.frame_layout for source in sources])
         self.num_episodes = sum(source.num_episodes for source in sources)
 
@@ -49,7 +50,11 @@ class MergedSource:
 
     def frame_reader(self) -> FrameReader:
         """What decodes the images of all of them."""
-        return MergedReader([source.frame_reader() for source in self._sources], self._first_files)
+        readers, opened = [source.frame_reader() for source in self._sources], OpenFiles()
+        for reader in readers:
+            if isinstance(reader, Hdf5FrameReader):  # a thousand readers must not have a thousand files open
+                reader.opened = opened
+        return MergedReader(readers, self._first_files)
 
     def _moved(self, raw: RawEpisode, number: int) -> RawEpisode:
         """The episode with the numbers of its files in the whole, its name seen from the manifest's folder."""

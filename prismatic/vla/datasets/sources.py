@@ -9,15 +9,15 @@ a file .json in place of a folder       a list of such folders (`manifest`)
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from prismatic.vla.datasets.description import Description
+from prismatic.vla.datasets.description import SAME_HZ, Description
 from prismatic.vla.datasets.episodes import EpisodeSource
 from prismatic.vla.datasets.hdf5.layout import SUFFIXES, files_below
-from prismatic.vla.datasets.manifest import is_manifest, read_manifest
+from prismatic.vla.datasets.manifest import Part, is_manifest, read_manifest
 from prismatic.vla.datasets.merged import MergedSource
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.rates import recorded_hz
 from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
 from prismatic.vla.datasets.rlds.source import RldsSource
 
@@ -33,8 +33,10 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     Raises:
         ValueError: no such folder or version, or nothing in it that a source reads; the message lists what is there.
     """
-    name, _, version = name.partition(":")
     data_root_dir = Path(data_root_dir).expanduser()
+    version = ""
+    if not (data_root_dir / name).is_dir():  # a time in a name has colons, too
+        name, _, version = name.partition(":")
     if not data_root_dir.is_dir():
         raise ValueError(f"--data_root_dir {data_root_dir} is not a folder; it must hold one folder per data set")
     short = name.rpartition("/")[2]
@@ -45,7 +47,7 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
         nested = sorted(str(path.relative_to(data_root_dir)) for path in data_root_dir.glob(f"*/{short}") if path.is_dir())
         near = f"; did you mean {' or '.join(nested)}?" if nested else f"; --data_root_dir holds: {_some(present)}"
         raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}{near}")
-    versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()}
+    versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and _is_rlds(path)}
     if version:
         if version not in versions:
             raise ValueError(f"data set {name!r} has no version {version} in {folder}; found: {', '.join(sorted(versions)) or 'none'}")
@@ -56,8 +58,13 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     return folder
 
 
-def open_source(folder: Path, entry: DatasetEntry, only: Sequence[str] = ()) -> EpisodeSource:
-    """The episodes of `folder`, or of `only` some HDF5 files in it; `entry` tells which columns and cameras to read.
+def _is_rlds(folder: Path) -> bool:
+    """Whether tensorflow-datasets wrote it; a folder that is called after a day, 2026.11.30, is no version."""
+    return any((folder / name).is_file() for name in (_RLDS_FILE, "features.json"))
+
+
+def open_source(folder: Path, entry: DatasetEntry, only: str = "") -> EpisodeSource:
+    """The episodes of `folder`, or of `only` one HDF5 file in it; `entry` tells which columns and cameras to read.
 
     Raises:
         ValueError: the folder holds no recordings that a source reads, or they are incomplete; the message names what was found.
@@ -66,7 +73,8 @@ def open_source(folder: Path, entry: DatasetEntry, only: Sequence[str] = ()) -> 
     if kind == "rlds":
         return RldsSource(folder, entry)
     if kind == "manifest":
-        return MergedSource(folder, [open_source(part, entry, files) for part, files in _part_folders(folder)])
+        _check_rates(folder, entry)
+        return MergedSource(folder, [open_source(part, entry, file) for part, file in _part_folders(folder)])
     if kind == "lerobot":
         from prismatic.vla.datasets.lerobot.source import LeRobotSource
 
@@ -76,8 +84,8 @@ def open_source(folder: Path, entry: DatasetEntry, only: Sequence[str] = ()) -> 
     return Hdf5Source(folder, entry, only)
 
 
-def describe_recordings(folder: Path, only: Sequence[str] = ()) -> Description:
-    """What the recordings in `folder`, or `only` some HDF5 files in it, say of themselves, before an episode is read; some say nothing.
+def describe_recordings(folder: Path, only: str = "") -> Description:
+    """What the recordings in `folder`, or `only` one HDF5 file in it, say of themselves, before an episode is read; some say nothing.
 
     Raises:
         ValueError: none that a source reads, or their description is damaged.
@@ -127,9 +135,13 @@ def instruction_remedy(folder: Path) -> str:
     return f"{where}, or pass --default_instruction in training"
 
 
-def _part_folders(path: Path) -> list[tuple[Path, tuple[str, ...]]]:
-    """The folders of a manifest's parts, of a data set with versions the newest, with the files that are meant; (): all."""
-    return [(find_dataset_folder(part.path.parent, part.path.name), part.files) for part in read_manifest(path).parts]
+def _part_folders(path: Path) -> list[tuple[Path, str]]:
+    """The folders of a manifest's parts, of a data set with versions the newest, with the file that is meant; "": all."""
+    return [_folder_of(part) for part in read_manifest(path).parts]
+
+
+def _folder_of(part: Part) -> tuple[Path, str]:
+    return part.path if part.file else find_dataset_folder(part.path.parent, part.path.name), part.file
 
 
 def _common_description(path: Path) -> Description:
@@ -140,23 +152,43 @@ def _common_description(path: Path) -> Description:
     """
     parts = _part_folders(path)
     folders = [folder for folder, _ in parts]
-    said = [describe_recordings(folder, files) for folder, files in parts]
+    said = [describe_recordings(folder, file) for folder, file in parts]
     for folder, other in zip(folders, said, strict=True):
         if (other.stride, other.corrected_order) != (said[0].stride, said[0].corrected_order):
             raise ValueError(
                 f"{path}: {folder} was converted with stride {other.stride} and colours from {other.corrected_order}, {folders[0]} with "
                 f"stride {said[0].stride} and {said[0].corrected_order}; one data set needs one form: convert all alike"
             )
-    rates = [other.hz for other in said if other.hz is not None]
-    if len(set(rates)) > 1:
-        found = " and ".join(f"{rate:g} Hz" for rate in sorted(set(rates)))
-        raise ValueError(f"{path} joins recordings of {found}; one data set has one rate: make two of it")
+    demonstrations_first = sorted(said, key=lambda item: item.is_rollout)  # the entry was written for these
     return Description(
-        hz=rates[0] if rates else None,
+        hz=next((item.hz for item in demonstrations_first if item.hz is not None), None),
         stride=said[0].stride,
         is_rollout=all(other.is_rollout for other in said),
         corrected_order=said[0].corrected_order,
     )
+
+
+def _check_rates(path: Path, entry: DatasetEntry) -> None:
+    """Accepts parts of a manifest whose steps are equally long once `entry` has been taken into account, as far as anybody says.
+
+    Raises:
+        ValueError: they are of several rates, or every n-th step would be taken of rollouts, which are at the policy's rate already.
+    """
+    shown = [part for part in read_manifest(path).parts if part.weight]
+    said = [(part, describe_recordings(*_folder_of(part))) for part in shown]
+    rates = {part.where: hz for part, item in said if (hz := recorded_hz(entry, item)) is not None}
+    if rates and max(rates.values()) / min(rates.values()) - 1 > SAME_HZ:
+        slow, fast = min(rates, key=lambda where: rates[where]), max(rates, key=lambda where: rates[where])
+        raise ValueError(
+            f"{path} joins recordings of {rates[slow]:g} Hz ({slow}) and {rates[fast]:g} Hz ({fast}); one data set has one rate: make two "
+            "of it"
+        )
+    rollouts, others = ([part.where for part, item in said if item.is_rollout is kind] for kind in (True, False))
+    if entry.stride > 1 and rollouts and any(where not in rates for where in others):
+        raise ValueError(
+            f"{path} joins rollouts ({rollouts[0]}), which are at the policy's rate, with demonstrations of which one step in {entry.stride} "
+            "is used and nobody says the rate; say it in fps of the entry, or make two data sets of it"
+        )
 
 
 def _some(names: list[str]) -> str:

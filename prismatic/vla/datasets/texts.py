@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+INSTRUCTIONS_FILE, INSTRUCTION_FILE = TEXT_FILES = ("instructions.json", "instruction.txt")  # beside recordings, or above them
+
 # Names of instructions, the most certain first.
 TEXT_NAMES = (
     "language_instruction",

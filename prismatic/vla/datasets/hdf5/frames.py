@@ -33,16 +33,37 @@ class _OpenFile:
         return cls(file, tuple(demo.name for demo in demos(file).values()), is_upside_down(file))
 
 
+class OpenFiles:
+    """At most 64 open files, opened as they are needed, in each process."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._process = os.getpid()
+
+    def get(self, path: Path) -> _OpenFile:
+        if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
+            self._open, self._process = OrderedDict(), os.getpid()
+        found = self._open.pop(path, None)
+        if found is None:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                self._open.popitem(last=False)[1].content.close()
+            found = _OpenFile.of(open_h5(path))
+        self._open[path] = found  # most recently used last
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_open": OrderedDict(), "_process": -1}
+
+
 class Hdf5FrameReader:
-    """Single rows of image data sets; files are opened lazily in each process."""
+    """Single rows of image data sets."""
 
     is_sequential = False
 
     def __init__(self, files: tuple[Path, ...], cameras: tuple[str, ...]) -> None:
         """`cameras` are paths: from the file's root, or of demonstrations from their obs."""
         self._files, self._cameras = files, cameras
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()  # by file number
-        self._process = os.getpid()
+        self.opened = OpenFiles()  # many readers may share one
 
     def read(self, reference: np.void) -> np.ndarray:
         """uint8 RGB [height, width, 3] of one IMAGE_REF; LIBERO's images are turned upright.
@@ -51,23 +72,9 @@ class Hdf5FrameReader:
             ValueError: the row is damaged; the message names file, data set and row.
         """
         number, offset, camera = (int(reference[name]) for name in ("file", "offset", "length"))
-        row, file = offset & (1 << DEMO_SHIFT) - 1, self._file(number)
+        row, file = offset & (1 << DEMO_SHIFT) - 1, self.opened.get(self._files[number])
         place = f"{file.demos[offset >> DEMO_SHIFT]}/obs/{self._cameras[camera]}" if file.demos else self._cameras[camera]
         try:
             return read_frame(file.content[place], row, file.is_upside_down)
         except (ValueError, OSError, KeyError) as error:
             raise ValueError(f"{self._files[number]}, /{place.lstrip('/')}, row {row}: {error}") from error
-
-    def _file(self, number: int) -> _OpenFile:
-        if self._process != os.getpid():  # forked: an inherited file would share its state with the parent
-            self._open, self._process = OrderedDict(), os.getpid()
-        found = self._open.pop(number, None)
-        if found is None:
-            if len(self._open) >= _MAX_OPEN_FILES:
-                self._open.popitem(last=False)[1].content.close()
-            found = _OpenFile.of(open_h5(self._files[number]))
-        self._open[number] = found  # most recently used last
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_process": -1}

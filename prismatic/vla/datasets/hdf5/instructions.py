@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.hdf5.columns import is_group
-from prismatic.vla.datasets.texts import TEXT_NAMES, as_text, distinct_texts, instruction_names
+from prismatic.vla.datasets.texts import INSTRUCTION_FILE, INSTRUCTIONS_FILE, TEXT_NAMES, as_text, distinct_texts, instruction_names
 
-INSTRUCTIONS_FILE, INSTRUCTION_FILE = "instructions.json", "instruction.txt"
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
 
 # Texts to choose from, or one text per step, object [T].
@@ -81,6 +80,12 @@ def folder_instruction(path: Path, root: Path) -> Instruction:
         if single.is_file():
             return distinct_texts([single.read_text(encoding="utf-8-sig")])
     return ()
+
+
+def text_files(path: Path, root: Path) -> list[Path]:
+    """The files that may say something about the recording `path`, in its folder or in one above it up to `root`."""
+    names = (f"instructions/{path.stem}.json", INSTRUCTIONS_FILE, INSTRUCTION_FILE)
+    return [folder / name for folder in _folders(path, root) for name in names if (folder / name).is_file()]
 
 
 def _folders(path: Path, root: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,24 @@ from prismatic.vla.datasets.texts import as_text
 from prismatic.vla.rollout_record import GROUP
 
 _NAMES = ("fps", "hz", "control_hz", "control_freq", "control_frequency", "record_hz", "frequency")
+_MOST_OPENED = 50  # files of a folder that are asked before an episode is read; when they are read, each is
 _SLOWEST, _FASTEST = 0.5, 1000.0  # Hz; anything else is another quantity of that name
 
 
-def describe_hdf5(folder: Path, only: Sequence[str] = ()) -> Description:
-    """Steps per second and whether it is a rollout, of the first file that can be opened; `only`: those that are meant."""
-    for path in [folder / name for name in only] or files_below(folder):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        try:
-            with open_file(path) as file:
-                return describe_file(file)
-        except ValueError:  # reported when it is read
-            continue
-    return Description()
+def describe_hdf5(folder: Path, only: str = "") -> Description:
+    """Steps per second and whether they are rollouts: what most of the files say, of many some; `only`: the file that is meant."""
+    every = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    paths = [folder / only] if only else every[:: len(every) // _MOST_OPENED + 1]
+    said: list[Description] = []
+    for path in paths:
+        with contextlib.suppress(ValueError), open_file(path) as file:  # what is wrong with it is reported when it is read
+            said.append(describe_file(file))
+    knowing = [item for item in said if item.hz is not None] or said
+    return max(knowing, key=knowing.count) if knowing else Description()
 
 
 def describe_file(file: Any) -> Description:
-    """The same of one open file."""
+    """What one open file says."""
     root = demo_root(file)
     groups = [file, *([file[root]] if root else [])]
     hz = next((hz for group in groups if (hz := _rate_of(group.attrs)) is not None), None)
@@ -54,7 +54,7 @@ def check_rate(said: Description, others: Description, fps: float | None) -> Non
     if own and usual and abs(own / usual - 1) > SAME_HZ:
         kind, other = ("a rollout" if item.is_rollout else "a demonstration" for item in (said, others))
         raise ValueError(
-            f"{kind} of {own:g} Hz in a folder that is read at {usual:g} Hz, the rate of its first file, {other}; steps would be taken for "
+            f"{kind} of {own:g} Hz in a folder that is read at {usual:g} Hz, as most of its files say ({other}); steps would be taken for "
             "longer or shorter ones: keep recordings of each rate in a folder of their own"
         )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +31,12 @@ from prismatic.vla.datasets.hdf5.columns import without_last_observation
 from prismatic.vla.datasets.hdf5.facts import episode_facts, step_commanders
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
-from prismatic.vla.datasets.hdf5.instructions import INSTRUCTION_FILE, INSTRUCTIONS_FILE, Instruction
+from prismatic.vla.datasets.hdf5.instructions import Instruction, text_files
 from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, named_errors, open_file, split_folders
 from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
-from prismatic.vla.datasets.texts import draw_text
+from prismatic.vla.datasets.texts import TEXT_FILES, draw_text
 from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
@@ -65,27 +65,24 @@ class _Place:
 class Hdf5Source:
     """The episodes of one folder."""
 
-    def __init__(self, folder: Path, entry: DatasetEntry | None = None, only: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, entry: DatasetEntry | None = None, only: str = "") -> None:
         """Lists files and demonstrations; every camera is offered, what `entry` asks for is checked when the index is built.
 
-        `only`: names of files in the folder, those of its folders left out; (): all.
+        `only`: the file in the folder, or below it, that is read; "": all. One that is damaged becomes an episode that cannot be used.
 
         Raises:
             ValueError: no files, or the first is damaged, of another layout, or without images.
         """
-        self.folder, self.repairs, self._entry, self._only = folder, Repairs(), entry or DatasetEntry(), tuple(only)
-        paths = [folder / name for name in only] or find_files(folder, self.repairs)
+        self.folder, self.repairs, self._entry, self._only = folder, Repairs(), entry or DatasetEntry(), only
+        paths = [folder / only] if only else find_files(folder, self.repairs)
         splits = split_folders(paths, folder)
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
-        self._example = self._first_sound_file()
-        with open_file(self._example) as file:
-            self.robomimic = is_robomimic(file)
-        self._camera_paths = self._look_at_demos() if self.robomimic else self._look_at_act()
+        self._example, self.robomimic, self._camera_paths = self._look_at_files()
         self.cameras = tuple(self._camera_paths)
-        texts = sorted(path for path in files_below(folder) if path.name in (INSTRUCTIONS_FILE, INSTRUCTION_FILE))
-        instructions = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in texts]
         self.frame_layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
-        self.layout = json.dumps([self.frame_layout, instructions])
+        texts = text_files(paths[0], folder) if only else filter(_may_be_text, files_below(folder))
+        self._texts = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in sorted(texts)]
+        self.layout = self._describe_layout()
         if self.robomimic:
             self._places = self._find_demos(splits)
         else:
@@ -96,18 +93,23 @@ class Hdf5Source:
         """The same folder, read for `entry`."""
         other = copy.copy(self)
         other._entry = entry
+        other.layout = other._describe_layout()
         return other
+
+    def _describe_layout(self) -> str:
+        """Whatever else than the files decides about the episodes."""
+        return json.dumps([self.frame_layout, self._texts, self._entry.fps])
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout or rate, with that
         problem."""
-        first = describe_hdf5(self.folder, self._only)
+        usual = describe_hdf5(self.folder, self._only)
         for number, places in groupby(self._places, key=lambda place: place.file):
             path, waiting = self.files[number], list(places)
             try:
                 with open_file(path) as file:
                     self._check_layout(file)
-                    check_rate(describe_file(file), first, self._entry.fps)
+                    check_rate(describe_file(file), usual, self._entry.fps)
                     while waiting:
                         episode = self._read_or_refuse(file, path, waiting.pop(0))
                         if episode is not None:
@@ -127,8 +129,8 @@ class Hdf5Source:
         """What reads the rows of the image data sets."""
         return Hdf5FrameReader(self.files, tuple(self._camera_paths.values()))
 
-    def _first_sound_file(self) -> Path:
-        """That which the others are compared with.
+    def _look_at_files(self) -> tuple[Path, bool, dict[str, str]]:
+        """The first file that can be read, which the others are compared with; whether it is robomimic's; camera -> its path in it.
 
         Raises:
             ValueError: none can be read; the message is about the first.
@@ -137,24 +139,26 @@ class Hdf5Source:
         for path in self.files:
             try:
                 with open_file(path) as file:
-                    is_robomimic(file)
-                return path
+                    layout = is_robomimic(file)
             except ValueError as error:
                 problem = problem or error
+            else:
+                return path, layout, self._look_at_demos(path) if layout else self._look_at_act(path)
         assert problem is not None, "there is at least one file"
+        if self._only:
+            return self.files[0], False, {}
         raise problem
 
-    def _look_at_act(self) -> dict[str, str]:
-        """Camera -> its path in the first file."""
-        with open_file(self._example) as file:
+    def _look_at_act(self, example: Path) -> dict[str, str]:
+        with open_file(example) as file:
             images = act_images(file)
             if not images:
                 raise ValueError(f"no images: /observations/{IMAGES} is missing or empty; found {sorted(file)}. Record with cameras")
             return {name: stored.name for name, stored in images.items()}
 
-    def _look_at_demos(self) -> dict[str, str]:
+    def _look_at_demos(self, example: Path) -> dict[str, str]:
         """Camera -> its path in obs of the first demonstration that is not empty."""
-        for path in self.files[self.files.index(self._example) :]:
+        for path in self.files[self.files.index(example) :]:
             with open_file(path) as file:
                 for demo in robomimic.demos(file).values():
                     if robomimic.is_empty(demo):
@@ -256,6 +260,10 @@ class Hdf5Source:
                 f"{where}: {list(values.shape)}, up to {largest:.3g}; action_keys=({keys}) joins it, in a conversion --action "
                 f"{','.join((*used, key))}",
             )
+
+
+def _may_be_text(path: Path) -> bool:
+    return path.name in TEXT_FILES or (path.parent.name == "instructions" and path.suffix == ".json")
 
 
 def _references(stored: Any, place: _Place, camera: int) -> np.ndarray:
