@@ -69,7 +69,7 @@ def open_source(folder: Path, entry: DatasetEntry, only: str = "") -> EpisodeSou
     Raises:
         ValueError: the folder holds no recordings that a source reads, or they are incomplete; the message names what was found.
     """
-    kind = source_kind(folder)
+    kind = _kind_of(folder, only)
     if kind == "rlds":
         return RldsSource(folder, entry)
     if kind == "manifest":
@@ -90,7 +90,7 @@ def describe_recordings(folder: Path, only: str = "") -> Description:
     Raises:
         ValueError: none that a source reads, or their description is damaged.
     """
-    kind = source_kind(folder)
+    kind = _kind_of(folder, only)
     if kind == "manifest":
         return _common_description(folder)
     if kind == "rlds" and (recorded := RecordedNames.load(folder)) is not None:
@@ -104,6 +104,10 @@ def describe_recordings(folder: Path, only: str = "") -> Description:
     from prismatic.vla.datasets.lerobot.source import describe_lerobot
 
     return describe_lerobot(folder)
+
+
+def _kind_of(folder: Path, only: str) -> str:
+    return "hdf5" if only else source_kind(folder)  # which looks through the folder
 
 
 def source_kind(folder: Path) -> str:
@@ -186,8 +190,8 @@ def _check_rates(path: Path, entry: DatasetEntry) -> None:
     rollouts, others = ([part.where for part, item in said if item.is_rollout is kind] for kind in (True, False))
     if entry.stride > 1 and rollouts and any(where not in rates for where in others):
         raise ValueError(
-            f"{path} joins rollouts ({rollouts[0]}), which are at the policy's rate, with demonstrations of which one step in {entry.stride} "
-            "is used and nobody says the rate; say it in fps of the entry, or make two data sets of it"
+            f"{path} joins rollouts ({rollouts[0]}), which are at the policy's rate, with demonstrations of which one step in "
+            f"{entry.stride} is used and nobody says the rate; say it in fps of the entry, or make two data sets of it"
         )
 
 

@@ -24,14 +24,18 @@ _SLOWEST, _FASTEST = 0.5, 1000.0  # Hz; anything else is another quantity of tha
 
 def describe_hdf5(folder: Path, only: str = "") -> Description:
     """Steps per second and whether they are rollouts: what most of the files say, of many some; `only`: the file that is meant."""
-    every = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    paths = [folder / only] if only else every[:: len(every) // _MOST_OPENED + 1]
+    paths = [folder / only] if only else _some_files(folder)
     said: list[Description] = []
     for path in paths:
         with contextlib.suppress(ValueError), open_file(path) as file:  # what is wrong with it is reported when it is read
             said.append(describe_file(file))
     knowing = [item for item in said if item.hz is not None] or said
     return max(knowing, key=knowing.count) if knowing else Description()
+
+
+def _some_files(folder: Path) -> list[Path]:
+    every = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return every[:: len(every) // _MOST_OPENED + 1]
 
 
 def describe_file(file: Any) -> Description:
