@@ -98,7 +98,17 @@ def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, Mapp
     from prismatic.policy.policy import Policy
 
     policy = Policy.from_pretrained(checkpoint)
-    return lambda view: episode_disagreement(policy, view.index, view.episodes)
+
+    def ask(view: DatasetView) -> Mapping[int, Mapping[str, float]]:
+        try:
+            return episode_disagreement(policy, view.index, view.episodes)
+        except ValueError as error:
+            raise ValueError(
+                f"--checkpoint {checkpoint} cannot be asked about data set {view.name}: {error}. Pass a policy of this robot and its "
+                "cameras, or leave the flag out"
+            ) from error
+
+    return ask
 
 
 def _list_caches(config: InspectConfig) -> None:

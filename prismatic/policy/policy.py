@@ -118,6 +118,10 @@ class Policy:
         seen_state = self.norm_stats[self.unnorm_key]["proprio"] if self.spec.heads.use_proprio else None
         return ObservationWatch(ObservationCheck(self._parts.reference, seen_state, self.spec.platform.proprio_names))
 
+    def knows(self, instruction: str) -> bool:
+        """Whether the sentence was among those of training, or the checkpoint does not say which these were."""
+        return ObservationCheck(self._parts.reference, {}, ()).knows(instruction)
+
     @property
     def parts(self) -> PolicyParts:
         """Model, processor, statistics and specification."""

@@ -154,10 +154,15 @@ class ObservationCheck:
             return Finding(camera, Status.NOTE, what, f"Compare it with {REFERENCE_FILE} of the checkpoint.")
         return None
 
-    def check_instruction(self, instruction: str) -> list[Finding]:
-        """A sentence that training never saw; case, spaces and punctuation do not count."""
+    def knows(self, instruction: str) -> bool:
+        """Whether training saw the sentence, or nobody says; case, spaces and punctuation do not count."""
         known = self._reference.instructions if self._reference else ()
-        if not known or _words(instruction) in {_words(text) for text in known}:
+        return not known or _words(instruction) in {_words(text) for text in known}
+
+    def check_instruction(self, instruction: str) -> list[Finding]:
+        """A sentence that training never saw."""
+        known = self._reference.instructions if self._reference else ()
+        if self.knows(instruction):
             return []
         near = near_names(instruction, known)
         what = f"the instruction {instruction!r} was not among the {len(known)} of training"

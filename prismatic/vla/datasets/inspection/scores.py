@@ -23,7 +23,9 @@ from prismatic.vla.datasets.inspection.view import DatasetView
 DOUBTFUL = 2.7  # the fences of Tukey (1977), as robust deviations: beyond lies one of 140 of a normal distribution
 _FITS_BETTER = 1.03  # the ratio at which an instruction is as doubtful as a measure at its fence
 _NARROWEST = 0.05  # of a logarithm: a spread below 5 % tells nothing
-_FEWEST = 5  # episodes of a task; those of smaller ones are compared with all
+_FEWEST = 5  # episodes of a task; those of smaller ones have nothing to be compared with
+_UNSURE = 5  # of n episodes the spread is known so badly that n / (n + 5) of a deviation counts: about one sound episode in 100 is doubtful
+_STILL = 1e-3  # of the usual jerk: less is none
 LENGTH, JERK, DISAGREEMENT, INSTRUCTION = "length", "jerk", "disagreement", "instruction"
 
 
@@ -98,7 +100,8 @@ def _jerks(view: DatasetView) -> np.ndarray:
         sizes = [float(np.abs(np.diff(rows[:, dim], n=order)).mean()) for dim, order in enumerate(orders) if length > order]
         if len(sizes) == len(moving):
             found[place] = np.mean(sizes)
-    return found
+    usual = np.median(found[found > 0]) if (found > 0).any() else 1.0
+    return np.maximum(found, _STILL * usual)  # nan stays
 
 
 def _deviations(values: np.ndarray, tasks: np.ndarray, is_two_sided: bool) -> np.ndarray:
@@ -107,13 +110,13 @@ def _deviations(values: np.ndarray, tasks: np.ndarray, is_two_sided: bool) -> np
     known, found = np.isfinite(logarithms), np.zeros(len(values))
     for task in np.unique(tasks):
         among = (tasks == task) & known
-        others = logarithms[among] if among.sum() >= _FEWEST else logarithms[known]
-        if not len(others):
+        others, number = logarithms[among], int(among.sum())
+        if number < _FEWEST:
             continue
         middle = np.median(others)
         for side in (-1, 1):
             away = side * (others - middle)
             spread = max(float(np.median(away[away >= 0])), _NARROWEST)
             beyond = among & (side * (logarithms - middle) > 0)
-            found[beyond] = side * 0.6745 * np.abs(logarithms[beyond] - middle) / spread
+            found[beyond] = side * 0.6745 * np.abs(logarithms[beyond] - middle) / spread * number / (number + _UNSURE)
     return np.abs(found) if is_two_sided else np.maximum(found, 0)
