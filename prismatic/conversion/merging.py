@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prismatic.policy.checkpoint.files import check_free_space
+from prismatic.policy.checkpoint.files import check_free_space, list_weights_anew
 from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_model
@@ -57,6 +57,7 @@ def merge_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
     for name in set(WEIGHT_FILES) - set(new):
         (folder / name).unlink(missing_ok=True)
+    list_weights_anew(folder)
     merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), options.unnorm_key)
     after = merged.predict([sample], seeds=[0])[0].actions
     return MergeResult(folder, float(np.abs(after - before).max()), float(np.abs(before).max()))

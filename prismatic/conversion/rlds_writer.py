@@ -175,7 +175,7 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, 
                 moving = moving_steps(episode.actions, entry.kinds(episode.actions.shape[1]))
                 num_idle += int((~moving).sum())
                 episode = _select(episode, moving, name)
-            path = spec.stage / f"{_episode_key(episode, name, source, entry, spec)}.npz"
+            path = spec.stage / f"{_episode_key(episode, name, raw.split, source, entry, spec)}.npz"
             progress.update()
             try:
                 if not path.is_file():
@@ -219,11 +219,12 @@ def _select(episode: Episode, steps: np.ndarray, name: str) -> Episode:
     return Episode(episode.actions[steps], episode.proprio[steps], episode.images[steps], texts, episode.commanders[steps])
 
 
-def _episode_key(episode: Episode, name: str, source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> str:
+def _episode_key(episode: Episode, name: str, split: str, source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> str:
     """Changes with everything that the staged episode is made from."""
     files = [source.files[number] for number in np.unique(episode.images["file"])]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    described = [name, spec.image_size, entry.image_channel_order, episode.instructions, stats]
+    pictures = [spec.image_size, entry.image_channel_order, list(entry.cameras.items()), source.frame_layout]
+    described = [name, split, *pictures, episode.instructions, stats]
     digest = hashlib.sha256(json.dumps(described).encode())
     for array in (episode.actions, episode.proprio, episode.images):
         digest.update(str(array.shape).encode() + array.tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, is_weights
 from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.checkpoint.verification import adapter_base, verify_checkpoint
 from prismatic.vla.diagnosis import Status
@@ -42,16 +42,23 @@ def files_to_upload(folder: Path, with_trainer_state: bool) -> list[Path]:
 def upload(folder: Path, files: list[Path], card: str, repo_id: str, private: bool) -> str:
     """Makes the repository where there is none and adds everything in one commit; returns its address.
 
+    Weights of an earlier upload that are not among `files` go with the same commit: they would be loaded beside the new ones.
+
     Raises:
         ValueError: the Hub refuses, or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
-    operations = [CommitOperationAdd(path.as_posix(), folder / path) for path in files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(path.as_posix(), folder / path) for path in files]
     operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
+        sent = {path.as_posix() for path in files}
+        old = [name for name in api.list_repo_files(repo_id) if is_weights(name.partition("/")[0]) and name not in sent]
+        if old:
+            logger.info("weights of an earlier upload are removed from %s: %s", repo_id, ", ".join(old))
+        operations += [CommitOperationDelete(name) for name in old]
         api.create_commit(repo_id, operations, commit_message=f"Upload {folder.resolve().name}")
     except Exception as error:  # the client raises many kinds; its first line says what the Hub answered
         raise ValueError(

@@ -46,7 +46,7 @@ from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.rows import drop_later_rows
-from prismatic.training.run_folder import Checkpoint, TrainerState
+from prismatic.training.run_folder import Checkpoint, TrainerState, leave_later_checkpoints
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
 from prismatic.training.sharding import replicate, set_gradient_exchange
@@ -101,6 +101,8 @@ class Trainer:
             self._resume(run.resumed)
         if self.ranks.is_main:
             drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
+            for place in leave_later_checkpoints(self.config, self.step) if run.resumed is not None else ():
+                logger.info("the run goes on from step %d another way; a later checkpoint of it is kept as %s", self.step, place)
         if self.validator is not None:
             self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)

@@ -167,6 +167,22 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
     check_free_space(config.run_dir, trained + (model if is_written_whole else 0))
 
 
+def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
+    """Calls checkpoints of the run beyond `step`, from which it goes on another way, otherwise; returns their new places.
+
+    They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones.
+    """
+    left = []
+    for later, checkpoint in sorted(find_checkpoints(config).items()):
+        if later > step and checkpoint.folder != config.run_dir:
+            number = 1
+            while (place := checkpoint.folder.with_name(f"{checkpoint.folder.name}.left{number}")).exists():
+                number += 1
+            checkpoint.folder.rename(place)
+            left.append(place)
+    return left
+
+
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
     """Removes all but the newest `keep_checkpoints` complete checkpoints and the best one; returns what went.
 

@@ -111,9 +111,10 @@ def test_a_new_beginning_names_no_recording_of_before(tmp_path: Path) -> None:
     collect_toys(tmp_path, 3)
     with pytest.raises(KeyboardInterrupt):
         collect_toys(tmp_path, 3, load=Ends, restart=True, seed=7)
-    assert len(list((tmp_path / "recordings").rglob("*.hdf5"))) == 3
+    kept = [sorted(path.name for path in (tmp_path / folder).rglob("*.hdf5")) for folder in ("recordings", "recordings.left1")]
+    assert kept == [["episode_000000_seed_7.hdf5"], [f"episode_{number:06d}_seed_7.hdf5" for number in range(3)]]
     (part,) = read_manifest(tmp_path / "manifest.json").parts
-    assert part.episodes == ("left/episode_000000_seed_7.hdf5",)
+    assert part.episodes == ()
 
 
 def test_episodes_that_all_crash_are_no_collection(tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ class Hub(BaseHTTPRequestHandler):
         return self._reply(404, {"error": f"no such endpoint {self.path}"})
 
     def do_GET(self) -> None:
-        self._reply(404, {"error": f"no such endpoint {self.path}"})
+        if "/tree/" in self.path:
+            held = self.server.files.items()
+            return self._reply(200, [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in held])
+        return self._reply(404, {"error": f"no such endpoint {self.path}"})
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -70,12 +73,14 @@ class Hub(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "file":
                 self.server.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del self.server.files[value["path"]]
             elif line["key"] == "lfsFile":
                 self.server.files[value["path"]] = self.server.objects[value["oid"]]
             else:
                 self.server.message = value["summary"]
 
-    def _reply(self, status: int, content: dict[str, Any]) -> None:
+    def _reply(self, status: int, content: dict[str, Any] | list[dict[str, Any]]) -> None:
         data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -150,6 +155,16 @@ def test_a_checkpoint_arrives_whole(hub: HubServer, checkpoint: Path) -> None:
     assert hub.created["name"] == "p"
     assert hub.created.get("visibility") == "private" or hub.created.get("private")  # newer clients, older clients
     assert hub.message == "Upload checkpoint"
+
+
+def test_weights_of_an_earlier_upload_go_with_the_new_ones(hub: HubServer, checkpoint: Path) -> None:
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "action_head--latest_checkpoint.pt", "lora_adapter/x.json")
+    hub.files = {**dict.fromkeys(old, b"old"), "model.safetensors": b"old", "notes.md": b"mine", "media/model.safetensors": b"mine"}
+    result = push(checkpoint, endpoint=hub.address)
+    assert result.returncode == 0, result.stderr
+    assert not set(old) & set(hub.files)
+    assert hub.files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+    assert {"notes.md", "media/model.safetensors"} <= set(hub.files)
 
 
 def test_a_refusal_of_the_hub_is_one_line(hub: HubServer, checkpoint: Path) -> None:

@@ -125,3 +125,16 @@ def test_the_checkpoint_that_a_run_of_the_same_name_continued_is_not_resumed_aga
     assert state["flags"]["started_from"] == elsewhere["vla_path"]
     with pytest.raises(ValueError, match=r"--resume_step is 1, but --vla_path .*run--3_chkpt is of step 3; give one"):
         finetune(_config(workplace, resume=True, resume_step=1, **elsewhere | {"vla_path": str(workplace / "elsewhere" / "run--3_chkpt")}))
+
+
+def test_a_run_that_goes_back_leaves_what_came_later_behind(workplace: Path) -> None:
+    """The abandoned step 3 would be the newest for the next start, and pruning would keep it in place of the new checkpoints."""
+    elsewhere = {"run_root_dir": workplace / "back", "vla_path": str(workplace / "run--1_chkpt"), "save_freq": 1}
+    finetune(_config(workplace, max_steps=3, **elsewhere))
+    (workplace / "back" / "run--3_chkpt" / "note.txt").write_text("the old way")
+    finetune(_config(workplace, max_steps=2, resume=True, resume_step=1, keep_checkpoints=1, **elsewhere))
+    folders = sorted(path.name for path in (workplace / "back").iterdir() if not path.name.startswith("."))
+    assert folders == ["run", "run--2_chkpt", "run--2_chkpt.left1", "run--3_chkpt.left1"]
+    assert (workplace / "back" / "run--3_chkpt.left1" / "note.txt").exists()
+    finetune(_config(workplace, max_steps=3, resume=True, **elsewhere))
+    assert not (workplace / "back" / "run--3_chkpt" / "note.txt").exists()

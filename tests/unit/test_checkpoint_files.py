@@ -22,6 +22,7 @@ from prismatic.policy.checkpoint.files import (
     component_suffix,
     find_component,
     find_damage,
+    list_weights_anew,
     load_component,
     read_manifest,
     recover_folder,
@@ -61,6 +62,42 @@ def test_replacing_keeps_what_is_not_of_the_checkpoint(tmp_path: Path) -> None:
         "weights": "new",
     }
     assert read_manifest(final) == {"weights": 3}
+
+
+def test_weights_of_before_never_pass_for_those_of_a_new_checkpoint(tmp_path: Path) -> None:
+    """Adapters alone were saved, merged by hand, and the run went on."""
+    final = tmp_path / "run"
+    with atomic_folder(final) as folder:
+        (folder / "action_head--latest_checkpoint.pt").write_text("head 100")
+        (folder / "lora_adapter").mkdir()
+    for name in (
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "vision_backbone--7_checkpoint.pt",
+    ):
+        (final / name).write_text("100")
+    (final / "model_card.md").write_text("mine")
+    with atomic_folder(final) as folder:
+        (folder / "action_head--latest_checkpoint.pt").write_text("head 200")
+    assert {path.name for path in final.iterdir()} == {"action_head--latest_checkpoint.pt", "model_card.md", MANIFEST_FILE}
+
+
+def test_weights_that_were_changed_on_purpose_are_listed_anew(tmp_path: Path) -> None:
+    final = tmp_path / "run"
+    with atomic_folder(final) as folder:
+        for name in ("policy.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"):
+            (folder / name).write_text("{}")
+    (final / "model.safetensors").write_text("merged")
+    (final / "model-00001-of-00001.safetensors").unlink()
+    (final / "model.safetensors.index.json").unlink()
+    (final / "policy.json").write_text("{ }")
+    list_weights_anew(final)
+    assert read_manifest(final) == {"policy.json": 2, "model.safetensors": 6}
+    assert changed_texts(final) == ["policy.json"], "other edits are still noticed"
+    (final / MANIFEST_FILE).unlink()
+    list_weights_anew(final)
+    assert not (final / MANIFEST_FILE).exists()
 
 
 def die_at_call(number: int, final: Path) -> bool:

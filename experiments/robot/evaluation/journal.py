@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
 from experiments.robot.evaluation.shards import Shard
+from prismatic.acting.recorder import RECORDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +50,10 @@ class Journal:
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._results: dict[tuple[str, str, int, int], EpisodeResult] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        if restart:
-            for path in [self._path] if shard and shard.count > 1 else journal_files(folder):
-                path.unlink(missing_ok=True)
+        if restart and shard and shard.count > 1:
+            self._path.unlink(missing_ok=True)
+        elif restart:
+            _forget(folder)
         own: list[dict[str, Any]] = []
         for path in journal_files(folder):
             rows = self._take_over(path)
@@ -192,6 +195,21 @@ def fingerprint(folder: Path) -> str:
     for path in policy_files(folder):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_samples(path))
     return digest.hexdigest()[:16]
+
+
+def _forget(folder: Path) -> None:
+    """Removes what a folder knows of its episodes; their recordings, which are data, are kept under another name, lest they pass for those
+    of the episodes to come."""
+    for path in journal_files(folder):
+        path.unlink(missing_ok=True)
+    for name in _PICTURES.values():
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if (recordings := folder / RECORDINGS).is_dir():
+        number = 1
+        while (place := folder / f"{RECORDINGS}.left{number}").exists():
+            number += 1
+        recordings.rename(place)
+        logger.info("recordings of the episodes before are kept in %s", place)
 
 
 def _key(result: EpisodeResult) -> tuple[str, str, int, int]:

@@ -7,8 +7,9 @@ calls `run.run_evaluation`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class Benchmark:
     image_size: int = 256  # pixels of the square pictures that it will see
     split: str = "evaluation"  # where starts are drawn, see simulators.episodes.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
+    files: Mapping[str, Path] = field(default_factory=dict)  # flag -> a file whose content decides about the episodes
     expert_help: str = NO_HELP  # what the scripted expert does while the policy acts (`actors.HELP`)
 
     def __post_init__(self) -> None:
@@ -186,9 +188,26 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
         settings["split"] = benchmark.split
     if benchmark.expert_help != NO_HELP:
         settings["expert_help"] = benchmark.expert_help
-    if config.pretrained_checkpoint and Path(config.pretrained_checkpoint).is_dir():
-        settings["checkpoint_content"] = fingerprint(Path(config.pretrained_checkpoint))
+    if content := _content_of(str(config.pretrained_checkpoint)):
+        settings["checkpoint_content"] = content
+    for name, path in benchmark.files.items():
+        if path.is_file():
+            settings[f"{name}_content"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return settings
+
+
+def _content_of(checkpoint: str) -> str:
+    """Changes with the policy: of a folder with its files, of a Hub id with the commit that it stands for now; "" where none is known."""
+    if not checkpoint:
+        return ""
+    if Path(checkpoint).is_dir():
+        return fingerprint(Path(checkpoint))
+    from prismatic.policy.checkpoint.loading import resolve_folder
+
+    try:
+        return resolve_folder(checkpoint, with_weights=False).name
+    except ValueError:  # said when it is loaded
+        return ""
 
 
 def recorded_facts(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         tasks=[task.name for task in tasks],
         load_policy=partial(load_policy, config),
         image_size=config.env_img_res,
+        files={} if config.states_path is None else {"initial_states_path": config.states_path},
         episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
     )
 

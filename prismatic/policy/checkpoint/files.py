@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -41,6 +42,7 @@ _SIZES, _DIGESTS = "sizes", "sha256"  # of the manifest
 # What lies in a checkpoint folder beside the policy.
 _BESIDE = {TRAINER_STATE_FOLDER, MANIFEST_FILE, "wandb", "tensorboard"}
 _FOR_PEOPLE = {".md", ".html", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".mp4", ".jsonl", ".log", ".csv", ".ipynb"}
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|[a-z_]+--[a-z0-9_]*checkpoint\.pt")
 _END = 1 << 16  # bytes
 _SAMPLE = 4096  # bytes of a tensor
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EISDIR, errno.EBADF)  # of folders, where there is none
@@ -211,7 +213,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """An empty folder to fill; when the block ends without an error it takes the place of `final`, all at once and flushed to the disk.
 
     Its last file is a manifest of the others. What else is in an existing `final` (logs) moves along; the files that its manifest
-    lists go. After an error `final` is as it was. After a sudden death at any moment, `recover_folder` finds the old or the new one.
+    lists go, and so do weights, wherever they came from: they would pass for those of the new checkpoint. After an error `final` is as
+    it was. After a sudden death at any moment, `recover_folder` finds the old or the new one.
     """
     temporary = temporary_folder(final)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -251,10 +254,15 @@ def recover_folder(final: Path) -> None:
     if previous.exists():
         listed = {Path(name).parts[0] for name in read_manifest(previous) or {}} | {MANIFEST_FILE}
         for path in previous.iterdir():
-            if path.name not in listed and not (final / path.name).exists():
+            if path.name not in listed and not is_weights(path.name) and not (final / path.name).exists():
                 path.rename(final / path.name)
         remove_folder(previous)
     shutil.rmtree(temporary_folder(final), ignore_errors=True)
+
+
+def is_weights(name: str) -> bool:
+    """Whether the file or folder of a checkpoint that is called so holds weights, or says where they are."""
+    return name == ADAPTER_FOLDER or _WEIGHTS.fullmatch(name) is not None
 
 
 def remove_folder(folder: Path) -> None:
@@ -263,6 +271,26 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(temporary_folder(final), ignore_errors=True)
     folder.rename(temporary_folder(final))
     shutil.rmtree(temporary_folder(final))
+
+
+def list_weights_anew(folder: Path) -> None:
+    """The manifest of `folder`, if it has one, lists its weights as they are now, after they were changed on purpose."""
+    content = _manifest(folder)
+    if content is None:
+        return
+    is_old = _SIZES not in content
+    sizes = dict(content if is_old else content[_SIZES])
+    digests = {} if is_old else dict(content.get(_DIGESTS, {}))
+    for name in [name for name in sizes if _WEIGHTS.fullmatch(name)]:
+        del sizes[name]
+        digests.pop(name, None)
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and _WEIGHTS.fullmatch(path.name)):
+        sizes[path.name] = path.stat().st_size
+        if path.name.endswith(".json") and not is_old:
+            digests[path.name] = _digest(path)
+    temporary = folder / f".{MANIFEST_FILE}.tmp"
+    temporary.write_text(json.dumps(sizes if is_old else {_SIZES: sizes, _DIGESTS: digests}, indent=1) + "\n")
+    os.replace(temporary, folder / MANIFEST_FILE)
 
 
 def read_samples(path: Path) -> bytes:

@@ -140,10 +140,13 @@ def _check_not_empty(source: EpisodeSource, names: list[str], refused: Mapping[i
 
 
 class _FrameKeys:
-    """For each camera what its frames are decoded from: the files, by name, size and time, the places in them, and the channels' order."""
+    """For each camera what its frames are decoded from: the files, by name (with their folder's), size and time, the places in them, and
+    the channels' order."""
 
     def __init__(self, source: EpisodeSource, entry: DatasetEntry) -> None:
-        self._files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode() for path in source.files]
+        names = ("/".join(path.parts[-2:]) for path in source.files)  # copies of a data set lie elsewhere, and share their frames
+        stats = (path.stat() for path in source.files)
+        self._files = [f"{name} {stat.st_size} {stat.st_mtime_ns}".encode() for name, stat in zip(names, stats, strict=True)]
         start = f"{FRAME_FORMAT_VERSION} {source.frame_layout} {entry.image_channel_order}".encode()
         self._digests = [hashlib.sha256(start) for _ in entry.cameras]
 

@@ -309,5 +309,5 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in visible_files(folder / "meta", ""):
         if "stats" not in path.name:
-            digest.update(path.read_bytes())
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()
