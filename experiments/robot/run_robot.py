@@ -103,7 +103,7 @@ def play(config: RobotConfig) -> Path:
         video_hz=config.video_hz,
         is_attended=not config.unattended,
         settings=config.settings,
-        waits_for_person=not config.ignore_warnings,
+        waits_for_person=not (config.ignore_warnings or config.unattended),
         leader=leader,
         records=config.record,
     )

@@ -25,6 +25,8 @@ from prismatic.acting.states import TRANSITIONS, Event, State
 from prismatic.vla.rollout_record import Commander
 
 _FUTURE_S = 0.1  # a measurement may be so much newer than the step that uses it
+_WAITING = "waiting for the server"
+_BLOCKED = ": is something in the way, or is the emergency stop pressed?"
 _MAX_REASONS = 32
 _FOLLOWING = (State.ACTING, State.HOLDING)  # the states in which the policy is asked and obeyed
 
@@ -109,9 +111,10 @@ class ChunkExecutor:
         if len(self._names) != self._dim:
             raise ValueError(f"the limits have {self._dim} dimensions, the robot's actions have {len(self._names)}")
         self._number = 0
-        self._step = 0
+        self._step, self._last_now = 0, np.inf
         self.state, self._reason = State.STOPPED, "no rollout has begun"
         self._known_motion: Motion | None = None
+        self._is_straying = np.zeros(self._dim, bool)  # dimensions whose command is on its way to where they are
         self.travel = np.zeros(self._dim)  # how far each dimension was moved, either way, in seconds at full speed
         self._forget()
         self.counts = self._no_counts()
@@ -140,7 +143,7 @@ class ChunkExecutor:
             raise ValueError(f"a rollout cannot begin: {trouble}")
         self.counts = self._no_counts()
         self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
-        self._step = 0
+        self._step, self._last_now, self._is_straying = 0, now, np.zeros(self._dim, bool)
         self._happen(Event.RESET)
 
     def find_trouble(self, sensed: Sensed, now: float) -> str:
@@ -238,7 +241,7 @@ class ChunkExecutor:
 
     def go_on(self) -> None:
         """A person has looked."""
-        self._happen(Event.CONTINUE, "waiting for the server")
+        self._happen(Event.CONTINUE, _WAITING)
 
     def take_over(self) -> None:
         """A person commands from now on, through `next`."""
@@ -246,17 +249,21 @@ class ChunkExecutor:
 
     def hand_back(self) -> None:
         """The policy commands again, after a new observation."""
-        self._happen(Event.HAND_BACK, "waiting for the server")
+        self._happen(Event.HAND_BACK, _WAITING)
 
     def next(self, now: float, sensed: Sensed, person: np.ndarray | None = None, trouble: str = "") -> Command:
         """The command of this control step.
 
         `person` [A]: what a person commands, if one has taken over; `trouble`: what the caller has found wrong.
         """
+        if now - self._last_now > max(self.options.max_observation_age_s, 3 * self._dt):  # the program stood still, the world did not
+            self._drop_plan()
+            self._pending = None
+        self._last_now = now
         trouble = trouble or self.find_trouble(sensed, now)
         if not trouble and (strayed := self._find_strayed(sensed)):
             self._is_approaching = True
-            self._happen(Event.BLOCKED, f"{strayed}: is something in the way, or is the emergency stop pressed?")
+            self._happen(Event.BLOCKED, f"{strayed}{_BLOCKED}")
             return self._hold(now)
         if self.state in _FOLLOWING:
             return self._follow_plan(now, trouble)
@@ -267,21 +274,33 @@ class ChunkExecutor:
         return self._hold(now)
 
     def _find_strayed(self, sensed: Sensed) -> str:
-        """Which dimensions are away from where they were told to be; the robot is told to be where it is from now on."""
-        gap = np.where(self._is_target, np.abs(self._motion.command - sensed.position), 0.0)
+        """Which dimensions are away from where they were told to be; these are told to be where they are from now on.
+
+        Their command goes there at the limit of speed, within the limits of values: a single wrong measurement is worth one step. The
+        others keep their targets, a gripper its grip and a shoulder its load.
+        """
+        command = self._motion.command
+        measured = np.where(self._is_target, sensed.position, command)
+        gap = np.abs(command - measured)
         allowed = self._limits.max_gap if self.state in (*_FOLLOWING, State.INTERVENTION) else self._limits.resting_gap
-        if not (gap > allowed).any():
+        is_new = (gap > allowed) & ~self._is_straying
+        self._is_straying |= is_new
+        if not self._is_straying.any():
             return ""
-        names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(gap > allowed)]
-        self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(is_new)]
+        step = self._limits.max_speed * self._dt
+        low, high = np.minimum(self._limits.low, command), np.maximum(self._limits.high, command)
+        followed = np.clip(command + np.clip(measured - command, -step, step), low, high)
+        self._motion = Motion(np.where(self._is_straying, followed, self.neutral()), np.zeros(self._dim))
+        self._is_straying &= followed != np.clip(measured, low, high)
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or self._reason.partition(_BLOCKED)[0]
 
     def _follow_plan(self, now: float, trouble: str) -> Command:
         action = self._plan.at(self._step) if self._step < self._end else None
         if action is not None and not np.isfinite(action).all():  # a mean of numbers that were finite, each by itself
             action, trouble = None, trouble or "action beyond all numbers"
         if trouble or action is None:
-            self._happen(Event.TROUBLE, trouble or "waiting for the server")
+            self._happen(Event.TROUBLE, trouble or _WAITING)
             return self._hold(now)
         if self._is_approaching and self._is_far(action):
             return self._approach(action, now)
@@ -341,8 +360,10 @@ class ChunkExecutor:
             self._held_since = now
         held_s = now - self._held_since
         self.counts.longest_hold_s = max(self.counts.longest_hold_s, held_s)
-        if held_s > self.options.max_observation_age_s and self._step < self._end:
+        if held_s > self.options.max_observation_age_s:
             self._drop_plan()
+            if reason != _WAITING:  # what was asked for before something went wrong is about a scene of before
+                self._pending = None
         if held_s >= self.options.stop_after_s:
             self._happen(Event.TOO_LONG, f"{reason} for {held_s:.1f} s")
         self._motion = Motion(self.neutral(), np.zeros(self._dim))

@@ -23,8 +23,8 @@ class Keyboard:
     """Reads single keys while it is entered (`with Keyboard() as keyboard:`) and leaves the terminal as it was, whatever happens.
 
     A key that is held down counts once; arrows and function keys are none: what they send must not move a robot.
-    Ctrl-C still interrupts, and so does a terminal that is gone: nobody could stop the robot any more. Where the input is no terminal, no
-    key is ever pressed.
+    Ctrl-C still interrupts; Ctrl-Z and Ctrl-S, which would stop the program and leave the robot with its last velocity, do nothing. A
+    terminal that is gone interrupts, too: nobody could stop the robot any more. Where the input is no terminal, no key is ever pressed.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -42,6 +42,7 @@ class Keyboard:
 
             self._saved = termios.tcgetattr(self._stream)
             tty.setcbreak(self._stream, termios.TCSANOW)
+            _let_nothing_stop(self._stream)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -110,3 +111,13 @@ class Keyboard:
             raise KeyboardInterrupt("the terminal was closed") from None
         finally:
             self.__enter__()
+
+
+def _let_nothing_stop(stream: TextIO) -> None:
+    """Takes the terminal's means away to stop its program (Ctrl-Z), or whatever the program prints and with it the program (Ctrl-S)."""
+    import termios
+
+    attributes = termios.tcgetattr(stream)
+    attributes[0] &= ~termios.IXON
+    attributes[6][termios.VSUSP] = bytes([os.fpathconf(stream.fileno(), "PC_VDISABLE")])
+    termios.tcsetattr(stream, termios.TCSANOW, attributes)

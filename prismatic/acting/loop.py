@@ -259,6 +259,8 @@ class RealTimeRollout:
                 if not self._trouble:
                     return
                 time.sleep(_HOLD_PAUSE_S)
+            if self._has_begun:
+                logger.error("the robot did not take its last command, to hold still; it may be moving: use its emergency stop")
         finally:
             self._robot.stop()
 

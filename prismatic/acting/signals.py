@@ -1,4 +1,7 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) end a program that drives a robot, between two commands."""
+"""SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed) and SIGTSTP (Ctrl-Z) end a program that drives a robot, between two commands.
+
+A program that is merely stopped leaves a robot with its last velocity.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 _REPEATED_S = 5.0  # a second signal within this time of the first says nothing new: the robot is being held
 
 

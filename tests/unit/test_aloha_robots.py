@@ -77,6 +77,9 @@ def test_ticker_keeps_time_and_tells_of_late_ticks() -> None:
     [
         ({"action_names": ("a",) * 7}, {}, "made for ALOHA .* needs 14 joint targets.*run_robot.py"),
         ({"action_kinds": (ActionKind.VELOCITY,) + (ActionKind.TARGET,) * 13}, {}, "needs 14 joint targets"),
+        ({"action_names": tuple(f"left_d{number}" for number in range(14))}, {}, "whose action is left_d0.*in this order and in rad"),
+        ({"action_names": (*INFO.action_names[7:], *INFO.action_names[:7])}, {}, "made for ALOHA, whose action is right_waist"),
+        ({"proprio_names": tuple(f"{name} [deg]" for name in range(14))}, {}, r"whose state is 0 \[deg\]"),
         ({"cameras": ("primary", "wrist")}, {}, "wants the cameras primary, wrist"),
         ({"center_crop": False}, {"center_crop": True}, "--center_crop True contradicts the checkpoint"),
         ({"num_actions_chunk": 10}, {}, "--num_open_loop_steps is 25, but the policy predicts 10"),

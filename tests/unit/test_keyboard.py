@@ -33,6 +33,9 @@ def test_keys_come_without_enter_and_the_terminal_is_restored(terminal: tuple[in
     with Keyboard(stream) as keyboard:
         assert not settings(stream)[3] & (termios.ICANON | termios.ECHO)
         assert settings(stream)[3] & termios.ISIG  # Ctrl-C still interrupts
+        assert not settings(stream)[0] & termios.IXON  # Ctrl-S would stop what is printed, and the robot's loop with it
+        os.write(master, b"\x1a")  # Ctrl-Z would stop the loop
+        assert keyboard.pressed() == "\x1a"
         assert keyboard.pressed() == ""
         os.write(master, b"P s")
         assert [keyboard.pressed() for _ in range(4)] == ["p", " ", "s", ""]

@@ -108,10 +108,10 @@ class Rollout:
         self.actor.close()
         assert self.outcome is not None, self.lines()[-3:]
         commands = np.array(self.arm.commands)
-        if len(commands) > 1:  # whatever happened: never faster than allowed, but where a stopped arm was followed
+        if len(commands) > 1:  # whatever happened: never faster than allowed
             steps = np.abs(np.diff(commands, axis=0))[:, :5]
             found = [index + 1 for index, line in enumerate(steps) if line.max() > 90.0 / HZ + 1e-9]
-            assert self.arm.fault == "blocked" or not found, found
+            assert not found, found
         return self.outcome
 
 
@@ -169,13 +169,12 @@ def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path
     arm.at = arm.at - 30.0  # and pushed away
     rollout.wait_for(lambda: rollout.state() is State.BLOCKED)
     rollout.wait_for(lambda: rollout.lines()[-1]["state"] == "blocked")
-    np.testing.assert_allclose(rollout.lines()[-1]["action"], arm.at, atol=1e-4)
+    rollout.wait_for(lambda: np.allclose(rollout.lines()[-1]["action"][:5], arm.at[:5], atol=1e-4))  # the gripper keeps its grip
     assert "2 more: is something in the way, or is the emergency stop pressed?" in rollout.lines()[-1]["reason"]
     arm.fault = ""
     rollout.keys.queue.append("c")
     rollout.wait_for(lambda: rollout.state() is State.ACTING)
     rollout.keys.queue.append("f")
-    arm.fault = "blocked"  # for the bound on steps above
     assert rollout.finish().ending == "failure"
 
 
@@ -258,9 +257,9 @@ class Wheel(SimulatedArm):
         super().send(action)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
 def test_a_signal_ends_a_rollout_between_two_commands_and_repeated_ones_change_nothing(tmp_path: Path, number: int) -> None:
-    saved = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    saved = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)}
     arm = Wheel()
     send = arm.send
     broken: list[int] = []
@@ -321,3 +320,33 @@ def test_a_camera_may_use_its_memory_again_and_one_that_makes_the_loop_wait_hold
     assert actor._waiting is not None
     assert actor._waiting[1].result(60).actions.shape == (10, 6)
     actor.close()
+
+
+def test_a_state_that_is_no_number_holds_the_robot_for_that_step(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    observe, looks = arm.observe, []
+
+    def blink(instruction: str) -> Observation:
+        looks.append(instruction)
+        seen = observe(instruction)
+        assert seen.proprio is not None
+        return replace(seen, proprio=np.full_like(seen.proprio, np.nan)) if len(looks) == 3 else seen
+
+    arm.observe = blink  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().ending == "out of steps"
+    assert any("must be one row of finite numbers" in line["reason"] for line in rollout.lines())
+
+
+def test_a_last_command_that_is_not_taken_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arm = SimulatedArm()
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 5)
+
+    def refuse(action: np.ndarray) -> None:
+        raise ConnectionError("no status packet")
+
+    arm.send = refuse  # type: ignore[method-assign]
+    rollout.keys.queue.append("f")
+    assert rollout.finish().ending == "failure"
+    assert "did not take its last command, to hold still; it may be moving: use its emergency stop" in caplog.text

@@ -25,7 +25,7 @@ from prismatic.acting.limit_sources import ChosenLimits, choose_limits
 from prismatic.acting.robot import Robot
 from prismatic.acting.signals import end_at_signals
 from prismatic.cli import run_script
-from prismatic.vla.constants import ActionKind
+from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.wire.policy_info import PolicyInfo
 
 HARDWARE = "hardware"
@@ -84,6 +84,15 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
             f"the server's policy is made for {info.platform} ({', '.join(info.action_names)}); ALOHA needs {ACTION_DIM} joint targets, or "
             "changes of them. Another robot, such as one on a mobile base, is driven by scripts/run_robot.py (docs/own_robot.md)"
         )
+    asked = [("action", info.action_names, ROBOT_PLATFORMS["ALOHA"].action_names)]
+    if info.needs_state:
+        asked.append(("state", info.proprio_names, ROBOT_PLATFORMS["ALOHA"].proprio_names))
+    for what, names, wanted in asked:
+        if [name.replace("delta_", "") for name in names] != list(wanted):
+            raise ValueError(
+                f"the server's policy is made for {info.platform}, whose {what} is {', '.join(names)}; ALOHA's is {', '.join(wanted)}, in "
+                "this order and in rad: give the platform of ALOHA-like data these names, or drive another robot with scripts/run_robot.py"
+            )
     if not set(info.cameras) <= set(CAMERAS):
         raise ValueError(f"the server's policy wants the cameras {', '.join(info.cameras)}; ALOHA has {', '.join(CAMERAS)}")
     if config.center_crop not in (None, info.center_crop):

@@ -34,6 +34,8 @@ from prismatic.acting.robot import Robot, RobotError
 from prismatic.acting.start_check import check_observation, check_range, check_start
 from prismatic.wire.policy_info import PolicyInfo
 
+_LOOKS, _LOOK_AGAIN_S = 5, 0.2  # before a rollout: a camera that misses one picture must not cost the look at the start
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,9 +90,11 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
             with keyboard:
                 Session(options, robot, actor, driver, keyboard).run()
         finally:
-            robot.disconnect()
-            if leader is not None:
-                leader.disconnect()
+            try:
+                robot.disconnect()
+            finally:
+                if leader is not None:
+                    leader.disconnect()
     finally:
         actor.close()
     return options.folder
@@ -157,11 +161,15 @@ class Session:
         Raises:
             ValueError: the observation lacks what the policy needs.
         """
-        try:
-            observation, position = self._robot.observe(self._label), self._robot.position()
-        except Exception as error:  # the loop holds the robot for it, and says so
-            logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
-            return True
+        for attempt in range(_LOOKS):
+            try:
+                observation, position = self._robot.observe(self._label), self._robot.position()
+                break
+            except Exception as error:
+                if attempt == _LOOKS - 1:  # the loop holds the robot for it, and says so
+                    logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
+                    return True
+                time.sleep(_LOOK_AGAIN_S)
         check_observation(observation, self._driver.info)
         info = self._driver.info
         found = check_start(observation.proprio, info) + check_range(position, self._driver.limits.limits, info.action_names)

@@ -16,7 +16,7 @@ from experiments.robot.lerobot.dimensions import DEGREES, PERCENT
 from prismatic.vla.constants import near_names
 
 _TORQUE, _DEGREES = "disable_torque_on_disconnect", "use_degrees"
-_HELD_BY_OTHERS = ("lekiwi_client",)  # the program on the robot goes on holding the arm, and stops a base that nobody commands
+HELD_BY_OTHERS = ("lekiwi_client",)  # the program on the robot goes on holding the arm, and stops a base that nobody commands
 _UNITS = {"degrees": DEGREES, "range_m100_100": PERCENT, "range_0_100": "0-100"}  # of MotorNormMode
 _BASE_UNITS = {"x.vel": "m/s", "y.vel": "m/s", "theta.vel": "deg/s"}  # of LeKiwi
 
@@ -88,7 +88,7 @@ def keep_torque(config: Any) -> None:
     parts = [part for part in _parts(config) if hasattr(part, _TORQUE)]
     for part in parts:
         setattr(part, _TORQUE, False)
-    if not parts and config.type not in _HELD_BY_OTHERS:
+    if not parts and config.type not in HELD_BY_OTHERS:
         raise ValueError(
             f"LeRobot's {config.type} has no {_TORQUE}, so that its arm might fall when the run ends. If you know that its driver keeps it "
             "up, say so: --robot_args '{\"holds_at_the_end\": true}'"

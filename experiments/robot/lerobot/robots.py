@@ -126,7 +126,10 @@ class LeRobotArm(Robot):
         """Raises ValueError where the arm has not been calibrated, or another one has been under this id."""
         logger.info("LeRobot's drivers switch the motors off for a moment while they connect: let the arm rest on something")
         _connect(self._robot, "robot", self._type_name, self._arguments)
-        self.send(np.where(self._is_target, self.position(), 0.0))  # from now on it holds
+        found = self.position()
+        if not np.isfinite(found[self._is_target]).all():
+            raise ValueError(f"LeRobot's {self._type_name} does not say where all of its motors are; check their cables, then start again")
+        self.send(np.where(self._is_target, found, 0.0))  # from now on it holds
 
     def position(self) -> np.ndarray:
         self._read()
@@ -139,9 +142,12 @@ class LeRobotArm(Robot):
         return Observation(images, instruction, self._states.read(self._values) if self.state_names else None)
 
     def _read(self) -> None:
-        started = time.monotonic()
-        self._values = self._robot.get_observation()
-        self._read_at = started
+        started, before = time.monotonic(), self._values
+        self._values = dict(self._robot.get_observation())
+        # A robot behind a network gives its last answer again where none has come; the values are then the very same objects.
+        is_new = any(value is not before.get(name) for name, value in self._values.items())
+        if is_new or self._type_name not in devices.HELD_BY_OTHERS:
+            self._read_at = started
 
     def sensed_at(self) -> float:
         return self._read_at
