@@ -69,11 +69,14 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
     in_8bit, in_4bit = getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False)
     quantization = choose_quantization(in_8bit, in_4bit, getattr(cfg, "quantization", "none"))
     options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
-    return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options)
+    files = sorted(Path(cfg.pretrained_checkpoint).glob("*")) if Path(cfg.pretrained_checkpoint).is_dir() else []
+    stamp = tuple(number for path in files if path.is_file() for number in (path.stat().st_size, path.stat().st_mtime_ns))
+    return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options, stamp)
 
 
 @lru_cache(maxsize=1)
-def _load(checkpoint: str, unnorm_key: str | None, options: LoadOptions) -> Policy:
+def _load(checkpoint: str, unnorm_key: str | None, options: LoadOptions, stamp: tuple[int, ...]) -> Policy:
+    """`stamp` changes where a training has saved into the folder meanwhile."""
     return Policy.from_pretrained(checkpoint, unnorm_key=unnorm_key, options=options)
 
 

@@ -70,6 +70,11 @@ class RemoteActor:
             ValueError: that is not known.
         """
         self.executor.reset(sensed, now)
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing has happened yet in the rollout that is to begin."""
+        self.executor.clear()
         self.latencies_s, self.warnings, self.num_failed_observations, self._begins = [], [], 0, True
 
     def tick(

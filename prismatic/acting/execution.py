@@ -133,6 +133,10 @@ class ChunkExecutor:
     def _no_counts(self) -> ExecutionCounts:
         return ExecutionCounts(outside=np.zeros(self._dim, np.int64), too_fast=np.zeros(self._dim, np.int64))
 
+    def clear(self) -> None:
+        """Nothing has happened yet in the rollout that is to begin."""
+        self.counts, self._step = self._no_counts(), 0
+
     def reset(self, sensed: Sensed, now: float) -> None:
         """Starts a rollout from where the robot stands.
 
@@ -141,9 +145,9 @@ class ChunkExecutor:
         """
         if trouble := self.find_trouble(sensed, now):
             raise ValueError(f"a rollout cannot begin: {trouble}")
-        self.counts = self._no_counts()
+        self.clear()
         self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
-        self._step, self._last_now, self._is_straying = 0, now, np.zeros(self._dim, bool)
+        self._last_now, self._is_straying = now, np.zeros(self._dim, bool)
         self._happen(Event.RESET)
 
     def find_trouble(self, sensed: Sensed, now: float) -> str:

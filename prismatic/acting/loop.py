@@ -160,6 +160,7 @@ class RealTimeRollout:
 
     def _begin(self, ticker: Ticker) -> str:
         """Waits for a fresh measurement and starts from there; why it cannot, "" if it can."""
+        self._actor.clear()
         options = self._actor.executor.options
         until = time.monotonic() + options.stop_after_s
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -206,6 +207,9 @@ def test_familiar_functions(workplace: Path, name: str) -> None:
     cfg = GenerateConfig(pretrained_checkpoint=workplace / f"{name}--2_chkpt", center_crop=True, use_film=True)
     vla = get_vla(cfg)
     assert get_vla(cfg) is vla
+    os.utime(workplace / f"{name}--2_chkpt" / "policy.json")  # a training has saved into the folder
+    assert get_vla(cfg) is not vla
+    vla = get_vla(cfg)
     seen = observation()
     obs = {"full_image": seen.images["primary"], "wrist_image": seen.images["wrist"], "state": np.zeros(8)}
     modules = [get_action_head(cfg, vla.llm_dim), get_proprio_projector(cfg, vla.llm_dim, 8), get_noisy_action_projector(cfg, vla.llm_dim)]

@@ -338,6 +338,22 @@ def test_a_state_that_is_no_number_holds_the_robot_for_that_step(tmp_path: Path)
     assert any("must be one row of finite numbers" in line["reason"] for line in rollout.lines())
 
 
+def test_a_rollout_that_cannot_begin_reports_none_of_the_steps_before_it(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().num_steps == 60
+
+    def lost() -> np.ndarray:
+        raise ConnectionError("no status packet")
+
+    arm.position = lost  # type: ignore[method-assign]
+    rollout.actor.executor.options = replace(rollout.actor.executor.options, stop_after_s=0.1)
+    plan = RolloutPlan(1, "go", 60, HZ, tmp_path / "second.jsonl")
+    outcome = RealTimeRollout(arm, rollout.actor, Keys(), plan).run()  # type: ignore[arg-type]
+    assert outcome.ending.startswith("stopped: no position: ConnectionError")
+    assert (outcome.num_steps, rollout.actor.executor.counts.executed) == (0, 0)
+
+
 def test_a_last_command_that_is_not_taken_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arm = SimulatedArm()
     rollout = Rollout(tmp_path, arm)

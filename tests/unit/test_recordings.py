@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -132,6 +133,9 @@ def test_experts_are_recorded_once_with_clean_labels(tmp_path: Path) -> None:
     assert missing_episodes(["left"], options) == [("left", [1])]
     assert list(record_demonstrations(ToySimulator(), ["left"], options)) == [paths[1]]
     assert all(path.stat().st_mtime_ns == before[path] for path in (paths[0], paths[2]))
+    for changes in ({"seed": 2}, {"noise_scale": 0.1}, {"perturb": "camera:1@0"}):
+        with pytest.raises(ValueError, match=rf"was recorded in another way \(--{next(iter(changes))} was .*choose another --output_dir"):
+            list(record_demonstrations(ToySimulator(), ["left"], replace(options, num_episodes=4, **changes)))
 
 
 def test_a_hopeless_expert_is_an_error(tmp_path: Path) -> None:

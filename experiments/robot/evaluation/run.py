@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -75,6 +76,7 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     facts = recorded_facts(settings, benchmark) if config.record else {}
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
+    told_before = [] if config.restart else _warnings_of(config.folder)
     journal = Journal(config.folder, settings, config.restart, shard)
     planned = plan_episodes(config, benchmark)
     own = shard.of(planned)
@@ -89,7 +91,8 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
         journal.refresh()
         report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
-        report.warnings = policy.warnings if isinstance(policy, SeededPolicy) else []
+        told = policy.warnings if isinstance(policy, SeededPolicy) else []
+        report.warnings = list(dict.fromkeys([*told_before, *told]))
         _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
 
 
@@ -147,6 +150,15 @@ def print_report(report: Report, config: EvaluationFlags) -> None:
     if report.num_missing:
         print(f"{report.num_missing} episodes are not there yet: other shards play them, or the same command goes on")
     print(f"\nreport: {config.folder / 'report.html'}")
+
+
+def _warnings_of(folder: Path) -> list[str]:
+    """What the policies of the episodes that are there were told, by other shards or earlier calls."""
+    try:
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["warnings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(item) for item in found] if isinstance(found, list) else []
 
 
 def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[PlannedEpisode]:

@@ -21,6 +21,7 @@ import numpy as np
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot, end_with_parent, single_threaded_children
+from prismatic.vla.datasets.hdf5.layout import open_h5
 from prismatic.vla.datasets.hdf5.recording import Recording, write_recording
 from prismatic.vla.types import Observation
 
@@ -58,8 +59,10 @@ def record_demonstrations(simulator: Simulator, tasks: list[str], options: Recor
     """Yields the path of each new recording as it is finished; episodes that are there already are skipped.
 
     Raises:
+        ValueError: what is there was recorded in another way.
         RuntimeError: an expert failed `_MAX_ATTEMPTS` times in a row.
     """
+    _check_recorded(tasks, options)
     context = multiprocessing.get_context("spawn")
     workers = ProcessPoolExecutor(options.num_workers, mp_context=context, initializer=end_with_parent)
     with single_threaded_children(), workers as pool:
@@ -70,6 +73,20 @@ def record_demonstrations(simulator: Simulator, tasks: list[str], options: Recor
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_recorded(tasks: list[str], options: RecordingOptions) -> None:
+    """Accepts episodes that are there already if the first of each task was recorded as the others will be."""
+    wanted = {name: getattr(options, name) for name in ("seed", "noise_scale", "noise_correlation", "perturb")}
+    for task in tasks:
+        path = next((path for index in range(options.num_episodes) if (path := options.path(task, index)).exists()), None)
+        if path is None:
+            continue
+        with open_h5(path) as file:
+            found = {name: file.attrs.get(name, "") for name in wanted}
+        if other := [name for name, value in wanted.items() if found[name] != value]:
+            listed = "; ".join(f"--{name} was {found[name]}, is {wanted[name]}" for name in other)
+            raise ValueError(f"{path} was recorded in another way ({listed}); choose another --output_dir, or remove {options.output_dir}")
 
 
 def missing_episodes(tasks: list[str], options: RecordingOptions) -> list[tuple[str, list[int]]]:

@@ -21,8 +21,9 @@ from prismatic.vla.datasets.index import CACHE_FOLDER, index_key
 from prismatic.vla.datasets.index_files import UNFINISHED, read_description, unfinished
 from prismatic.vla.datasets.rlds.oxe.configs import find_entry
 from prismatic.vla.datasets.rlds.oxe.materialize import NumpyTransform
+from prismatic.vla.datasets.rlds.oxe.rates import for_form
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform
-from prismatic.vla.datasets.sources import open_source
+from prismatic.vla.datasets.sources import describe_recordings, open_source
 from prismatic.vla.datasets.user_cache import user_cache
 
 _KEY = re.compile(r"[0-9a-f]{24}")
@@ -112,10 +113,11 @@ def _judge(about: Mapping[str, Any], key: str) -> tuple[str, bool]:
             return "its data are gone", False
         return "its data are not there now (a disk that is not mounted?)", True
     try:
-        entry = replace(find_entry(about["dataset"]), stride=about["stride"])
+        written = find_entry(about["dataset"])
     except ValueError:
         return f"no entry {about['dataset']!r} in this registry: somebody else's, or your code's", True
     try:
+        entry = replace(for_form(about["dataset"], written, describe_recordings(folder)), stride=about["stride"])
         transform = NumpyTransform(find_transform(about["dataset"], entry.transform))
         current = index_key(open_source(folder, entry), entry, transform)
     except (ValueError, OSError) as error:
