@@ -20,6 +20,7 @@ import numpy as np
 from torch import nn
 
 from prismatic.models.processor import PrismaticProcessor
+from prismatic.policy.checkpoint.files import policy_files
 from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.inference.quantization import choose_quantization
@@ -69,8 +70,8 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
     in_8bit, in_4bit = getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False)
     quantization = choose_quantization(in_8bit, in_4bit, getattr(cfg, "quantization", "none"))
     options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
-    files = sorted(Path(cfg.pretrained_checkpoint).glob("*")) if Path(cfg.pretrained_checkpoint).is_dir() else []
-    stamp = tuple(number for path in files if path.is_file() for number in (path.stat().st_size, path.stat().st_mtime_ns))
+    files = policy_files(Path(cfg.pretrained_checkpoint)) if Path(cfg.pretrained_checkpoint).is_dir() else []
+    stamp = tuple(number for path in files for number in (path.stat().st_size, path.stat().st_mtime_ns))
     return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options, stamp)
 
 

@@ -297,7 +297,8 @@ class ChunkExecutor:
         followed = np.clip(command + np.clip(measured - command, -step, step), low, high)
         self._motion = Motion(np.where(self._is_straying, followed, self.neutral()), np.zeros(self._dim))
         self._is_straying &= followed != np.clip(measured, low, high)
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or self._reason.partition(_BLOCKED)[0]
+        said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return said or self._reason.partition(_BLOCKED)[0] or "away from its target"
 
     def _follow_plan(self, now: float, trouble: str) -> Command:
         action = self._plan.at(self._step) if self._step < self._end else None

@@ -83,7 +83,7 @@ def _check_recorded(tasks: list[str], options: RecordingOptions) -> None:
         if path is None:
             continue
         with open_h5(path) as file:
-            found = {name: file.attrs.get(name, "") for name in wanted}
+            found = {name: file.attrs.get(name, getattr(RecordingOptions, name)) for name in wanted}  # earlier versions did not say all
         if other := [name for name, value in wanted.items() if found[name] != value]:
             listed = "; ".join(f"--{name} was {found[name]}, is {wanted[name]}" for name in other)
             raise ValueError(f"{path} was recorded in another way ({listed}); choose another --output_dir, or remove {options.output_dir}")
