@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -135,6 +136,38 @@ def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: P
     assert fingerprint(checkpoint) != before
     with pytest.raises(JournalError, match="checkpoint_content was"):
         evaluate(config)
+
+
+def test_other_starts_under_the_same_name_and_another_commit_of_a_hub_policy_are_another_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, commit = tmp_path / "metainfo.json", ["1" * 40]
+    states.write_text("{}")
+    monkeypatch.setattr("prismatic.policy.checkpoint.loading.resolve_folder", lambda name, **_: Path("/hub/snapshots") / commit[0])
+
+    def play(**changes: Any) -> None:
+        benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left"], ToyPolicy, files={"initial_states_path": states})
+        run_evaluation(flags(tmp_path / "eval", pretrained_checkpoint="me/policy", **changes), benchmark)
+
+    play()
+    states.write_text('{"left": {}}')
+    with pytest.raises(JournalError, match="initial_states_path_content was"):
+        play()
+    states.write_text("{}")
+    commit[0] = "2" * 40
+    with pytest.raises(JournalError, match="checkpoint_content was"):
+        play()
+    play(restart=True)
+
+
+def test_warnings_of_what_was_played_before_stay_in_the_report(tmp_path: Path) -> None:
+    evaluate(flags(tmp_path))
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": ["the cameras are exchanged"]}))
+    evaluate(flags(tmp_path))  # nothing is left to play
+    assert json.loads(path.read_text())["warnings"] == ["the cameras are exchanged"]
+    evaluate(flags(tmp_path, restart=True))
+    assert json.loads(path.read_text())["warnings"] == []
 
 
 def test_a_line_cut_short_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> None:

@@ -202,3 +202,10 @@ def test_damaged_sets_say_what_is_wrong(tmp_path: Path) -> None:
     (folder / "meta" / "episodes.jsonl").unlink()
     with pytest.raises(ValueError, match=r"episodes.jsonl is absent"):
         index_of(folder)
+
+
+def test_a_file_of_texts_that_was_renamed_is_noticed(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "set", [make_episode(4, 1, "push")])
+    before = LeRobotSource(folder, ENTRY).layout
+    (folder / "meta" / "tasks.jsonl").rename(folder / "meta" / "tasks.jsonl.bak")
+    assert LeRobotSource(folder, ENTRY).layout != before

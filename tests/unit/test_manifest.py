@@ -157,6 +157,16 @@ def test_names_do_not_depend_on_the_manifest_that_was_read_first(tmp_path: Path,
     assert names == [tuple(f"{base}/{name}.hdf5" for name in "abc") for base in (rollouts, "rollouts")]
 
 
+def test_pictures_of_equal_files_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
+    """Whole seconds of tar, or a store without times: name, size and time are the same."""
+    keys = []
+    for number, folder in enumerate(("one", "two")):
+        path = write_rollout(tmp_path / folder / "a.hdf5", 1.0 + number)
+        os.utime(path, (1, 1))
+        keys.append(load(manifest(tmp_path, {"path": f"{folder}/a.hdf5"})).train.parts[0].index.frame_keys)
+    assert not set(keys[0]) & set(keys[1])
+
+
 def test_links_to_one_recording_are_that_recording(tmp_path: Path, rollouts: Path) -> None:
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "z.hdf5").symlink_to(rollouts / "a.hdf5")
