@@ -28,6 +28,7 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.stored_weights import weight_paths
 from prismatic.training.config import FinetuneConfig
+from prismatic.vla.aside import put_aside
 
 STATE_FILE = "state.json"
 BEST_FILE = "best.json"  # in the run's folder; its "checkpoint" names the best one, which is never pruned; see prismatic.training.best
@@ -172,15 +173,8 @@ def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
 
     They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones.
     """
-    left = []
-    for later, checkpoint in sorted(find_checkpoints(config).items()):
-        if later > step and checkpoint.folder != config.run_dir:
-            number = 1
-            while (place := checkpoint.folder.with_name(f"{checkpoint.folder.name}.left{number}")).exists():
-                number += 1
-            checkpoint.folder.rename(place)
-            left.append(place)
-    return left
+    found = sorted(find_checkpoints(config).items())
+    return [put_aside(item.folder) for later, item in found if later > step and item.folder != config.run_dir]
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rlds_writer import make_episode, write_dataset
+from rlds_writer import Episode, make_episode, write_dataset
 from rollout_files import load, manifest
 
 from prismatic.commands.inspect_dataset import InspectConfig, main
 from prismatic.policy.disagreement import episode_disagreement
 from prismatic.vla.datasets.inspection.page import inspect_dataset
 from prismatic.vla.datasets.inspection.scores import score_episodes
+from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.types import ActionChunk, Observation
 
@@ -62,6 +63,12 @@ def test_a_policy_that_disagrees_makes_an_episode_doubtful_one_that_agrees_does_
     assert scores[2].deviations["disagreement"] == 0
 
 
+def view_of(folder: Path, episodes: list[Episode]) -> DatasetView:
+    write_dataset(folder / "data", "metaworld_demo", {"train": episodes})
+    (spec,) = resolve_datasets("metaworld_demo", folder / "data")
+    return inspect_dataset(spec).view
+
+
 def test_tasks_of_few_episodes_and_what_stands_still_are_not_doubtful(tmp_path: Path) -> None:
     episodes = []
     for number in range(12):
@@ -100,9 +107,7 @@ def test_words_for_the_same_task_are_no_wrong_instructions(tmp_path: Path, is_kn
         action = np.tile([0.51 if goals[told] > 0 else -0.51, 0, 0, 1], (20, 1))
         action += 0.05 * np.random.default_rng(number).normal(size=(20, 4))
         episodes.append({**make_episode(20, seed=number, size=16, instruction=told), "action": action.astype(np.float32)})
-    write_dataset(tmp_path / "data", "metaworld_demo", {"train": episodes})
-    (spec,) = resolve_datasets("metaworld_demo", tmp_path / "data")
-    view = inspect_dataset(spec).view
+    view = view_of(tmp_path, episodes)
 
     class Worded:
         action_bounds = view.action_bounds
@@ -131,9 +136,7 @@ def test_an_episode_that_another_instruction_fits_better_is_doubtful(tmp_path: P
         if number == MIXED:
             action[:, 0] = np.where(np.arange(20) < 8, moves["push"], moves["lift"])
         episodes.append({**make_episode(20, seed=number, size=16, instruction=told), "action": action.astype(np.float32)})
-    write_dataset(tmp_path / "data", "metaworld_demo", {"train": episodes})
-    (spec,) = resolve_datasets("metaworld_demo", tmp_path / "data")
-    view = inspect_dataset(spec).view
+    view = view_of(tmp_path, episodes)
 
     class Listening:
         """Predicts what it would do, at each step the same."""

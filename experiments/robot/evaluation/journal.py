@@ -25,6 +25,7 @@ import numpy as np
 from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
 from experiments.robot.evaluation.shards import Shard
 from prismatic.acting.recorder import RECORDINGS
+from prismatic.vla.aside import put_aside
 
 logger = logging.getLogger(__name__)
 
@@ -205,11 +206,7 @@ def _forget(folder: Path) -> None:
     for name in _PICTURES.values():
         shutil.rmtree(folder / name, ignore_errors=True)
     if (recordings := folder / RECORDINGS).is_dir():
-        number = 1
-        while (place := folder / f"{RECORDINGS}.left{number}").exists():
-            number += 1
-        recordings.rename(place)
-        logger.info("recordings of the episodes before are kept in %s", place)
+        logger.info("recordings of the episodes before are kept in %s", put_aside(recordings))
 
 
 def _key(result: EpisodeResult) -> tuple[str, str, int, int]:
