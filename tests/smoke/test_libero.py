@@ -208,3 +208,46 @@ def test_the_smoke_target_plays_every_task_of_the_suite(tmp_path: Path) -> None:
     (journal,) = (tmp_path / "smoke").rglob("episodes.jsonl")
     rows = [json.loads(line) for line in journal.read_text().splitlines()][1:]
     assert len({row["task"] for row in rows}) == len(rows) == 10
+
+
+# Another expert joins at a step of each phase: how many further steps it takes, and whether it lets go of what is held before it is over the target.
+JOINING = """
+import json
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+from experiments.robot.simulators.episodes import EpisodeSpec
+prepare_libero()
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"))
+task = simulator.tasks[2].name
+environment = simulator.make_environment(task)
+
+def play(joins_at):
+    environment.reset(EpisodeSpec(task, 0, seed=7, split="collection"))
+    expert, phases, is_done = simulator.make_expert(environment), [], False
+    while not is_done and len(phases) < 400:
+        if len(phases) == joins_at:
+            expert = simulator.make_expert(environment)
+        phases.append(expert._phase)
+        is_done = environment.step(expert.act())
+    return is_done, phases
+
+is_done, whole = play(None)
+found = {"whole": [is_done, len(whole)]}
+for phase in dict.fromkeys(whole):
+    first = whole.index(phase)
+    is_done, phases = play(first + (whole.count(phase) * 3) // 4)
+    found[phase] = [is_done, len(phases)]
+print(json.dumps(found))
+"""
+
+
+def test_an_expert_that_takes_over_goes_on_with_what_the_hand_does() -> None:
+    done = run_python("-c", JOINING)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    is_done, num_steps = found.pop("whole")
+    assert is_done
+    assert {"above", "down", "close", "up", "carry", "lower", "release"} <= set(found)
+    for phase, (joined_is_done, joined_steps) in found.items():
+        assert joined_is_done, phase
+        assert joined_steps <= num_steps + 25, (phase, joined_steps, num_steps)  # letting go and starting again takes 40 to 60 more

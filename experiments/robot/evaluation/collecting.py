@@ -21,8 +21,8 @@ from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registe
 
 MANIFEST_FILE = "manifest.json"
 COLLECTION = "collection"  # of simulators.episodes.SPLITS
-# Kind of help -> weights of the manifest: of a rollout in which the expert took over, what the policy did before is no example.
-WHAT_IS_TAUGHT = {TAKEOVER: {"by policy": 0.0}}
+# Kind of help -> weights of the manifest: where the expert took over, what the policy did before is no example, nor is what failed all the same.
+WHAT_IS_TAUGHT = {TAKEOVER: {"by policy": 0.0, "not success": 0.0}}
 
 
 def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_help: str = NO_HELP) -> Path:

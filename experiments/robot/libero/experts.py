@@ -4,7 +4,7 @@
 
 An object that fits between the fingers is taken across its narrowest side; a wider one, such as a bowl, by its rim. A grasp that comes
 up empty is tried again another way. The expert looks where everything is at each step, so noise on its actions does not lead it astray.
-Letters: V vertices.
+It begins with the phase that the scene is in: one that takes over from a policy carries on with what the hand holds. Letters: V vertices.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Scene:
     def hand_orientation(self) -> np.ndarray:
         """[3, 3]."""
         return np.array(self._env.sim.data.site_xmat[self._env.robots[0].eef_site_id]).reshape(3, 3)
+
+    @property
+    def is_grasped(self) -> bool:
+        """Both fingers touch the object."""
+        return bool(self._env._check_grasp(gripper=self._env.robots[0].gripper, object_geoms=self._env.objects_dict[self.object_name]))
 
     @property
     def object(self) -> np.ndarray:
@@ -164,7 +169,7 @@ def count_hits(points: np.ndarray, angle: float) -> int:
     along = np.abs(points @ [np.cos(angle), np.sin(angle), 0.0])
     across = np.abs(points @ [-np.sin(angle), np.cos(angle), 0.0])
     height = points[:, 2]
-    fingers = (along > 0.03) & (along < 0.068) & (across < 0.016) & (height > -0.012) & (height < 0.06)
+    fingers = (along > 0.03) & (along < 0.068) & (across < 0.025) & (height > -0.016) & (height < 0.06)  # with room for 5-10 mm of error
     palm = (along < 0.105) & (across < 0.035) & (height > 0.06) & (height < 0.18)
     return int((fingers | palm).sum())
 
@@ -212,7 +217,25 @@ class PickAndPlace:
         self._number = 0  # of the grasp being tried
         self._start = scene.object
         self._travel_height = scene.hand[2]
-        self._enter("above")
+        self._enter(self._present_phase())
+
+    def _present_phase(self) -> str:
+        """Where an expert goes on that joins here; at the start of an episode it is above.
+
+        What is held must not be let go, and a hand that is about to grasp need not rise again.
+        """
+        scene = self._scene
+        if scene.is_grasped:
+            self._start[2] = min(self._start[2], scene.target[2])  # where it stood is not known; it is carried as if from the table
+            is_above_target = np.linalg.norm((self._held_over_target(0) - scene.hand)[:2]) < _NEAR
+            return "lower" if is_above_target else "carry" if self._is_held() else "up"
+        for number, _ in enumerate(self._grasps):
+            self._number = number
+            goal = self._at_object(0)
+            if np.linalg.norm((goal - scene.hand)[:2]) < _NEAR and scene.hand[2] < goal[2] + _HOVER and self._is_turned():
+                return "down"
+        self._number = 0
+        return "above"
 
     @property
     def _grasp(self) -> Grasp:
@@ -295,11 +318,12 @@ class PickAndPlace:
     def _carry(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(0)
         goal[2] = max(self._scene.target[2] + _CARRY, self._start[2] + 0.12)
-        return goal, _CLOSE, float(np.linalg.norm((goal - self._scene.hand)[:2])) < 0.012
+        beside = float(np.linalg.norm((goal - self._scene.hand)[:2]))
+        return goal, _CLOSE, beside < 0.012 or (beside < _NEAR and self._is_stuck)  # at the end of its reach it stays a little beside
 
     def _lower(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(0.05)
-        return goal, _CLOSE, self._error(goal) < _NEAR
+        return goal, _CLOSE, self._error(goal) < _NEAR or (self._error(goal) < 2 * _NEAR and self._is_stuck)
 
     def _release(self) -> tuple[np.ndarray, float, bool]:
         return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
