@@ -99,6 +99,15 @@ def test_starts_are_those_of_no_evaluation_and_the_manifest_names_what_was_plann
     assert json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])["settings"]["split"] == "collection"
 
 
+def test_the_report_says_that_an_expert_helped(tmp_path: Path) -> None:
+    """Its title, settings and page were those of an evaluation of the policy, with 100 % success."""
+    collect_toys(tmp_path, 1, "takeover")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["title"] == "Toy, collection, with the expert's help (takeover): toy"
+    assert (report["settings"]["split"], report["settings"]["expert_help"]) == ("collection", "takeover")
+    assert "solved with the expert&#39;s help" in (tmp_path / "report.html").read_text()
+
+
 def test_a_new_beginning_names_no_recording_of_before(tmp_path: Path) -> None:
     class Ends(ToyPolicy):
         """Begins the second episode, and no more."""

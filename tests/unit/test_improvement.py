@@ -153,6 +153,10 @@ def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -
     table = write_results(Results(config, rounds, "2 rounds were wanted", PairedTable(50, 30, 10, 10)))
     assert table == (tmp_path / "out" / "improve.md").read_text()
     assert "| 1 | 20 (9) | 70 % (28/40) | 55 - 82 % | +15 points" in table
+    assert "| round | rollouts (solved with the expert's help) | success |" in table
+    filtered = Results(dataclasses.replace(config, method="filtered"), rounds, "2 rounds were wanted")
+    assert "| round | rollouts (solved) | success |" in write_results(filtered)
+    table = write_results(Results(config, rounds, "2 rounds were wanted", PairedTable(50, 30, 10, 10)))
     assert "On fresh starts: 60 % (60/100) before (50 - 69 %), 80 % (80/100) after round 1" in table
     content = json.loads((tmp_path / "out" / "improve.json").read_text())
     assert content["best"] == {"round": 1, "checkpoint": "round_1/train"}

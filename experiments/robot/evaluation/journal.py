@@ -11,7 +11,6 @@ be the same when the evaluation goes on, unless no episode follows it: episodes 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -190,12 +189,9 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def fingerprint(folder: Path) -> str:
     """Changes with the content of a checkpoint, not with where it lies or what lies beside it; reads samples of large files."""
-    from prismatic.policy.checkpoint.files import policy_files, read_samples  # imports torch
+    from prismatic.policy.checkpoint import files  # imports torch
 
-    digest = hashlib.sha256()
-    for path in policy_files(folder):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_samples(path))
-    return digest.hexdigest()[:16]
+    return files.fingerprint(folder)
 
 
 def _forget(folder: Path) -> None:

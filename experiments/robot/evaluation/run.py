@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.robot.evaluation.actors import NO_HELP
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import Control, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
@@ -44,9 +45,9 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     report = Report(
-        title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
+        title=_title(config, benchmark),
         runs={},
-        settings=config.settings() | {"task_names": benchmark.tasks},
+        settings=config.settings() | {"task_names": benchmark.tasks, "split": benchmark.split, "expert_help": benchmark.expert_help},
         changes=[change.describe() for change in config.perturbations],
         commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
         timings_s={stage["stage"]: stage["seconds"] for stage in earlier},
@@ -56,6 +57,18 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
+
+
+def _title(config: EvaluationFlags, benchmark: Benchmark) -> str:
+    """What was played by whom: "MetaWorld, collection, with the expert's help (takeover): runs/demo/train/demo"."""
+    parts = [benchmark.title]
+    if benchmark.split != Benchmark.split:
+        parts.append(benchmark.split)
+    if benchmark.expert_help != NO_HELP:
+        parts.append(f"with the expert's help ({benchmark.expert_help})")
+    if config.perturb:
+        parts.append(f"changed scenes ({', '.join(map(str, config.perturbations))})")
+    return f"{', '.join(parts)}: {'scripted experts' if config.policy == 'expert' else config.pretrained_checkpoint}"
 
 
 @contextmanager
@@ -73,6 +86,7 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     config = with_batch_size(config, benchmark)
     report.settings["batch_size"] = config.batch_size
     settings = outcome_settings(config, benchmark)
+    report.settings |= {name: settings[name] for name in ("checkpoint_content",) if name in settings}
     facts = recorded_facts(settings, benchmark) if config.record else {}
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
@@ -222,10 +236,16 @@ def _check_wandb() -> None:
     check_wandb("--use_wandb True")
 
 
+def wandb_values(report: Report) -> dict[str, float]:
+    """Success of the main run: of each task of which it has an episode, and the mean over tasks, "total", as in the table."""
+    scores = {task: report.score(report.main_name, task) for task in report.tasks}
+    values = {f"success_rate/{task}": score.rate for task, score in scores.items() if score.num_trials}
+    return values | {"success_rate/total": report.mean(report.main_name).rate, "num_episodes/total": len(report.main_run)}
+
+
 def _log_to_wandb(report: Report, config: EvaluationFlags) -> None:
     import wandb
 
     run = wandb.init(entity=config.wandb_entity, project=config.wandb_project, name=config.folder.name, dir=str(config.folder))
-    values = {f"success_rate/{task}": report.score(report.main_name, task).rate for task in report.tasks}
-    run.log(values | {"success_rate/total": report.score(report.main_name).rate, "num_episodes/total": len(report.main_run)})
+    run.log(wandb_values(report))
     run.finish()
