@@ -21,7 +21,7 @@ from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Simulator
-from experiments.robot.simulators.perturbations import Perturbation, parse_perturbations
+from experiments.robot.simulators.perturbations import Perturbation, changes_version, parse_perturbations
 from prismatic.acting.recorder import check_recording_packages
 from prismatic.vla.constants import get_robot_platform
 
@@ -180,6 +180,8 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
             del settings[name]
     if "perturb" in settings:
         settings["perturb"] = sorted(map(str, config.perturbations))
+        if (version := changes_version(config.perturbations)) > 1:  # journals of earlier versions do not go on
+            settings["perturb_version"] = version
     if "delay_steps" in settings:  # what was drawn from, not where it lies
         delays = config.acting(get_robot_platform(benchmark.robot).control_hz).delays
         settings["delay_steps"] = {str(steps): delays.count(steps) for steps in sorted(set(delays))}
