@@ -132,6 +132,19 @@ def test_the_console_names_what_differs_and_who_was_helped(tmp_path: Path, capsy
     assert "B: the expert took over where the policy drifted" in (tmp_path / "comparison.html").read_text()
 
 
+def test_a_wrong_instruction_is_paired_with_the_same_wrong_instruction(tmp_path: Path) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True, True]})
+    settings, *rows = (a / "episodes.jsonl").read_text().splitlines()
+    for name, words in (("b", ("x", "y")), ("c", ("x", "z"))):
+        told = [
+            json.dumps(json.loads(row) | {"run": "wrong_instruction", "instruction": word}) for row, word in zip(rows, words, strict=True)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "episodes.jsonl").write_text("\n".join([settings, *told, ""]))
+    comparison = compare(tmp_path / "b", tmp_path / "c", "wrong_instruction")
+    assert (comparison.total.num_pairs, comparison.num_unpaired) == (1, 1)
+
+
 def test_a_crashed_episode_did_not_end_at_once(tmp_path: Path) -> None:
     """It counted with no step at all: the mean of a run that crashes was the shorter."""
     a = write_journal(tmp_path / "a", {"open": [True, True]})

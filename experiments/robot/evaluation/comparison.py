@@ -150,7 +150,7 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
             "play both on the same starts"
         )
     a, b = _by_episode(folder_a, rows_a, run), _by_episode(folder_b, rows_b, run)
-    common = [key for key in a if key in b]
+    common = [key for key in a if key in b and _is_told_alike(a[key], b[key])]
     if not common:
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
     tasks = list(dict.fromkeys(task for task, _, _ in common))
@@ -165,7 +165,7 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
             for task, index, seed in sorted(common)
             if won_a[task, index, seed] != won_b[task, index, seed]
         ],
-        num_unpaired=len(a.keys() ^ b.keys()),
+        num_unpaired=len(a.keys() | b.keys()) - len(common),
         settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
         times=_compare_times([a[key] for key in common], [b[key] for key in common]),
         helped=tuple(name for name, said, rows in (("A", settings_a, a), ("B", settings_b, b)) if _is_helped(said, rows)),
@@ -177,6 +177,11 @@ def _starts(settings: Mapping[str, Any]) -> dict[str, Any]:
     states = settings.get("initial_states_path_content") or settings.get("initial_states_path")
     known = {name: settings.get(name) for name in ("benchmark", "task_suite_name")}
     return {"split": settings.get("split", Benchmark.split), **known, "initial states": states}
+
+
+def _is_told_alike(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> bool:
+    """Which instruction the control borrowed depends on the tasks that were evaluated with it."""
+    return row_a["run"] != "wrong_instruction" or row_a.get("instruction") == row_b.get("instruction")
 
 
 def _is_helped(settings: Mapping[str, Any], rows: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from experiments.robot.evaluation.actors import NO_HELP
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
-from experiments.robot.evaluation.controls import Control, make_control
+from experiments.robot.evaluation.controls import Control, borrowed_instructions, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
@@ -91,10 +91,15 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
     told_before = [] if config.restart else _warnings_of(config.folder)
-    journal = Journal(config.folder, settings, config.restart, shard)
     planned = plan_episodes(config, benchmark)
     own = shard.of(planned)
-    lacking = {*journal.missing(own), *_unrecorded(own, options)}
+    journal = Journal(config.folder, settings, config.restart, shard, own)
+    words = {run: borrowed_instructions(run, benchmark.simulator, benchmark.tasks) for run in controls}
+    outdated = _outdated(journal.results, words)
+    if outdated:
+        logger.info("%d episodes were told another instruction than they would be with these tasks; they do not count", len(outdated))
+    again = [episode for episode in own if (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) in outdated]
+    lacking = {*journal.missing(own), *again, *_unrecorded(own, options)}
     missing = [episode for episode in own if episode in lacking]
     policy = _prepared_policy(config, benchmark, options) if any(episode.run != EXPERT_RUN for episode in missing) else None
     loaded = time.perf_counter()
@@ -107,7 +112,9 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         told = policy.warnings if isinstance(policy, SeededPolicy) else []
         report.warnings = list(dict.fromkeys([*told_before, *told]))
-        _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
+        outdated = _outdated(journal.results, words)
+        results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
+        _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:
@@ -173,6 +180,15 @@ def _warnings_of(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(item) for item in found] if isinstance(found, list) else []
+
+
+def _outdated(results: list[EpisodeResult], words: Mapping[str, Mapping[str, str]]) -> set[tuple[str, str, int, int]]:
+    """Episodes that were told otherwise than `words` says (run -> task -> instruction), as with other --task_names before."""
+    return {
+        (item.run, item.task, item.index, item.seed)
+        for item in results
+        if item.num_queries and item.instruction != words.get(item.run, {}).get(item.task, item.instruction)
+    }
 
 
 def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[PlannedEpisode]:
