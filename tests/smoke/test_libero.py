@@ -152,6 +152,17 @@ def test_the_arm_stands_displaced_by_what_is_documented_when_the_policy_first_lo
         assert held < 0.02  # of the hand's place [m] and orientation [rad]
 
 
+def test_a_collection_lies_in_the_folder_that_is_named(tmp_path: Path) -> None:
+    code = """
+from experiments.robot.evaluation.benchmarks import make_evaluation
+flags = {"policy": "expert", "local_log_dir": "there"}
+print([make_evaluation("libero", flags, in_place=place)[0].folder.as_posix() for place in (True, False)])
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['there', 'there/EVAL-libero_spatial-expert']"
+
+
 # Suite -> what its first task asks for, and one environment of each kind of change, played for two steps.
 PRO = """
 import json

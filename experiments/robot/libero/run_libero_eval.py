@@ -86,6 +86,15 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
         return None if self.initial_states_path == _DEFAULT_STATES else Path(self.initial_states_path)
 
 
+@dataclass(frozen=True)
+class InPlaceConfig(EvalConfig):
+    """The same for a collection, which has one suite and one policy: everything lies in local_log_dir itself."""
+
+    @property
+    def folder(self) -> Path:
+        return self.local_log_dir
+
+
 def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
     return run_evaluation(config, make_benchmark(config))
