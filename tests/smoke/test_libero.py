@@ -154,8 +154,9 @@ def test_the_arm_stands_displaced_by_what_is_documented_when_the_policy_first_lo
 
 def test_a_collection_lies_in_the_folder_that_is_named(tmp_path: Path) -> None:
     code = """
+from pathlib import Path
 from experiments.robot.evaluation.benchmarks import make_evaluation
-flags = {"policy": "expert", "local_log_dir": "there"}
+flags = {"policy": "expert", "local_log_dir": Path("there")}
 print([make_evaluation("libero", flags, in_place=place)[0].folder.as_posix() for place in (True, False)])
 """
     done = run_python("-c", code)
