@@ -111,6 +111,30 @@ def test_the_benchmark_of_spoiled_demonstrations_spoils_what_it_says(tmp_path: P
         assert {word[2:] for word in words[::2]} <= set(flag_names(flags))
 
 
+@pytest.mark.parametrize(
+    ("script", "config", "other"),
+    [
+        ("benchmarks/spoiled.py", "SpoiledBenchmarkConfig", {"noise_scale": 0.4}),
+        ("benchmarks/improvement.py", "ImprovementBenchmarkConfig", {"start_steps": 3}),
+    ],
+)
+def test_a_benchmark_does_not_go_on_with_policies_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, config: str, other: dict[str, Any]
+) -> None:
+    benchmark = load_script(script)
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt  # before anything is recorded or trained
+
+    monkeypatch.setattr(benchmark, "run", stop)
+    wanted = getattr(benchmark, config)(output_dir=tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            benchmark.main(dataclasses.replace(wanted, num_trials=3))
+    with pytest.raises(ValueError, match=rf"with other flags \(--{next(iter(other))} was .*; choose another --output_dir"):
+        benchmark.main(dataclasses.replace(wanted, **other))
+
+
 def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_path: Path) -> None:
     benchmark = load_script("benchmarks/improvement.py")
     config = benchmark.ImprovementBenchmarkConfig(output_dir=tmp_path, seeds=[3])
