@@ -164,6 +164,23 @@ print([make_evaluation("libero", flags, in_place=place)[0].folder.as_posix() for
     assert done.stdout.splitlines()[-1] == "['there', 'there/EVAL-libero_spatial-expert']"
 
 
+def test_more_trials_than_initial_states_are_refused_with_the_flags_and_more_rollouts_are_not() -> None:
+    """Before anything is played, also by who makes a benchmark to see whether flags fit."""
+    code = """
+from experiments.robot.evaluation.benchmarks import make_evaluation
+flags = {"policy": "expert", "num_trials_per_task": 60}
+make_evaluation("libero", flags, in_place=True)
+try:
+    make_evaluation("libero", flags)
+except ValueError as error:
+    print(error)
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "--num_trials_per_task is 60; " in done.stdout
+    assert "has 50 fixed initial states" in done.stdout
+
+
 # Suite -> what its first task asks for, and one environment of each kind of change, played for two steps.
 PRO = """
 import json

@@ -101,10 +101,18 @@ def evaluate(config: EvalConfig) -> Report:
 
 
 def make_benchmark(config: EvalConfig) -> Benchmark:
-    """The suite's tasks, and the checkpoint's policy on them."""
+    """The suite's tasks, and the checkpoint's policy on them.
+
+    Raises:
+        ValueError: an unknown task, or more trials than the benchmark has initial states.
+    """
     configure_rendering()
     prepare_libero(config.allow_newer_mujoco)
     tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
+    numbers = partial(episode_numbers, {task.name: task for task in tasks}, config.states_path)
+    if not isinstance(config, InPlaceConfig):  # whose starts are drawn
+        for task in tasks:
+            numbers(task.name, config.num_trials_per_task)
     simulator = LiberoSimulator(
         suite=config.task_suite_name,
         tasks=tasks,
@@ -123,7 +131,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         load_policy=partial(load_policy, config),
         image_size=config.env_img_res,
         files={} if config.states_path is None else {"initial_states_path": config.states_path},
-        episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
+        episode_numbers=numbers,
     )
 
 
