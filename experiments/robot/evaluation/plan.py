@@ -124,8 +124,9 @@ class EvaluationFlags:
         longest = max(options.delays)
         if (longest - 1) / control_hz >= most:  # what is held begins with the first of these steps
             raise ValueError(
-                f"--delay_steps {self.delay_steps} has {longest} steps, {longest / control_hz:.1f} s at {control_hz:g} Hz; a robot that has "
-                f"held its position for {most:g} s is stopped for good, so no episode could succeed; choose at most {control_hz * most:g}"
+                f"--delay_steps {self.delay_steps} has {longest} steps, {longest / control_hz:.1f} s at {control_hz:g} Hz; "
+                f"a robot that has held its position for {most:g} s is stopped for good, so that no episode could succeed; "
+                f"choose at most {control_hz * most:g}"
             )
         return options
 
