@@ -113,13 +113,14 @@ def test_journal_and_reader_take_the_same_row_of_an_episode(tmp_path: Path) -> N
     """The latest, whichever file holds it; one took its own, the other the first file's."""
     config = flags(tmp_path)
     report = run_evaluation(config, benchmark())
-    settings, later = outcome_settings(config, benchmark()), replace(report.main_run[0], success=False, num_steps=20)
-    Journal(tmp_path, settings, shard=Shard(1, 2)).add(later)
-    for shard in (Shard(), Shard(1, 2), Shard(2, 2)):
-        (found,) = [item for item in Journal(tmp_path, settings, shard=shard).results if item.index == 0 and item.task == later.task]
-        assert found.success is False
-    (row,) = [row for row in read_journals(tmp_path)[1] if row["index"] == 0 and row["task"] == later.task]
-    assert row["success"] is False
+    settings, first = outcome_settings(config, benchmark()), report.main_run[0]
+    for of, num_steps in ((Shard(1, 2), 20), (Shard(), 21), (Shard(2, 2), 22)):  # played again by one of them, then by another
+        Journal(tmp_path, settings, shard=of).add(replace(first, num_steps=num_steps))
+        for shard in (Shard(), Shard(1, 2), Shard(2, 2)):
+            results = Journal(tmp_path, settings, shard=shard).results
+            assert [item.num_steps for item in results if (item.task, item.index) == (first.task, first.index)] == [num_steps]
+        rows = read_journals(tmp_path)[1]
+        assert [row["num_steps"] for row in rows if (row["task"], row["index"]) == (first.task, first.index)] == [num_steps]
 
 
 def test_robustness_names_flags_that_it_has(tmp_path: Path) -> None:
