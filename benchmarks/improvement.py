@@ -23,6 +23,7 @@ from experiments.robot.improvement.config import METHODS
 from experiments.robot.improvement.judging import paired
 from experiments.robot.improvement.phases import journal_folder, write_json
 from prismatic.cli import run_script
+from prismatic.stages import keep_settings
 from prismatic.vla.constants import near_names
 
 _COUNTS = ("num_rounds", "num_demonstrations", "num_rollouts", "num_trials", "start_steps", "max_steps", "num_envs", "num_parallel")
@@ -94,6 +95,9 @@ def improve_command(config: ImprovementBenchmarkConfig, seed: int, method: str) 
 
 def main(config: ImprovementBenchmarkConfig) -> None:
     started, logs = time.monotonic(), config.recordings.parent / "logs"
+    fixed = {name: getattr(config, name) for name in ("num_demonstrations", "start_steps")}  # improve.py keeps its own
+    folder = config.recordings.parent
+    keep_settings(folder / "settings.json", fixed, f"choose another --output_dir, or remove {folder}")
     run(record_command(config), logs / "record.log")
     manifest = config.recordings.parent / "demonstrations.json"
     write_json(manifest, {"dataset": "metaworld_demo", "recordings": [{"path": str(config.recordings)}]})

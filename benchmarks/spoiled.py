@@ -25,6 +25,7 @@ from experiments.robot.improvement.judging import paired
 from experiments.robot.improvement.phases import journal_folder, write_json
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from prismatic.cli import run_script
+from prismatic.stages import keep_settings
 from prismatic.vla.datasets.hdf5.recording import Recording, read_recording, write_recording
 
 VARIANTS = ("clean", "spoiled", "scored")
@@ -167,6 +168,8 @@ def learn(config: SpoiledBenchmarkConfig, seed: int, variant: str) -> None:
 
 def main(config: SpoiledBenchmarkConfig) -> None:
     started = time.monotonic()
+    fixed = {name: getattr(config, name) for name in ("share", "noise_scale", "num_demonstrations", "num_steps")}
+    keep_settings(config.root / "settings.json", fixed, f"choose another --output_dir, or remove {config.root}")
     record = {"output_dir": config.root / "recordings", "num_episodes": config.num_demonstrations, "num_workers": config.num_parallel}
     run(command_line("experiments/robot/metaworld/record_demos.py", record), config.root / "logs" / "record.log")
     kinds = {seed: spoil(config, seed) for seed in config.seeds}

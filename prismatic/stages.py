@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).parents[1]
 # Commands of the chain that are not Python scripts are beside the interpreter.
@@ -28,6 +32,26 @@ def run_stage(stage: str, command: list[str]) -> float:
     if subprocess.run([program, *command[1:]], cwd=_ROOT, check=False, preexec_fn=_end_with_parent).returncode:
         raise ValueError(f"the stage {stage!r} failed, its message is above; the command alone:\n  {shlex.join(command)}")
     return round(time.monotonic() - started, 1)
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Writes down what later calls in the same folder must share, or compares it; what there is without it is taken at its word.
+
+    Raises:
+        ValueError: what lies there was made with other settings; every one is named, and the `remedy`.
+    """
+    said = json.loads(json.dumps(settings, default=str))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    other = [name for name in stored if name in said and stored[name] != said[name]]
+    if other:
+        listed = "; ".join(f"--{name} was {stored[name]!r}, is {said[name]!r}" for name in other)
+        raise ValueError(f"{path.parent} holds what was made with other flags ({listed}); {remedy}")
 
 
 def _end_with_parent() -> None:

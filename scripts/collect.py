@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER
 from experiments.robot.evaluation.benchmarks import check_simulator, make_evaluation
 from experiments.robot.evaluation.collecting import collect, count_episodes, dataset_of
+from experiments.robot.evaluation.report import HELPED_TITLE
 from prismatic.cli import run_script
 
 
@@ -67,15 +69,21 @@ class CollectConfig:
 
 
 def main(config: CollectConfig) -> None:
-    flags, benchmark, usual = make_evaluation(config.simulator, config.evaluation_flags())
+    flags, benchmark, usual = make_evaluation(config.simulator, config.evaluation_flags(), in_place=True)
     dataset = config.dataset_name or dataset_of(flags.pretrained_checkpoint, usual)
     manifest = collect(flags, benchmark, dataset, config.expert_help)
-    num_episodes, num_successes = count_episodes(flags)
-    print(f"{num_episodes} episodes, {num_successes} of them successes, to be read as {dataset}: {manifest}")
-    if config.expert_help == "none":
-        print(f"train on the successes with: --dataset_name {manifest} --episode_weights success")
-    else:
-        print(f"train on what the expert says with: --dataset_name {manifest}")
+    print("\n".join(summary(config.expert_help, *count_episodes(flags, benchmark), dataset, manifest)))
+
+
+def summary(expert_help: str, num_episodes: int, num_successes: int, dataset: str, manifest: Path) -> list[str]:
+    """What was collected, and what it is good for, a line each."""
+    solved = HELPED_TITLE if expert_help == TAKEOVER else "successes"
+    lines = [f"{num_episodes} episodes, {num_successes} of them {solved}, to be read as {dataset}: {manifest}"]
+    if expert_help != NO_HELP:
+        return [*lines, f"train on what the expert says with: --dataset_name {manifest}"]
+    if num_successes:
+        return [*lines, f"train on the successes with: --dataset_name {manifest} --episode_weights success"]
+    return [*lines, "without a success there is nothing to learn from; --expert_help takeover has the expert end what the policy begins"]
 
 
 if __name__ == "__main__":

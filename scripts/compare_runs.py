@@ -25,7 +25,8 @@ class CompareConfig:
 def main(config: CompareConfig) -> None:
     comparison = compare(config.run_a, config.run_b, config.control)
     write_comparison(comparison, config.output)
-    print(f"A: {config.run_a}\nB: {config.run_b}\n\n{comparison_table(comparison)}\n\n{comparison.times.line}\npage: {config.output}")
+    print(f"A: {config.run_a}\nB: {config.run_b}\n\n{comparison_table(comparison)}\n\n{comparison.times.line}")
+    print("\n".join([*comparison.remarks, f"page: {config.output}"]))
 
 
 if __name__ == "__main__":

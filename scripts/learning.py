@@ -25,6 +25,7 @@ from typing import Any
 from prismatic.cli import run_script
 from prismatic.interrupts import STOPPED
 from prismatic.models.sizes import TinySizes
+from prismatic.stages import keep_settings
 from prismatic.vla.constants import near_names
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,13 @@ VARIANTS: dict[str, dict[str, str]] = {
     "film": {"use_film": "True"},
     "diffusion": {"use_l1_regression": "False", "use_diffusion": "True"},
     "discrete": {"use_l1_regression": "False"},
+}
+
+
+# Flags that may change between calls with one folder: they say what is run, and how fast. More steps train on.
+_FREE = {
+    *("variants", "num_parallel", "output_dir", "num_trials_per_task", "num_control_trials_per_task", "max_steps", "max_train_s"),
+    *("compile", "cuda_graphs", "frame_cache_dir", "num_loaders", "num_envs", "engine"),
 }
 
 
@@ -265,9 +273,11 @@ def main(config: LearningConfig) -> None:
     """Runs every stage; a variant that fails is reported after the others have ended.
 
     Raises:
-        ValueError: a stage failed.
+        ValueError: a stage failed, or the folder holds policies of other settings.
     """
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    fixed = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in _FREE}
+    fixed["num_demonstrations"] = config.demonstrations
+    keep_settings(config.output_dir / "settings.json", fixed, f"choose another --output_dir, or remove {config.output_dir}")
     stages = Stages(config.output_dir)
     for stage, command in shared_commands(config).items():
         stages.run(stage, command)
@@ -285,9 +295,16 @@ def main(config: LearningConfig) -> None:
 
 
 def train(config: LearningConfig, variant: str, stages: Stages) -> None:
-    """Trains a variant unless that has been done; one that runs out of time ends at the decayed learning rate."""
+    """Trains a variant unless that has been done; one that runs out of time ends at the decayed learning rate.
+
+    Raises:
+        ValueError: it was trained for more steps than are wanted now.
+    """
     file = config.trained_file(variant)
-    if file.is_file() and json.loads(file.read_text())["max_steps"] >= config.max_steps:
+    trained = json.loads(file.read_text())["max_steps"] if file.is_file() else 0
+    if trained > config.max_steps:
+        raise ValueError(f"--max_steps is {config.max_steps}, {variant} was trained for {trained}; choose another --output_dir")
+    if trained == config.max_steps:
         return
     if not stages.run(f"train {variant}", train_command(config, variant), config.max_train_s):
         stages.run(f"finish {variant}", train_command(config, variant, _trained_steps(config, variant)))

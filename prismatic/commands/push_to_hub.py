@@ -35,13 +35,15 @@ class PushConfig:
 
 def main(config: PushConfig) -> None:
     """Checks, writes or takes the card, uploads."""
-    from prismatic.publishing.card import CardOptions, build_card
+    from prismatic.publishing.card import CardOptions, build_card, read_report
     from prismatic.publishing.upload import CARD_FILE, files_to_upload, require_whole, upload
 
     folder = config.checkpoint.expanduser()
     require_whole(folder)
     files, path = files_to_upload(folder, config.with_trainer_state), folder / CARD_FILE
     if path.is_file():
+        if config.report:
+            read_report(config.report, folder)  # which refuses what must not stand on a card
         print(f"{path} is there already and is taken as it is; delete it to have it written again")
         card = path.read_text(encoding="utf-8")
     else:

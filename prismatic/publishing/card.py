@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prismatic.policy.checkpoint.files import STATISTICS_FILE
+from prismatic.policy.checkpoint.files import STATISTICS_FILE, fingerprint
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.checkpoint.verification import adapter_base
 from prismatic.vla.constants import NormalizationType
@@ -40,13 +40,13 @@ def build_card(folder: Path, options: CardOptions) -> str:
     """The text of README.md for the whole checkpoint in `folder`.
 
     Raises:
-        ValueError: the report is not that of an evaluation.
+        ValueError: the report is not that of an evaluation of this policy alone (`read_report`).
     """
     import jinja2
 
     spec = PolicySpec.load(folder)
     statistics = json.loads((folder / STATISTICS_FILE).read_text())
-    report = read_report(options.report) if options.report else {}
+    report = read_report(options.report, folder) if options.report else {}
     source = (Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     base, instructions = adapter_base(folder), _instructions(report)
@@ -64,6 +64,8 @@ def build_card(folder: Path, options: CardOptions) -> str:
         tables=[table for name, entry in statistics.items() for table in _tables(name, entry, spec)],
         scores=_scores(report),
         report_title=report.get("title", ""),
+        changes=report.get("changes", []),
+        num_missing=report.get("num_missing_episodes", 0),
     )
 
 
@@ -74,11 +76,12 @@ class _Provenance(dict[str, Any]):
         return None
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """The content of an evaluation's report.json.
+def read_report(path: Path, folder: Path) -> dict[str, Any]:
+    """The content of the report.json of an evaluation of the checkpoint in `folder`.
 
     Raises:
-        ValueError: there is no such file, or it is something else.
+        ValueError: there is no such file, or it is something else: of another policy, of one that an expert helped, or of a collection.
+            Reports of earlier versions do not say of which policy they are, and are taken at their word.
     """
     try:
         report = json.loads(path.read_text())
@@ -86,6 +89,18 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ValueError(f"--report {path} cannot be read ({error}); pass the report.json of an evaluation") from error
     if not isinstance(report, dict) or not isinstance(report.get("summary"), dict) or "none" not in report["summary"]:
         raise ValueError(f"--report {path} is not the report of a policy; pass the report.json that an evaluation script wrote")
+    settings = report.get("settings", {})
+    if settings.get("expert_help", "none") != "none" or settings.get("split", "evaluation") != "evaluation":
+        raise ValueError(
+            f"--report {path} ({report.get('title')}) tells of a collection of rollouts, in which an expert may have helped: "
+            "its figures are not the policy's success; pass the report.json that an evaluation script wrote"
+        )
+    content = str(settings.get("checkpoint_content", ""))
+    if len(content) == len(own := fingerprint(folder)) and content != own:  # a Hub id is known by its commit, which is longer
+        raise ValueError(
+            f"--report {path} is of another policy: {settings.get('pretrained_checkpoint')}, whose files are not those of {folder}; "
+            "evaluate the checkpoint that is uploaded"
+        )
     return report
 
 

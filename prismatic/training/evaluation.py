@@ -228,7 +228,7 @@ def report_metrics(path: Path) -> dict[str, float]:
     """
     try:
         summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
-        tasks = {name: score for name, score in summary.items() if name != "mean"}
+        tasks = {name: score for name, score in summary.items() if name != "mean" and score["num_trials"]}  # of controls alone: none
         found = {
             "eval/success_rate": float(summary["mean"]["rate"]),
             "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),

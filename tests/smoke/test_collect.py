@@ -13,9 +13,10 @@ import h5py
 import launching
 import pytest
 
-from experiments.robot.evaluation.collecting import collect
+from experiments.robot.evaluation.collecting import collect, count_episodes
 from experiments.robot.evaluation.journal import JournalError
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
+from experiments.robot.libero.run_libero_eval import EvalConfig, InPlaceConfig
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.training.config import FinetuneConfig
@@ -97,6 +98,43 @@ def test_starts_are_those_of_no_evaluation_and_the_manifest_names_what_was_plann
     assert part.episodes == ()
     assert (part.path / "left" / "episode_000000_seed_7.hdf5").stat().st_mtime_ns == first
     assert json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])["settings"]["split"] == "collection"
+
+
+def test_the_report_says_that_an_expert_helped(tmp_path: Path) -> None:
+    """Its title, settings and page were those of an evaluation of the policy, with 100 % success."""
+    collect_toys(tmp_path, 1, "takeover")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["title"] == "Toy, collection, with the expert's help (takeover): toy"
+    assert (report["settings"]["split"], report["settings"]["expert_help"]) == ("collection", "takeover")
+    assert "solved with the expert&#39;s help" in (tmp_path / "report.html").read_text()
+
+
+def test_what_was_planned_is_counted_and_not_all_that_lies_there(tmp_path: Path) -> None:
+    collect_toys(tmp_path, 3)
+    for num_episodes in (3, 1):
+        flags = EvaluationFlags(pretrained_checkpoint="toy", num_trials_per_task=num_episodes, local_log_dir=tmp_path)
+        benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left"], ToyPolicy, episode_numbers=lambda task, count: [99])
+        assert count_episodes(flags, benchmark) == (num_episodes, num_episodes)
+
+
+def test_failures_are_not_recommended_to_train_on(tmp_path: Path) -> None:
+    summary = load_script("scripts/collect.py").summary
+    assert "--episode_weights success" in summary("none", 4, 1, "d", tmp_path)[1]
+    assert "nothing to learn from" in summary("none", 4, 0, "d", tmp_path)[1]
+    assert summary("takeover", 4, 4, "d", tmp_path)[0].startswith("4 episodes, 4 of them solved with the expert's help")
+    assert "--dataset_name" in summary("takeover", 4, 0, "d", tmp_path)[1]
+
+
+def test_a_collection_of_libero_lies_where_every_collection_does(tmp_path: Path) -> None:
+    """Its manifest, too; it lay in <output_dir>/EVAL-<suite>-<policy>."""
+    config = load_script("scripts/collect.py").CollectConfig(pretrained_checkpoint="toy", simulator="libero", output_dir=tmp_path / "new")
+    given = config.evaluation_flags()
+    assert InPlaceConfig(**given).folder == tmp_path / "new"
+    assert EvalConfig(**given).folder.parent == tmp_path / "new"
+    (tmp_path / "old/EVAL-libero_spatial-toy").mkdir(parents=True)
+    (tmp_path / "old/EVAL-libero_spatial-toy/episodes.jsonl").touch()
+    with pytest.raises(ValueError, match="name that folder as --output_dir to go on with it"):
+        collect_toys(tmp_path / "old", 1)
 
 
 def test_a_new_beginning_names_no_recording_of_before(tmp_path: Path) -> None:

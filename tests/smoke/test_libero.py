@@ -105,6 +105,82 @@ def test_scenes_change_and_come_back() -> None:
     assert 0.001 < found["robot:1"]["state"] < found["robot:3"]["state"]
 
 
+# How far the arm stands displaced when the policy first looks, after the usual wait, and what it has moved ten steps later.
+DISPLACED = """
+import json
+import numpy as np
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.replay import NO_OP
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.simulators.perturbations import Perturbation
+prepare_libero()
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"), image_size=32, fast_rendering=True)
+task = simulator.tasks[0].name
+environment = simulator.make_environment(task)
+def look():
+    data = environment.robosuite.sim.data
+    objects = [data.get_joint_qpos(item.joints[0]) for item in environment.robosuite.objects_dict.values()]
+    return np.array(environment.robosuite.robots[0]._joint_positions), np.array(objects)
+found = []
+for index in (0, 1):
+    episode = EpisodeSpec(task, index, 7)
+    environment.reset(episode)
+    arm, objects = look()
+    for severity in (1, 2, 3):
+        environment.reset(episode, (Perturbation("robot", severity),))
+        shift, at_once = np.linalg.norm(look()[0] - arm), np.abs(look()[1] - objects).max()
+        shown = environment.proprio()
+        for _ in range(10):
+            environment.step(np.array(NO_OP, float))
+        held = np.linalg.norm(environment.proprio()[:6] - shown[:6])
+        found.append([severity, shift, at_once, np.abs(look()[1] - objects).max(), held])
+print(json.dumps([[float(value) for value in row] for row in found]))
+"""
+
+
+def test_the_arm_stands_displaced_by_what_is_documented_when_the_policy_first_looks() -> None:
+    """0.1, 0.2, 0.4 rad; its controller had brought it back to 0.07, 0.14, 0.30 meanwhile. Nothing else moves, and it stays there."""
+    done = run_python("-c", DISPLACED)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert len(rows) == 6
+    for severity, shift, at_once, later, held in rows:
+        assert shift == pytest.approx({1: 0.1, 2: 0.2, 3: 0.4}[int(severity)], rel=1e-6)
+        assert at_once == 0
+        assert later < 1e-3  # [m], as without a displaced arm
+        assert held < 0.02  # of the hand's place [m] and orientation [rad]
+
+
+def test_a_collection_lies_in_the_folder_that_is_named(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from experiments.robot.evaluation.benchmarks import make_evaluation
+flags = {"policy": "expert", "local_log_dir": Path("there")}
+print([make_evaluation("libero", flags, in_place=place)[0].folder.as_posix() for place in (True, False)])
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['there', 'there/EVAL-libero_spatial-expert']"
+
+
+def test_more_trials_than_initial_states_are_refused_with_the_flags_and_more_rollouts_are_not() -> None:
+    """Before anything is played, also by who makes a benchmark to see whether flags fit."""
+    code = """
+from experiments.robot.evaluation.benchmarks import make_evaluation
+flags = {"policy": "expert", "num_trials_per_task": 60}
+make_evaluation("libero", flags, in_place=True)
+try:
+    make_evaluation("libero", flags)
+except ValueError as error:
+    print(error)
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "--num_trials_per_task is 60; " in done.stdout
+    assert "has 50 fixed initial states" in done.stdout
+
+
 # Suite -> what its first task asks for, and one environment of each kind of change, played for two steps.
 PRO = """
 import json

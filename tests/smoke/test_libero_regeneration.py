@@ -58,6 +58,8 @@ def test_what_still_succeeds_is_kept(tmp_path: Path) -> None:
     words += ["--libero_raw_data_dir", str(raw.parent), "--libero_target_dir", str(tmp_path / "out"), "--tasks", TASK]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert "1 demonstrations kept, 1 left out" in done.stdout, done.stderr
+    other = subprocess.run([*words, "--image_size", "64"], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert "with other flags (--image_size was 256, is 64); choose another --libero_target_dir" in other.stderr
     entry = find_entry("libero_goal_no_noops")
     index = load_index(open_source(tmp_path / "out", entry), entry, find_transform("libero_goal_no_noops", entry.transform))
     assert index.instructions == ("open the middle drawer of the cabinet",)

@@ -19,6 +19,7 @@ import pytest
 from policy_server import write_checkpoint
 
 from prismatic.commands.push_to_hub import PushConfig, main
+from prismatic.policy.checkpoint.files import fingerprint
 from prismatic.publishing.card import CardOptions, build_card
 from prismatic.publishing.upload import files_to_upload, require_whole
 
@@ -209,6 +210,36 @@ def test_the_card_says_what_others_need(checkpoint: Path, tmp_path: Path) -> Non
     assert 'instruction="lift the \\"red\\" cube"' in code
     report.write_text("{}")
     with pytest.raises(ValueError, match="is not the report of a policy"):
+        build_card(checkpoint, CardOptions("me/p", report))
+
+
+def write_report(path: Path, **changes: Any) -> Path:
+    score = {"num_successes": 9, "num_trials": 10, "rate": 0.9, "interval_95": [0.596, 0.982]}
+    content = {"title": "MetaWorld: p", "summary": {"none": {"lift": score, "mean": {"rate": 0.9, "interval_95": [0.6, 0.98]}}}}
+    path.write_text(json.dumps(content | {"episodes": {"none": [{"instruction": "lift"}]}} | changes))
+    return path
+
+
+@pytest.mark.parametrize("settings", [{"expert_help": "takeover", "split": "collection"}, {"split": "collection"}])
+def test_what_an_expert_helped_to_solve_is_not_published(checkpoint: Path, tmp_path: Path, settings: dict[str, str]) -> None:
+    report = write_report(tmp_path / "report.json", settings=settings)
+    with pytest.raises(ValueError, match="tells of a collection of rollouts, in which an expert may have helped"):
+        build_card(checkpoint, CardOptions("me/p", report))
+    (checkpoint / "README.md").write_text("my own words")
+    with pytest.raises(ValueError, match="tells of a collection"):
+        main(PushConfig(checkpoint, "me/p", report, dry_run=True))
+
+
+def test_the_card_says_what_was_changed_and_is_of_this_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    own = {"settings": {"checkpoint_content": fingerprint(checkpoint), "split": "evaluation", "expert_help": "none"}}
+    report = write_report(tmp_path / "report.json", changes=["camera:2: turned by 8 degrees"], num_missing_episodes=3, **own)
+    card = build_card(checkpoint, CardOptions("me/p", report))
+    assert "- Changed on purpose: camera:2: turned by 8 degrees\n- 3 planned episodes had not been played.\n\n| Task |" in card
+    assert "| mean | 90% | 60-98 % |" in card
+    report = write_report(tmp_path / "report.json", **own)
+    assert "Changed on purpose" not in build_card(checkpoint, CardOptions("me/p", report))
+    (checkpoint / "dataset_statistics.json").write_text((checkpoint / "dataset_statistics.json").read_text() + "\n")
+    with pytest.raises(ValueError, match="is of another policy"):
         build_card(checkpoint, CardOptions("me/p", report))
 
 

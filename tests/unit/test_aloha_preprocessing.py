@@ -104,3 +104,7 @@ def test_the_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
     done = subprocess.run([*words, "0"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "is there from a run with another --percent_val" in done.stderr
+    words[words.index("16")] = "32"  # pixels; those of before were kept beside them
+    done = subprocess.run([*words, "0.25"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--img_resize_size was 16, is 32" in done.stderr

@@ -243,3 +243,18 @@ def test_bad_flags_name_the_flag(tmp_path: Path) -> None:
         flags(tmp_path, policy="me")
     with pytest.raises(ValueError, match="--use_wandb True needs --wandb_project"):
         flags(tmp_path, use_wandb=True)
+
+
+def test_another_wrong_instruction_is_another_episode(tmp_path: Path) -> None:
+    """With more tasks the words most like a task's own may be others; rows of both counted as one control."""
+    simulator, config = ToySimulator(), flags(tmp_path, control="none,wrong_instruction", num_trials_per_task=1)
+
+    def play(*tasks: str) -> dict[str, str]:
+        report = run_evaluation(config, Benchmark("Toy", "METAWORLD", simulator, list(tasks), ToyPolicy))
+        return {result.task: result.instruction for result in report.runs["wrong_instruction"]}
+
+    assert play("left", "jump") == {"left": "leap", "jump": "walk to the left"}
+    played = len(rows(tmp_path))
+    assert play("left", "jump", "right") == {"left": "walk to the right", "jump": "walk to the left", "right": "walk to the left"}
+    added = [(row["run"], row["task"]) for row in rows(tmp_path)[played:]]
+    assert sorted(added) == [("none", "right"), ("wrong_instruction", "left"), ("wrong_instruction", "right")]

@@ -86,3 +86,71 @@ def test_the_policy_is_compared_whatever_ended_first(tmp_path: Path) -> None:
     (tmp_path / "b" / "episodes.jsonl").write_text("\n".join([settings, *grey, *rows, ""]))  # a control ended first
     assert compare(a, tmp_path / "b").total == PairedTable(1, 0, 0, 1)
     assert compare(tmp_path / "b", tmp_path / "b", "grey").total == PairedTable(0, 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "message"),
+    [
+        ({}, {"split": "collection"}, r"split 'evaluation' and 'collection'"),
+        ({"benchmark": "libero_spatial"}, {"benchmark": "libero_spatial_swap"}, "benchmark 'libero_spatial' and 'libero_spatial_swap'"),
+        ({"task_suite_name": "a"}, {"task_suite_name": "b"}, "task_suite_name 'a' and 'b'"),
+        (
+            {"initial_states_path": "DEFAULT"},
+            {"initial_states_path": "x.json", "initial_states_path_content": "12"},
+            "initial states 'DEFAULT'",
+        ),
+        (
+            {"initial_states_path": "x.json", "initial_states_path_content": "12"},
+            {"initial_states_path": "x.json", "initial_states_path_content": "34"},
+            "initial states '12' and '34'",
+        ),
+    ],
+)
+def test_episodes_that_begin_elsewhere_are_no_pairs(tmp_path: Path, of_a: dict[str, str], of_b: dict[str, str], message: str) -> None:
+    """They have the same task, number and seed all the same, and were compared."""
+    a = write_journal(tmp_path / "a", {"open": [True]}, **of_a)
+    b = write_journal(tmp_path / "b", {"open": [True]}, **of_b)
+    with pytest.raises(ValueError, match=rf"cannot be compared in pairs: .*{message}"):
+        compare(a, b)
+    assert compare(b, b).total.num_pairs == 1
+
+
+def test_the_same_initial_states_may_lie_elsewhere(tmp_path: Path) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True]}, initial_states_path="x.json", initial_states_path_content="12")
+    b = write_journal(tmp_path / "b", {"open": [True]}, initial_states_path="y.json", initial_states_path_content="12")
+    assert compare(a, b).settings == {"initial_states_path": ("x.json", "y.json")}
+
+
+def test_the_console_names_what_differs_and_who_was_helped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True, True]}, split="collection", batch_size=1)
+    b = write_journal(tmp_path / "b", {"open": [True]}, split="collection", batch_size=8, expert_help="takeover")
+    main(CompareConfig(a, b, output=tmp_path / "comparison.html"))
+    printed = capsys.readouterr().out
+    assert "B: the expert took over where the policy drifted" in printed
+    assert "1 episodes have no partner and are left out" in printed
+    assert "settings that differ: batch_size 1 and 8; expert_help None and 'takeover'" in printed
+    assert "B: the expert took over where the policy drifted" in (tmp_path / "comparison.html").read_text()
+
+
+def test_a_wrong_instruction_is_paired_with_the_same_wrong_instruction(tmp_path: Path) -> None:
+    a = write_journal(tmp_path / "a", {"open": [True, True]})
+    settings, *rows = (a / "episodes.jsonl").read_text().splitlines()
+    for name, words in (("b", ("x", "y")), ("c", ("x", "z"))):
+        told = [
+            json.dumps(json.loads(row) | {"run": "wrong_instruction", "instruction": word}) for row, word in zip(rows, words, strict=True)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "episodes.jsonl").write_text("\n".join([settings, *told, ""]))
+    comparison = compare(tmp_path / "b", tmp_path / "c", "wrong_instruction")
+    assert (comparison.total.num_pairs, comparison.num_unpaired) == (1, 1)
+
+
+def test_a_crashed_episode_did_not_end_at_once(tmp_path: Path) -> None:
+    """It counted with no step at all: the mean of a run that crashes was the shorter."""
+    a = write_journal(tmp_path / "a", {"open": [True, True]})
+    b = write_journal(tmp_path / "b", {"open": [True, True]})
+    *kept, last = (b / "episodes.jsonl").read_text().splitlines()
+    crashed = {**json.loads(last), "success": False, "num_steps": 0, "error": "the simulator died"}
+    (b / "episodes.jsonl").write_text("\n".join([*kept, json.dumps(crashed), ""]))
+    times = compare(a, b).times
+    assert (times.mean_a, times.mean_b) == (10.5, 10.5)  # (10 + 11) / 2, and 10 and the longest there is

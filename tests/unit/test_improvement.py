@@ -111,6 +111,30 @@ def test_the_benchmark_of_spoiled_demonstrations_spoils_what_it_says(tmp_path: P
         assert {word[2:] for word in words[::2]} <= set(flag_names(flags))
 
 
+@pytest.mark.parametrize(
+    ("script", "config", "other"),
+    [
+        ("benchmarks/spoiled.py", "SpoiledBenchmarkConfig", {"noise_scale": 0.4}),
+        ("benchmarks/improvement.py", "ImprovementBenchmarkConfig", {"start_steps": 3}),
+    ],
+)
+def test_a_benchmark_does_not_go_on_with_policies_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, config: str, other: dict[str, Any]
+) -> None:
+    benchmark = load_script(script)
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt  # before anything is recorded or trained
+
+    monkeypatch.setattr(benchmark, "run", stop)
+    wanted = getattr(benchmark, config)(output_dir=tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            benchmark.main(dataclasses.replace(wanted, num_trials=3))
+    with pytest.raises(ValueError, match=rf"with other flags \(--{next(iter(other))} was .*; choose another --output_dir"):
+        benchmark.main(dataclasses.replace(wanted, **other))
+
+
 def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_path: Path) -> None:
     benchmark = load_script("benchmarks/improvement.py")
     config = benchmark.ImprovementBenchmarkConfig(output_dir=tmp_path, seeds=[3])
@@ -153,6 +177,10 @@ def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -
     table = write_results(Results(config, rounds, "2 rounds were wanted", PairedTable(50, 30, 10, 10)))
     assert table == (tmp_path / "out" / "improve.md").read_text()
     assert "| 1 | 20 (9) | 70 % (28/40) | 55 - 82 % | +15 points" in table
+    assert "| round | rollouts (solved with the expert's help) | success |" in table
+    filtered = Results(dataclasses.replace(config, method="filtered"), rounds, "2 rounds were wanted")
+    assert "| round | rollouts (solved) | success |" in write_results(filtered)
+    table = write_results(Results(config, rounds, "2 rounds were wanted", PairedTable(50, 30, 10, 10)))
     assert "On fresh starts: 60 % (60/100) before (50 - 69 %), 80 % (80/100) after round 1" in table
     content = json.loads((tmp_path / "out" / "improve.json").read_text())
     assert content["best"] == {"round": 1, "checkpoint": "round_1/train"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_a_training_that_ran_out_of_time_ends_at_the_decayed_rate_and_is_not_don
     assert len(runs) == 2
     learning.train(learning.LearningConfig(output_dir=tmp_path, max_steps=701, max_train_s=100.0), "l1", Recorded(tmp_path))
     assert len(runs) == 4
+    with pytest.raises(ValueError, match="--max_steps is 300, l1 was trained for 701; choose another --output_dir"):
+        learning.train(learning.LearningConfig(output_dir=tmp_path, max_steps=300), "l1", Recorded(tmp_path))
+
+
+def test_policies_of_other_settings_are_not_taken_for_those_that_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were reused without a word: another learning rate, other demonstrations."""
+    monkeypatch.setattr(learning, "shared_commands", lambda config: {})
+    monkeypatch.setattr(learning, "train", lambda *arguments: None)
+    monkeypatch.setattr(learning.Stages, "run", lambda *arguments: True)
+    config = learning.LearningConfig(output_dir=tmp_path, benchmark="metaworld")
+    learning.main(config)
+    learning.main(dataclasses.replace(config, num_trials_per_task=5, num_demonstrations=50, num_envs=2))
+    with pytest.raises(ValueError, match=r"with other flags \(--learning_rate was 0.0003, is 0.001; --seed was 7, is 8\); choose another"):
+        learning.main(dataclasses.replace(config, learning_rate=1e-3, seed=8))

@@ -17,8 +17,8 @@ from experiments.robot.recording.script import RecordFlags, record
 from experiments.robot.simulators.changed import PerturbedEnvironment, PerturbedSimulator, perturbed
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.paraphrases import choose_paraphrase, paraphrases
-from experiments.robot.simulators.perturbations import AXES, PICTURE_AXES, SEVERITIES, Perturbation, parse_perturbations
-from experiments.robot.simulators.scene_look import SceneLook
+from experiments.robot.simulators.perturbations import AXES, CAMERA_ORDER, PICTURE_AXES, SEVERITIES, Perturbation, parse_perturbations
+from experiments.robot.simulators.scene_look import SceneLook, free_axes
 from experiments.robot.simulators.sensor_changes import change_picture
 from prismatic.vla.datasets.hdf5.recording import read_recording
 
@@ -138,6 +138,30 @@ def test_scene_changes_go_to_the_environment_and_the_others_to_what_it_shows() -
     assert simulator.make_expert(environment).act()[0] == -1.0
 
 
+def test_pictures_change_in_the_order_of_a_camera_however_it_is_typed() -> None:
+    """Both spellings share a journal; noise was blurred away in one of them."""
+    assert sorted(CAMERA_ORDER) == sorted(PICTURE_AXES)
+    seen = []
+    for text in ("blur:3,brightness:1,noise:3,jpeg:3", "jpeg:3,noise:3,blur:3,brightness:1"):
+        environment = PerturbedSimulator(ToySimulator(), parse_perturbations(text)).make_environment("left")
+        environment.reset(SPEC)
+        seen.append(environment.observe().images["primary"])
+    plain = ToySimulator().make_environment("left")
+    plain.reset(SPEC)
+    expected = plain.observe().images["primary"]
+    for axis, severity in (("blur", 3), ("brightness", 1), ("noise", 3), ("jpeg", 3)):
+        expected = change_picture(expected, Perturbation(axis, severity), SPEC, "primary", 0)
+    assert np.array_equal(seen[0], expected)
+    assert np.array_equal(seen[1], expected)
+
+
+@pytest.mark.parametrize(("text", "version"), [("camera:1", 2), ("robot:1@2", 2), ("noise:1,jpeg:1", 2), ("noise:1,light:2", None)])
+def test_episodes_of_the_changes_before_do_not_mix_with_those_of_now(tmp_path: Path, text: str, version: int | None) -> None:
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left", "right"], ToyPolicy)
+    config = EvaluationFlags(pretrained_checkpoint="toy", perturb=text, local_log_dir=tmp_path)
+    assert outcome_settings(config, benchmark).get("perturb_version") == version
+
+
 def test_words_are_drawn_for_each_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(INSTRUCTIONS, "left", "turn the faucet left")
     environment = PerturbedSimulator(ToySimulator(), (Perturbation("language", 2),)).make_environment("left")
@@ -199,12 +223,30 @@ def test_lights_change_and_come_back_and_so_does_a_free_camera() -> None:
         strength.append(abs(np.log2(model.light_diffuse.mean() / 0.6)))
         assert model.vis.headlight.diffuse.mean() / 0.3 == pytest.approx(model.light_diffuse.mean() / 0.6, rel=1e-5)
         assert np.linalg.norm(model.light_dir[0]) == pytest.approx(1.0)
-        assert np.hypot(view.azimuth - 270, view.elevation + 58) == pytest.approx(Perturbation("camera", severity).size)
     assert 0 < strength[0] < strength[1] < strength[2]
     look.apply(SPEC, ())
     after = model.light_diffuse, model.light_dir, model.vis.headlight.diffuse
     assert all(np.array_equal(now, then) for now, then in zip(after, before, strict=True))
     assert (view.azimuth, view.elevation, view.distance) == (270.0, -58.0, 1.0)
+
+
+def test_a_free_camera_turns_by_what_is_documented_in_every_direction() -> None:
+    """About the world's upright it turned by 53 % of it to the sides: one that looks down at 58 degrees."""
+    import mujoco
+
+    model, view = mujoco.MjModel.from_xml_string(SCENE), mujoco.MjvCamera()
+    view.azimuth, view.elevation, view.distance = 270.0, -58.0, 1.0
+    look, before = SceneLook(model, view, distance=1.0), free_axes(270.0, -58.0)
+    assert np.allclose(before.T @ before, np.eye(3))
+    assert np.allclose(before[:, 0], [-1, 0, 0])  # it looks towards -y, its right hand points to -x
+    for severity in SEVERITIES:
+        change, sides = Perturbation("camera", severity), []
+        for index in range(40):
+            look.apply(replace(SPEC, index=index), (change,))
+            forward = -free_axes(view.azimuth, view.elevation)[:, 2]
+            assert np.degrees(np.arccos(-forward @ before[:, 2])) == pytest.approx(change.size, rel=0.005)
+            sides.append(abs(forward @ before[:, 0]))
+        assert max(sides) > 0.9 * np.sin(np.radians(change.size))  # some of them nearly all aside
 
 
 def test_an_evaluation_says_what_was_changed_and_keeps_it_apart(tmp_path: Path) -> None:

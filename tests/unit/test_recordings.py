@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from hdf5_files import write_aloha
 from toy_simulator import ToySimulator
 
 from experiments.robot.recording.record import RecordingOptions, correlated_noise, missing_episodes, record_demonstrations
+from experiments.robot.recording.script import RecordFlags, record
 from prismatic.conversion.noops import moving_steps
 from prismatic.conversion.options import RldsFlags, guess_cameras
 from prismatic.conversion.rlds_writer import RldsSpec, split_episodes, write_rlds
@@ -290,3 +292,34 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fast_rendering": False}, "--fast_rendering was True, is False"),
+        ({"image_size": 16}, "--image_size was 8, is 16"),
+        ({"task_suite_name": "b"}, "--task_suite_name was a, is b"),
+    ],
+)
+def test_a_folder_does_not_mix_pictures_of_other_flags(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """MetaWorld's at 64 and at 96 pixels, with and without shadows, lay in one folder."""
+    flags = RecordFlags(tmp_path, num_episodes=1, noise_scale=0.0, num_workers=1)
+    own = {"image_size": 8, "task_suite_name": "a"}
+    record(flags, ToySimulator(), ["left"], (0,), own)
+    record(flags, ToySimulator(), ["left"], (0,), own)
+    assert read_recording(tmp_path / "left" / "episode_000000.hdf5").attributes["task_suite_name"] == "a"
+    own |= {name: value for name, value in changes.items() if name in own}
+    other = replace(flags, num_episodes=2, **{name: value for name, value in changes.items() if name not in own})
+    with pytest.raises(ValueError, match=rf"was recorded in another way \({message}\)"):
+        record(other, ToySimulator(), ["left"], (0,), own)
+
+
+def test_recordings_of_earlier_versions_tell_their_size_alone(tmp_path: Path) -> None:
+    flags = RecordFlags(tmp_path, num_episodes=1, noise_scale=0.0, num_workers=1)
+    record(flags, ToySimulator(), ["left"], (0,), {"image_size": 8})
+    with h5py.File(tmp_path / "left" / "episode_000000.hdf5", "a") as file:
+        del file.attrs["image_size"], file.attrs["fast_rendering"]
+    record(replace(flags, fast_rendering=False), ToySimulator(), ["left"], (0,), {"image_size": 8})
+    with pytest.raises(ValueError, match="--image_size was 8, is 64"):
+        record(flags, ToySimulator(), ["left"], (0,), {"image_size": 64})

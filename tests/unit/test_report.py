@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.robot.evaluation.actors import RELABEL, TAKEOVER
 from experiments.robot.evaluation.report import Report, console_table, report_to_dict, write_report
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.statistics import wilson_interval
+from experiments.robot.evaluation.run import wandb_values
+from experiments.robot.evaluation.statistics import interval_of_mean, wilson_interval
 
 
 def make_result(task: str, index: int, success: bool, run: str = "none", **changes) -> EpisodeResult:
@@ -90,3 +92,48 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert 'href="videos/open/a.mp4"' in page
     assert "http" not in page
     assert "python run.py --seed 7" in page
+
+
+def test_the_mean_has_its_own_interval_in_every_output(tmp_path: Path) -> None:
+    """50 of 50 and 0 of 1 are 50 % on average over tasks; the interval beside it was that of 50 of 51 episodes, 90 to 100 %."""
+    report = Report("T", {"none": [make_result("a", index, True) for index in range(50)] + [make_result("b", 0, False)]})
+    low, high = report.mean("none").interval
+    assert low < 0.2 < report.mean("none").rate == 0.5 < 0.8 < high
+    assert console_table(report).splitlines()[-1].split() == f"mean 50 % (50/51) {100 * low:.0f} - {100 * high:.0f} %".split()
+    assert report_to_dict(report)["summary"]["none"]["mean"] == {"rate": 0.5, "interval_95": [low, high]}
+    page = write_report(report, tmp_path).read_text()
+    assert "50 % (success), the mean over 2 tasks" in page
+    assert f">{100 * low:.0f} - {100 * high:.0f}</td>" in page
+    assert wandb_values(report) == {"success_rate/a": 1.0, "success_rate/b": 0.0, "success_rate/total": 0.5, "num_episodes/total": 51}
+
+
+def test_tasks_of_as_many_episodes_have_wilsons_interval_of_all_of_them() -> None:
+    assert interval_of_mean([(3, 10), (10, 10), (8, 10)]) == pytest.approx(wilson_interval(21, 30))
+    assert interval_of_mean([(5, 5)]) == wilson_interval(5, 5)
+    assert interval_of_mean([(1, 1), (7, 7), (3, 3)])[1] == 1.0
+
+
+def test_a_run_may_have_tasks_that_the_main_run_lacks(tmp_path: Path) -> None:
+    """As of a shard: its report ended in ZeroDivisionError, or the mean of a control left those tasks out."""
+    report = Report("T", {"none": [make_result("b", 0, True)], "grey": [make_result("a", 0, True, "grey")]}, {"task_names": ["b", "a"]})
+    assert report.tasks == ["b", "a"]
+    assert (report.mean("none").rate, report.mean("grey").rate) == (1.0, 1.0)
+    report.runs["grey"].append(make_result("b", 0, False, "grey"))
+    assert report.mean("grey").rate == 0.5
+    lines = console_table(report).splitlines()
+    assert lines[3].split() == ["a", "-", "-", "100", "%", "(1/1)"]
+    assert lines[-1].split()[-2:] == ["%", "(1/2)"]
+    assert "not a number" not in write_report(report, tmp_path).read_text()
+    stored = json.loads((tmp_path / "report.json").read_text())["summary"]
+    assert stored["none"]["a"]["rate"] is None
+    assert "success_rate/a" not in wandb_values(report)
+
+
+def test_what_an_expert_may_have_solved_is_not_called_success(tmp_path: Path) -> None:
+    report = make_report()
+    report.settings["expert_help"] = TAKEOVER
+    assert "solved with the expert's help" in console_table(report).splitlines()[0]
+    assert "success  " not in console_table(report).splitlines()[0]
+    assert "62 % (solved with the expert&#39;s help)" in write_report(report, tmp_path).read_text()
+    report.settings["expert_help"] = RELABEL  # it only says what it would have done
+    assert "success  " in console_table(report).splitlines()[0]

@@ -89,6 +89,52 @@ def test_a_shard_tells_what_is_missing_and_refuses_what_does_not_belong(tmp_path
         flags(tmp_path, shard="1/3", batch_size=0)
 
 
+def test_a_shard_that_begins_anew_forgets_what_it_will_play_and_other_settings(tmp_path: Path) -> None:
+    """It forgot its own journal alone: other settings were refused with the advice to pass what had been passed, and the same settings
+    played nothing where the journal of the whole held the episodes."""
+    config = flags(tmp_path)
+    run_evaluation(config, benchmark())
+    stamps = {(row["task"], row["index"]): row["ended_s"] for row in read_journals(tmp_path)[1]}
+    report = run_evaluation(replace(config, shard="1/2", restart=True), benchmark())
+    assert report.num_missing == 0
+    again = {(row["task"], row["index"]) for row in read_journals(tmp_path)[1] if stamps[row["task"], row["index"]] != row["ended_s"]}
+    own = Shard(1, 2).of(plan_episodes(config, benchmark()))
+    assert again == {(episode.spec.task, episode.spec.index) for episode in own}
+    other = replace(config, seed=8, restart=True)
+    for shard, num_missing in (("1/2", 3), ("2/2", 0)):
+        assert run_evaluation(replace(other, shard=shard), benchmark()).num_missing == num_missing
+    assert read_journals(tmp_path)[0]["seed"] == 8
+    assert [path.name for path in journal_files(tmp_path)] == ["episodes.shard-1-of-2.jsonl", "episodes.shard-2-of-2.jsonl"]
+    journal_files(tmp_path)[1].write_text("damaged\n")
+    assert run_evaluation(replace(other, shard="1/2"), benchmark()).num_missing == 3
+
+
+def test_journal_and_reader_take_the_same_row_of_an_episode(tmp_path: Path) -> None:
+    """The latest, whichever file holds it; one took its own, the other the first file's."""
+    config = flags(tmp_path)
+    report = run_evaluation(config, benchmark())
+    settings, first = outcome_settings(config, benchmark()), report.main_run[0]
+    for of, num_steps in ((Shard(1, 2), 20), (Shard(), 21), (Shard(2, 2), 22)):  # played again by one of them, then by another
+        Journal(tmp_path, settings, shard=of).add(replace(first, num_steps=num_steps))
+        for shard in (Shard(), Shard(1, 2), Shard(2, 2)):
+            results = Journal(tmp_path, settings, shard=shard).results
+            assert [item.num_steps for item in results if (item.task, item.index) == (first.task, first.index)] == [num_steps]
+        rows = read_journals(tmp_path)[1]
+        assert [row["num_steps"] for row in rows if (row["task"], row["index"]) == (first.task, first.index)] == [num_steps]
+
+
+def test_robustness_names_flags_that_it_has(tmp_path: Path) -> None:
+    for seed in (7, 8):
+        conditions = make_conditions(flags(tmp_path, num_trials_per_task=1, seed=seed), [], [1], [])
+        if seed == 7:
+            measure(conditions, lambda config: benchmark(), lambda so_far: None)
+            continue
+        with pytest.raises(
+            ValueError, match=r"\(seed was 7, is 8\); choose another --output_dir, or add --restart True to --evaluation_flags"
+        ):
+            measure(conditions, lambda config: benchmark(no_policy), lambda so_far: None)
+
+
 def test_journals_that_do_not_belong_together_are_not_compared(tmp_path: Path) -> None:
     """As when shards of two checkpoints were copied into one folder: they were counted together, under the settings of the first."""
     run_evaluation(flags(tmp_path / "a", shard="1/2"), benchmark())

@@ -12,6 +12,7 @@ import pytest
 from toy_simulator import ToyEnvironment, ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.delays import read_delays
+from experiments.robot.evaluation.plan import EvaluationFlags
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.statistics import ks_test
 from experiments.robot.evaluation.stepping import ActingOptions, SteppedActor
@@ -117,6 +118,16 @@ def test_options_that_make_no_sense_name_the_flag(options: dict, message: str) -
         ActingOptions(**options)
     with pytest.raises(ValueError, match="--prefetch_steps is 8; choose 0 to 7"):
         ActingOptions(prefetch_steps=8).execution(8)
+
+
+def test_a_delay_that_stops_the_robot_for_good_is_refused() -> None:
+    """Every episode failed, and nothing said why: the executor gives up a robot that has held for 5 s."""
+    assert EvaluationFlags(pretrained_checkpoint="p", delay_steps="50").acting(10.0).delays == (50,)
+    assert len(commands(120, delays=(50,))[2]) > 1  # times at which it asked
+    assert len(commands(120, delays=(51,))[2]) == 1
+    with pytest.raises(ValueError, match=r"--delay_steps 51 has 51 steps, 5.1 s at 10 Hz; .* stopped for good.*choose at most 50"):
+        EvaluationFlags(pretrained_checkpoint="p", delay_steps="51").acting(10.0)
+    assert EvaluationFlags(pretrained_checkpoint="p", delay_steps="51").acting(20.0).delays == (51,)
 
 
 def test_delays_are_a_number_or_what_was_measured(tmp_path: Path) -> None:

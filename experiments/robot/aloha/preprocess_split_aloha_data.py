@@ -17,6 +17,7 @@ from tqdm import tqdm
 from prismatic.cli import run_script
 from prismatic.conversion.aloha_preprocessing import divide, preprocess_recording
 from prismatic.conversion.staging import only_writer
+from prismatic.stages import keep_settings
 from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.split_names import VAL_FRACTION
 
@@ -45,6 +46,8 @@ def main(config: PreprocessConfig) -> None:
         other = out / ("train" if split == "val" else "val") / path.name
         if other.exists():
             raise ValueError(f"{other} is there from a run with another --percent_val or other recordings; delete {out} first")
+    fixed = {"dataset_path": config.dataset_path.resolve(), "img_resize_size": config.img_resize_size, "instruction": config.instruction}
+    keep_settings(out / "settings.json", fixed, f"choose another --out_base_dir, or delete {out} first")
     missing = [(path, split) for path, split in splits.items() if not (out / split / path.name).exists()]
     progress = tqdm(
         missing, desc=f"resizing to {config.img_resize_size}", unit="episode", total=len(splits), initial=len(splits) - len(missing)

@@ -30,7 +30,7 @@ class RecordConfig(RecordFlags):
 def main(config: RecordConfig) -> None:
     configure_rendering()
     tasks = [get_aloha_task(name).name for name in config.task_names]
-    record(config, AlohaSimulator(config.image_size, config.fast_rendering), tasks, _JOINTS)
+    record(config, AlohaSimulator(config.image_size, config.fast_rendering), tasks, _JOINTS, {"image_size": config.image_size})
 
 
 if __name__ == "__main__":

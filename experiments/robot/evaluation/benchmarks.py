@@ -40,15 +40,18 @@ def check_simulator(name: str, own_flags: Mapping[str, Any]) -> None:
             raise ValueError(f"--{flag} belongs to --simulator {' or '.join(simulators)}; leave it out")
 
 
-def make_evaluation(simulator: str, flags: Mapping[str, Any]) -> tuple[EvaluationFlags, Benchmark, str]:
+def make_evaluation(simulator: str, flags: Mapping[str, Any], in_place: bool = False) -> tuple[EvaluationFlags, Benchmark, str]:
     """The flags of the simulator's evaluation, its benchmark, and the registry entry of its scripted demonstrations.
 
-    `flags` are those of the evaluation script; `image_size` stands for what it calls that.
+    `flags` are those of the evaluation script; `image_size` stands for what it calls that. `in_place`: files land in --local_log_dir
+    itself, also where the script would make a folder in it.
     """
     given = dict(flags)
     if "image_size" in given:
         given[SIMULATORS[simulator].size_flag] = given.pop("image_size")
     flags_class, make_benchmark = find_evaluation(simulator)
+    if in_place and simulator == "libero":
+        from experiments.robot.libero.run_libero_eval import InPlaceConfig as flags_class  # noqa: N813
     found = flags_class(**given)
     datasets = {
         "metaworld": lambda: "metaworld_demo",

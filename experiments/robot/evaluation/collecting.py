@@ -6,13 +6,15 @@ With the expert's help (`actors.HELP`) they show what the policy should have don
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER, check_help
-from experiments.robot.evaluation.journal import JournalError, journal_files, read_journals
+from experiments.robot.evaluation.journal import JOURNAL_FILE, JournalError, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, plan_episodes
-from experiments.robot.evaluation.rollout import EXPERT_RUN, RolloutOptions
+from experiments.robot.evaluation.rollout import PlannedEpisode, RolloutOptions
 from experiments.robot.evaluation.run import run_evaluation
 from prismatic.acting.recorder import RECORDINGS
 from prismatic.vla.constants import near_names
@@ -31,16 +33,16 @@ def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_
     `dataset`: the registry entry that reads them. An interrupted collection goes on; its manifest names what there is so far.
 
     Raises:
-        ValueError: no such entry, no expert that can help, the folder holds the episodes of another policy or other flags, or every
-            episode crashed.
+        ValueError: no such entry, no expert that can help, the folder holds the episodes of another policy or other flags, or a
+            collection of an earlier version, or every episode crashed.
     """
     check_help(expert_help)
     if expert_help != NO_HELP and config.policy == "expert":
         raise ValueError(f"--expert_help {expert_help} is for a checkpoint; with --policy expert nobody needs help")
     if registered_name(dataset) is None:
         raise ValueError(f"--dataset_name {dataset!r} is no entry of the registry; {near_names(dataset, OXE_DATASET_CONFIGS)}")
-    config = replace(config, record=True)
-    benchmark = replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=lambda task, count: list(range(count)))
+    _check_earlier(config.folder)
+    config, benchmark = replace(config, record=True), _as_collection(benchmark, expert_help)
     if config.restart:
         (config.folder / MANIFEST_FILE).unlink(missing_ok=True)  # what it names is forgotten
     try:
@@ -56,13 +58,24 @@ def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_
     return manifest
 
 
+def _as_collection(benchmark: Benchmark, expert_help: str) -> Benchmark:
+    return replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=lambda task, count: list(range(count)))
+
+
+def _check_earlier(folder: Path) -> None:
+    """Refuses to begin anew beside what an earlier version has collected in a folder of its own (LIBERO's EVAL-<suite>-<policy>)."""
+    earlier = sorted(folder.glob(f"EVAL-*/{JOURNAL_FILE}"))
+    if earlier and not journal_files(folder):
+        raise ValueError(
+            f"{earlier[0].parent} holds what an earlier version has collected; name that folder as --output_dir to go on with it, "
+            f"or choose another one than {folder}"
+        )
+
+
 def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str) -> Path | None:
     """Names the recordings that there are of the planned episodes in the journal, and no others; None, and no file, without any."""
     options = RolloutOptions(recording_dir=config.folder / RECORDINGS)
-    rows = read_journals(config.folder)[1] if journal_files(config.folder) else []
-    played = {(row["run"], row["task"], row["index"], row["seed"]) for row in rows}
-    planned = [item for item in plan_episodes(config, benchmark) if (item.run, item.spec.task, item.spec.index, item.spec.seed) in played]
-    wanted = [path for episode in planned if (path := options.recording(episode)) is not None and path.exists()]
+    wanted = [path for episode, _ in _played(config, benchmark) if (path := options.recording(episode)) is not None and path.exists()]
     parts = []
     for folder in dict.fromkeys(path.parents[1] for path in wanted):
         own = {path for path in wanted if path.parents[1] == folder}
@@ -74,6 +87,14 @@ def _write_manifest(config: EvaluationFlags, benchmark: Benchmark, dataset: str)
     path = config.folder / MANIFEST_FILE
     write_manifest(path, dataset, parts)
     return path
+
+
+def _played(config: EvaluationFlags, benchmark: Benchmark) -> list[tuple[PlannedEpisode, Mapping[str, Any]]]:
+    """The planned episodes that there are, each with its row of the journal."""
+    rows = read_journals(config.folder)[1] if journal_files(config.folder) else []
+    found = {(row["run"], row["task"], row["index"], row["seed"]): row for row in rows}
+    keys = [((item.run, item.spec.task, item.spec.index, item.spec.seed), item) for item in plan_episodes(config, benchmark)]
+    return [(item, found[key]) for key, item in keys if key in found]
 
 
 def dataset_of(checkpoint: str | Path, default: str) -> str:
@@ -88,8 +109,7 @@ def dataset_of(checkpoint: str | Path, default: str) -> str:
     return known[0] if len(known) == 1 else default
 
 
-def count_episodes(config: EvaluationFlags) -> tuple[int, int]:
-    """(episodes, successes) that `config.folder` holds of the policy, or of the expert where it acts alone."""
-    run = EXPERT_RUN if config.policy == "expert" else "none"
-    rows = {(row["task"], row["index"], row["seed"]): row for row in read_journals(config.folder)[1] if row["run"] == run}
-    return len(rows), sum(row["success"] for row in rows.values())
+def count_episodes(config: EvaluationFlags, benchmark: Benchmark) -> tuple[int, int]:
+    """(episodes, successes) that `config.folder` holds of the planned episodes of a collection, without those that crashed."""
+    rows = [row for _, row in _played(config, _as_collection(benchmark, NO_HELP)) if row.get("error") is None]
+    return len(rows), sum(row["success"] for row in rows)

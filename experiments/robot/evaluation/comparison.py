@@ -10,17 +10,20 @@ Sources: McNemar, Psychometrika 12 (1947); Newcombe, Statistics in Medicine 17 (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.actors import TAKEOVER
 from experiments.robot.evaluation.journal import read_journals
+from experiments.robot.evaluation.plan import Benchmark
 from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult
 from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
 from experiments.robot.evaluation.timing import restricted_mean
 
 _MAIN_RUNS = ("none", EXPERT_RUN)  # what an evaluation is about, unless it has controls alone
+_STARTS = ("split", "benchmark", "task_suite_name", "initial states")  # what tells one start from another of the same number and seed
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,23 @@ class Comparison:
     num_unpaired: int  # episodes that one of them lacks
     settings: dict[str, tuple[Any, Any]]  # flags that differ
     times: TimeComparison
+    helped: tuple[str, ...] = ()  # "A", "B": in its episodes the expert may have taken over
+
+    @property
+    def help_remarks(self) -> list[str]:
+        """Whose successes are not its own, a line each."""
+        return [f"{name}: the expert took over where the policy drifted; successes are not the policy's own" for name in self.helped]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the table must know, a line each."""
+        found = self.help_remarks
+        if self.num_unpaired:
+            found.append(f"{self.num_unpaired} episodes have no partner and are left out")
+        if self.settings:
+            listed = "; ".join(f"{name} {a!r} and {b!r}" for name, (a, b) in self.settings.items())
+            found.append(f"settings that differ: {listed}")
+        return found
 
     @property
     def total(self) -> PairedTable:
@@ -119,11 +139,18 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
     """The episodes that both folders have, of `run` (by default the policy's own of each, or the expert's, or those of a control).
 
     Raises:
-        ValueError: a folder holds no journal, or they have no episode in common.
+        ValueError: a folder holds no journal, they have no episode in common, or episodes of one number begin elsewhere in the other.
     """
     (settings_a, rows_a), (settings_b, rows_b) = (read_journals(folder) for folder in (folder_a, folder_b))
+    starts_a, starts_b = _starts(settings_a), _starts(settings_b)
+    if other := [name for name in _STARTS if starts_a[name] != starts_b[name] and None not in (starts_a[name], starts_b[name])]:
+        listed = "; ".join(f"{name} {starts_a[name]!r} and {starts_b[name]!r}" for name in other)
+        raise ValueError(
+            f"{folder_a} and {folder_b} cannot be compared in pairs: episodes of the same number and seed are not the same ({listed}); "
+            "play both on the same starts"
+        )
     a, b = _by_episode(folder_a, rows_a, run), _by_episode(folder_b, rows_b, run)
-    common = [key for key in a if key in b]
+    common = [key for key in a if key in b and _is_told_alike(a[key], b[key])]
     if not common:
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
     tasks = list(dict.fromkeys(task for task, _, _ in common))
@@ -138,10 +165,27 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
             for task, index, seed in sorted(common)
             if won_a[task, index, seed] != won_b[task, index, seed]
         ],
-        num_unpaired=len(a.keys() ^ b.keys()),
+        num_unpaired=len(a.keys() | b.keys()) - len(common),
         settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
         times=_compare_times([a[key] for key in common], [b[key] for key in common]),
+        helped=tuple(name for name, said, rows in (("A", settings_a, a), ("B", settings_b, b)) if _is_helped(said, rows)),
     )
+
+
+def _starts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Name of `_STARTS` -> what a journal's settings say of it; None: nothing. A file of initial states is known by its content."""
+    states = settings.get("initial_states_path_content") or settings.get("initial_states_path")
+    known = {name: settings.get(name) for name in ("benchmark", "task_suite_name")}
+    return {"split": settings.get("split", Benchmark.split), **known, "initial states": states}
+
+
+def _is_told_alike(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> bool:
+    """Which instruction the control borrowed depends on the tasks that were evaluated with it."""
+    return row_a["run"] != "wrong_instruction" or row_a.get("instruction") == row_b.get("instruction")
+
+
+def _is_helped(settings: Mapping[str, Any], rows: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> bool:
+    return settings.get("expert_help") == TAKEOVER and any(row["run"] == "none" for row in rows.values())
 
 
 def pair_up(results_a: Iterable[EpisodeResult], results_b: Iterable[EpisodeResult]) -> PairedTable:
@@ -151,7 +195,8 @@ def pair_up(results_a: Iterable[EpisodeResult], results_b: Iterable[EpisodeResul
 
 
 def _compare_times(rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, Any]]) -> TimeComparison:
-    mean_a, mean_b = (restricted_mean([row["num_steps"] for row in rows]) for rows in (rows_a, rows_b))
+    horizon = max(row["num_steps"] for row in (*rows_a, *rows_b))
+    mean_a, mean_b = (restricted_mean([(row["num_steps"], row.get("error")) for row in rows], horizon) for rows in (rows_a, rows_b))
     ends_a, ends_b = ([row["num_steps"] if row["success"] else math.inf for row in rows] for rows in (rows_a, rows_b))
     distance, p_value = ks_test(ends_a, ends_b)
     return TimeComparison(mean_a, mean_b, distance, p_value)

@@ -34,9 +34,22 @@ def make_control(name: str, simulator: Simulator, tasks: Sequence[str]) -> Contr
             observation, images={camera: np.full_like(image, _GREY) for camera, image in observation.images.items()}
         )
     if name == "wrong_instruction":
-        wrong = wrong_instructions({task: simulator.instruction(task) for task in tasks})
+        wrong = borrowed_instructions(name, simulator, tasks)
         return lambda task, observation: replace(observation, instruction=wrong[task])
     raise ValueError(f"--control is {name!r}, expected one of {list(CONTROLS)}")
+
+
+def borrowed_instructions(name: str, simulator: Simulator, tasks: Sequence[str]) -> dict[str, str]:
+    """Task -> what the control called `name` tells the policy in place of the task's own words; {} where it leaves them.
+
+    The more tasks are evaluated, the more alike the words may be: an episode that was told others is another episode.
+
+    Raises:
+        ValueError: no task with another instruction to borrow.
+    """
+    if name != "wrong_instruction":
+        return {}
+    return wrong_instructions({task: simulator.instruction(task) for task in tasks})
 
 
 def wrong_instructions(instructions: dict[str, str]) -> dict[str, str]:

@@ -4,19 +4,21 @@
     <folder>/episodes.shard-2-of-8.jsonl   the same, of a part of the evaluation (`shards`); all that lie in the folder belong together
     <folder>/pictures/...png    what the report shows of an episode, side by side
 
-A line is written at once; one that a kill cut short is dropped. An episode is known by run, task, number and seed. The first line must
-be the same when the evaluation goes on, unless no episode follows it: episodes of two settings never mix.
+A line is written at once; one that a kill cut short is dropped. An episode is known by run, task, number and seed; of one that was played
+again the latest line of a file counts, and of several files the one that did not crash, or else ended last. The first line must be the
+same when the evaluation goes on, unless no episode follows it: episodes of two settings never mix.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,68 +28,96 @@ from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
 from experiments.robot.evaluation.shards import Shard
 from prismatic.acting.recorder import RECORDINGS
 from prismatic.vla.aside import put_aside
+from prismatic.vla.datasets.locks import locked
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
 _IDENTITY = {"run", "task", "index", "seed", "success"}  # what every row says
+_ENDED = "ended_s"  # when an episode ended [s since 1970]; in rows alone, and not in those of earlier versions
+_Key = tuple[str, str, int, int]  # run, task, number, seed
 
 
 class JournalError(ValueError):
     """The journal cannot be continued; the message says why."""
 
+    def __init__(self, problem: str, remedy: str) -> None:
+        """`remedy`: what to do, in the flags of an evaluation script."""
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+
 
 class Journal:
     """Appends episodes to a folder's journal and knows those that are there."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], restart: bool = False, shard: Shard | None = None) -> None:
-        """`settings` is all that outcomes depend on; `restart` forgets what is there, or what there is of the `shard`.
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        restart: bool = False,
+        shard: Shard | None = None,
+        own: Sequence[PlannedEpisode] = (),
+    ) -> None:
+        """`settings` is all that outcomes depend on; `restart` forgets what is there, or of a `shard` its `own` episodes, whichever
+        journal holds them, and all episodes of other settings.
 
         Raises:
             JournalError: the folder's episodes were played with other settings, or its journal is damaged.
         """
         self.folder, self._path = folder, _path_of(folder, shard or Shard())
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._results: dict[tuple[str, str, int, int], EpisodeResult] = {}
+        self._rows: dict[Path, list[dict[str, Any]]] = {}
+        self._counting: dict[_Key, dict[str, Any]] = {}  # the row of each episode that counts
+        self._results: dict[_Key, EpisodeResult] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        if restart and shard and shard.count > 1:
-            self._path.unlink(missing_ok=True)
-        elif restart:
-            _forget(folder)
-        own: list[dict[str, Any]] = []
-        for path in journal_files(folder):
-            rows = self._take_over(path)
-            own = rows if path == self._path else own
-        _write(
-            self._path, [json.dumps({"settings": self._settings}), *(json.dumps(row) for row in own)]
-        )  # without a line that was cut short
+        with _alone(folder, shard):
+            if restart and shard and shard.count > 1:
+                self._forget_shard(own)
+            elif restart:
+                _forget(folder)
+            self._rows[self._path] = []
+            self._take_in(journal_files(folder))
+            _write_rows(self._path, self._settings, self._rows[self._path])  # without a line that was cut short
+
+    def _forget_shard(self, own: Sequence[PlannedEpisode]) -> None:
+        """Other shards may be told to begin anew as well, at the same time: what they have written with these settings stays."""
+        self._path.unlink(missing_ok=True)
+        forgotten = {_planned_key(episode) for episode in own}
+        for path in journal_files(self.folder):
+            try:
+                stored, rows = read_journal(path)
+            except JournalError as error:
+                logger.warning("%s is forgotten: %s", path, error.problem)
+                path.unlink()
+                continue
+            if _list_changes(stored, self._settings):
+                path.unlink()
+            elif len(kept := [row for row in rows if _key_of(row) not in forgotten]) < len(rows):
+                _write_rows(path, stored, kept)
 
     def refresh(self) -> None:
         """Takes in what other shards have written meanwhile."""
-        for path in journal_files(self.folder):
-            if path != self._path:
-                self._take_over(path)
+        self._take_in([path for path in journal_files(self.folder) if path != self._path])
 
-    def _take_over(self, path: Path) -> list[dict[str, Any]]:
-        """The rows of a file of the folder, which become results.
+    def _take_in(self, paths: Iterable[Path]) -> None:
+        """Reads journals of the folder, whose rows become results.
 
         Raises:
-            JournalError: it is of another evaluation, or damaged.
+            JournalError: one is of another evaluation, or damaged.
         """
-        stored, rows = read_journal(path)
-        listed = _list_changes(stored, self._settings)
-        if listed and rows:
-            raise JournalError(
-                f"{path} holds episodes of another evaluation ({listed}). Choose another folder (--output_dir, or --local_log_dir and "
-                "--run_id_note), or pass --restart True to forget them"
-            )
-        for row in rows:
-            result = self._from_row(row)
-            known = self._results.get(_key(result))
-            if known is None or known.error is not None or path == self._path:
-                self._results[_key(result)] = result
-        return rows
+        for path in paths:
+            stored, rows = read_journal(path)
+            listed = _list_changes(stored, self._settings)
+            if listed and rows:
+                raise JournalError(
+                    f"{path} holds episodes of another evaluation ({listed})",
+                    "choose another folder (--output_dir, or --local_log_dir and --run_id_note), or pass --restart True to forget them",
+                )
+            self._rows[path] = rows
+        for key, row in _merge(self._rows[path] for path in sorted(self._rows, key=_file_order)).items():
+            if self._counting.get(key) != row:
+                self._counting[key], self._results[key] = row, self._from_row(row)
 
     @property
     def results(self) -> list[EpisodeResult]:
@@ -98,8 +128,7 @@ class Journal:
         """Those of `episodes` that have not been played, or whose simulator died."""
 
         def done(planned: PlannedEpisode) -> bool:
-            spec = planned.spec
-            result = self._results.get((planned.run, spec.task, spec.index, spec.seed))
+            result = self._results.get(_planned_key(planned))
             return result is not None and result.error is None
 
         return [planned for planned in episodes if not done(planned)]
@@ -110,16 +139,22 @@ class Journal:
             if pictures := getattr(result, name):
                 _save_strip(self._strip(name, result), pictures)
         row = {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in _PICTURES}
+        line = json.dumps(row | {_ENDED: time.time()})
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self._results[_key(result)] = result
+            file.write(line + "\n")
+        row = json.loads(line)
+        self._rows[self._path].append(row)
+        self._counting[_key_of(row)], self._results[_key_of(row)] = row, result
 
     def _from_row(self, row: dict[str, Any]) -> EpisodeResult:
         try:
             values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+            values.pop(_ENDED, None)
             result = EpisodeResult(**values)
         except TypeError as error:
-            raise JournalError(f"{self._path} holds an episode of another version ({error}); pass --restart True to begin anew") from error
+            raise JournalError(
+                f"{self._path} holds an episode of another version ({error})", "pass --restart True to begin anew"
+            ) from error
         pictures, frames = (_load_strip(self._strip(name, result)) for name in ("pictures", "failure_frames"))
         return dataclasses.replace(result, pictures=pictures, failure_frames=frames)
 
@@ -135,7 +170,8 @@ def _path_of(folder: Path, shard: Shard) -> Path:
 def journal_files(folder: Path) -> list[Path]:
     """The journals in a folder: of the whole evaluation, and of its shards."""
     path = folder / JOURNAL_FILE
-    return [*([path] if path.is_file() else []), *sorted(folder.glob(f"{path.stem}.shard-*{path.suffix}"))]
+    found = [*([path] if path.is_file() else []), *folder.glob(f"{path.stem}.shard-*{path.suffix}")]
+    return sorted(found, key=_file_order)
 
 
 def read_journals(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -146,20 +182,30 @@ def read_journals(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     files = journal_files(folder)
     if not files:
-        raise JournalError(f"{folder} has no {JOURNAL_FILE}; pass the folder of an evaluation, the one that holds report.html")
+        raise JournalError(f"{folder} has no {JOURNAL_FILE}", "pass the folder of an evaluation, the one that holds report.html")
     found = [read_journal(path) for path in files]
     played = [(path, settings) for path, (settings, rows) in zip(files, found, strict=True) if rows]
     for path, settings in played[1:]:
         if listed := _list_changes(played[0][1], settings):
             raise JournalError(
-                f"{path} holds episodes of another evaluation than {played[0][0].name} ({listed}); move one of them to a folder of its own"
+                f"{path} holds episodes of another evaluation than {played[0][0].name} ({listed})",
+                "move one of them to a folder of its own",
             )
-    latest: dict[tuple[str, str, int, int], dict[str, Any]] = {}
-    for _, rows in found:
-        for key, row in {(row["run"], row["task"], row["index"], row["seed"]): row for row in rows}.items():
-            if key not in latest or latest[key].get("error") is not None:
-                latest[key] = row
-    return played[0][1] if played else found[0][0], list(latest.values())
+    return played[0][1] if played else found[0][0], list(_merge(rows for _, rows in found).values())
+
+
+def _merge(files: Iterable[Sequence[dict[str, Any]]]) -> dict[_Key, dict[str, Any]]:
+    """Episode -> its row that counts, of journals that belong together in the order of `journal_files`."""
+    merged: dict[_Key, dict[str, Any]] = {}
+    for rows in files:
+        for key, row in {_key_of(row): row for row in rows}.items():
+            if key not in merged or _rank(row) >= _rank(merged[key]):
+                merged[key] = row
+    return merged
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+    return row.get("error") is None, row.get(_ENDED, 0.0)
 
 
 def _list_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -180,22 +226,19 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise JournalError(f"{path}, line {number + 1} is no JSON ({error}); remove it, or pass --restart True") from error
+            raise JournalError(f"{path}, line {number + 1} is no JSON ({error})", "remove it, or pass --restart True") from error
         if not isinstance(rows[-1], dict) or (number and not rows[-1].keys() >= _IDENTITY):
-            raise JournalError(f"{path}, line {number + 1} is no row of a journal; remove it, or pass --restart True")
+            raise JournalError(f"{path}, line {number + 1} is no row of a journal", "remove it, or pass --restart True")
     if not rows or "settings" not in rows[0]:
-        raise JournalError(f"{path} does not begin with the settings of an evaluation; pass --restart True to begin anew")
+        raise JournalError(f"{path} does not begin with the settings of an evaluation", "pass --restart True to begin anew")
     return rows[0]["settings"], rows[1:]
 
 
 def fingerprint(folder: Path) -> str:
     """Changes with the content of a checkpoint, not with where it lies or what lies beside it; reads samples of large files."""
-    from prismatic.policy.checkpoint.files import policy_files, read_samples  # imports torch
+    from prismatic.policy.checkpoint import files  # imports torch
 
-    digest = hashlib.sha256()
-    for path in policy_files(folder):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_samples(path))
-    return digest.hexdigest()[:16]
+    return files.fingerprint(folder)
 
 
 def _forget(folder: Path) -> None:
@@ -209,13 +252,31 @@ def _forget(folder: Path) -> None:
         logger.info("recordings of the episodes before are kept in %s", put_aside(recordings))
 
 
-def _key(result: EpisodeResult) -> tuple[str, str, int, int]:
-    return result.run, result.task, result.index, result.seed
+@contextmanager
+def _alone(folder: Path, shard: Shard | None) -> Iterator[None]:
+    """Shards that begin at the same time look at the folder's journals one after the other."""
+    if shard is None or shard.count == 1:
+        yield
+        return
+    with locked(folder / ".lock.journals"):
+        yield
 
 
-def _write(path: Path, lines: list[str]) -> None:
+def _key_of(row: Mapping[str, Any]) -> _Key:
+    return row["run"], row["task"], row["index"], row["seed"]
+
+
+def _planned_key(planned: PlannedEpisode) -> _Key:
+    return planned.run, planned.spec.task, planned.spec.index, planned.spec.seed
+
+
+def _file_order(path: Path) -> tuple[bool, Path]:
+    return path.name != JOURNAL_FILE, path
+
+
+def _write_rows(path: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in ({"settings": settings}, *rows)), encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -21,7 +21,8 @@ from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Simulator
-from experiments.robot.simulators.perturbations import Perturbation, parse_perturbations
+from experiments.robot.simulators.perturbations import Perturbation, changes_version, parse_perturbations
+from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.recorder import check_recording_packages
 from prismatic.vla.constants import get_robot_platform
 
@@ -85,7 +86,7 @@ class EvaluationFlags:
             raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder, or --policy expert")
         if self.num_trials_per_task < 1:
             raise ValueError(f"--num_trials_per_task is {self.num_trials_per_task}, must be at least 1")
-        self.acting(1.0)  # checks the flags that make it up
+        self._acting(1.0)  # checks the flags that make it up
         self.perturbations  # noqa: B018  (checks the spelling)
         if self.batch_size < 0:
             raise ValueError(f"--batch_size is {self.batch_size}; must be at least 1, or 0 to measure it")
@@ -117,8 +118,19 @@ class EvaluationFlags:
         """How chunks become commands on a robot with so many steps a second.
 
         Raises:
-            ValueError: the flags contradict each other, or name no delays.
+            ValueError: the flags contradict each other, name no delays, or one for which the robot would hold until it is stopped for good.
         """
+        options, most = self._acting(control_hz), ExecutionOptions.stop_after_s
+        longest = max(options.delays)
+        if (longest - 1) / control_hz >= most:  # what is held begins with the first of these steps
+            raise ValueError(
+                f"--delay_steps {self.delay_steps} has {longest} steps, {longest / control_hz:.1f} s at {control_hz:g} Hz; "
+                f"a robot that has held its position for {most:g} s is stopped for good, so that no episode could succeed; "
+                f"choose at most {control_hz * most:g}"
+            )
+        return options
+
+    def _acting(self, control_hz: float) -> ActingOptions:
         delays = read_delays(self.delay_steps, control_hz)
         return ActingOptions(self.num_open_loop_steps, delays, self.prefetch_steps, self.num_blend_steps, self.ensemble_decay)
 
@@ -180,6 +192,8 @@ def outcome_settings(config: EvaluationFlags, benchmark: Benchmark) -> dict[str,
             del settings[name]
     if "perturb" in settings:
         settings["perturb"] = sorted(map(str, config.perturbations))
+        if (version := changes_version(config.perturbations)) > 1:  # journals of earlier versions do not go on
+            settings["perturb_version"] = version
     if "delay_steps" in settings:  # what was drawn from, not where it lies
         delays = config.acting(get_robot_platform(benchmark.robot).control_hz).delays
         settings["delay_steps"] = {str(steps): delays.count(steps) for steps in sorted(set(delays))}

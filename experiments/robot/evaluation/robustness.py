@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.comparison import format_p, pair_up
+from experiments.robot.evaluation.journal import JournalError
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.report import Score
 from experiments.robot.evaluation.rollout import EpisodeResult
@@ -111,7 +112,8 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
     """Plays what is missing, with one policy for all; `write` is called with what there is after each condition.
 
     Raises:
-        ValueError: an axis that the simulator cannot change, or instructions without other words, before anything is played.
+        ValueError: an axis that the simulator cannot change, or instructions without other words, before anything is played; a
+            condition's folder holds episodes of other settings.
     """
     benchmarks = [make_benchmark(condition.config) for condition in conditions]  # what is wrong is told before anything is played
     for condition, benchmark in zip(conditions, benchmarks, strict=True):
@@ -122,7 +124,12 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
     unchanged: list[EpisodeResult] = []
     for condition, benchmark in zip(conditions, benchmarks, strict=True):
         config = dataclasses.replace(condition.config, batch_size=batch_size)  # the same rounding for all
-        report = run_evaluation(config, dataclasses.replace(benchmark, load_policy=load))
+        try:
+            report = run_evaluation(config, dataclasses.replace(benchmark, load_policy=load))
+        except JournalError as error:
+            raise ValueError(
+                f"{error.problem}; choose another --output_dir, or add --restart True to --evaluation_flags, which forgets all conditions"
+            ) from error
         unchanged = unchanged or report.main_run
         findings.append(_find(condition, report.main_run, unchanged))
         write(findings)

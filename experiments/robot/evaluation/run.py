@@ -17,8 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.robot.evaluation.actors import NO_HELP
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
-from experiments.robot.evaluation.controls import Control, make_control
+from experiments.robot.evaluation.controls import Control, borrowed_instructions, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
@@ -44,9 +45,9 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
     report = Report(
-        title=f"{benchmark.title}: {config.pretrained_checkpoint if controls else 'scripted experts'}",
+        title=_title(config, benchmark),
         runs={},
-        settings=config.settings() | {"task_names": benchmark.tasks},
+        settings=config.settings() | {"task_names": benchmark.tasks, "split": benchmark.split, "expert_help": benchmark.expert_help},
         changes=[change.describe() for change in config.perturbations],
         commands=[*(stage["command"] for stage in earlier), shlex.join(["python", *sys.argv])],
         timings_s={stage["stage"]: stage["seconds"] for stage in earlier},
@@ -56,6 +57,18 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
+
+
+def _title(config: EvaluationFlags, benchmark: Benchmark) -> str:
+    """What was played by whom: "MetaWorld, collection, with the expert's help (takeover): runs/demo/train/demo"."""
+    parts = [benchmark.title]
+    if benchmark.split != Benchmark.split:
+        parts.append(benchmark.split)
+    if benchmark.expert_help != NO_HELP:
+        parts.append(f"with the expert's help ({benchmark.expert_help})")
+    if config.perturb:
+        parts.append(f"changed scenes ({', '.join(map(str, config.perturbations))})")
+    return f"{', '.join(parts)}: {'scripted experts' if config.policy == 'expert' else config.pretrained_checkpoint}"
 
 
 @contextmanager
@@ -73,14 +86,20 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     config = with_batch_size(config, benchmark)
     report.settings["batch_size"] = config.batch_size
     settings = outcome_settings(config, benchmark)
+    report.settings |= {name: settings[name] for name in ("checkpoint_content",) if name in settings}
     facts = recorded_facts(settings, benchmark) if config.record else {}
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
     told_before = [] if config.restart else _warnings_of(config.folder)
-    journal = Journal(config.folder, settings, config.restart, shard)
     planned = plan_episodes(config, benchmark)
     own = shard.of(planned)
-    lacking = {*journal.missing(own), *_unrecorded(own, options)}
+    journal = Journal(config.folder, settings, config.restart, shard, own)
+    words = {run: borrowed_instructions(run, benchmark.simulator, benchmark.tasks) for run in controls}
+    outdated = _outdated(journal.results, words)
+    if outdated:
+        logger.info("%d episodes were told another instruction than they would be with these tasks; they do not count", len(outdated))
+    again = [episode for episode in own if (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) in outdated]
+    lacking = {*journal.missing(own), *again, *_unrecorded(own, options)}
     missing = [episode for episode in own if episode in lacking]
     policy = _prepared_policy(config, benchmark, options) if any(episode.run != EXPERT_RUN for episode in missing) else None
     loaded = time.perf_counter()
@@ -93,7 +112,9 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         told = policy.warnings if isinstance(policy, SeededPolicy) else []
         report.warnings = list(dict.fromkeys([*told_before, *told]))
-        _conclude(report, _by_run(config.runs, planned, journal.results), len(planned), config)
+        outdated = _outdated(journal.results, words)
+        results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
+        _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:
@@ -161,6 +182,15 @@ def _warnings_of(folder: Path) -> list[str]:
     return [str(item) for item in found] if isinstance(found, list) else []
 
 
+def _outdated(results: list[EpisodeResult], words: Mapping[str, Mapping[str, str]]) -> set[tuple[str, str, int, int]]:
+    """Episodes that were told otherwise than `words` says (run -> task -> instruction), as with other --task_names before."""
+    return {
+        (item.run, item.task, item.index, item.seed)
+        for item in results
+        if item.num_queries and item.instruction != words.get(item.run, {}).get(item.task, item.instruction)
+    }
+
+
 def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[PlannedEpisode]:
     """Episodes whose recording is wanted and not there: played before it was wanted, and to be played again."""
     paths = ((episode, options.recording(episode)) for episode in planned)
@@ -222,10 +252,16 @@ def _check_wandb() -> None:
     check_wandb("--use_wandb True")
 
 
+def wandb_values(report: Report) -> dict[str, float]:
+    """Success of the main run: of each task of which it has an episode, and the mean over tasks, "total", as in the table."""
+    scores = {task: report.score(report.main_name, task) for task in report.tasks}
+    values = {f"success_rate/{task}": score.rate for task, score in scores.items() if score.num_trials}
+    return values | {"success_rate/total": report.mean(report.main_name).rate, "num_episodes/total": len(report.main_run)}
+
+
 def _log_to_wandb(report: Report, config: EvaluationFlags) -> None:
     import wandb
 
     run = wandb.init(entity=config.wandb_entity, project=config.wandb_project, name=config.folder.name, dir=str(config.folder))
-    values = {f"success_rate/{task}": report.score(report.main_name, task).rate for task in report.tasks}
-    run.log(values | {"success_rate/total": report.score(report.main_name).rate, "num_episodes/total": len(report.main_run)})
+    run.log(wandb_values(report))
     run.finish()

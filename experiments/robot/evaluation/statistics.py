@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
+_Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
-def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
-    """The 95 % interval of a success rate; (0, 1) without trials. Source: Wilson, JASA 22 (1927)."""
+
+def wilson_interval(num_successes: float, num_trials: float) -> tuple[float, float]:
+    """The 95 % interval of a success rate; (0, 1) without trials. Source: Wilson, JASA 22 (1927).
+
+    Counts may be broken numbers, where episodes weigh differently (`interval_of_mean`).
+
+    Raises:
+        ValueError: more successes than trials, or fewer than none.
+    """
     if not 0 <= num_successes <= num_trials:
         raise ValueError(f"{num_successes} successes in {num_trials} trials")
     if num_trials == 0:
         return 0.0, 1.0
-    from scipy.stats import binomtest
+    rate, z2 = num_successes / num_trials, _Z**2
+    middle = num_successes + z2 / 2
+    half = _Z * math.sqrt(num_trials * rate * (1 - rate) + z2 / 4)
+    low = 0.0 if num_successes == 0 else (middle - half) / (num_trials + z2)
+    high = 1.0 if num_successes == num_trials else (middle + half) / (num_trials + z2)
+    return low, high
 
-    interval = binomtest(num_successes, num_trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+
+def interval_of_mean(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The 95 % interval of success averaged over tasks, each task with the same weight; `counts`: (successes, trials > 0) of each.
+
+    Wilson's, for as many episodes of equal weight as would tell the mean as well (Kish, Survey Sampling, 1965, 11.7): K tasks of n each
+    count as K n episodes, all that there are; a task with few holds the number down, since it is as much of the mean as the others.
+    """
+    effective = len(counts) ** 2 / sum(1 / trials for _, trials in counts)
+    rate = sum(successes / trials for successes, trials in counts) / len(counts)
+    return wilson_interval(min(rate, 1.0) * effective, effective)
 
 
 def mcnemar_p_value(only_a: int, only_b: int) -> float:

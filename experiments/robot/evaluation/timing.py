@@ -36,7 +36,7 @@ class Timing:
         steps = np.unique(np.linspace(0, horizon, _NUM_CURVE_POINTS + 1).round().astype(int))
         num_steps = sum(result.num_steps for result in results)
         return cls(
-            mean_steps=restricted_mean([result.num_steps if not result.error else horizon for result in results]),
+            mean_steps=restricted_mean([(result.num_steps, result.error) for result in results], horizon),
             curve=tuple((int(step), float((ends <= step).mean())) for step in steps),
             held_share=sum(result.num_held_steps for result in results) / num_steps if num_steps else 0.0,
             seam_p99=_p99([change for result in results for change in result.seam_changes]),
@@ -62,9 +62,9 @@ class Timing:
         return text
 
 
-def restricted_mean(num_steps: Sequence[int]) -> float:
-    """Of episodes that lasted so long, the failed ones up to their limit."""
-    return float(np.mean(num_steps))
+def restricted_mean(ends: Sequence[tuple[int, str | None]], horizon: int) -> float:
+    """Of episodes by (steps, what they crashed with or None): failed ones lasted up to their limit, crashed ones count with `horizon`."""
+    return float(np.mean([horizon if error else num_steps for num_steps, error in ends]))
 
 
 def _p99(changes: Sequence[float]) -> float | None:

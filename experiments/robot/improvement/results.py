@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.evaluation.actors import TAKEOVER
 from experiments.robot.evaluation.comparison import PairedTable, format_p
+from experiments.robot.evaluation.report import HELPED_TITLE
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.improvement.config import ImproveConfig
 from experiments.robot.improvement.judging import Round, best_of
@@ -86,8 +88,9 @@ def _table(results: Results) -> str:
         f"{config.simulator}, {config.method}: {config.num_rollouts} rollouts a task and round, {config.max_steps} steps of training",
         "",
     ]
+    solved = HELPED_TITLE if config.expert_help == TAKEOVER else "solved"
     lines += [
-        "| round | rollouts (solved) | success | 95 % interval | against the best before | p | seconds |",
+        f"| round | rollouts ({solved}) | success | 95 % interval | against the best before | p | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for item in results.rounds:

@@ -1,4 +1,7 @@
-"""Initial states of LIBERO with the robot or the objects that a task is not about displaced.
+"""LIBERO's scenes at the start of an episode with the robot, or the objects that a task is not about, displaced.
+
+Objects are displaced in the initial state, before they settle. The arm is displaced after that: while objects settle its controller
+would bring it back (of 0.1, 0.2, 0.4 rad there were 0.07, 0.14, 0.30 left when the policy first looked).
 
 Letters: D numbers in a simulator state (time, positions, velocities), O objects.
 """
@@ -19,14 +22,37 @@ _NUM_TRIES = 24
 
 
 def change_state(robosuite: Any, state: np.ndarray, episode: EpisodeSpec, changes: Sequence[Perturbation]) -> np.ndarray:
-    """float64 [D]: `state` with the `changes` of the axes robot and distractor."""
+    """float64 [D]: `state` with the `changes` of the axis distractor."""
     state = state.copy()
-    if robot := size_of(changes, "robot"):
-        joints = 1 + np.asarray(robosuite.robots[0]._ref_joint_pos_indexes)  # the time comes first
-        state[joints] += robot.joint_shift * direction(robot.rng(episode), len(joints))
     if distractor := size_of(changes, "distractor"):
         _displace(robosuite, state, distractor, distractor.rng(episode))
     return state
+
+
+def displace_robot(robosuite: Any, change: Perturbation, rng: np.random.Generator) -> None:
+    """Puts the arm where it stands displaced, at rest and held there, touching nothing that it did not touch before.
+
+    The direction is the first of some draws in which it touches nothing; without one, the first.
+    """
+    robot, data = robosuite.robots[0], robosuite.sim.data
+    joints, touched = list(robot._ref_joint_pos_indexes), _touched_by_robot(robosuite)
+    start, tries = np.array(data.qpos[joints]), [direction(rng, len(joints)) for _ in range(_NUM_TRIES)]
+    for way in (*tries, tries[0]):
+        data.qpos[joints] = start + change.joint_shift * way
+        robosuite.sim.forward()
+        if _touched_by_robot(robosuite) <= touched:
+            break
+    data.qvel[list(robot._ref_joint_vel_indexes)] = 0
+    robot.controller.update(force=True)
+    robot.controller.reset_goal()
+
+
+def _touched_by_robot(robosuite: Any) -> set[tuple[int, int]]:
+    """Pairs of geoms in contact, one of them at least the robot's."""
+    model, data = robosuite.sim.model._model, robosuite.sim.data._data
+    root = model.body_rootid[model.body(robosuite.robots[0].robot_model.root_body).id]
+    pairs = {(int(a), int(b)) for a, b in data.contact.geom[: data.ncon]}
+    return {pair for pair in pairs if root in model.body_rootid[model.geom_bodyid[list(pair)]]}
 
 
 def _displace(robosuite: Any, state: np.ndarray, change: Perturbation, rng: np.random.Generator) -> None:

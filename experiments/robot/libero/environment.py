@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from experiments.robot.libero.changed_states import change_state
+from experiments.robot.libero.changed_states import change_state, displace_robot
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
 from experiments.robot.simulators.episodes import NO_END, EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Expert
-from experiments.robot.simulators.perturbations import SCENE_AXES, Perturbation
+from experiments.robot.simulators.perturbations import SCENE_AXES, Perturbation, size_of
 from experiments.robot.simulators.rendering import OffscreenRenderer, configure_rendering
 from experiments.robot.simulators.scene_look import SceneLook
 from prismatic.vla.constants import ROBOT_PLATFORMS, near_names
@@ -125,14 +125,17 @@ class LiberoEnvironment:
 
         @sensor(modality="snapshot")
         def snapshot(cache: dict[str, np.ndarray]) -> np.ndarray:
-            live = self.robosuite.sim.data._data
-            for name in _SENSED:
-                getattr(self._sensed, name)[:] = getattr(live, name)
+            self._keep_snapshot()
             return np.zeros(1)
 
         for observable in self.robosuite._observables.values():
             observable.set_enabled(False)
         self.robosuite.add_observable(Observable("snapshot", snapshot, sampling_rate=self.control_hz))
+
+    def _keep_snapshot(self) -> None:
+        live = self.robosuite.sim.data._data
+        for name in _SENSED:
+            getattr(self._sensed, name)[:] = getattr(live, name)
 
     def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
         """Evaluation: the fixed initial state of the episode's number. Else: objects where the episode's generator puts them."""
@@ -146,6 +149,9 @@ class LiberoEnvironment:
         self._wrapper.set_init_state(change_state(self.robosuite, state, episode, changes))
         for _ in range(self.simulator.num_steps_wait):
             self._wrapper.step(list(NO_OP))
+        if robot := size_of(changes, "robot"):
+            displace_robot(self.robosuite, robot, robot.rng(episode))
+            self._keep_snapshot()
 
     def _reset_to_fixed(self, number: int) -> np.ndarray:
         """Draws what the published evaluation has drawn by this episode: a state does not tell where cabinets and stoves stand.

@@ -45,7 +45,8 @@ def main(config: RecordConfig) -> None:
         fast_rendering=config.fast_rendering,
         allow_newer_mujoco=config.allow_newer_mujoco,
     )
-    record(config, simulator, [task.name for task in tasks], MOTION_DIMS)
+    pictures = {"env_img_res": config.env_img_res, "task_suite_name": config.task_suite_name}
+    record(config, simulator, [task.name for task in tasks], MOTION_DIMS, pictures)
 
 
 if __name__ == "__main__":

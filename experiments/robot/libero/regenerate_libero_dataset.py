@@ -29,10 +29,13 @@ from experiments.robot.libero.tasks import LiberoTask, check_suite, choose_tasks
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.conversion.staging import only_writer
+from prismatic.stages import keep_settings
 from prismatic.vla.datasets.hdf5.layout import open_file
 from prismatic.vla.datasets.hdf5.robomimic import demos
 
 logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"  # flags that what lies in the folder was made with
 
 
 @dataclass
@@ -62,6 +65,10 @@ def main(config: RegenerateConfig) -> None:
     missing = [task for task in tasks if not _raw_file(config, task).is_file()]
     if missing:
         raise ValueError(f"{_raw_file(config, missing[0])} is absent ({len(missing)} of {len(tasks)} tasks); download the suite completely")
+    fixed = {name: getattr(config, name) for name in ("libero_task_suite", "image_size", "allow_newer_mujoco")}
+    fixed["libero_raw_data_dir"] = config.libero_raw_data_dir.resolve()
+    remedy = f"choose another --libero_target_dir, or remove {config.libero_target_dir}"
+    keep_settings(config.libero_target_dir / SETTINGS_FILE, fixed, remedy)
     totals = {"kept": 0, "failed": 0}
     with tqdm(tasks, desc=config.libero_task_suite, unit="task") as progress:
         for task in progress:

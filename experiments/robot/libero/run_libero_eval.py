@@ -86,16 +86,33 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
         return None if self.initial_states_path == _DEFAULT_STATES else Path(self.initial_states_path)
 
 
+@dataclass(frozen=True)
+class InPlaceConfig(EvalConfig):
+    """The same for a collection, which has one suite and one policy: everything lies in local_log_dir itself."""
+
+    @property
+    def folder(self) -> Path:
+        return self.local_log_dir
+
+
 def evaluate(config: EvalConfig) -> Report:
     """Plays what has not been played yet and writes the report."""
     return run_evaluation(config, make_benchmark(config))
 
 
 def make_benchmark(config: EvalConfig) -> Benchmark:
-    """The suite's tasks, and the checkpoint's policy on them."""
+    """The suite's tasks, and the checkpoint's policy on them.
+
+    Raises:
+        ValueError: an unknown task, or more trials than the benchmark has initial states.
+    """
     configure_rendering()
     prepare_libero(config.allow_newer_mujoco)
     tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
+    numbers = partial(episode_numbers, {task.name: task for task in tasks}, config.states_path)
+    if not isinstance(config, InPlaceConfig):  # whose starts are drawn
+        for task in tasks:
+            numbers(task.name, config.num_trials_per_task)
     simulator = LiberoSimulator(
         suite=config.task_suite_name,
         tasks=tasks,
@@ -114,7 +131,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         load_policy=partial(load_policy, config),
         image_size=config.env_img_res,
         files={} if config.states_path is None else {"initial_states_path": config.states_path},
-        episode_numbers=partial(episode_numbers, {task.name: task for task in tasks}, config.states_path),
+        episode_numbers=numbers,
     )
 
 

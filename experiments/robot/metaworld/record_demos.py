@@ -26,7 +26,8 @@ class RecordConfig(RecordFlags):
 def main(config: RecordConfig) -> None:
     configure_rendering()
     tasks = [get_metaworld_task(name).name for name in config.task_names]
-    record(config, MetaWorldSimulator(config.image_size, config.fast_rendering), tasks, MOTION_DIMS)
+    simulator = MetaWorldSimulator(config.image_size, config.fast_rendering)
+    record(config, simulator, tasks, MOTION_DIMS, {"image_size": config.image_size})
 
 
 if __name__ == "__main__":

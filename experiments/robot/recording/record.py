@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from prismatic.vla.types import Observation
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 10  # an expert that fails so often in a row does not know the task
+_SIZE_FLAGS = {"image_size", "env_img_res"}  # of RecordingOptions.pictures; recordings of earlier versions show it all the same
 _FEWEST_PER_JOB, _MOST_PER_JOB = 2, 10  # a finished job moves the progress bar; a new one may have to load another task's scene
 
 
@@ -43,6 +45,7 @@ class RecordingOptions:
     noise_dims: tuple[int, ...] = (0, 1, 2)  # which action dimensions get noise; a gripper must not
     num_workers: int = 2
     perturb: str = ""  # what the scene's changes are called in the recordings; the simulator makes them
+    pictures: Mapping[str, Any] = field(default_factory=dict)  # flag -> value: what else decides how an episode looks; stored as attributes
 
     def __post_init__(self) -> None:
         for name, smallest in (("num_episodes", 1), ("num_workers", 1), ("noise_scale", 0)):
@@ -84,9 +87,18 @@ def _check_recorded(tasks: list[str], options: RecordingOptions) -> None:
             continue
         with open_h5(path) as file:
             found = {name: file.attrs.get(name, getattr(RecordingOptions, name)) for name in wanted}  # earlier versions did not say all
-        if other := [name for name, value in wanted.items() if found[name] != value]:
-            listed = "; ".join(f"--{name} was {found[name]}, is {wanted[name]}" for name in other)
+            found |= {name: file.attrs.get(name, value) for name, value in options.pictures.items()}
+            found |= {name: size for name in options.pictures.keys() & _SIZE_FLAGS if (size := _picture_size(file))}
+        wanted_here = wanted | dict(options.pictures)
+        if other := [name for name, value in wanted_here.items() if found[name] != value]:
+            listed = "; ".join(f"--{name} was {found[name]}, is {wanted_here[name]}" for name in other)
             raise ValueError(f"{path} was recorded in another way ({listed}); choose another --output_dir, or remove {options.output_dir}")
+
+
+def _picture_size(file: Any) -> int | None:
+    """Height [pixels] of the pictures of the first camera of an open recording; None where it has none."""
+    cameras = list(file.get("observations/images", {}).values())
+    return int(cameras[0].shape[1]) if cameras and cameras[0].ndim == 4 else None
 
 
 def missing_episodes(tasks: list[str], options: RecordingOptions) -> list[tuple[str, list[int]]]:
@@ -150,7 +162,7 @@ def record_episode(simulator: Simulator, environment: Environment, episode: Epis
         proprio=np.asarray(proprio, np.float32),
         images={name: np.stack([observation.images[name] for observation in observations]) for name in observations[0].images},
         instruction=environment.instruction,
-        attributes=attributes | noise_attributes | changes,
+        attributes=attributes | noise_attributes | changes | dict(options.pictures),
     )
 
 

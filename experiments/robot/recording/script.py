@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,11 +31,16 @@ class RecordFlags:
     perturb: str = ""  # a changed scene, such as camera:2@1 for a camera that has moved for good; as of the evaluation scripts
 
 
-def record(flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dims: tuple[int, ...]) -> None:
+def record(
+    flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dims: tuple[int, ...], pictures: Mapping[str, Any] | None = None
+) -> None:
     """Records what `flags.output_dir` lacks; `noise_dims` are the action dimensions that get noise.
 
+    `pictures`: the script's own flags that decide how an episode looks, such as its size [pixels] and its suite, and their values.
+
     Raises:
-        ValueError: `flags.perturb` asks for what is unknown, or what the simulator cannot change.
+        ValueError: `flags.perturb` asks for what is unknown, or what the simulator cannot change; or the folder holds episodes of other
+            flags.
     """
     simulator = perturbed(simulator, parse_perturbations(flags.perturb), tasks)
     options = RecordingOptions(
@@ -45,6 +52,7 @@ def record(flags: RecordFlags, simulator: Simulator, tasks: list[str], noise_dim
         noise_dims=noise_dims,
         num_workers=flags.num_workers,
         perturb=flags.perturb,
+        pictures={"fast_rendering": flags.fast_rendering, **(pictures or {})},
     )
     num_missing = sum(len(indices) for _, indices in missing_episodes(tasks, options))
     for _ in tqdm(record_demonstrations(simulator, tasks, options), total=num_missing, desc="recording", unit="episode", mininterval=0.5):

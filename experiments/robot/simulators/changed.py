@@ -9,7 +9,7 @@ import numpy as np
 from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Expert, Simulator
 from experiments.robot.simulators.paraphrases import choose_paraphrase
-from experiments.robot.simulators.perturbations import LANGUAGE_AXIS, PICTURE_AXES, SCENE_AXES, Perturbation
+from experiments.robot.simulators.perturbations import CAMERA_ORDER, LANGUAGE_AXIS, PICTURE_AXES, SCENE_AXES, Perturbation
 from experiments.robot.simulators.sensor_changes import change_picture
 from prismatic.vla.types import Observation
 
@@ -77,7 +77,7 @@ class PerturbedEnvironment:
         self.max_steps, self.control_hz, self.platform = inner.max_steps, inner.control_hz, inner.platform
         self.instruction = inner.instruction
         self._of_scene = tuple(change for change in changes if change.axis in SCENE_AXES)
-        self._of_pictures = tuple(change for change in changes if change.axis in PICTURE_AXES)
+        self._of_pictures = tuple(change for axis in CAMERA_ORDER for change in changes if change.axis == axis)
         self._of_words = tuple(change for change in changes if change.axis == LANGUAGE_AXIS)
         self._episode: EpisodeSpec | None = None
         self._step = 0

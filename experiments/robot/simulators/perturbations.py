@@ -13,7 +13,8 @@
     language     instruction          the words of the instruction
 
 How large a change is follows from the severity, its direction is drawn for each episode (or once, `@`); neither touches what else is
-drawn, so an episode has the same initial state with and without. The axes are those of LIBERO-Plus (arXiv:2510.13626) that need no assets.
+drawn, so an episode has the same initial state with and without. Changes of pictures are made in the order of a camera, whatever the
+order in which they are named (`CAMERA_ORDER`). The axes are those of LIBERO-Plus (arXiv:2510.13626) that need no assets.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from prismatic.vla.constants import near_names
 SEVERITIES = (1, 2, 3)
 SCENE_AXES = ("camera", "robot", "light", "distractor")
 PICTURE_AXES = ("noise", "blur", "brightness", "jpeg")
+CAMERA_ORDER = ("blur", "brightness", "noise", "jpeg")  # in which changes of pictures are made: lens, exposure, sensor, compression
 LANGUAGE_AXIS = "language"
 AXES = (*SCENE_AXES, *PICTURE_AXES, LANGUAGE_AXIS)
 
@@ -121,6 +123,16 @@ def parse_perturbations(text: str) -> tuple[Perturbation, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"--perturb {text} names an axis twice; choose one severity of each")
     return tuple(found)
+
+
+def changes_version(changes: Sequence[Perturbation]) -> int:
+    """What episodes with these changes share only with others of the same number.
+
+    1: as first published. 2: a steep camera turns by the whole angle, LIBERO's arm stands displaced when the policy first looks; several
+    changes of pictures are made in one order.
+    """
+    num_of_pictures = sum(item.axis in PICTURE_AXES for item in changes)
+    return 2 if num_of_pictures > 1 or any(item.axis in ("camera", "robot") for item in changes) else 1
 
 
 def size_of(changes: Sequence[Perturbation], axis: str) -> Perturbation | None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _FIXED_NAMES = ("cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_ambient", "light_specular", "light_dir", "light_pos")
 _FREE_NAMES = ("azimuth", "elevation", "distance")
 _HEADLIGHT = ("diffuse", "ambient", "specular")
-_STEEPEST = 89.0  # [degrees] of a free camera
 
 
 class SceneLook:
@@ -54,17 +53,18 @@ class SceneLook:
         aside, up = change.size * direction(rng, 2)  # [degrees]
         nearer, wider = 1 + change.size / 100 * rng.choice([-1, 1], 2)
         if self._camera.type == mujoco.mjtCamera.mjCAMERA_FREE:
-            self._camera.azimuth += aside
-            self._camera.elevation = max(-_STEEPEST, self._camera.elevation + up)
+            x, y, z = -_turned(free_axes(self._camera.azimuth, self._camera.elevation), aside, up)[:, 2]  # what it looks along
+            self._camera.azimuth = np.degrees(np.arctan2(y, x)) % 360
+            self._camera.elevation = np.degrees(np.arctan2(z, np.hypot(x, y)))
             self._camera.distance *= nearer
             self._model.vis.global_.fovy *= wider
             return
         number = self._camera.fixedcamid
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, self._model.cam_quat[number])
-        axes = matrix.reshape(3, 3)  # columns: the camera's x (right), y (up), z (backwards), in the frame of its body
+        axes = matrix.reshape(3, 3)  # in the frame of its body
         middle = self._model.cam_pos[number] - self._distance * axes[:, 2]
-        turned = rotation(axes[:, 1], aside) @ rotation(axes[:, 0], up) @ axes
+        turned = _turned(axes, aside, up)
         self._model.cam_pos[number] = middle + nearer * self._distance * turned[:, 2]
         mujoco.mju_mat2Quat(self._model.cam_quat[number], turned.flatten())
         self._model.cam_fovy[number] *= wider
@@ -80,6 +80,22 @@ class SceneLook:
         axis, angle = direction(rng, 3), 15 * change.size
         for light in range(model.nlight):
             model.light_dir[light] = rotation(axis, angle) @ model.light_dir[light]
+
+
+def free_axes(azimuth: float, elevation: float) -> np.ndarray:
+    """float64 [3, 3], the axes of MuJoCo's free camera at these angles [degrees]; columns: x (right), y (up), z (backwards)."""
+    a, e = np.radians([azimuth, elevation])
+    right = np.array([np.sin(a), -np.cos(a), 0.0])
+    backwards = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+    return np.column_stack([right, np.cross(backwards, right), backwards])
+
+
+def _turned(axes: np.ndarray, aside: float, up: float) -> np.ndarray:
+    """A camera's `axes` [3, 3] (columns: x right, y up, z backwards) turned about its own y and x [degrees].
+
+    About the world's upright, a camera that looks down steeply would hardly turn aside.
+    """
+    return rotation(axes[:, 1], aside) @ rotation(axes[:, 0], up) @ axes
 
 
 def rotation(axis: np.ndarray, degrees: float) -> np.ndarray:

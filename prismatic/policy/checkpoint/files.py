@@ -345,6 +345,15 @@ def find_damage(folder: Path, part: str = "") -> str | None:
     return None
 
 
+def fingerprint(folder: Path) -> str:
+    """16 hex digits that change with the content of a checkpoint, not with where it lies or what lies beside it; of large files samples
+    are read."""
+    digest = hashlib.sha256()
+    for path in policy_files(folder):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + read_samples(path))
+    return digest.hexdigest()[:16]
+
+
 def policy_files(folder: Path) -> list[Path]:
     """The files in `folder` that may change what the policy does, by name: no trainer state, logs, pictures and pages for people."""
     found = (path for path in folder.rglob("*") if path.is_file())
