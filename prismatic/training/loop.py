@@ -46,6 +46,7 @@ from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.rows import drop_later_rows
+from prismatic.training.run_choice import choose_run
 from prismatic.training.run_folder import Checkpoint, TrainerState, leave_later_checkpoints
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
@@ -69,8 +70,9 @@ def finetune(config: FinetuneConfig) -> None:
         with process_group() as ranks:
             check_started_alike(config, ranks)
             on_main(lambda: check_loggers(config), ranks)
-            with only_writer(config.run_dir, ranks) as lock:
-                is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
+            named = config.as_run(on_main(lambda: choose_run(config), ranks))
+            with only_writer(named.run_dir, ranks) as lock:
+                is_complete = Trainer(replace(prepare_run(named, ranks), lock=lock)).train()
     except OSError as error:  # a disk that is full or gone, which says so itself
         raise ValueError(str(error)) from error
     if not is_complete:

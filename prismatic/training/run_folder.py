@@ -20,12 +20,14 @@ from typing import Any
 
 from prismatic.cli_sections import plain_values
 from prismatic.policy.checkpoint.files import (
+    MANIFEST_FILE,
     TRAINER_STATE_FOLDER,
     check_free_space,
     find_damage,
     recover_folder,
     remove_folder,
 )
+from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.checkpoint.stored_weights import weight_paths
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.aside import put_aside
@@ -83,10 +85,17 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
 
     Raises:
         ValueError: there is no checkpoint to resume from, it belongs to a run with other flags, or a
-            new run would mix its checkpoints with those of an earlier one.
+            new run would mix its checkpoints with those of an earlier one, or overwrite them.
     """
     recover_run(config)
     found = find_checkpoints(config)
+    if not found and (policies := [folder for folder in run_folders(config) if holds_policy(folder)]):
+        raise ValueError(
+            f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) that cannot be "
+            f"resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name would overwrite. "
+            "Give the run a name of its own with --run_id_override, without --resume; "
+            f"with --vla_path {policies[-1]} it continues that policy (heads and statistics are taken over)"
+        )
     if not (config.saving.resume or config.saving.auto_resume):
         if found:
             raise ValueError(
@@ -111,11 +120,26 @@ def recover_run(config: FinetuneConfig) -> None:
             recover_folder(path.with_name(match[1]))
 
 
+def run_folders(config: FinetuneConfig) -> list[Path]:
+    """The folders that may hold a checkpoint of the run: its own, then the numbered ones that are there, the newest last."""
+    return [config.run_dir, *(folder for _, folder in sorted(_numbered(config)))]
+
+
+def _numbered(config: FinetuneConfig) -> list[tuple[int, Path]]:
+    """(step by its name, folder) of the run's numbered checkpoints, in any state."""
+    named = re.compile(rf"{re.escape(config.run_dir.name)}--(\d+)_chkpt")
+    matches = ((named.fullmatch(path.name), path) for path in config.run_dir.parent.glob("*_chkpt"))
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def holds_policy(folder: Path) -> bool:
+    """Whether a checkpoint was ever completed in `folder`, whatever is left of it."""
+    return any((folder / name).is_file() for name in (POLICY_FILE, MANIFEST_FILE))
+
+
 def find_checkpoints(config: FinetuneConfig) -> dict[int, Checkpoint]:
     """Step -> checkpoint, of all complete ones of the run; others are named in the log."""
-    parent, numbered = config.run_dir.parent, re.compile(rf"{re.escape(config.run_dir.name)}--\d+_chkpt")
-    candidates = [config.run_dir, *(path for path in sorted(parent.glob("*_chkpt")) if numbered.fullmatch(path.name))]
-    found = (read_checkpoint(folder) for folder in candidates)
+    found = (read_checkpoint(folder) for folder in run_folders(config))
     return {checkpoint.state.step: checkpoint for checkpoint in found if checkpoint is not None}
 
 
@@ -140,11 +164,9 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
     Raises:
         ValueError: a flag differs that must not, or every step would take another number of samples.
     """
-    state, flags, defaults = checkpoint.state, plain_values(config), plain_values(FinetuneConfig())
-    for flag in _FIXED_FLAGS:
-        found = state.flags.get(flag, defaults[flag])  # earlier versions did not know all flags
-        if str(found) != str(flags[flag]):
-            raise ValueError(f"resuming: --{flag} is {flags[flag]!r}, the run in {checkpoint.folder} was started with {found!r}")
+    state = checkpoint.state
+    for flag, now, then in changed_flags(config, state):
+        raise ValueError(f"resuming: --{flag} is {now!r}, the run in {checkpoint.folder} was started with {then!r}")
     now = config.optimization.samples_per_step * world_size
     if now != state.global_batch_size:
         sizes = f"{config.optimization.batch_size} x {config.optimization.grad_accumulation_steps} x {world_size} = {now}"
@@ -154,6 +176,13 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
             f"--grad_accumulation_steps x processes), the run in {checkpoint.folder} took {before} = {state.global_batch_size}; "
             "choose them so that the product stays"
         )
+
+
+def changed_flags(config: FinetuneConfig, state: TrainerState) -> list[tuple[str, Any, Any]]:
+    """(flag, its value now, its value then) of those that a resumed run must share with its beginning, and does not."""
+    flags, defaults = plain_values(config), plain_values(FinetuneConfig())
+    pairs = [(flag, flags[flag], state.flags.get(flag, defaults[flag])) for flag in _FIXED_FLAGS]  # earlier versions did not know all
+    return [(flag, now, then) for flag, now, then in pairs if str(now) != str(then)]
 
 
 def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
@@ -171,10 +200,10 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
 def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
     """Calls checkpoints of the run beyond `step`, from which it goes on another way, otherwise; returns their new places.
 
-    They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones.
+    They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones. Those that
+    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps.
     """
-    found = sorted(find_checkpoints(config).items())
-    return [put_aside(item.folder) for later, item in found if later > step and item.folder != config.run_dir]
+    return [put_aside(folder) for later, folder in sorted(_numbered(config)) if later > step and holds_policy(folder)]
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
