@@ -40,8 +40,10 @@ _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
     "num_images_in_input", "image_aug", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
     "freeze_language_model", "optimizer", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics",
-    "published_crop", "augmentation", "paraphrases", "freeze_heads",
+    "published_crop", "augmentation", "freeze_heads",
 )  # fmt: skip
+# Files whose content is compared, with the episodes, wherever they lie; see prismatic.training.resumed_data.
+_FILES = ("paraphrases",)
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +183,8 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
 def changed_flags(config: FinetuneConfig, state: TrainerState) -> list[tuple[str, Any, Any]]:
     """(flag, its value now, its value then) of those that a resumed run must share with its beginning, and does not."""
     flags, defaults = plain_values(config), plain_values(FinetuneConfig())
-    pairs = [(flag, flags[flag], state.flags.get(flag, defaults[flag])) for flag in _FIXED_FLAGS]  # earlier versions did not know all
+    names = _FIXED_FLAGS if state.episodes else (*_FIXED_FLAGS, *_FILES)  # earlier versions say nothing of the episodes
+    pairs = [(flag, flags[flag], state.flags.get(flag, defaults[flag])) for flag in names]  # nor did they know all flags
     return [(flag, now, then) for flag, now, then in pairs if str(now) != str(then)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ def test_other_words_in_the_same_file_are_refused(workplace: Path) -> None:
             _resume(workplace)
     finally:
         file.write_text(before)
+
+
+def test_the_same_words_in_another_place_are_taken_and_none_are_not(workplace: Path) -> None:
+    copied = shutil.copy(workplace / "words.json", workplace / "copied.json")
+    finetune(_config(workplace, resume=True, paraphrases=copied))  # there is nothing left to do: the run has all of its steps
+    with pytest.raises(ValueError, match="has other training episodes, .*paraphrases"):
+        _resume(workplace, paraphrases=None)
 
 
 @pytest.mark.parametrize(
