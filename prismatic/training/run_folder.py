@@ -59,6 +59,7 @@ class TrainerState:
     meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
     owes_validation: bool = False  # a signal came before the validation that was due
     base: Mapping[str, str] = field(default_factory=dict)  # `describe_base` of the model at flags["vla_path"]
+    owed_evaluations: list[int] = field(default_factory=list)  # steps whose closed-loop evaluations had not ended
     episodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # `describe_episodes` of the data
 
     @property
@@ -93,10 +94,10 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
     found = find_checkpoints(config)
     if not found and (policies := [folder for folder in run_folders(config) if holds_policy(folder)]):
         raise ValueError(
-            f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) that cannot be "
-            f"resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name would overwrite. "
-            "Give the run a name of its own with --run_id_override, without --resume; "
-            f"with --vla_path {policies[-1]} it continues that policy (heads and statistics are taken over)"
+            f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) that cannot "
+            f"be resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name would "
+            "overwrite. Give the run a name of its own with --run_id_override, without --resume; with --vla_path "
+            f"{policies[-1]} it continues that policy (heads and statistics are taken over)"
         )
     if not (config.saving.resume or config.saving.auto_resume):
         if found:

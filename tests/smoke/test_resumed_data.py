@@ -91,7 +91,7 @@ def test_other_words_in_the_same_file_are_refused(workplace: Path) -> None:
 def test_the_same_words_in_another_place_are_taken_and_none_are_not(workplace: Path) -> None:
     copied = shutil.copy(workplace / "words.json", workplace / "copied.json")
     finetune(_config(workplace, resume=True, paraphrases=copied))  # there is nothing left to do: the run has all of its steps
-    with pytest.raises(ValueError, match="has other training episodes, .*paraphrases"):
+    with pytest.raises(ValueError, match=r"has other training episodes, .*paraphrases"):
         _resume(workplace, paraphrases=None)
 
 

@@ -170,8 +170,9 @@ def _one_set_per_name(mixture: str, specs: Iterable[DatasetSpec]) -> tuple[Datas
         known = kept.setdefault(spec.name, spec)
         if known.folder.resolve() != spec.folder.resolve():
             raise ValueError(
-                f"mixture {mixture!r} takes {known.folder} and {spec.folder} by one entry, {spec.name!r}, the name of their statistics. List "
-                f"both in a manifest, which computes common ones (docs/rollouts.md), or give one of them an entry of its own in {CONFIGS_FILE}"
+                f"mixture {mixture!r} takes {known.folder} and {spec.folder} by one entry, {spec.name!r}, the name of their statistics. "
+                "List both in a manifest, which computes common ones (docs/rollouts.md), or give one of them an entry of its own in "
+                f"{CONFIGS_FILE}"
             )
         if known is not spec:
             logger.warning("mixture %s lists %s twice; it counts once, with the weight %g", mixture, spec.name, known.weight)
