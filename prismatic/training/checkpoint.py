@@ -26,7 +26,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from prismatic.models.action_model import ActionModel
-from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_free_space, check_keys, format_bytes
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_keys, format_bytes
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.stored_weights import open_weights
 from prismatic.policy.lora.adapters import is_adapted
@@ -37,6 +37,7 @@ from prismatic.training.run_folder import (
     STATE_FILE,
     Checkpoint,
     TrainerState,
+    check_room,
     checkpoint_folder,
     find_checkpoints,
     prune_checkpoints,
@@ -83,7 +84,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     config, ranks = run.config, run.ranks
     folder = checkpoint_folder(config, state.step)
     on_main(run.check_writer, ranks)
-    on_main(lambda: check_free_space(folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
+    on_main(lambda: check_room(config, folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
     random_states = gather_random_states(ranks)
     parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))
     if is_adapted(parts.model.vla) and not merge:

@@ -21,7 +21,6 @@ from prismatic.cli_sections import plain_values
 from prismatic.interrupts import STOPPED, StopRequest
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.policy.checkpoint.files import check_free_space
 from prismatic.training.alike import check_started_alike
 from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
@@ -47,7 +46,7 @@ from prismatic.training.objectives import action_errors, training_objective, who
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.rows import drop_later_rows
 from prismatic.training.run_choice import choose_run
-from prismatic.training.run_folder import Checkpoint, TrainerState, leave_later_checkpoints
+from prismatic.training.run_folder import Checkpoint, TrainerState, check_room, leave_later_checkpoints
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
 from prismatic.training.sharding import replicate, set_gradient_exchange
@@ -109,7 +108,7 @@ class Trainer:
         if self.validator is not None:
             self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)
-        on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
+        on_main(lambda: check_room(self.config, self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
         obstacle = recording_obstacle(self.config, self.ranks)
         self.captured = CapturedPass(self.accumulate, parameters.values()) if obstacle is None else None

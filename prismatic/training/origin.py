@@ -2,8 +2,8 @@
 
 A checkpoint as --vla_path is continued: "200 demonstrations, later 50 more". Its heads answer in its normalization statistics, so these
 stay, too, and what the new data have beyond them is counted. A data set that it does not know, beside one that it knows, gets its own.
-Where it knows several and none of the run's, whose statistics its heads are to go on in cannot be told: that has to be said. All of this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for
-otherwise.
+Where it knows several and none of the run's, it cannot be told in whose statistics its heads are to go on, and has to be said. All of
+this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for otherwise.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def find_origin(
     if not kept and not is_new:
         raise ValueError(
             f"{folder} normalizes by the statistics of {', '.join(known)}, and the run has none of these data sets, but "
-            f"{', '.join(data_sets)}: it is not clear in whose statistics its heads are to go on. --new_statistics True computes them anew, "
-            "which changes what the heads say until they have learnt it; --fresh_heads True begins with new heads"
+            f"{', '.join(data_sets)}: it is not clear in whose statistics its heads are to go on. --new_statistics True computes them "
+            "anew, which changes what the heads say until they have learnt it; --fresh_heads True begins with new heads"
         )
     origin = Origin(
         base_path,

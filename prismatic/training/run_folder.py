@@ -10,6 +10,7 @@ Only the main process calls these functions: on several machines the others may 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ from prismatic.policy.checkpoint.files import (
     TRAINER_STATE_FOLDER,
     check_free_space,
     find_damage,
+    format_bytes,
     recover_folder,
     remove_folder,
 )
@@ -44,6 +46,8 @@ _FIXED_FLAGS = (
 )  # fmt: skip
 # Files whose content is compared, with the episodes, wherever they lie; see prismatic.training.resumed_data.
 _FILES = ("paraphrases",)
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what a best.json that says something else leads to
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +202,31 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
     model = sum(path.stat().st_size for path in weight_paths(base_folder))
     is_written_whole = config.saving.merge_lora_during_training or not config.model.use_lora
     trained = 0 if config.model.use_lora else 6 * model  # weights and two moments in float32
-    check_free_space(config.run_dir, trained + (model if is_written_whole else 0))
+    check_room(config, config.run_dir, trained + (model if is_written_whole else 0))
+
+
+def check_room(config: FinetuneConfig, folder: Path, num_bytes: int) -> None:
+    """Returns if the disk has room for a checkpoint of `num_bytes` in `folder`.
+
+    An older one goes only once a newer one is complete, so that what pruning or --save_latest_checkpoint_only would free does not count.
+
+    Raises:
+        ValueError: it has not; the message says what helps.
+    """
+    check_free_space(folder, num_bytes, lambda: _how_to_make_room(config))
+
+
+def _how_to_make_room(config: FinetuneConfig) -> str:
+    found = find_checkpoints(config)
+    remedies = ["free some" if found else "free some, or choose another --run_root_dir"]
+    if config.model.use_lora and config.saving.merge_lora_during_training:
+        remedies.append("--merge_lora_during_training False saves adapters without the merged model, which can be made later")
+    with contextlib.suppress(*_UNREADABLE):
+        if old := _older_than_newest(config, found, 1):
+            size = sum(path.stat().st_size for folder in old for path in folder.rglob("*") if path.is_file())
+            names = ", ".join(folder.name for folder in old)
+            remedies.append(f"of the run, which goes on from the newest, you may delete {names} ({format_bytes(size)})")
+    return "; ".join(remedies)
 
 
 def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
@@ -217,17 +245,24 @@ def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
     """
     if config.saving.keep_checkpoints is None:
         return []
-    found = find_checkpoints(config)
-    old = sorted(found)[: -config.saving.keep_checkpoints]
     try:
-        best = _best_name(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        removed = _older_than_newest(config, find_checkpoints(config), config.saving.keep_checkpoints)
+    except _UNREADABLE as error:
         logger.warning("%s cannot be read (%s: %s); no checkpoint is removed", config.run_dir / BEST_FILE, type(error).__name__, error)
         return []
-    removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, best)]
     for folder in removed:
         remove_folder(folder)
     return removed
+
+
+def _older_than_newest(config: FinetuneConfig, found: Mapping[int, Checkpoint], num_newest: int) -> list[Path]:
+    """The folders of numbered checkpoints, of those `found`, that are neither among the newest nor the best one, the oldest first.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read which one is the best.
+    """
+    kept = (config.run_dir.name, _best_name(config))
+    return [found[step].folder for step in sorted(found)[:-num_newest] if found[step].folder.name not in kept]
 
 
 def _best_name(config: FinetuneConfig) -> str | None:

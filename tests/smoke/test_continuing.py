@@ -272,7 +272,9 @@ def test_whose_statistics_go_on_is_never_guessed(
     assert continued(one)["statistics"] == dict.fromkeys(new, f"of the checkpoint's data set {DATASET}")
     record_episodes(workplace / "added", ADDED, 5)
     flags |= {"vla_path": str(one), "data_root_dir": workplace / "added", "dataset_name": ADDED}
-    with pytest.raises(ValueError, match=rf"the statistics of {', '.join(new)}, and the run has none .* but {ADDED}.*--new_statistics True"):
+    with pytest.raises(
+        ValueError, match=rf"the statistics of {', '.join(new)}, and the run has none .* but {ADDED}.*--new_statistics True"
+    ):
         finetune(config_of(workplace, "misfit", **flags))
     finetune(config_of(workplace, "one_of_two", new_statistics=True, **flags))
     changed = continued(workplace / "one_of_two--1_chkpt")["changed_statistics"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from run_files import add_checkpoint
 
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.run_choice import choose_run
-from prismatic.training.run_folder import leave_later_checkpoints, open_run
+from prismatic.training.run_folder import BEST_FILE, check_room, leave_later_checkpoints, open_run
 
 
 def make_config(root: Path, **flags: Any) -> FinetuneConfig:
@@ -53,3 +54,25 @@ def test_a_later_policy_without_trainer_state_is_put_aside_as_others_are(tmp_pat
     assert checkpoint.state.step == 2
     assert [place.name for place in leave_later_checkpoints(config, 2)] == ["run--4_chkpt.left1", "run--10_chkpt.left1"]
     assert (tmp_path / "run--4_chkpt.left1" / "model.safetensors").read_text() == "weights of step 4"
+
+
+def test_only_what_helps_is_advised_where_the_disk_is_full(tmp_path: Path) -> None:
+    """What is replaced or pruned later has to lie beside the new checkpoint first."""
+
+    def advice(**flags: Any) -> str:
+        with pytest.raises(ValueError, match="needs 931322574") as refused:
+            check_room(make_config(tmp_path, run_id_override="run", **flags), tmp_path / "run", 10**18)
+        return str(refused.value).split(" free; ")[1]
+
+    merged = "--merge_lora_during_training False saves adapters without the merged model, which can be made later"
+    assert advice() == f"free some, or choose another --run_root_dir; {merged}"
+    assert advice(merge_lora_during_training=False) == advice(use_lora=False) == "free some, or choose another --run_root_dir"
+    config = make_config(tmp_path, run_id_override="run")
+    for step in (2, 4, 6, 8):
+        add_checkpoint(config, step)
+    config.run_dir.mkdir()
+    (config.run_dir / BEST_FILE).write_text(json.dumps({"checkpoint": "run--4_chkpt"}))
+    told = advice(use_lora=False, keep_checkpoints=1)
+    assert told.startswith("free some; of the run, which goes on from the newest, you may delete run--2_chkpt, run--6_chkpt (")
+    (config.run_dir / BEST_FILE).write_text("{")
+    assert advice(use_lora=False) == "free some"
