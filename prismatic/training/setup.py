@@ -295,13 +295,13 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
 def _prepare_blocks(model: ActionModel, config: FinetuneConfig, ranks: Ranks) -> None:
     """Compiles the model's blocks, or has them computed again in the backward pass, where that is wanted."""
     if uses_compiler(config, ranks):
-        torch._functorch.config.activation_memory_budget = _activation_memory_budget(config)
+        torch._functorch.config.activation_memory_budget = activation_memory_budget(config)
         compile_blocks(model.bare_vla)
     elif config.speed.gradient_checkpointing:
         model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.model.lora_dropout > 0})
 
 
-def _activation_memory_budget(config: FinetuneConfig) -> float:
+def activation_memory_budget(config: FinetuneConfig) -> float:
     """Share of a compiled block's activations to keep: with checkpointing its inputs alone; all where dropout could be drawn twice."""
     if config.speed.gradient_checkpointing:
         return 0.0
