@@ -99,8 +99,8 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
     if not found and (policies := [folder for folder in run_folders(config) if holds_policy(folder)]):
         raise ValueError(
             f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) "
-            f"that cannot be resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name would "
-            "overwrite. Give the run a name of its own with --run_id_override, without --resume; with --vla_path "
+            f"that cannot be resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name "
+            "would overwrite. Give the run a name of its own with --run_id_override, without --resume; with --vla_path "
             f"{policies[-1]} it continues that policy (heads and statistics are taken over)"
         )
     if not (config.saving.resume or config.saving.auto_resume):

@@ -31,7 +31,7 @@ from prismatic.training.evaluation import eval_command
 from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
 from prismatic.training.origin import Origin, find_origin, known_anywhere
-from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes
+from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes, doubtful_validation
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -135,6 +135,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     if ranks.is_main:
         for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
             logger.warning("%s: %s", name, finding)
+        for told in doubtful_validation(origin.told, data) if origin.continuation is not None and resumed is None else ():
+            logger.warning(told)
     base_path = known_anywhere(origin.base_path)
     base_folder = _download(origin.base_path, ranks)
     base_files = on_all(lambda: describe_base(base_folder), ranks)

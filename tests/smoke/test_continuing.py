@@ -282,6 +282,22 @@ def test_whose_statistics_go_on_is_never_guessed(
     assert f"data set {ADDED} (learnt as {new[0]}): --new_statistics True changes what the heads say" in caplog.text
 
 
+def test_validation_episodes_that_the_policy_may_know_are_told_of(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags: dict[str, Any] = {"use_val_set": True, "val_fraction": 0.34}
+    finetune(config_of(workplace, "validated", **flags))
+    flags |= {"vla_path": str(workplace / "validated--1_chkpt"), **STANDING_STILL}
+    told = "validation episodes are not those that"
+    finetune(config_of(workplace, "as_before", **flags))
+    assert told not in caplog.text
+    finetune(config_of(workplace, "not_validated", data_root_dir=workplace / "more", **flags | {"use_val_set": False}))
+    assert told not in caplog.text
+    flags |= {"val_fraction": 0.7, "data_root_dir": workplace / "more"}
+    finetune(config_of(workplace, "grown", **flags))
+    assert f"{told} {workplace}/validated--1_chkpt was validated on. It may have been trained on some of them" in caplog.text
+    finetune(config_of(workplace, "grown", resume=True, **flags))
+    assert caplog.text.count(told) == 1  # where the run began
+
+
 def test_a_quantized_base_continues_adapters_and_heads(workplace: Path, checkpoint: Callable[[str], Path]) -> None:
     for name in ("l1", "adapters"):
         flags = {**VARIANTS[name], **STANDING_STILL, "quantize_base": "int8"}
