@@ -26,16 +26,18 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from prismatic.models.action_model import ActionModel
-from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_free_space, check_keys, format_bytes
+from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, atomic_folder, check_keys, format_bytes
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.stored_weights import open_weights
 from prismatic.policy.lora.adapters import is_adapted
-from prismatic.training.distributed import Ranks, is_lost_process, on_main
+from prismatic.training.distributed import Ranks, is_lost_process, on_main, raise_together
+from prismatic.training.finite import non_finite_weights
 from prismatic.training.origin import known_anywhere
 from prismatic.training.run_folder import (
     STATE_FILE,
     Checkpoint,
     TrainerState,
+    check_room,
     checkpoint_folder,
     find_checkpoints,
     prune_checkpoints,
@@ -82,7 +84,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     config, ranks = run.config, run.ranks
     folder = checkpoint_folder(config, state.step)
     on_main(run.check_writer, ranks)
-    on_main(lambda: check_free_space(folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
+    on_main(lambda: check_room(config, folder, checkpoint_bytes(run.parts.model, trained, merge)), ranks)
     random_states = gather_random_states(ranks)
     parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))
     if is_adapted(parts.model.vla) and not merge:
@@ -140,11 +142,15 @@ def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -
     """Fills the trained weights, the optimizer and the random state; every process must call it, the main one reads.
 
     Raises:
-        ValueError: the weights do not fit, or cannot be read.
+        ValueError: the weights do not fit, cannot be read, or are not finite.
     """
     source = checkpoint.folder / TRAINER_STATE_FOLDER
     on_main(lambda: _check_steps(source, checkpoint.state.step), ranks)
     _fill_all(trained.parameters, source / _TRAINABLE_FILE, ranks)
+    if bad := non_finite_weights(trained.parameters, ranks):
+        told = f"{len(bad)} of the {len(trained.parameters)} tensors in {source / _TRAINABLE_FILE} are not finite, {bad[0]} among them"
+        advice = "resume from an earlier checkpoint with --resume_step, or begin a new run"
+        raise_together(ValueError(f"{told}: {advice}"), ranks)
     tensors, numbers = on_main(lambda: _describe(source / _OPTIMIZER_FILE), ranks)
     for name, like in tensors.items():
         weight, _, key = name.rpartition("/")

@@ -6,8 +6,7 @@ A new flag is a decision: tests/unit/test_flags.py lists all of them with the re
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +59,29 @@ class FinetuneConfig:
 
     @property
     def run_id(self) -> str:
-        """The run's name; checkpoints of step N are in `<run_root_dir>/<run_id>--<N>_chkpt`."""
-        if self.saving.run_id_override:
-            return self.saving.run_id_override
+        """The run's name; checkpoints of step N are in `<run_root_dir>/<run_id>--<N>_chkpt`.
+
+        Where a run goes on without --run_id_override, `prismatic.training.run_choice` says which one that is.
+        """
+        return self.saving.run_id_override or "".join(text for text, _ in self.name_parts)
+
+    @property
+    def name_parts(self) -> tuple[tuple[str, bool], ...]:
+        """The pieces of the automatic name, in order, and of each whether it says what may be another when the run goes on."""
         base = self.model.vla_path.rstrip("/").split("/")[-1]
-        if self.saving.resume and (continued := re.fullmatch(r"(.+)--\d+_chkpt", base)):
-            return continued[1]  # the familiar way to resume names a checkpoint of the run
-        parts = f"{base}+{file_part(self.data.dataset_name)}+b{self.optimization.samples_per_step}+lr-{self.optimization.learning_rate}"
+        parts = [(f"{base}+{file_part(self.data.dataset_name)}+b", False), (str(self.optimization.samples_per_step), True)]
+        parts += [("+lr-", False), (str(self.optimization.learning_rate), True)]
         if self.model.use_lora:
-            parts += f"+lora-r{self.model.lora_rank}+dropout-{self.model.lora_dropout}"
+            parts += [(f"+lora-r{self.model.lora_rank}+dropout-", False), (str(self.model.lora_dropout), True)]
         if self.data.image_aug:
-            parts += "--image_aug"
-        return f"{parts}--{self.saving.run_id_note}" if self.saving.run_id_note else parts
+            parts.append(("--image_aug", False))
+        if self.saving.run_id_note:
+            parts.append((f"--{self.saving.run_id_note}", False))
+        return tuple(parts)
+
+    def as_run(self, run_id: str) -> FinetuneConfig:
+        """The same flags, for the run of that name."""
+        return self if run_id == self.run_id else replace(self, saving=replace(self.saving, run_id_override=run_id))
 
     @property
     def run_dir(self) -> Path:

@@ -71,7 +71,8 @@ class Ranks:
 def process_group() -> Iterator[Ranks]:
     """Joins the run that torchrun describes in the environment (or a run of one process) and leaves it at the end.
 
-    Processes other than the first log warnings only.
+    Processes other than the first log warnings only; of what is found in the data, which all of them read alike, the first of each node
+    tells.
 
     Raises:
         SystemExit: another process of the run went away.
@@ -86,6 +87,8 @@ def process_group() -> Iterator[Ranks]:
         device = torch.device("cpu")
     if rank != 0:
         logging.getLogger("prismatic").setLevel(logging.WARNING)
+    if local_rank != 0:
+        logging.getLogger("prismatic.vla.datasets").setLevel(logging.ERROR)
     try:
         ranks = _join(rank, world_size, device) if world_size > 1 else Ranks(rank, world_size, device)
         yield ranks

@@ -2,7 +2,8 @@
 
 The command gets a copy of the checkpoint made of hard links (no disk space, no waiting), so that neither pruning nor the next save takes
 it away, and leaves report.json in its output folder, <run>--eval/step_<N>/. One evaluation runs at a time. While it does, one more may
-wait; a newer checkpoint takes that place. Whatever an evaluation does or fails to do is reported, and never ends the training. It shares
+wait; a newer checkpoint takes that place. Whatever an evaluation does or fails to do is reported, and never ends the training. One
+that the end of the training process cuts off is owed: the checkpoint says so, and the run takes it up when it goes on. It shares
 the GPU unless --eval_command says otherwise: "env CUDA_VISIBLE_DEVICES=1 python my_eval.py {checkpoint} {output_dir}".
 """
 
@@ -20,14 +21,17 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.run_folder import checkpoint_folder, read_checkpoint
 
+SUCCESS_RATE = "eval/success_rate"
 _EXPERIMENTS = shlex.quote(str(Path(__file__).parents[2] / "experiments" / "robot"))
 # Robot platform -> what evaluates it; {suite} is what the name of the data set says about LIBERO's suite or ALOHA's simulated task.
 EVAL_COMMANDS = {
@@ -92,15 +96,39 @@ class _Running:
 class BackgroundEvaluation:
     """The evaluations of one run; used by its main process alone."""
 
-    def __init__(self, config: FinetuneConfig, command: str) -> None:
-        self._command = command
+    def __init__(self, config: FinetuneConfig, command: str | None) -> None:
+        """`command` is that of `eval_command`; None: nothing is evaluated."""
+        self._config, self._command = config, command
         self._folder = config.run_dir.with_name(f"{config.run_dir.name}--eval")
         self._running: _Running | None = None
         self._waiting: tuple[int, Path] | None = None
         self._finished: deque[tuple[int, dict[str, float]]] = deque()
 
+    @property
+    def pending(self) -> list[int]:
+        """The steps whose evaluations have not ended, or not been collected yet."""
+        running = [] if self._running is None else [self._running.step]
+        return running + ([] if self._waiting is None else [self._waiting[0]])
+
+    def take_up(self, owed: Iterable[int], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Submits the evaluations of the steps `owed` that an earlier process of the run did not see the end of.
+
+        `rows` are those of metrics.jsonl: what is in them is done. A step whose checkpoint is not there any more is reported.
+        """
+        if self._command is None:
+            return
+        done = {row["step"] for row in rows if SUCCESS_RATE in row}
+        for step in sorted(set(owed) - done):
+            checkpoint = read_checkpoint(checkpoint_folder(self._config, step))
+            if checkpoint is None or checkpoint.state.step != step:
+                logger.warning("evaluation of step %d, which was interrupted, is left out: its checkpoint is not there any more", step)
+            else:
+                self.submit(step, checkpoint.folder)
+
     def submit(self, step: int, checkpoint: Path) -> None:
         """Evaluates `checkpoint` as soon as the evaluation that runs has ended."""
+        if self._command is None:
+            return
         folder = self._folder / f"step_{step}"
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -147,6 +175,7 @@ class BackgroundEvaluation:
             self._running = self._start(step, folder)
 
     def _start(self, step: int, folder: Path) -> _Running | None:
+        assert self._command is not None
         words = [
             word.replace("{checkpoint}", str(folder / "checkpoint")).replace("{output_dir}", str(folder))
             for word in shlex.split(self._command)
@@ -179,6 +208,9 @@ class BackgroundEvaluation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Ends the evaluation that still runs, if any: the training was interrupted."""
+        if self.pending:
+            told = ", ".join(str(step) for step in self.pending)
+            logger.warning("evaluation of step %s has not ended; the run takes it up when it goes on (--resume True)", told)
         if self._running is not None:
             _end(self._running.process)
             shutil.rmtree(self._running.folder / "checkpoint", ignore_errors=True)
@@ -230,9 +262,9 @@ def report_metrics(path: Path) -> dict[str, float]:
         summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
         tasks = {name: score for name, score in summary.items() if name != "mean" and score["num_trials"]}  # of controls alone: none
         found = {
-            "eval/success_rate": float(summary["mean"]["rate"]),
+            SUCCESS_RATE: float(summary["mean"]["rate"]),
             "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),
-            **{f"eval/success_rate/{name}": float(score["rate"]) for name, score in tasks.items()},
+            **{f"{SUCCESS_RATE}/{name}": float(score["rate"]) for name, score in tasks.items()},
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         wanted = '{"summary": {"none": {"mean": {"rate": 0.5}, TASK: {"rate": 0.5, "num_trials": 10}, ...}}}'

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prismatic.policy.inference.facts import describe_parts
-from prismatic.training.setup import Run, compiler_obstacle
+from prismatic.training.setup import Run, activation_memory_budget, compiler_obstacle
 
 IN_USE_FILE = "in_use.json"
 
@@ -28,7 +28,7 @@ def describe_training(run: Run, recording_obstacle: str | None) -> dict[str, Any
         **facts,
         "compiled": obstacles["compiled"] is None,
         "recorded": recording_obstacle is None,
-        "activation_memory_budget": run.config.speed.activation_memory_budget,
+        "activation_memory_budget": activation_memory_budget(run.config) if obstacles["compiled"] is None else None,
         "gradient_checkpointing": run.config.speed.gradient_checkpointing,
         "left": {name: reason for name, reason in obstacles.items() if reason is not None},
     }

@@ -34,7 +34,11 @@ def account_for_statistics(data: TrainingData, origin: Origin) -> dict[str, Any]
     """
     parts = {part.spec.name: part for part in data.train.parts}
     beyond = {name: _beyond(parts[name]) for name in origin.statistics}
-    changes = {name: found for name, known in origin.earlier_statistics.items() if (found := _changes(parts[name], known))}
+    changes = {}
+    for name, earlier in origin.earlier_statistics.items():
+        for source, known in earlier.items():
+            if found := _changes(parts[name], source, known):
+                changes[name if len(earlier) == 1 else f"{name}, learnt as {source}"] = found
     return ({"beyond_statistics": beyond} if beyond else {}) | ({"changed_statistics": changes} if changes else {})
 
 
@@ -78,8 +82,11 @@ def _percentages(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
-def _changes(part: RobotDataset, known: Any) -> dict[str, Any]:
-    """{quantity: {dimension: "[low, high] -> [low, high]"}} where new bounds differ from those that the heads were trained in."""
+def _changes(part: RobotDataset, source: str, known: Any) -> dict[str, Any]:
+    """{quantity: {dimension: "[low, high] -> [low, high]"}} where new bounds differ from those that the heads were trained in.
+
+    These are `known`, of the checkpoint's data set `source`.
+    """
     platform = part.spec.platform
     found = {}
     for quantity, now, names in (
@@ -92,7 +99,8 @@ def _changes(part: RobotDataset, known: Any) -> dict[str, Any]:
         found[quantity] = _changed_bounds(before, now, names)
         if found[quantity]:
             listed = "; ".join(f"{name} {change}" for name, change in found[quantity].items())
-            logger.warning("data set %s: %s", part.spec.name, _MEANING[quantity] % listed)
+            name = part.spec.name if source == part.spec.name else f"{part.spec.name} (learnt as {source})"
+            logger.warning("data set %s: %s", name, _MEANING[quantity] % listed)
     return {quantity: changed for quantity, changed in found.items() if changed}
 
 

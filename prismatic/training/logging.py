@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from prismatic.training.bad_samples import as_row
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.curves import CURVES_FILE, METRICS_FILE, plot_runs
+from prismatic.training.evaluation import SUCCESS_RATE
 from prismatic.training.rows import append_row, drop_later_rows, read_rows
 from prismatic.training.sinks import Sink, open_sinks
 from prismatic.vla.types import BadSample
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 class RunLogger:
     """Writes the metrics of a run; silent on every process but the main one."""
 
-    def __init__(self, config: FinetuneConfig, first_step: int, is_main: bool) -> None:
+    def __init__(self, config: FinetuneConfig, first_step: int, is_main: bool, owes_validation: bool = False) -> None:
+        """After the checkpoint of `first_step`; with `owes_validation` its validation is about to come, if not for the first time."""
         self._config, self._is_main = config, is_main
         self._path = config.run_dir / METRICS_FILE
         self._started = time.monotonic()
@@ -49,7 +51,7 @@ class RunLogger:
         self._has_bar, self._last_line = has_bar, -_LINE_INTERVAL_S
         if is_main:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            drop_later_rows(self._path, first_step)
+            drop_later_rows(self._path, first_step, lambda row: owes_validation and any(key.startswith("val/") for key in row))
             self._sinks = open_sinks(config, first_step)
 
     def step(self) -> None:
@@ -66,6 +68,12 @@ class RunLogger:
                 sink.log(step, values)
         if "train/loss" in values:
             self._show_progress(step, values)
+
+    def evaluations(self, results: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """Records what evaluations found, under the steps of their checkpoints."""
+        for step, values in results:
+            self.metrics(step, values)
+            self.message(f"evaluation of step {step}: success {100 * values[SUCCESS_RATE]:.0f} %")
 
     def bad_sample(self, step: int, bad: BadSample) -> None:
         """Names a sample that was met before optimizer step `step` was done, and cannot be decoded."""

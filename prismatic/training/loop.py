@@ -10,7 +10,7 @@ import contextlib
 import gc
 import logging
 import traceback
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from prismatic.cli_sections import plain_values
 from prismatic.interrupts import STOPPED, StopRequest
 from prismatic.models.action_heads import DiffusionActionHead
 from prismatic.models.action_model import ActionInputs
-from prismatic.policy.checkpoint.files import check_free_space
 from prismatic.training.alike import check_started_alike
 from prismatic.training.bad_samples import BadSampleWatch, bad_samples_allowed
 from prismatic.training.best import cadence_note, mark_best
@@ -46,7 +45,8 @@ from prismatic.training.meter import StepMeter
 from prismatic.training.objectives import action_errors, training_objective, whole_chunk_error
 from prismatic.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from prismatic.training.rows import drop_later_rows
-from prismatic.training.run_folder import Checkpoint, TrainerState, leave_later_checkpoints
+from prismatic.training.run_choice import choose_run
+from prismatic.training.run_folder import Checkpoint, TrainerState, check_room, leave_later_checkpoints
 from prismatic.training.run_lock import only_writer
 from prismatic.training.setup import Run, prepare_run
 from prismatic.training.sharding import replicate, set_gradient_exchange
@@ -69,8 +69,9 @@ def finetune(config: FinetuneConfig) -> None:
         with process_group() as ranks:
             check_started_alike(config, ranks)
             on_main(lambda: check_loggers(config), ranks)
-            with only_writer(config.run_dir, ranks) as lock:
-                is_complete = Trainer(replace(prepare_run(config, ranks), lock=lock)).train()
+            named = config.as_run(on_main(lambda: choose_run(config), ranks))
+            with only_writer(named.run_dir, ranks) as lock:
+                is_complete = Trainer(replace(prepare_run(named, ranks), lock=lock)).train()
     except OSError as error:  # a disk that is full or gone, which says so itself
         raise ValueError(str(error)) from error
     if not is_complete:
@@ -87,7 +88,8 @@ class Trainer:
         recipe = self.config.optimization
         self.optimizer = build_optimizer(parameters.values(), recipe.learning_rate, recipe.weight_decay, recipe.optimizer)
         self.trained = Trained(parameters, self.optimizer)
-        self.step, self.owes_validation = 0, False
+        self.step, self.owes_validation, self.owes_evaluation = 0, False, False
+        self.evaluation = BackgroundEvaluation(self.config, run.eval_command if self.ranks.is_main else None)
         self.stop, self.is_stopping = StopRequest(self.ranks.is_main), False  # this process has been asked to stop; all stop
         self.is_sound = True  # weights, optimizer and `step` belong together
         self.saved_step = 0  # the newest that was saved, or could not be
@@ -100,13 +102,13 @@ class Trainer:
         if run.resumed is not None:
             self._resume(run.resumed)
         if self.ranks.is_main:
-            drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step)
+            drop_later_rows(self.config.run_dir / VALIDATION_FILE, self.step, lambda row: self.owes_validation)
             for place in leave_later_checkpoints(self.config, self.step) if run.resumed is not None else ():
                 logger.info("the run goes on from step %d another way; a later checkpoint of it is kept as %s", self.step, place)
         if self.validator is not None:
             self.validator.restore(self.config.run_dir / VALIDATION_FILE)
         needed = checkpoint_bytes(self.model, self.trained, self.config.saving.merge_lora_during_training)
-        on_main(lambda: check_free_space(self.config.run_dir, needed), self.ranks)
+        on_main(lambda: check_room(self.config, self.config.run_dir, needed), self.ranks)
         self.forward: torch.nn.Module = self.model
         obstacle = recording_obstacle(self.config, self.ranks)
         self.captured = CapturedPass(self.accumulate, parameters.values()) if obstacle is None else None
@@ -117,12 +119,13 @@ class Trainer:
     def train(self) -> bool:
         """Optimizer steps until `max_steps`, with all that happens in between; False if a signal ended it before, with a checkpoint.
 
-        Whatever else ends it, the last whole step is saved first if its state is sound.
+        It may also have ended the wait for the last evaluations alone, which are then owed. Whatever else ends it, the last whole step is
+        saved first if its state is sound.
         """
-        with RunLogger(self.config, self.step, self.ranks.is_main) as log, self._evaluation() as evaluation, self.stop:
+        with RunLogger(self.config, self.step, self.ranks.is_main, self.owes_validation) as log, self.evaluation, self.stop:
             try:
                 began = self.step
-                is_complete = self._take_steps(log, evaluation)
+                is_complete = self._take_steps(log)
                 if self.step > began:
                     self._write_in_use()
             except Exception as error:
@@ -144,14 +147,17 @@ class Trainer:
         self.captured, self.forward = None, self.model
         gc.collect()  # a recording and the trainer refer to each other
 
-    def _take_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> bool:
+    def _take_steps(self, log: RunLogger) -> bool:
         config = self.config
         self._announce(log)
         self.bad_samples.restore(on_main(log.rows, self.ranks))
         if self.owes_validation:
             self._validate(log)
+            self._mark_best(log)  # before a save removes what is not the best
+        if self.run.resumed is not None:
+            self.evaluation.take_up(self.run.resumed.state.owed_evaluations, log.rows())
         self.model.train()
-        self._start_meter()
+        self.meter.start([] if self.run.resumed is None else self.run.resumed.state.meters, self.ranks)
         with contextlib.closing(self.batches()) as batches:
             while self.step < config.optimization.max_steps:
                 self.meter.add(self.optimizer_step(batches))
@@ -161,16 +167,15 @@ class Trainer:
                     self._name_bad_samples(log)
                     log.metrics(self.step, self._train_metrics())
                 self.is_stopping &= self.step < config.optimization.max_steps
-                self._between_steps(log, evaluation)
+                self._between_steps(log)
                 if self.is_stopping:
                     return False
                 batches.failure = batches.failure or log.failure  # reported at the next look
         raise_together(log.failure, self.ranks)
-        if evaluation is not None:
-            _record(log, evaluation.finish(lambda: self.stop.is_set))
+        log.evaluations(self.evaluation.finish(lambda: self.stop.is_set))
         if self.ranks.is_main and (warning := log.plateau_warning()):
             logger.warning(warning)
-        return True
+        return not any_ranks((bool(self.evaluation.pending),), self.ranks)[0]
 
     def _count_step(self) -> None:
         self.step, self.is_sound, self._begun = self.step + 1, True, None
@@ -187,20 +192,12 @@ class Trainer:
                 self.run.train_sampler.position = position
                 set_random_state(random, self.ranks)
                 self.finite.forget(after=self.step)
-            self._check_finite()
+            self._check_finite(with_weights=True)
             folder = self.save(merge=False)
         except Exception as problem:
             log.message(f"the last step before this error could not be saved: {problem}")
         else:
             log.message(f"saved {folder} after an error; once its cause is gone the same command with --resume True goes on from there")
-
-    def _start_meter(self) -> None:
-        """Goes on with what was metered before the run was interrupted, if the same processes did it."""
-        meters = [] if self.run.resumed is None else self.run.resumed.state.meters
-        if len(meters) == self.ranks.world_size:
-            self.meter.restore(meters[self.ranks.rank])
-        else:
-            self.meter.restart()
 
     def _write_in_use(self) -> None:
         """Tells in the run's folder what computes the steps."""
@@ -216,29 +213,33 @@ class Trainer:
         else:
             self._write_in_use()
         if self.config.evaluation.use_val_set:
-            on_main(lambda: mark_best(self.config, log.rows(), self.step), self.ranks)  # a resumed run may have gone further before
+            self._mark_best(log)  # a resumed run may have gone further before
 
-    def _between_steps(self, log: RunLogger, evaluation: BackgroundEvaluation | None) -> None:
+    def _mark_best(self, log: RunLogger) -> str | None:
+        """Marks the best of the checkpoints that there are; the name of its folder."""
+        return on_main(lambda: mark_best(self.config, log.rows(), self.saved_step), self.ranks)
+
+    def _between_steps(self, log: RunLogger) -> None:
         """What is due after this step: validation, saving, an evaluation of what was saved. A run that stops saves, and validates later."""
         config = self.config
         self.owes_validation = self.validator is not None and self._is_due(config.evaluation.val_freq)
+        self.owes_evaluation = config.evaluation.eval_every > 0 and self._is_due(config.evaluation.eval_every)
         if self.owes_validation and not self.is_stopping:
             self._validate(log)
-        is_evaluated = config.evaluation.eval_every > 0 and self._is_due(config.evaluation.eval_every)
-        is_due = self._is_due(config.saving.save_freq) or is_evaluated
+        is_due = self._is_due(config.saving.save_freq) or self.owes_evaluation
         if is_due or self.is_stopping:
-            self._check_finite()
+            self._check_finite(with_weights=True)
             self._name_bad_samples(log)
             with self.meter.paused():
                 folder = self.save(merge=config.saving.merge_lora_during_training and is_due)
-                best = on_main(lambda: mark_best(config, log.rows(), self.step), self.ranks) if self.validator is not None else None
-                if evaluation is not None and is_evaluated:
-                    evaluation.submit(self.step, folder)
+                best = self._mark_best(log) if self.validator is not None else None
+                if self.owes_evaluation:
+                    self.evaluation.submit(self.step, folder)
+                self.owes_evaluation = False
             log.message(f"saved {folder}{', the best so far' if best == folder.name else ''}")
             if self.is_stopping:
                 log.message(f"stopped after step {self.step}; the same command with --resume True goes on from {folder}")
-        if evaluation is not None:
-            _record(log, evaluation.results())
+        log.evaluations(self.evaluation.results())
 
     def _name_bad_samples(self, log: RunLogger) -> None:
         """Logs samples that could not be decoded since the last look; ends the run if they are too many."""
@@ -249,10 +250,6 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last, happens now."""
         return self.step % every == 0 or self.step == self.config.optimization.max_steps
-
-    def _evaluation(self) -> contextlib.AbstractContextManager[BackgroundEvaluation | None]:
-        command = self.run.eval_command
-        return BackgroundEvaluation(self.config, command) if command and self.ranks.is_main else contextlib.nullcontext()
 
     def batches(self) -> SteadyBatches[Batch]:
         """Training batches on the device, for ever, from where the sampler stands; close it to end the processes that load them."""
@@ -346,10 +343,12 @@ class Trainer:
             return self.forward.no_sync()
         return contextlib.nullcontext()
 
-    def _check_finite(self) -> None:
-        """Returns if the losses since the last look were numbers; if not, the weights are not sound, either."""
+    def _check_finite(self, with_weights: bool = False) -> None:
+        """Returns if the losses since the last look, and if asked the weights, are numbers; else nothing is sound."""
         self.is_sound = False
         self.finite.check()
+        if with_weights:
+            self.finite.check_weights(self.trained.parameters)
         self.is_sound = True
 
     def _train_metrics(self) -> dict[str, float]:
@@ -381,7 +380,8 @@ class Trainer:
         meters = gather_objects(self.meter.state(), self.ranks)
         position = self.run.train_sampler.state_dict()
         base, episodes = self.run.base_files, self.run.episodes
-        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation, base, episodes)
+        owed = [*self.evaluation.pending, *([self.step] if self.owes_evaluation else [])]
+        state = TrainerState(self.step, position, self.ranks.world_size, flags, meters, self.owes_validation, base, owed, episodes)
         return save_checkpoint(self.run, self.trained, state, merge)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -389,10 +389,3 @@ class Trainer:
         restore_checkpoint(checkpoint, self.trained, self.ranks)
         self.step, self.owes_validation, self.saved_step = state.step, state.owes_validation, state.step
         logger.info("resumed %s at step %d", checkpoint.folder, self.step)
-
-
-def _record(log: RunLogger, results: Iterable[tuple[int, dict[str, float]]]) -> None:
-    """Logs what evaluations found, under the steps of their checkpoints."""
-    for step, values in results:
-        log.metrics(step, values)
-        log.message(f"evaluation of step {step}: success {100 * values['eval/success_rate']:.0f} %")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from prismatic.training.distributed import Ranks
 
 
 class StepMeter:
@@ -67,6 +69,13 @@ class StepMeter:
         totals = {name: float(value) for name, value in self._totals.items()}
         seconds = time.monotonic() - self._started - self._paused
         return {"num_steps": self._num_steps, "totals": totals, "counts": dict(self._counts), "waited": self._waited, "seconds": seconds}
+
+    def start(self, earlier: Sequence[Mapping[str, Any]], ranks: Ranks) -> None:
+        """Goes on with what was metered before the run was interrupted, by process, if as many processes did it; else begins."""
+        if len(earlier) == ranks.world_size:
+            self.restore(earlier[ranks.rank])
+        else:
+            self.restart()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` returned."""

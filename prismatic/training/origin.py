@@ -2,8 +2,8 @@
 
 A checkpoint as --vla_path is continued: "200 demonstrations, later 50 more". Its heads answer in its normalization statistics, so these
 stay, too, and what the new data have beyond them is counted. A data set that it does not know, beside one that it knows, gets its own.
-All of this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for
-otherwise.
+Where it knows several and none of the run's, it cannot be told in whose statistics its heads are to go on, and has to be said. All of
+this is reported, and recorded in policy.json under provenance.continued. --fresh_heads and --new_statistics ask for otherwise.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Origin:
     told: Path  # folder that tells what training saw before
     continuation: Continuation | None = None  # what is laid over these weights; None: a base model
     statistics: Mapping[str, DatasetStatistics] = field(default_factory=dict)  # data set -> kept from a checkpoint
-    earlier_statistics: Mapping[str, DatasetStatistics] = field(default_factory=dict)  # data set -> known, but computed anew
+    # data set whose statistics are computed anew -> data set of the checkpoint -> those that its heads have learnt
+    earlier_statistics: Mapping[str, Mapping[str, DatasetStatistics]] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)  # for policy.json
 
 
@@ -68,7 +69,8 @@ def find_origin(
     """Where the run's weights and statistics come from; only small files are read.
 
     Raises:
-        ValueError: no such model, or a checkpoint whose heads or adapters are of another kind, width or rank than the run's.
+        ValueError: no such model, a checkpoint whose heads or adapters are of another kind, width or rank than the run's, or one of
+            several data sets, of which the run has none.
     """
     if resumed is not None:
         return _resumed(resumed_base(config, resumed), resumed.folder)
@@ -86,12 +88,18 @@ def find_origin(
         check_heads(folder, load_config(base_path), replace(spec, platform=platform, heads=config.model.heads))
     kept = choose_statistics(data_sets, known)
     is_new = config.data.new_statistics or config.model.fresh_heads
+    if not kept and not is_new:
+        raise ValueError(
+            f"{folder} normalizes by the statistics of {', '.join(known)}, and the run has none of these data sets, but "
+            f"{', '.join(data_sets)}: it is not clear in whose statistics its heads are to go on. --new_statistics True computes them "
+            "anew, which changes what the heads say until they have learnt it; --fresh_heads True begins with new heads"
+        )
     origin = Origin(
         base_path,
         folder,
         continuation,
         statistics={} if is_new else kept,
-        earlier_statistics=kept if is_new and not config.model.fresh_heads else {},
+        earlier_statistics=_learnt(data_sets, known) if is_new and not config.model.fresh_heads else {},
         record=_record(config, continuation, {} if is_new else kept, data_sets, known),
     )
     _tell(origin, spec, cameras)
@@ -101,12 +109,19 @@ def find_origin(
 def choose_statistics(data_sets: Sequence[str], known: Mapping[str, DatasetStatistics]) -> dict[str, DatasetStatistics]:
     """Data set -> the checkpoint's statistics that are kept for it, of those in `known`.
 
-    A data set of the same name keeps its own; so does the only one of a run if the checkpoint was trained on one of another name.
+    A data set of the same name keeps its own. If the checkpoint knows one data set alone and the run has others, they are all taken by
+    that one's. {}: it knows several, and none of the run's.
     """
     kept = {name: known[name] for name in data_sets if name in known}
-    if not kept and len(data_sets) == 1 and len(known) == 1:
-        kept = {data_sets[0]: next(iter(known.values()))}
-    return kept
+    return dict.fromkeys(data_sets, next(iter(known.values()))) if not kept and len(known) == 1 else kept
+
+
+def _learnt(data_sets: Sequence[str], known: Mapping[str, DatasetStatistics]) -> dict[str, dict[str, DatasetStatistics]]:
+    """Data set of the run -> data set of the checkpoint -> statistics in which its heads may have learnt to speak of it."""
+    kept = choose_statistics(data_sets, known)
+    if not kept:
+        return {name: dict(known) for name in data_sets}
+    return {name: {name if name in known else next(iter(known)): statistics} for name, statistics in kept.items()}
 
 
 def _resumed(base_path: str, folder: Path) -> Origin:

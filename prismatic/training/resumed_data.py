@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from prismatic.policy.checkpoint.loading import load_statistics
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.training.distributed import Ranks, gather_objects, raise_together
-from prismatic.training.run_folder import Checkpoint
+from prismatic.training.run_folder import Checkpoint, read_checkpoint
 from prismatic.vla.constants import RobotPlatform
 from prismatic.vla.datasets.dataset import RobotDataset
+from prismatic.vla.datasets.split_names import validation_split
 from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.demonstrated import Demonstrated
 
@@ -76,6 +79,24 @@ def check_data(checkpoint: Checkpoint, data: TrainingData) -> None:
             "or begin a new run that continues the policy: without --resume, with --vla_path CHECKPOINT (heads and statistics are taken "
             "over) and another --run_id_override"
         )
+
+
+def doubtful_validation(folder: Path, data: TrainingData) -> list[str]:
+    """Of a run that continues the policy in `folder`: what to tell of validation episodes that the policy may have been trained on.
+
+    Episodes that are split off are chosen among all that are there, so that other ones are once episodes were added. Nothing is told of
+    recorded splits, of data sets that the policy does not know, and of episodes that it was validated on itself.
+    """
+    checkpoint, known, now = read_checkpoint(folder), load_statistics(folder), describe_episodes(data)
+    then = {} if checkpoint is None else checkpoint.state.episodes
+    return [
+        f"data set {name}: the {len(part.episodes)} validation episodes are not those that {folder} was validated on. It may have been "
+        "trained on some of them, and their errors then look better than they are; record a split for validation to tell"
+        for part in ([] if data.val is None else data.val.parts)
+        if (name := part.spec.name) in known
+        and validation_split(part.index.splits) is None
+        and then.get(name, {}).get("validation") != now[name]["validation"]
+    ]
 
 
 def shown(value: Any) -> str:

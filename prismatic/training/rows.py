@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,12 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row).encode() + b"\n")
 
 
-def drop_later_rows(path: Path, step: int) -> None:
-    """Removes what a killed run wrote beyond the checkpoint of `step`, from which the run goes on."""
+def drop_later_rows(path: Path, step: int, is_done_again: Callable[[Mapping[str, Any]], bool] = lambda row: False) -> None:
+    """Removes what a killed run wrote beyond the checkpoint of `step`, from which the run goes on, and rows of `step` that it will write
+    again, as `is_done_again` says."""
     if not path.is_file():
         return
-    kept = [row for row in read_rows(path) if row["step"] <= step]
+    kept = [row for row in read_rows(path) if row["step"] < step or (row["step"] == step and not is_done_again(row))]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.replace(path)

@@ -10,6 +10,7 @@ Only the main process calls these functions: on several machines the others may 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -20,12 +21,15 @@ from typing import Any
 
 from prismatic.cli_sections import plain_values
 from prismatic.policy.checkpoint.files import (
+    MANIFEST_FILE,
     TRAINER_STATE_FOLDER,
     check_free_space,
     find_damage,
+    format_bytes,
     recover_folder,
     remove_folder,
 )
+from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.checkpoint.stored_weights import weight_paths
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.aside import put_aside
@@ -38,8 +42,12 @@ _FIXED_FLAGS = (
     "dataset_name", "use_lora", "lora_rank", "use_l1_regression", "use_diffusion", "num_diffusion_steps_train", "use_film", "use_proprio",
     "num_images_in_input", "image_aug", "stride", "use_val_set", "default_instruction", "freeze_vision_backbone", "freeze_projector",
     "freeze_language_model", "optimizer", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics",
-    "published_crop", "augmentation", "paraphrases", "freeze_heads",
+    "published_crop", "augmentation", "freeze_heads",
 )  # fmt: skip
+# Files whose content is compared, with the episodes, wherever they lie; see prismatic.training.resumed_data.
+_FILES = ("paraphrases",)
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what a best.json that says something else leads to
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,7 @@ class TrainerState:
     meters: list[dict[str, Any]] = field(default_factory=list)  # by process: what has been metered since the last log line
     owes_validation: bool = False  # a signal came before the validation that was due
     base: Mapping[str, str] = field(default_factory=dict)  # `describe_base` of the model at flags["vla_path"]
+    owed_evaluations: list[int] = field(default_factory=list)  # steps whose closed-loop evaluations had not ended
     episodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # `describe_episodes` of the data
 
     @property
@@ -83,10 +92,17 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
 
     Raises:
         ValueError: there is no checkpoint to resume from, it belongs to a run with other flags, or a
-            new run would mix its checkpoints with those of an earlier one.
+            new run would mix its checkpoints with those of an earlier one, or overwrite them.
     """
     recover_run(config)
     found = find_checkpoints(config)
+    if not found and (policies := [folder for folder in run_folders(config) if holds_policy(folder)]):
+        raise ValueError(
+            f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) "
+            f"that cannot be resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name "
+            "would overwrite. Give the run a name of its own with --run_id_override, without --resume; with --vla_path "
+            f"{policies[-1]} it continues that policy (heads and statistics are taken over)"
+        )
     if not (config.saving.resume or config.saving.auto_resume):
         if found:
             raise ValueError(
@@ -111,11 +127,26 @@ def recover_run(config: FinetuneConfig) -> None:
             recover_folder(path.with_name(match[1]))
 
 
+def run_folders(config: FinetuneConfig) -> list[Path]:
+    """The folders that may hold a checkpoint of the run: its own, then the numbered ones that are there, the newest last."""
+    return [config.run_dir, *(folder for _, folder in sorted(_numbered(config)))]
+
+
+def _numbered(config: FinetuneConfig) -> list[tuple[int, Path]]:
+    """(step by its name, folder) of the run's numbered checkpoints, in any state."""
+    named = re.compile(rf"{re.escape(config.run_dir.name)}--(\d+)_chkpt")
+    matches = ((named.fullmatch(path.name), path) for path in config.run_dir.parent.glob("*_chkpt"))
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def holds_policy(folder: Path) -> bool:
+    """Whether a checkpoint was ever completed in `folder`, whatever is left of it."""
+    return any((folder / name).is_file() for name in (POLICY_FILE, MANIFEST_FILE))
+
+
 def find_checkpoints(config: FinetuneConfig) -> dict[int, Checkpoint]:
     """Step -> checkpoint, of all complete ones of the run; others are named in the log."""
-    parent, numbered = config.run_dir.parent, re.compile(rf"{re.escape(config.run_dir.name)}--\d+_chkpt")
-    candidates = [config.run_dir, *(path for path in sorted(parent.glob("*_chkpt")) if numbered.fullmatch(path.name))]
-    found = (read_checkpoint(folder) for folder in candidates)
+    found = (read_checkpoint(folder) for folder in run_folders(config))
     return {checkpoint.state.step: checkpoint for checkpoint in found if checkpoint is not None}
 
 
@@ -140,11 +171,9 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
     Raises:
         ValueError: a flag differs that must not, or every step would take another number of samples.
     """
-    state, flags, defaults = checkpoint.state, plain_values(config), plain_values(FinetuneConfig())
-    for flag in _FIXED_FLAGS:
-        found = state.flags.get(flag, defaults[flag])  # earlier versions did not know all flags
-        if str(found) != str(flags[flag]):
-            raise ValueError(f"resuming: --{flag} is {flags[flag]!r}, the run in {checkpoint.folder} was started with {found!r}")
+    state = checkpoint.state
+    for flag, now, then in changed_flags(config, state):
+        raise ValueError(f"resuming: --{flag} is {now!r}, the run in {checkpoint.folder} was started with {then!r}")
     now = config.optimization.samples_per_step * world_size
     if now != state.global_batch_size:
         sizes = f"{config.optimization.batch_size} x {config.optimization.grad_accumulation_steps} x {world_size} = {now}"
@@ -156,6 +185,14 @@ def check_flags(config: FinetuneConfig, checkpoint: Checkpoint, world_size: int)
         )
 
 
+def changed_flags(config: FinetuneConfig, state: TrainerState) -> list[tuple[str, Any, Any]]:
+    """(flag, its value now, its value then) of those that a resumed run must share with its beginning, and does not."""
+    flags, defaults = plain_values(config), plain_values(FinetuneConfig())
+    names = _FIXED_FLAGS if state.episodes else (*_FIXED_FLAGS, *_FILES)  # earlier versions say nothing of the episodes
+    pairs = [(flag, flags[flag], state.flags.get(flag, defaults[flag])) for flag in names]  # nor did they know all flags
+    return [(flag, now, then) for flag, now, then in pairs if str(now) != str(then)]
+
+
 def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
     """Returns if the disk has room for one checkpoint of a run that starts from the model in `base_folder` (bfloat16), adapters apart.
 
@@ -165,16 +202,40 @@ def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
     model = sum(path.stat().st_size for path in weight_paths(base_folder))
     is_written_whole = config.saving.merge_lora_during_training or not config.model.use_lora
     trained = 0 if config.model.use_lora else 6 * model  # weights and two moments in float32
-    check_free_space(config.run_dir, trained + (model if is_written_whole else 0))
+    check_room(config, config.run_dir, trained + (model if is_written_whole else 0))
+
+
+def check_room(config: FinetuneConfig, folder: Path, num_bytes: int) -> None:
+    """Returns if the disk has room for a checkpoint of `num_bytes` in `folder`.
+
+    An older one goes only once a newer one is complete, so that what pruning or --save_latest_checkpoint_only would free does not count.
+
+    Raises:
+        ValueError: it has not; the message says what helps.
+    """
+    check_free_space(folder, num_bytes, lambda: _how_to_make_room(config))
+
+
+def _how_to_make_room(config: FinetuneConfig) -> str:
+    found = find_checkpoints(config)
+    remedies = ["free some" if found else "free some, or choose another --run_root_dir"]
+    if config.model.use_lora and config.saving.merge_lora_during_training:
+        remedies.append("--merge_lora_during_training False saves adapters without the merged model, which can be made later")
+    with contextlib.suppress(*_UNREADABLE):
+        if old := _older_than_newest(config, found, 1):
+            size = sum(path.stat().st_size for folder in old for path in folder.rglob("*") if path.is_file())
+            names = ", ".join(folder.name for folder in old)
+            remedies.append(f"of the run, which goes on from the newest, you may delete {names} ({format_bytes(size)})")
+    return "; ".join(remedies)
 
 
 def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
     """Calls checkpoints of the run beyond `step`, from which it goes on another way, otherwise; returns their new places.
 
-    They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones.
+    They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones. Those that
+    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps.
     """
-    found = sorted(find_checkpoints(config).items())
-    return [put_aside(item.folder) for later, item in found if later > step and item.folder != config.run_dir]
+    return [put_aside(folder) for later, folder in sorted(_numbered(config)) if later > step and holds_policy(folder)]
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
@@ -184,17 +245,24 @@ def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
     """
     if config.saving.keep_checkpoints is None:
         return []
-    found = find_checkpoints(config)
-    old = sorted(found)[: -config.saving.keep_checkpoints]
     try:
-        best = _best_name(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        removed = _older_than_newest(config, find_checkpoints(config), config.saving.keep_checkpoints)
+    except _UNREADABLE as error:
         logger.warning("%s cannot be read (%s: %s); no checkpoint is removed", config.run_dir / BEST_FILE, type(error).__name__, error)
         return []
-    removed = [found[step].folder for step in old if found[step].folder.name not in (config.run_dir.name, best)]
     for folder in removed:
         remove_folder(folder)
     return removed
+
+
+def _older_than_newest(config: FinetuneConfig, found: Mapping[int, Checkpoint], num_newest: int) -> list[Path]:
+    """The folders of numbered checkpoints, of those `found`, that are neither among the newest nor the best one, the oldest first.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read which one is the best.
+    """
+    kept = (config.run_dir.name, _best_name(config))
+    return [found[step].folder for step in sorted(found)[:-num_newest] if found[step].folder.name not in kept]
 
 
 def _best_name(config: FinetuneConfig) -> str | None:

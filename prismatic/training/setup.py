@@ -31,7 +31,7 @@ from prismatic.training.evaluation import eval_command
 from prismatic.training.kept_statistics import account_for_statistics
 from prismatic.training.loading import data_loader
 from prismatic.training.origin import Origin, find_origin, known_anywhere
-from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes
+from prismatic.training.resumed_data import check_alike, check_data, check_robot, describe_episodes, doubtful_validation
 from prismatic.training.run_folder import Checkpoint, check_disk, open_run
 from prismatic.training.run_lock import RunLock
 from prismatic.training.sharding import check_shardable, place
@@ -135,6 +135,8 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     if ranks.is_main:
         for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
             logger.warning("%s: %s", name, finding)
+        for told in doubtful_validation(origin.told, data) if origin.continuation is not None and resumed is None else ():
+            logger.warning(told)
     base_path = known_anywhere(origin.base_path)
     base_folder = _download(origin.base_path, ranks)
     base_files = on_all(lambda: describe_base(base_folder), ranks)
@@ -295,13 +297,13 @@ def _build_model(base: BaseModel, spec: PolicySpec, config: FinetuneConfig, rank
 def _prepare_blocks(model: ActionModel, config: FinetuneConfig, ranks: Ranks) -> None:
     """Compiles the model's blocks, or has them computed again in the backward pass, where that is wanted."""
     if uses_compiler(config, ranks):
-        torch._functorch.config.activation_memory_budget = _activation_memory_budget(config)
+        torch._functorch.config.activation_memory_budget = activation_memory_budget(config)
         compile_blocks(model.bare_vla)
     elif config.speed.gradient_checkpointing:
         model.bare_vla.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": config.model.lora_dropout > 0})
 
 
-def _activation_memory_budget(config: FinetuneConfig) -> float:
+def activation_memory_budget(config: FinetuneConfig) -> float:
     """Share of a compiled block's activations to keep: with checkpointing its inputs alone; all where dropout could be drawn twice."""
     if config.speed.gradient_checkpointing:
         return 0.0

@@ -256,6 +256,48 @@ def test_a_new_data_set_beside_the_old_one_gets_its_own_statistics(
     assert continued(renamed)["statistics"] == {ADDED: f"of the checkpoint's data set {DATASET}"}
 
 
+def test_whose_statistics_go_on_is_never_guessed(
+    workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The heads of a policy of two data sets would have gone on in ranges that they have not learnt, without a word."""
+    new = ("libero_goal_no_noops", "libero_10_no_noops")
+    for name in new:
+        record_episodes(workplace / "new", name, 3)
+    monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "new", tuple((name, 1.0) for name in new))
+    flags = {"vla_path": str(checkpoint("l1")), "data_root_dir": workplace / "new", **STANDING_STILL}
+    finetune(config_of(workplace, "two_of_one", dataset_name="new", **flags))
+    one = workplace / "two_of_one--1_chkpt"
+    known = statistics(checkpoint("l1"))[DATASET]
+    assert statistics(one) == dict.fromkeys(new, known)
+    assert continued(one)["statistics"] == dict.fromkeys(new, f"of the checkpoint's data set {DATASET}")
+    record_episodes(workplace / "added", ADDED, 5)
+    flags |= {"vla_path": str(one), "data_root_dir": workplace / "added", "dataset_name": ADDED}
+    with pytest.raises(
+        ValueError, match=rf"the statistics of {', '.join(new)}, and the run has none .* but {ADDED}.*--new_statistics True"
+    ):
+        finetune(config_of(workplace, "misfit", **flags))
+    finetune(config_of(workplace, "one_of_two", new_statistics=True, **flags))
+    changed = continued(workplace / "one_of_two--1_chkpt")["changed_statistics"]
+    assert list(changed) == [f"{ADDED}, learnt as {name}" for name in new]
+    assert f"data set {ADDED} (learnt as {new[0]}): --new_statistics True changes what the heads say" in caplog.text
+
+
+def test_validation_episodes_that_the_policy_may_know_are_told_of(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags: dict[str, Any] = {"use_val_set": True, "val_fraction": 0.34}
+    finetune(config_of(workplace, "validated", **flags))
+    flags |= {"vla_path": str(workplace / "validated--1_chkpt"), **STANDING_STILL}
+    told = "validation episodes are not those that"
+    finetune(config_of(workplace, "as_before", **flags))
+    assert told not in caplog.text
+    finetune(config_of(workplace, "not_validated", data_root_dir=workplace / "more", **flags | {"use_val_set": False}))
+    assert told not in caplog.text
+    flags |= {"val_fraction": 0.7, "data_root_dir": workplace / "more"}
+    finetune(config_of(workplace, "grown", **flags))
+    assert f"{told} {workplace}/validated--1_chkpt was validated on. It may have been trained on some of them" in caplog.text
+    finetune(config_of(workplace, "grown", resume=True, **flags))
+    assert caplog.text.count(told) == 1  # where the run began
+
+
 def test_a_quantized_base_continues_adapters_and_heads(workplace: Path, checkpoint: Callable[[str], Path]) -> None:
     for name in ("l1", "adapters"):
         flags = {**VARIANTS[name], **STANDING_STILL, "quantize_base": "int8"}

@@ -76,6 +76,9 @@ def test_compiled_blocks_train_as_plain_ones(workplace: Path, plain: list[float]
     with torch.compiler.set_stance("default", force_backend="aot_eager_decomp_partition"):
         found = train(workplace, f"compiled-{recompute}", compile="True", gradient_checkpointing=recompute)
     assert torch._functorch.config.activation_memory_budget == (0.0 if recompute else 0.85)
+    in_use = json.loads((workplace / f"compiled-{recompute}" / "in_use.json").read_text())
+    assert (in_use["compiled"], in_use["activation_memory_budget"]) == (True, 0.0 if recompute else 0.85)
+    assert json.loads((workplace / "plain" / "in_use.json").read_text())["activation_memory_budget"] is None
     assert found == pytest.approx(plain, rel=1e-3)
     names = [load_file(workplace / f"{run}--3_chkpt" / "model.safetensors").keys() for run in (f"compiled-{recompute}", "plain")]
     assert names[0] == names[1]

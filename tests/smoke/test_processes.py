@@ -67,7 +67,9 @@ def test_one_process_and_two_that_copy_or_share_the_model_train_alike(launcher: 
         ("fsdp", 2, ("--batch_size", "2", "--grad_accumulation_steps", "2", "--strategy", "fsdp")),
     ):
         runs = workplace / f"{head}_{lora}_{name}"
-        wait_for(start_processes(launcher, flags(workplace, runs.name, *steps, *more), [workplace] * count))
+        processes = start_processes(launcher, flags(workplace, runs.name, *steps, *more), [workplace] * count)
+        wait_for(processes)
+        assert ["of 5 episodes have no instruction" in process.text() for process in processes] == [True, False][:count]
         folders[name] = runs
     losses = {name: [row["train/loss"] for row in rows(runs / "run")] for name, runs in folders.items()}
     assert len(losses["one"]) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def test_other_words_in_the_same_file_are_refused(workplace: Path) -> None:
         file.write_text(before)
 
 
+def test_the_same_words_in_another_place_are_taken_and_none_are_not(workplace: Path) -> None:
+    copied = shutil.copy(workplace / "words.json", workplace / "copied.json")
+    finetune(_config(workplace, resume=True, paraphrases=copied))  # there is nothing left to do: the run has all of its steps
+    with pytest.raises(ValueError, match=r"has other training episodes, .*paraphrases"):
+        _resume(workplace, paraphrases=None)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -138,3 +146,19 @@ def test_a_run_that_goes_back_leaves_what_came_later_behind(workplace: Path) -> 
     assert (workplace / "back" / "run--3_chkpt.left1" / "note.txt").exists()
     finetune(_config(workplace, max_steps=3, resume=True, **elsewhere))
     assert not (workplace / "back" / "run--3_chkpt" / "note.txt").exists()
+
+
+def test_a_run_without_a_name_of_its_own_goes_on_with_another_learning_rate(workplace: Path) -> None:
+    runs = workplace / "unnamed"
+    flags = {"run_root_dir": runs, "run_id_override": None}
+    finetune(_config(workplace, **flags))
+    finetune(_config(workplace, max_steps=2, resume=True, learning_rate=1e-4, **flags))
+    name = "base+metaworld_demo+b2+lr-0.0005+lora-r2+dropout-0.0--image_aug"
+    assert sorted(path.name for path in runs.iterdir()) == [name, f"{name}--1_chkpt", f"{name}--2_chkpt"]
+    with pytest.raises(ValueError, match=r"--auto_resume True: there is no run .*lr-0.001.* but 'base\+metaworld_demo"):
+        finetune(_config(workplace, max_steps=3, auto_resume=True, learning_rate=1e-3, **flags))
+    continued = {**flags, "vla_path": str(runs / f"{name}--1_chkpt"), "save_freq": 1}
+    finetune(_config(workplace, max_steps=1, **continued))
+    finetune(_config(workplace, max_steps=3, resume=True, **continued))
+    assert (runs / f"{name}--2_chkpt").is_dir()  # the run that was continued is as it was
+    assert (runs / f"{name}--1_chkpt+metaworld_demo+b2+lr-0.0005+lora-r2+dropout-0.0--image_aug--3_chkpt").is_dir()

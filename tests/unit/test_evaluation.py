@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import add_checkpoint
 
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.evaluation import EVAL_COMMANDS, BackgroundEvaluation, eval_command
@@ -131,6 +132,29 @@ def test_an_interrupted_training_ends_its_evaluation(tmp_path: Path, checkpoint:
     assert evaluation._running is not None
     assert evaluation._running.process.returncode not in (None, 0)
     assert not list((tmp_path / "runs").rglob("checkpoint"))
+
+
+def test_owed_evaluations_are_taken_up_where_their_checkpoints_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = FinetuneConfig.from_flags(run_root_dir=tmp_path / "runs", run_id_override="run")
+    for step in (2, 6):
+        add_checkpoint(config, step).joinpath("model.safetensors").write_text("weights")
+    (tmp_path / "go").touch()
+    with BackgroundEvaluation(config, script_command(tmp_path)) as evaluation:
+        evaluation.take_up([2, 4, 6, 8], [{"step": 8, "eval/success_rate": 0.5}, {"step": 2, "train/loss": 0.5}])
+        assert evaluation.pending == [2, 6]
+        assert [step for step, _ in evaluation.finish()] == [2, 6]
+        assert evaluation.pending == []
+    assert "evaluation of step 4, which was interrupted, is left out: its checkpoint is not there any more" in caplog.text
+    assert "step 8" not in caplog.text
+
+
+def test_the_latest_checkpoint_is_that_of_another_step_by_now(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = FinetuneConfig.from_flags(run_root_dir=tmp_path / "runs", run_id_override="run", save_latest_checkpoint_only=True)
+    add_checkpoint(config, 4)
+    with BackgroundEvaluation(config, "true") as evaluation:
+        evaluation.take_up([2], [])
+        assert evaluation.pending == []
+    assert "evaluation of step 2, which was interrupted, is left out" in caplog.text
 
 
 def test_the_command_is_that_of_the_platform_unless_given() -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.training.distributed import EndedTogether, process_group
-from prismatic.training.finite import NON_FINITE_FILE, FiniteWatch, NonFiniteLossError
+from prismatic.training.finite import NON_FINITE_FILE, FiniteWatch, NonFiniteLossError, NonFiniteWeightsError, non_finite_weights
 from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.training_data import load_training_data
@@ -56,6 +56,22 @@ def test_the_first_bad_step_and_the_one_before_are_listed(data_root: Path, tmp_p
     }
 
 
+def test_weights_are_reduced_tensor_by_tensor(tmp_path: Path, data_root: Path) -> None:
+    weights = {name: torch.ones(4, dtype=dtype) for name, dtype in (("a", torch.float32), ("b", torch.bfloat16), ("c", torch.float32))}
+    weights |= {"scalar": torch.tensor(1e38), "nothing": torch.empty(0)}
+    with process_group() as ranks:
+        assert non_finite_weights(weights, ranks) == non_finite_weights({}, ranks) == []
+        watch = FiniteWatch(load(data_root), tmp_path, ranks)
+        watch.add(3, torch.tensor(0.5), torch.tensor([4, 6]))
+        watch.check_weights(weights)
+        weights["c"][1], weights["b"][3] = float("nan"), -float("inf")
+        with pytest.raises(
+            NonFiniteWeightsError, match=r"2 of 5 trained tensors are not finite after the update of step 3: b, c. They are not"
+        ):
+            watch.check_weights(weights)
+    assert json.loads((tmp_path / NON_FINITE_FILE).read_text())["step"] == 3
+
+
 def _one_process(rank: int, port: int, data_root: Path, run_dir: Path) -> None:
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
     with process_group() as ranks:
@@ -66,6 +82,10 @@ def _one_process(rank: int, port: int, data_root: Path, run_dir: Path) -> None:
         with pytest.raises(EndedTogether) as ended:
             watch.check()
         assert ended.value.own is None if rank else "became nan at step 2 on process 1" in str(ended.value.own)
+        watch = FiniteWatch(load(data_root), run_dir / "weights", ranks)
+        weights = {"one": torch.tensor([1.0]), "other": torch.tensor([float("nan") if rank == 1 else 1.0])}  # as shards would be
+        with pytest.raises(EndedTogether):
+            watch.check_weights(weights)
         dist.barrier()  # both processes must come here
 
 

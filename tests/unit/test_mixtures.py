@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -80,6 +82,30 @@ def test_a_published_mixture_refuses_a_data_set_that_is_absent(tmp_path: Path) -
     _write(tmp_path, "bridge_orig")
     with pytest.raises(ValueError, match="fractal20220817_data"):
         resolve_datasets("bridge_rt_1", tmp_path, robot_platform="BRIDGE")
+
+
+def test_two_sets_under_one_entry_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics, weights and exclusions are kept by name: one set would have been normalized by the other's statistics."""
+    folder = write_dataset(tmp_path, "metaworld_demo", {"train": [make_episode(2, action_dim=7, state_dim=8)]})
+    shutil.copytree(folder, folder.with_name("2.0.0"))
+    for owner in ("alice", "bob"):
+        shutil.copytree(folder, tmp_path / owner / "metaworld_demo" / "1.0.0")
+    (tmp_path / "more.json").write_text(json.dumps({"dataset": "metaworld_demo", "recordings": [{"path": "alice/metaworld_demo"}]}))
+    for one, other in (
+        ("metaworld_demo:1.0.0", "metaworld_demo:2.0.0"),
+        ("alice/metaworld_demo", "bob/metaworld_demo"),
+        ("metaworld_demo", str(tmp_path / "more.json")),
+    ):
+        monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "both", ((one, 1.0), (other, 1.0)))
+        with pytest.raises(ValueError, match=r"by one entry, 'metaworld_demo', .*manifest.*an entry of its own"):
+            resolve_datasets("both", tmp_path)
+
+
+def test_one_set_spelt_in_two_ways_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    write_dataset(tmp_path, "metaworld_demo", {"train": [make_episode(2, action_dim=7, state_dim=8)]})
+    monkeypatch.setitem(mixtures.OXE_NAMED_MIXTURES, "both", (("metaworld_demo", 2.0), ("metaworld_demo:1.0.0", 1.0)))
+    assert [(spec.name, spec.weight) for spec in resolve_datasets("both", tmp_path)] == [("metaworld_demo", 2.0)]
+    assert "mixture both lists metaworld_demo twice; it counts once, with the weight 2" in caplog.text
 
 
 def _write(root: Path, *names: str) -> None:

@@ -35,6 +35,14 @@ def test_recipe(path: Path) -> None:
     assert "as published" in comments or "not yet measured here" in comments.lower() or path.stem == "debug"
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_checkpoint_that_a_recipe_names_will_be_there(path: Path) -> None:
+    saving = parse_flags(FinetuneConfig, ["--config_path", str(path)]).saving
+    steps = [int(step) for step in re.findall(r"--(\d+)_chkpt", path.read_text())]
+    assert not (steps and saving.save_latest_checkpoint_only), "the one checkpoint lies in the run's folder"
+    assert all(step % saving.save_freq == 0 for step in steps)
+
+
 def test_the_heads_of_the_recipes_are_what_their_names_say() -> None:
     heads = {path.stem: parse_flags(FinetuneConfig, ["--config_path", str(path)]).model.heads for path in RECIPES}
     assert heads["diffusion"].action_head == "diffusion"

@@ -10,6 +10,7 @@ import pytest
 from prismatic.cli_sections import flag_values
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.optim import learning_rate_factor
+from prismatic.training.run_choice import choose_run
 
 ALL_FROZEN = {"freeze_vision_backbone": True, "freeze_projector": True, "freeze_language_model": True}
 # flags -> what is wrong, what to do about it
@@ -86,8 +87,9 @@ def test_run_id_is_the_published_one() -> None:
     assert FinetuneConfig.from_flags(use_lora=False, image_aug=False, run_id_note="x").run_id.endswith("+b8+lr-0.0005--x")
 
 
-def test_resuming_from_a_named_checkpoint_continues_its_run() -> None:
-    assert FinetuneConfig.from_flags(vla_path="runs/my_run--10000_chkpt", resume=True).run_id == "my_run"
+def test_resuming_from_a_named_checkpoint_continues_its_run(tmp_path: Path) -> None:
+    config = FinetuneConfig.from_flags(vla_path="runs/my_run--10000_chkpt", resume=True, run_root_dir=tmp_path)
+    assert config.as_run(choose_run(config)).run_id == "my_run"
     assert FinetuneConfig.from_flags(vla_path="runs/my_run--10000_chkpt").run_id.startswith("my_run--10000_chkpt+")
 
 

@@ -18,7 +18,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a file that is no checkpoint, or that would run code
@@ -168,18 +168,15 @@ def check_keys(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.T
         raise ValueError(f"{problem}:\n  {shown}")
 
 
-def check_free_space(folder: Path, num_bytes: int) -> None:
+def check_free_space(folder: Path, num_bytes: int, remedy: Callable[[], str] = lambda: "free some") -> None:
     """Returns if `folder`'s disk can take `num_bytes` more.
 
     Raises:
-        ValueError: it cannot; the message gives both figures.
+        ValueError: it cannot; the message gives both figures, and ends with what helps as `remedy` says.
     """
     free = shutil.disk_usage(_existing(folder)).free
     if free < num_bytes:
-        raise ValueError(
-            f"a checkpoint in {folder} needs {format_bytes(num_bytes)}, the disk has {format_bytes(free)} free; "
-            "free some, choose another --run_root_dir, or pass --save_latest_checkpoint_only True or --keep_checkpoints 1"
-        )
+        raise ValueError(f"a checkpoint in {folder} needs {format_bytes(num_bytes)}, the disk has {format_bytes(free)} free; {remedy()}")
 
 
 def check_writable(folder: Path) -> None:

@@ -134,14 +134,15 @@ def resolve_datasets(
     entries', too; "auto" is the recorded rate over the platform's.
 
     Raises:
-        ValueError: unknown name (near names are listed), missing folder, platform not clear or not the same for all.
+        ValueError: unknown name (near names are listed), missing folder, platform not clear or not the same for all, or several sets
+            under the name of one entry.
     """
     if stride is not None:
         check_stride(stride)
     wanted = _Wanted(robot_platform, use_proprio, stride)
     mixtures = {name.lower(): parts for name, parts in OXE_NAMED_MIXTURES.items()}
     parts = _without_repetitions(dataset_name, mixtures.get(dataset_name.lower(), ((dataset_name, 1.0),)))
-    specs = tuple(_resolve(name, weight, Path(data_root_dir), wanted) for name, weight in parts)
+    specs = _one_set_per_name(dataset_name, [_resolve(name, weight, Path(data_root_dir), wanted) for name, weight in parts])
     if len({spec.platform for spec in specs}) > 1:
         platforms = {spec.name: f"{spec.platform.name} {kinds_text(spec.entry.action_kinds)}".removesuffix(" ()") for spec in specs}
         raise ValueError(f"mixture {dataset_name!r} joins different robot platforms: {platforms}; one policy drives one platform")
@@ -156,6 +157,26 @@ def _without_repetitions(mixture: str, parts: Iterable[tuple[str, float]]) -> li
             logger.warning("mixture %s lists %s twice; it counts once, with the weight %g", mixture, name, kept[name.lower()][1])
         kept.setdefault(name.lower(), (name, weight))
     return list(kept.values())
+
+
+def _one_set_per_name(mixture: str, specs: Iterable[DatasetSpec]) -> tuple[DatasetSpec, ...]:
+    """The specs, each set once however it was spelt; statistics, weights and exclusions are kept by the names of their entries.
+
+    Raises:
+        ValueError: two sets of recordings have one entry, so that one would be normalized by the other's statistics.
+    """
+    kept: dict[str, DatasetSpec] = {}
+    for spec in specs:
+        known = kept.setdefault(spec.name, spec)
+        if known.folder.resolve() != spec.folder.resolve():
+            raise ValueError(
+                f"mixture {mixture!r} takes {known.folder} and {spec.folder} by one entry, {spec.name!r}, the name of their statistics. "
+                "List both in a manifest, which computes common ones (docs/rollouts.md), or give one of them an entry of its own in "
+                f"{CONFIGS_FILE}"
+            )
+        if known is not spec:
+            logger.warning("mixture %s lists %s twice; it counts once, with the weight %g", mixture, spec.name, known.weight)
+    return tuple(kept.values())
 
 
 def _locate(name: str, data_root_dir: Path) -> tuple[str, Path]:

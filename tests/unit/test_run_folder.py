@@ -1,0 +1,78 @@
+"""What lies in a run's folders is not overwritten by the next start."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import add_checkpoint
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.run_choice import choose_run
+from prismatic.training.run_folder import BEST_FILE, check_room, leave_later_checkpoints, open_run
+
+
+def make_config(root: Path, **flags: Any) -> FinetuneConfig:
+    return FinetuneConfig.from_flags(**{"run_root_dir": root, "vla_path": "some/base", "dataset_name": "ds", **flags})
+
+
+@pytest.mark.parametrize("mode", [{}, {"resume": True}, {"auto_resume": True}], ids=["plain", "resume", "auto_resume"])
+@pytest.mark.parametrize("latest_only", [False, True])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_policies_that_cannot_be_resumed_are_not_overwritten(
+    tmp_path: Path, mode: dict[str, Any], latest_only: bool, is_damaged: bool
+) -> None:
+    config = make_config(tmp_path, run_id_override="run", save_latest_checkpoint_only=latest_only)
+    folders = [add_checkpoint(config, step) for step in ((4,) if latest_only else (2, 4, 10))]
+    for folder in folders:
+        if is_damaged:
+            (folder / "trainer_state" / "state.json").write_text("{}")
+        else:
+            shutil.rmtree(folder / "trainer_state")  # to save disk
+    again = make_config(tmp_path, run_id_override="run", save_latest_checkpoint_only=latest_only, **mode)
+    named = ", ".join(folder.name for folder in folders)
+    with pytest.raises(ValueError, match=re.escape(f"run 'run' has policies in {tmp_path} ({named}) that cannot be resumed")) as refused:
+        open_run(again, 1)
+    assert f"--vla_path {folders[-1]}" in str(refused.value)
+    following = make_config(tmp_path, run_id_override="more", vla_path=str(folders[-1]))  # as the message says
+    assert open_run(following.as_run(choose_run(following)), 1) is None
+
+
+def test_a_later_policy_without_trainer_state_is_put_aside_as_others_are(tmp_path: Path) -> None:
+    config = make_config(tmp_path, run_id_override="run", resume=True)
+    for step in (2, 4, 10):
+        add_checkpoint(config, step)
+    for step in (4, 10):
+        shutil.rmtree(tmp_path / f"run--{step}_chkpt" / "trainer_state")
+    (tmp_path / "run--6_chkpt").mkdir()  # nothing in it
+    checkpoint = open_run(config, 1)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 2
+    assert [place.name for place in leave_later_checkpoints(config, 2)] == ["run--4_chkpt.left1", "run--10_chkpt.left1"]
+    assert (tmp_path / "run--4_chkpt.left1" / "model.safetensors").read_text() == "weights of step 4"
+
+
+def test_only_what_helps_is_advised_where_the_disk_is_full(tmp_path: Path) -> None:
+    """What is replaced or pruned later has to lie beside the new checkpoint first."""
+
+    def advice(**flags: Any) -> str:
+        with pytest.raises(ValueError, match="needs 931322574") as refused:
+            check_room(make_config(tmp_path, run_id_override="run", **flags), tmp_path / "run", 10**18)
+        return str(refused.value).split(" free; ")[1]
+
+    merged = "--merge_lora_during_training False saves adapters without the merged model, which can be made later"
+    assert advice() == f"free some, or choose another --run_root_dir; {merged}"
+    assert advice(merge_lora_during_training=False) == advice(use_lora=False) == "free some, or choose another --run_root_dir"
+    config = make_config(tmp_path, run_id_override="run")
+    for step in (2, 4, 6, 8):
+        add_checkpoint(config, step)
+    config.run_dir.mkdir()
+    (config.run_dir / BEST_FILE).write_text(json.dumps({"checkpoint": "run--4_chkpt"}))
+    told = advice(use_lora=False, keep_checkpoints=1)
+    assert told.startswith("free some; of the run, which goes on from the newest, you may delete run--2_chkpt, run--6_chkpt (")
+    (config.run_dir / BEST_FILE).write_text("{")
+    assert advice(use_lora=False) == "free some"
