@@ -1,0 +1,93 @@
+"""What a client sends is never more than its own trouble: names and texts that cannot be printed, sent on or counted on."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra [serve]")
+
+from serving_house import House, act_body, open_house
+from test_serving_decoders import IMAGE, STATE, reader
+
+from prismatic.serving.answering import error_response
+from prismatic.serving.protocols import openpi, openvla_rest
+from prismatic.wire.arrays import describe_names, json_array, pack_openpi, read_json
+from prismatic.wire.errors import MAX_MESSAGE_CHARACTERS, RequestError, UnknownPathError
+from prismatic.wire.msgpack_reader import read_msgpack
+
+HALF = '"\\ud800"'  # as JSON writes half a character
+WHOLE = act_body().decode()
+
+
+def is_well(house: House) -> None:
+    """Whoever asks next is answered."""
+    assert house.request("/act", act_body())[0] == 200
+    for path in ("/info", "/status"):
+        assert house.request(path)[0] == 200, path
+    for path in ("/policy", "/"):
+        with house.websocket(path) as client:
+            assert "action_names" in read_msgpack(client.recv(timeout=10))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{{{HALF}: {{}}, {WHOLE[1:]}",
+        f'{{{HALF}: {{}}, "instruction": "a"}}',
+        f'{{"instruction": {HALF}}}',
+        json.dumps({"encoded": f"{{{HALF}: {{}}, {WHOLE[1:]}"}),
+        f'{{"front": {{{HALF}: [{HALF}]}}, {WHOLE[1:]}',
+    ],
+)
+def test_half_a_character_in_json_is_refused_and_forgotten(body: str) -> None:
+    with open_house() as house:
+        status, text = house.request("/act", body.encode(), {"Content-Type": "application/json"})
+        assert status == 400
+        assert "half a character" in json.loads(text)["error"]
+        is_well(house)
+
+
+def test_half_a_character_as_bytes_or_alone_is_refused() -> None:
+    for body in (b'{"\xed\xa0\x80": 1}', '{"\ud800": 1}', f"[{HALF}]", HALF):
+        with pytest.raises(RequestError, match="half a character"):
+            read_json(body)
+    assert read_json('["\\ud83e\\udd16", "ü"]') == ["\U0001f916", "ü"]
+
+
+def test_half_a_character_in_a_npz_file_is_refused() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, full_image=IMAGE, wrist_image=IMAGE, state=STATE, instruction=np.array("lift \ud800"))
+    with pytest.raises(RequestError, match="half a character"):
+        openvla_rest.decode_act(stream.getvalue(), reader(), "application/x-npz")
+
+
+@pytest.mark.parametrize("kind", [RequestError, UnknownPathError])
+def test_an_error_can_always_be_sent(kind: type[RequestError]) -> None:
+    error = kind("no image \ud800 " + "x" * 10**6)
+    assert len(str(error)) <= MAX_MESSAGE_CHARACTERS + 10
+    assert "no image \\ud800 x" in json.loads(bytes(error_response(error).body))["error"]
+
+
+def test_names_that_are_quoted_and_kept_are_few_and_short() -> None:
+    own, unknown = reader(), {f"view {number} {'n' * 10**5}": IMAGE for number in range(100)}
+    with pytest.raises(RequestError) as missing:
+        openpi.decode_observation(pack_openpi({"images": unknown, "state": STATE, "prompt": "go"}), own)
+    assert len(str(missing.value)) < MAX_MESSAGE_CHARACTERS
+    assert str(missing.value).endswith("GET /info lists the names of each protocol")
+    assert "and 92 more" in str(missing.value)
+    openpi.decode_observation(pack_openpi({"images": {**unknown, "primary": IMAGE, "wrist": IMAGE}, "state": STATE, "prompt": "go"}), own)
+    assert 0 < len(own.ignored_names) <= 32
+    assert max(map(len, own.ignored_names)) <= 64
+    assert describe_names(["a", "b"]) == "'a', 'b'"
+
+
+def test_two_long_names_of_one_camera_are_told_apart_from_the_advice() -> None:
+    names: dict[str, Any] = {f"wrist_{side}_{'n' * 10**5}": json_array(IMAGE) for side in "ab"}
+    body = json.dumps({"full_image": json_array(IMAGE), **names, "state": json_array(STATE), "instruction": "go"})
+    with pytest.raises(RequestError, match="GET /info lists the names"):
+        openvla_rest.decode_act(body.encode(), reader())
