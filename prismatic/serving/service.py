@@ -25,7 +25,7 @@ from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.serving.places import Place
 from prismatic.serving.senders import check_origin
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
@@ -85,11 +85,12 @@ class ServedPolicy:
     def info(self, action_units: str = ROBOT_UNITS) -> dict[str, Any]:
         """What a client may want to know before it asks, in plain values: `describe`, and what is for people."""
         spec, foreign = self.policy.spec, self.simulator_units
+        described = self.describe(action_units)
         return {
-            **self.describe(action_units).content(),
+            **described.content(),
             "policy": asdict(spec),
             "proprio_dim": spec.platform.proprio_dim,
-            "relative_actions": list(spec.platform.relative_actions),
+            "relative_actions": [kind is ActionKind.MOTION for kind in described.action_kinds],
             "unnorm_keys": list(self.reader.unnorm_keys),
             "action_units_by_protocol": dict.fromkeys(("act", "policy"), ROBOT_UNITS) | dict.fromkeys(("openpi", "vla-eval"), foreign),
             "ignored_images": sorted(self.reader.ignored_names),

@@ -127,9 +127,13 @@ def open_house(
     kind: type[Policy] = Policy,
     data_sets: Sequence[str] = ("arm",),
     is_warm: bool = True,
+    change: Callable[[PolicyParts], PolicyParts] = lambda parts: parts,
 ) -> Iterator[House]:
-    """A running server; the statistics of every further data set are a hundred times as wide as those of the one before."""
-    parts = _parts()
+    """A running server; the statistics of every further data set are a hundred times as wide as those of the one before.
+
+    `change` makes another policy of the tiny one.
+    """
+    parts = change(_parts())
     wide = {
         name: {
             part: {key: [100.0**number * value for value in row] for key, row in entry.items() if key in ("min", "max", "q01", "q99")}
