@@ -31,7 +31,9 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
         service.metrics.requests.labels("act", str(error.status)).inc()
         return error_response(error)
     client = service.clients.of_http(request.headers, request.client.host if request.client else "")
-    asked = Asked(service, client, "act", time.perf_counter())
+    visit = client.come_back() if keys.RETURNS_HEADER in request.headers else client.visit
+    client.go_on(visit)
+    asked = Asked(service, client, "act", time.perf_counter(), visit)
     try:
         served = service.find(request.query_params.get("adapter"))
         until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
@@ -66,7 +68,7 @@ async def _answer(asked: Asked, served: ServedPolicy, bodies: list[bytes], liste
 
     with service.batcher.admission(asked.client, len(bodies[0])) as place:
         chunk = await service.answer(decode, listener, place)
-    warnings = served.fresh_warnings(asked.client)
+    warnings = served.fresh_warnings(asked.client, asked.visit)
     headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
     if _MSGPACK in request.headers.get("accept", ""):
         return Response(openvla_rest.encode_msgpack(chunk, forms[0]), media_type=_MSGPACK, headers=headers)

@@ -118,9 +118,9 @@ class ServedPolicy:
             client.begin()
         client.look(request.observation, (self.adapter, request.unnorm_key), lambda: self.door(request.unnorm_key).make_watch())
 
-    def fresh_warnings(self, client: Client) -> list[str]:
-        """What `client` has not been told yet; kept for people who look at /info, too."""
-        warnings = client.take_warnings()
+    def fresh_warnings(self, client: Client, visit: int) -> list[str]:
+        """What `client` has not been told yet, for an answer on its connection `visit`; kept for people who look at /info, too."""
+        warnings = client.take_warnings(visit)
         for warning in warnings:
             if len(self._warnings) < _MAX_WARNINGS:
                 self._warnings[warning] = None
