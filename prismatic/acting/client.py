@@ -7,7 +7,8 @@
 `ws://` keeps one connection open and sends images as they are; `http://` posts JSON to /act, as the clients of the published server do;
 `wss://` and `https://` are the same, encrypted, for a server behind a proxy that does this. Every request says how long it is waited for.
 Actions are the same over both, in the units of the demonstrations, also for a LIBERO policy. What training saw differently is in
-`client.take_warnings()` after the first answer of a rollout, and not again after a time-out. `?adapter=NAME` behind the address chooses one of several adapters.
+`client.take_warnings()` after the first answer of a rollout, and not again after a time-out. `?adapter=NAME` behind the address chooses
+one of several adapters.
 One request is sent once: after a failure the caller asks again, with a new observation, when `retry_after_s` has passed. A robot's
 computer needs numpy, msgpack and websockets for this, no torch. Letters: H chunk, A action dim.
 """

@@ -73,7 +73,8 @@ def test_a_warning_is_handed_out_once_whatever_happens_to_the_connection(house: 
     time_out(house, client, odd, begins=True)  # nobody has been told
     client.infer(odd, begins=True)
     told = client.take_warnings()
-    assert len(told) == 1 and "the state is far" in told[0]
+    assert len(told) == 1
+    assert "the state is far" in told[0]
     client.close()  # at once after the answer: for the server it may be lost
     client.infer(odd)
     time_out(house, client, odd)
@@ -122,7 +123,7 @@ def test_an_old_connection_takes_nothing_that_the_new_one_is_to_be_told() -> Non
         mine = {keys.SESSION_HEADER: "one"}
         with house.websocket(additional_headers=mine) as old, house.websocket(additional_headers=mine) as new:
             told = {}
-            for name, websocket in (("old", old), ("new", new)):
+            for websocket in (old, new):
                 websocket.recv()
             for name, websocket in (("old", old), ("new", new)):
                 websocket.send(frame(DEGREES))

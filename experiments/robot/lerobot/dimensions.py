@@ -83,9 +83,9 @@ def check_kinds(names: Sequence[str], kinds: Sequence[ActionKind], keys: Sequenc
     changes = [name for name, kind, key in zip(names, kinds, keys, strict=True) if kind is ActionKind.MOTION and key.endswith(_TARGET)]
     if changes:
         raise ValueError(
-            f"the policy's actions are changes ({', '.join(changes)}), and LeRobot's driver takes targets, so that the arm would go to "
-            "such small angles: serve a policy whose actions are targets (without --use_relative_actions, if they are), or write a class that "
-            "adds them up (docs/own_robot.md)"
+            f"the policy's actions are changes ({', '.join(changes)}), and LeRobot's driver takes targets: the arm would go to such small "
+            "angles. Serve a policy whose actions are targets (without --use_relative_actions, if they are), or write a class that adds "
+            "them up (docs/own_robot.md)"
         )
 
 
