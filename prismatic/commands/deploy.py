@@ -36,7 +36,7 @@ class DeployConfig(PolicyFlags):
     pretrained_checkpoint: str = ""  # folder or Hub id
     adapters: str = ""  # instead: name=folder,name=folder,... of LoRA runs over one base model; ?adapter=name chooses, the first by default
     base_model: str | None = None  # of the adapters, where their own note of it is not valid here
-    unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
+    unnorm_key: str | None = None  # data set whose statistics count, of adapters where they have it; needed where there are several
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
     load_in_8bit: bool = False  # the same as --quantization int8
