@@ -220,7 +220,8 @@ class Batcher:
                 count = sum(waiting.request.group == group for waiting in self._queue)
                 found = Waiting(count, self._arriving, self._peak.value(now), now - free_since)
                 costs = self.costs.get(group.adapter, BatchCosts())
-                if taken := choose_batch(found, costs, self.cap(group.adapter), self._options.window_s):
+                cap = 1 if group.is_long else self.cap(group.adapter)
+                if taken := choose_batch(found, costs, cap, self._options.window_s):
                     return self._take(group, taken)
                 if at_once:
                     return []

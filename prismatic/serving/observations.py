@@ -27,6 +27,7 @@ class RequestGroup:
 
     adapter: str | None  # None: the server has a single policy
     unnorm_key: str | None  # whose statistics the answer needs; None: the server's
+    is_long: bool = False  # the prompt is longer than what is prepared for: nobody else is padded to it
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PolicyRequest:
     unnorm_key: str | None = None
     adapter: str | None = None
     begins: bool = False  # the first one of a rollout
+    is_long: bool = False  # its prompt is longer than what is prepared for
 
     @property
     def num_bytes(self) -> int:
@@ -45,7 +47,7 @@ class PolicyRequest:
 
     @property
     def group(self) -> RequestGroup:
-        return RequestGroup(self.adapter, self.unnorm_key)
+        return RequestGroup(self.adapter, self.unnorm_key, self.is_long)
 
 
 @dataclass

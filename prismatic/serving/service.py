@@ -107,6 +107,19 @@ class ServedPolicy:
         """Actions [H, A] in `simulator_units`."""
         return to_robosuite(chunk.actions) if self.converts_gripper else chunk.actions
 
+    def sized(self, request: PolicyRequest) -> PolicyRequest:
+        """`request`, which knows whether its prompt is longer than what is prepared for.
+
+        Raises:
+            RequestError: it is longer than what the language model can read, or there are no statistics that fit.
+        """
+        door, text = self.door(request.unnorm_key), request.observation.instruction
+        try:
+            door.check_prompt(text)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        return replace(request, is_long=door.num_prompt_tokens(text) > door.max_usual_tokens)
+
     def look(self, request: PolicyRequest, client: Client) -> None:
         """Compares what `client` sends with the data set in whose units it is answered.
 
@@ -229,7 +242,9 @@ class PolicyService:
             self.metrics.dropped.labels("too late").inc()
             raise
         request = decode()
-        self._served[request.adapter].look(request, listener.client)  # statistics that do not fit are found before queueing
+        served = self._served[request.adapter]
+        request = served.sized(request)  # what does not fit is found before queueing
+        served.look(request, listener.client)
         return request
 
     def warm_up(self) -> float:

@@ -41,9 +41,11 @@ class GatedEngine(EagerEngine):
         self.fault: BaseException | None = None
         self.cut = 0
         self.calls: list[int] = []  # observations in each
+        self.lengths: list[list[int]] = []  # of their prompts [tokens]
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         self.calls.append(len(inputs))
+        self.lengths.append([len(row) for row in inputs.prompts])
         inputs.meanwhile()
         inputs = replace(inputs, meanwhile=nothing)
         self.go.wait(20)

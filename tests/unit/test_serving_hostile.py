@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
-from serving_house import House, act_body, open_house
+from serving_house import House, act_body, frame, open_house
 from test_serving_decoders import IMAGE, STATE, reader
 
 from prismatic.serving.answering import error_response
+from prismatic.serving.measuring import idle_observations
 from prismatic.serving.protocols import openpi, openvla_rest
 from prismatic.wire.arrays import describe_names, json_array, pack_openpi, read_json
 from prismatic.wire.errors import MAX_MESSAGE_CHARACTERS, RequestError, UnknownPathError
@@ -91,3 +94,46 @@ def test_two_long_names_of_one_camera_are_told_apart_from_the_advice() -> None:
     body = json.dumps({"full_image": json_array(IMAGE), **names, "state": json_array(STATE), "instruction": "go"})
     with pytest.raises(RequestError, match="GET /info lists the names"):
         openvla_rest.decode_act(body.encode(), reader())
+
+
+ROBOT_ARMS = "\U0001f9be" * 1024  # characters; four tokens each
+
+
+@pytest.mark.parametrize("protocol", ["act", "policy"])
+def test_an_instruction_of_more_tokens_than_the_model_reads_is_refused(protocol: str) -> None:
+    with open_house() as house:
+        limit = house.policy.max_prompt_tokens
+        assert house.policy.num_prompt_tokens(ROBOT_ARMS) > 4000 > 2048 > limit > 1900
+        if protocol == "act":
+            status, text = house.request("/act", act_body(instruction=ROBOT_ARMS))
+            assert status == 400
+        else:
+            with house.websocket() as client:
+                client.recv()
+                client.send(frame(prompt=ROBOT_ARMS))
+                text = client.recv()
+        assert f"tokens, the policy reads at most {limit:,}; say it in fewer words" in text
+        assert house.engine.calls == []
+        fitting = ROBOT_ARMS[: (limit - house.policy.num_prompt_tokens("a")) // 4]
+        assert house.request("/act", act_body(instruction=fitting))[0] == 200
+        with pytest.raises(ValueError, match="say it in fewer words"):  # without a server
+            house.policy.predict([replace(idle_observations(house.policy, 1)[0], instruction=ROBOT_ARMS)])
+
+
+def test_nobody_is_padded_to_a_long_instruction() -> None:
+    with open_house() as house:
+        house.engine.go.clear()
+        texts = ["lift", "put " * 200, "lift", "push " * 200, "lift"]
+        threads = [threading.Thread(target=house.request, args=("/act", act_body(instruction=text))) for text in texts]
+        threads[0].start()
+        house.eventually(lambda: house.engine.calls == [1])
+        for number, thread in enumerate(threads[1:], 1):
+            thread.start()
+            house.eventually(lambda number=number: house.service.batcher.queue_length == number)  # type: ignore[misc]
+        house.engine.go.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(house.engine.lengths) == sorted(
+            [[house.policy.num_prompt_tokens("lift")], *([house.policy.num_prompt_tokens(text)] for text in (texts[1], texts[3]))]
+            + [[house.policy.num_prompt_tokens("lift")] * 2]
+        )
