@@ -115,7 +115,8 @@ class DeployConfig(PolicyFlags):
 def deploy(config: DeployConfig) -> None:
     """Loads the policy and serves it until SIGTERM or Ctrl-C."""
     try:
-        from prismatic.serving.server import ServerOptions, open_socket, serve
+        from prismatic.serving.address import open_socket
+        from prismatic.serving.server import ServerOptions, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
     from prismatic.policy.checkpoint.loading import LoadOptions, chunk_length
@@ -141,7 +142,7 @@ def deploy(config: DeployConfig) -> None:
     for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:
         logger.info("%s: platform %s, cameras %s", name, policy.spec.platform.name, ", ".join(policy.spec.cameras))
     logger.info("warm-up %.2f s", seconds)
-    bound.listen(1024)
+    bound.listen()
     host, port = bound.getsockname()[:2]
     logger.info(
         "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /readyz /info /metrics",

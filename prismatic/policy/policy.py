@@ -187,9 +187,7 @@ class Policy:
             ValueError: it is empty or too long.
         """
         if (count := self.num_prompt_tokens(instruction)) > (most := self.max_prompt_tokens):
-            raise ValueError(
-                f"the instruction makes a prompt of {count:,} tokens, the policy reads at most {most:,}; say it in fewer words"
-            )
+            raise ValueError(f"the instruction makes {count:,} tokens, the policy reads at most {most:,}; say it in fewer words")
 
     def check_device(self) -> None:
         """Returns if the policy's device computes.

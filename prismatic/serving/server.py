@@ -165,22 +165,6 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
-
-    Raises:
-        ValueError: the address is taken, or is not one of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--host {host} --port {port}: {error}; choose another address or stop the server that has it") from error
-    return found
-
-
 def make_server(service: PolicyService, options: ServerOptions) -> DrainingServer:
     """What answers requests, once it runs."""
     max_bytes = service.options.max_body_bytes

@@ -20,8 +20,9 @@ from engine_policies import make_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.engine import EagerEngine, EngineInputs, nothing
 from prismatic.policy.policy import Policy
+from prismatic.serving.address import open_socket
 from prismatic.serving.measuring import idle_observations
-from prismatic.serving.server import ServerOptions, make_server, open_socket
+from prismatic.serving.server import ServerOptions, make_server
 from prismatic.serving.service import PolicyService, ServiceOptions
 from prismatic.vla.cameras import SENT_KEYS
 from prismatic.wire.arrays import json_array, pack_openpi

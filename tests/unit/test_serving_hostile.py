@@ -133,7 +133,5 @@ def test_nobody_is_padded_to_a_long_instruction() -> None:
         house.engine.go.set()
         for thread in threads:
             thread.join()
-        assert sorted(house.engine.lengths) == sorted(
-            [[house.policy.num_prompt_tokens("lift")], *([house.policy.num_prompt_tokens(text)] for text in (texts[1], texts[3]))]
-            + [[house.policy.num_prompt_tokens("lift")] * 2]
-        )
+        short, *long = (house.policy.num_prompt_tokens(text) for text in texts[:4])
+        assert sorted(house.engine.lengths) == sorted([[short], [short, short], [long[0]], [long[2]]])
