@@ -265,6 +265,14 @@ class Policy:
         self._engine.warm_up(batch_sizes or self._engine.batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
         return time.perf_counter() - started
 
+    def prepare(self, batch_size: int) -> float:
+        """Seconds of preparing for a robot, or as many as `batch_size` at once: prompts and pictures of every usual size. From then on no
+        call waits for what a first one of its kind has to do."""
+        started = time.perf_counter()
+        self.warm_up([size for size in self.batch_sizes if size <= batch_size])
+        self.seal(batch_size)
+        return time.perf_counter() - started
+
     def _frames(self, observation: Observation, is_round_tripped: bool) -> list[np.ndarray]:
         """The observation's images in the policy's order; where others of the batch were JPEG files already, its own become so, too."""
         frames = select_cameras(observation.images, self.spec.cameras)

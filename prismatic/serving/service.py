@@ -256,9 +256,7 @@ class PolicyService:
         started = time.perf_counter()
         for name, served in self._served.items():
             self.batcher.costs[name] = measure_costs(served.policy, self.options.batching)
-            most = self.batcher.cap(name)
-            served.policy.warm_up([size for size in served.policy.batch_sizes if size <= most])
-            served.policy.seal(most)
+            served.policy.prepare(self.batcher.cap(name))
         self.metrics.tell({name or "": served.policy.in_use() for name, served in self._served.items()})
         self.health.is_warm = True
         return time.perf_counter() - started
