@@ -35,7 +35,7 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     client.go_on(visit)
     asked = Asked(service, client, "act", time.perf_counter(), visit)
     try:
-        served = service.find(request.query_params.get("adapter"))
+        served = service.asked_for(request.query_params)
         until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
         if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
             raise RequestError(
@@ -109,7 +109,7 @@ async def _read_body(request: Request, limit: int, limits: ConnectionLimits) -> 
             parts.append(part)
             limits.hold(request, size)
     if size > limit:
-        raise TooLargeError(f"the body exceeds {limit >> 20} MB (--max_body_mb); send smaller camera images")
+        raise TooLargeError(f"the body exceeds {limit / 2**20:g} MB (--max_body_mb); send smaller camera images")
     return b"".join(parts)
 
 

@@ -18,6 +18,7 @@ from prismatic.wire.errors import RequestError
 from prismatic.wire.pictures import jpeg_file
 
 MAX_INSTRUCTION_CHARACTERS = 1024
+_MAX_STATE = 1e30  # in any unit; float32, in which the policy computes, ends at 3e38
 _MAX_IGNORED_NAMES, _MAX_NAME_CHARACTERS = 32, 64
 
 
@@ -122,6 +123,9 @@ class ObservationReader:
         if not np.isfinite(values).all():
             bad = ", ".join(platform.proprio_names[index] for index in np.flatnonzero(~np.isfinite(values)))
             raise RequestError(f"state: {bad} is not finite (NaN or infinite); check the robot's sensors before sending")
+        if (dims := np.flatnonzero(np.abs(values) > _MAX_STATE)).size:
+            bad = ", ".join(f"{platform.proprio_names[dim]} is {values[dim]:.3g}" for dim in dims)
+            raise RequestError(f"state: {bad}, beyond {_MAX_STATE:g}, which no sensor measures; check the robot's sensors before sending")
         return values
 
     def _read_unnorm_key(self, key: Any) -> str | None:

@@ -88,7 +88,7 @@ class Endpoints:
 
     async def info(self, request: Request) -> Response:
         tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
-        return JSONResponse({**self._service.info(request.query_params.get("adapter")), "camera_names": tables})
+        return JSONResponse({**self._service.info(self._service.asked_for(request.query_params)), "camera_names": tables})
 
     async def config(self, request: Request) -> Response:
         batching = self._service.options.batching

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import functools
 import hmac
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,8 @@ from prismatic.wire.policy_info import ROBOSUITE_UNITS, ROBOT_UNITS, PolicyInfo
 
 _MAX_WARNINGS = 64
 _PROBE_S = 5.0  # for a prediction that only finds out whether there is one
+_PROBE_AGAIN_S = 0.5  # until there is another one
+_ADAPTER = "adapter"  # parameter of a query
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,22 @@ class PolicyService:
         named = policies.items() if isinstance(policies, Mapping) else [(None, policies)]
         self._served = {name: ServedPolicy(policy, options, name) for name, policy in named}
         self._default = next(iter(self._served.values()))
+        self._probe: asyncio.Future[None] | None = None  # the latest prediction that only finds out whether there is one,
+        self._probed = -math.inf  # and when it began [s, time.monotonic]
         calls = PolicyCalls(self._predict, self._default.policy.check_device, lambda: self.on_fault())
         self.batcher = Batcher(calls, options.batching, self.metrics, self.health)
+
+    def asked_for(self, query: Mapping[str, str]) -> ServedPolicy:
+        """The policy that the query of a request chooses.
+
+        Raises:
+            RequestError: a parameter looks like a misspelt adapter, which must not be taken for none.
+            UnknownAdapterError: there is none of that name.
+        """
+        for name in query:
+            if name != _ADAPTER and difflib.get_close_matches(name[:80].lower(), [_ADAPTER], cutoff=0.8):
+                raise RequestError(f"the parameter {name[:80]!r} is unknown; did you mean {_ADAPTER}?")
+        return self.find(query.get(_ADAPTER))
 
     def find(self, adapter: str | None) -> ServedPolicy:
         """The policy of that adapter; without a name the first one.
@@ -268,29 +286,31 @@ class PolicyService:
         return self.metrics.page()
 
     async def ready_problem(self) -> str | None:
-        """Why a request would not be answered now. Where only the last prediction failed, another one is tried: else nobody would find out
-        that the policy works again."""
+        """Why a request would not be answered now. Where only the last prediction failed, another one is tried, one for all who ask: else
+        nobody would find out that the policy works again."""
         problem = self.health.ready_problem()
         if problem is None or self.health.failure is None or self.health.alive_problem() is not None:
             return problem
-        request = PolicyRequest(idle_observations(self._default.policy, 1)[0], adapter=self._default.adapter)
-        until = time.monotonic() + _PROBE_S
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, RequestError):
-            await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(request, until)), _PROBE_S)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._try_again())
+        await asyncio.shield(self._probe)
         return self.health.ready_problem()
+
+    async def _try_again(self) -> None:
+        """A prediction of nothing, not too soon after the one before: anybody may ask for it, without the key."""
+        await asyncio.sleep(max(0.0, self._probed + _PROBE_AGAIN_S - time.monotonic()))
+        self._probed = time.monotonic()
+        request = PolicyRequest(idle_observations(self._default.policy, 1)[0], adapter=self._default.adapter)
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, RequestError):
+            await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(request, self._probed + _PROBE_S)), _PROBE_S)
 
     @property
     def served(self) -> Sequence[ServedPolicy]:
         """Every policy."""
         return list(self._served.values())
 
-    def info(self, adapter: str | None, for_simulator: bool = False) -> dict[str, Any]:
-        """The facts of one adapter's policy, and the names of all.
-
-        Raises:
-            UnknownAdapterError: there is none of that name.
-        """
-        served = self.find(adapter)
+    def info(self, served: ServedPolicy, for_simulator: bool = False) -> dict[str, Any]:
+        """The facts of one adapter's policy, and the names of all."""
         names = {"adapter": served.adapter, "adapters": [name for name in self._served if name is not None]}
         return {**served.info(served.simulator_units if for_simulator else ROBOT_UNITS), **names}
 

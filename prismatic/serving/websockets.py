@@ -72,7 +72,7 @@ async def serve_websocket(service: PolicyService, protocol: str, session: Sessio
     """One connection from its handshake to its end."""
     try:
         service.check_sender(websocket.headers, websocket.query_params)
-        served = service.find(websocket.query_params.get("adapter"))
+        served = service.asked_for(websocket.query_params)
         patience_s = seconds_left(websocket.headers)
     except RequestError as error:
         await websocket.send_denial_response(error_response(error))
@@ -105,7 +105,7 @@ async def chunk_session(connection: Connection) -> None:
     """Metadata, then a chunk for each observation; openpi's clients get the simulator's units."""
     service, served, websocket = connection.service, connection.served, connection.websocket
     is_foreign = connection.protocol == "openpi"
-    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter, for_simulator=is_foreign)))
+    await websocket.send_bytes(openpi.encode_metadata(service.info(served, for_simulator=is_foreign)))
     while True:
         message = await connection.inbox.receive()
         asked = connection.asked()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,16 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
+from serving_house import STATE as STATE4
 from serving_house import House, act_body, frame, open_house
 from test_serving_decoders import IMAGE, STATE, reader
+from websockets.exceptions import InvalidStatus
 
+from prismatic.serving import service
 from prismatic.serving.answering import error_response
 from prismatic.serving.measuring import idle_observations
 from prismatic.serving.protocols import openpi, openvla_rest
+from prismatic.serving.service import ServiceOptions
 from prismatic.wire.arrays import describe_names, json_array, pack_openpi, read_json
 from prismatic.wire.errors import MAX_MESSAGE_CHARACTERS, RequestError, UnknownPathError
 from prismatic.wire.msgpack_reader import read_msgpack
@@ -135,3 +140,62 @@ def test_nobody_is_padded_to_a_long_instruction() -> None:
             thread.join()
         short, *long = (house.policy.num_prompt_tokens(text) for text in texts[:4])
         assert sorted(house.engine.lengths) == sorted([[short], [short, short], [long[0]], [long[2]]])
+
+
+def test_a_limit_below_a_megabyte_is_told_as_it_is() -> None:
+    with open_house(ServiceOptions(max_body_bytes=1 << 19)) as house:
+        status, text = house.request("/act", b"x" * 600_000)
+        assert status == 413
+        assert "the body exceeds 0.5 MB (--max_body_mb)" in text
+
+
+@pytest.mark.parametrize("query", ["adapters=b", "Adapter=b", "adaptor=b", "ADAPTER=b", "adapter=&adapters=b"])
+def test_a_misspelt_adapter_is_not_taken_for_none(query: str) -> None:
+    with open_house() as house:
+        status, text = house.request(f"/act?{query}", act_body())
+        assert status == 400
+        assert "did you mean adapter" in text
+        assert house.request(f"/info?{query}")[0] == 400
+        with pytest.raises(InvalidStatus) as refused, house.websocket(f"/policy?{query}"):
+            pass
+        assert refused.value.response.status_code == 400
+        for known in ("", "adapter=", "api_key=x", "run=7&client=me"):
+            assert house.request(f"/act?{known}", act_body())[0] == 200
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_a_state_that_the_policys_numbers_cannot_hold_is_refused_by_name(value: float) -> None:
+    with open_house() as house:
+        state = STATE4.copy()
+        state[1] = value
+        status, text = house.request("/act", act_body(state=json_array(state)))
+        assert status == 400
+        assert "y [m] is" in text
+        assert house.engine.calls == []
+        assert house.request("/readyz")[0] == 200
+
+
+def test_asking_whether_a_failed_policy_works_again_is_no_flood() -> None:
+    with open_house() as house:
+        house.engine.fault = RuntimeError("broken for a while")
+        assert house.request("/act", act_body())[0] == 500
+        house.engine.go.clear()
+        before = len(house.engine.calls)
+        found: list[int] = []
+        threads = [threading.Thread(target=lambda: found.append(house.request("/readyz")[0])) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        house.eventually(lambda: len(house.engine.calls) > before)
+        assert house.service.batcher.queue_length == 0
+        house.engine.fault = None
+        house.engine.go.set()
+        for thread in threads:
+            thread.join()
+        assert found == [200] * 20
+        assert len(house.engine.calls) == before + 1
+        house.engine.fault = RuntimeError("broken for good")
+        assert house.request("/act", act_body())[0] == 500
+        before, started = len(house.engine.calls), time.monotonic()
+        assert {house.request("/readyz")[0] for _ in range(4)} == {503}
+        assert len(house.engine.calls) - before <= 2 + (time.monotonic() - started) / service._PROBE_AGAIN_S
+        assert len(house.engine.calls) > before
