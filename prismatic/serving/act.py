@@ -30,7 +30,8 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     except RequestError as error:  # a stranger is no client, and takes no client's place
         service.metrics.requests.labels("act", str(error.status)).inc()
         return error_response(error)
-    client = service.clients.of_http(request.headers, request.client.host if request.client else "")
+    address = request.client.host if request.client else ""
+    client = service.clients.of_http(request.headers, address)
     visit = client.come_back() if keys.RETURNS_HEADER in request.headers else client.visit
     client.go_on(visit)
     asked = Asked(service, client, "act", time.perf_counter(), visit)
@@ -43,7 +44,7 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
             )
         bodies = [await _read_in_time(request, service, limits)]
         asked = replace(asked, arrived=time.perf_counter())
-        listener = Listener(client, until, look_of(request.scope))
+        listener = Listener(client, until, look_of(request.scope), address)
         response = await unless_gone(_answer(asked, served, bodies, listener, request), _gone(request))
     except RequestError as error:
         response = error_response(error)
@@ -66,7 +67,7 @@ async def _answer(asked: Asked, served: ServedPolicy, bodies: list[bytes], liste
         forms.append(read.form)
         return replace(read.request, begins=begins)
 
-    with service.batcher.admission(asked.client, len(bodies[0])) as place:
+    with service.batcher.admission(asked.client, len(bodies[0]), listener.address) as place:
         chunk = await service.answer(decode, listener, place)
     warnings = served.fresh_warnings(asked.client, asked.visit)
     headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}

@@ -130,6 +130,7 @@ class Listener:
     client: Client
     until: float  # monotonic time after which it is of no use
     has_left: Callable[[], bool]  # a look at the connection, from any thread
+    address: str  # where he asks from
 
     @property
     def seconds_left(self) -> float:

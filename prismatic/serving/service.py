@@ -240,7 +240,9 @@ class PolicyService:
             ClientGoneError: nobody waits.
         """
         read = functools.partial(self._read_and_look, decode, listener, place)
-        waiting = self.batcher.submit(await asyncio.wrap_future(self.decoding.submit(listener.client, read)), listener.until, place)
+        waiting = self.batcher.submit(
+            await asyncio.wrap_future(self.decoding.submit(listener.client, read, listener.address)), listener.until, place
+        )
         try:
             chunk = await asyncio.wait_for(asyncio.wrap_future(waiting), listener.seconds_left)
             return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])

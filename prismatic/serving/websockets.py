@@ -56,10 +56,11 @@ class Connection:
             ClientGoneError: the client did not wait for it.
         """
         until = time.monotonic() + min(self.patience_s, self.service.options.request_timeout_s)
-        listener = Listener(self.client, until, look_of(self.websocket.scope))
+        address = self.websocket.client.host if self.websocket.client else ""
+        listener = Listener(self.client, until, look_of(self.websocket.scope), address)
 
         async def answer() -> ActionChunk:
-            with self.service.batcher.admission(self.client, num_bytes) as place:
+            with self.service.batcher.admission(self.client, num_bytes, address) as place:
                 return await self.service.answer(decode, listener, place)
 
         return await unless_gone(answer(), self.inbox.gone())
