@@ -7,7 +7,8 @@
 `ws://` keeps one connection open and sends images as they are; `http://` posts JSON to /act, as the clients of the published server do;
 `wss://` and `https://` are the same, encrypted, for a server behind a proxy that does this. Every request says how long it is waited for.
 Actions are the same over both, in the units of the demonstrations, also for a LIBERO policy. What training saw differently is in
-`client.take_warnings()` after the first answer of a rollout. `?adapter=NAME` behind the address chooses one of several adapters.
+`client.take_warnings()` after the first answer of a rollout, and not again after a time-out. `?adapter=NAME` behind the address chooses
+one of several adapters.
 One request is sent once: after a failure the caller asks again, with a new observation, when `retry_after_s` has passed. A robot's
 computer needs numpy, msgpack and websockets for this, no torch. Letters: H chunk, A action dim.
 """
@@ -45,6 +46,7 @@ class PolicyClient:
         self._transport = make_transport(url, self.options)
         self._backoff_s = 0.0
         self._warnings: list[str] = []
+        self._told: set[str] = set()  # warnings of this rollout
 
     def connect(self, wait_s: float = 0.0) -> PolicyInfo:
         """Opens the connection; waits so long for a server that is not there yet.
@@ -94,8 +96,11 @@ class PolicyClient:
 
     def _ask(self, observation: Observation, begins: bool) -> np.ndarray:
         info = self.info if self._transport.is_open and self.info is not None else self._open()
+        if begins:
+            self._told.clear()
         actions, warnings = self._transport.ask(observation, begins)
-        self._warnings += warnings
+        self._warnings += [warning for warning in warnings if warning not in self._told]
+        self._told.update(warnings)
         if actions.ndim != 2 or actions.shape[1] != info.action_dim:
             raise RequestRefusedError(f"expected actions [steps, {info.action_dim}], the server sent shape {list(actions.shape)}")
         if not np.isfinite(actions).all():

@@ -14,7 +14,7 @@ from prismatic.acting.limits import ActionLimits
 from prismatic.acting.robot import Robot
 from prismatic.vla.constants import near_names
 from prismatic.vla.types import Observation
-from prismatic.wire.policy_info import PolicyInfo
+from prismatic.wire.policy_info import CHANGE_PREFIX, PolicyInfo
 
 _UNIT = re.compile(r"(.*) \[(.*)\]")
 _BEYOND = 0.5  # of the width of the first states, at either end; or ...
@@ -39,6 +39,13 @@ def check_names(robot: Robot, info: PolicyInfo) -> None:
             continue
         if tuple(own) == tuple(wanted):
             continue
+        if what == "action" and (changes := _changes_of(own, wanted)):
+            raise ValueError(
+                f"the policy's actions are changes ({', '.join(changes)}), the robot takes targets and would go to such small angles: give "
+                f"its class the policy's names, {', '.join(wanted)}, and let its send() add each change to the target before, at first to "
+                "where the arm stands (as RelativeTargets of experiments/robot/aloha/robots.py does); or, if the actions are targets after "
+                "all, start the server without --use_relative_actions"
+            )
         if sorted(own) == sorted(wanted):
             raise ValueError(f"the robot's {what}_names are in another order than the policy's; it needs {', '.join(wanted)}")
         units = [_describe_unit(one, other) for one, other in zip(own, wanted, strict=False) if _name(one) == _name(other) and one != other]
@@ -121,6 +128,13 @@ def _action_range(name: str, info: PolicyInfo) -> float:
         return 0.0
     dim = info.action_names.index(name)
     return float(info.demonstrated.action_high[dim] - info.demonstrated.action_low[dim])
+
+
+def _changes_of(own: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the policy's dimensions that are changes of what the robot takes as a target of the same name, in whatever unit."""
+    targets = {_name(name) for name in own}
+    named = {dimension: _name(dimension).replace(CHANGE_PREFIX, "", 1) for dimension in wanted if CHANGE_PREFIX in dimension}
+    return [dimension for dimension, target in named.items() if target in targets and _name(dimension) not in targets]
 
 
 def _name(dimension: str) -> str:

@@ -99,6 +99,11 @@ class Address:
 
 
 def make_transport(url: str, options: ConnectionOptions) -> Transport:
+    """A way to the server at `url`, which is asked under one name of a session however often it is opened anew.
+
+    Raises:
+        ValueError: the URL is none of a server.
+    """
     try:
         parts = urlsplit(url if "://" in url else f"ws://{url}")
     except ValueError as error:
@@ -118,7 +123,8 @@ def make_transport(url: str, options: ConnectionOptions) -> Transport:
         raise ValueError(f"the server's URL is {url!r}: {error}") from error
     query = f"?{parts.query}" if parts.query else ""
     address = Address(parts.hostname, port, query, is_encrypted=parts.scheme in ("wss", "https"))
-    return (_Websocket if parts.scheme in ("ws", "wss") else _Rest)(address, options)
+    session = {keys.SESSION_HEADER: secrets.token_hex(8)}
+    return (_Websocket if parts.scheme in ("ws", "wss") else _Rest)(address, options, session)
 
 
 def _parse_info(content: Any) -> PolicyInfo:
@@ -131,10 +137,10 @@ def _parse_info(content: Any) -> PolicyInfo:
 class _Websocket:
     """The form of openpi's protocol: the server describes itself first, then answers each observation."""
 
-    def __init__(self, address: Address, options: ConnectionOptions) -> None:
+    def __init__(self, address: Address, options: ConnectionOptions, session: Mapping[str, str]) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
         self._url = f"{'wss' if address.is_encrypted else 'ws'}://{host}:{address.port}{keys.POLICY_PATH}{address.query}"
-        self._options, self.sends_jpeg = options, False
+        self._options, self._session, self.sends_jpeg = options, session, False
         self._stack = ExitStack()  # websockets means its connections to be context managers
         self._connection: Any = None
 
@@ -154,7 +160,7 @@ class _Websocket:
                 max_size=_MAX_REPLY_BYTES,
                 open_timeout=self._options.connect_timeout_s,
                 close_timeout=0.2,
-                additional_headers=self._options.headers,
+                additional_headers={**self._options.headers, **self._session},
                 proxy=None,
             )
             self._connection = self._stack.enter_context(connection)
@@ -215,8 +221,9 @@ class _Websocket:
 class _Rest:
     """`POST /act` over one HTTP connection that is kept open."""
 
-    def __init__(self, address: Address, options: ConnectionOptions) -> None:
-        self._query, self._session, self.sends_jpeg = address.query, secrets.token_hex(8), False
+    def __init__(self, address: Address, options: ConnectionOptions, session: Mapping[str, str]) -> None:
+        self._query, self._session, self.sends_jpeg = address.query, session, False
+        self._returns = False  # nothing was asked on this connection yet
         kind = http.client.HTTPSConnection if address.is_encrypted else http.client.HTTPConnection
         self._connection = kind(address.host, address.port, timeout=options.connect_timeout_s)
         self._options = options
@@ -227,7 +234,7 @@ class _Rest:
 
     def open(self) -> PolicyInfo:
         self.close()
-        self._session = secrets.token_hex(8)  # what a lost answer warned of is told again
+        self._returns = True
         self._connection.connect()
         self._connection.sock.settimeout(None)  # _call sees to the time
         return _parse_info(self._call("GET", "/info", None)[0])
@@ -237,7 +244,8 @@ class _Rest:
         content: dict[str, Any] = {SENT_KEYS.get(camera, camera): as_json(image, self.sends_jpeg) for camera, image in images}
         if observation.proprio is not None:
             content[keys.STATE] = json_array(np.asarray(observation.proprio, np.float64))
-        marks = {keys.SESSION_HEADER: self._session, **({keys.BEGINS_HEADER: "1"} if begins else {})}
+        marks = {**self._session, **({keys.BEGINS_HEADER: "1"} if begins else {}), **({keys.RETURNS_HEADER: "1"} if self._returns else {})}
+        self._returns = False
         body = json.dumps({**content, keys.INSTRUCTION: observation.instruction})
         reply, warnings = self._call("POST", "/act", body, marks)
         if not isinstance(reply, list) or not reply:

@@ -36,7 +36,7 @@ class DeployConfig(PolicyFlags):
     pretrained_checkpoint: str = ""  # folder or Hub id
     adapters: str = ""  # instead: name=folder,name=folder,... of LoRA runs over one base model; ?adapter=name chooses, the first by default
     base_model: str | None = None  # of the adapters, where their own note of it is not valid here
-    unnorm_key: str | None = None  # data set whose statistics count; needed where the checkpoint was trained on several
+    unnorm_key: str | None = None  # data set whose statistics count, of adapters where they have it; needed where there are several
     device: str | None = None  # cuda, cuda:1, cpu; a GPU if there is one
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
     load_in_8bit: bool = False  # the same as --quantization int8
@@ -115,7 +115,8 @@ class DeployConfig(PolicyFlags):
 def deploy(config: DeployConfig) -> None:
     """Loads the policy and serves it until SIGTERM or Ctrl-C."""
     try:
-        from prismatic.serving.server import ServerOptions, open_socket, serve
+        from prismatic.serving.address import open_socket
+        from prismatic.serving.server import ServerOptions, serve
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing; pip install 'openvla-oft-robot[serve]'") from error
     from prismatic.policy.checkpoint.loading import LoadOptions, chunk_length
@@ -141,7 +142,7 @@ def deploy(config: DeployConfig) -> None:
     for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:
         logger.info("%s: platform %s, cameras %s", name, policy.spec.platform.name, ", ".join(policy.spec.cameras))
     logger.info("warm-up %.2f s", seconds)
-    bound.listen(1024)
+    bound.listen()
     host, port = bound.getsockname()[:2]
     logger.info(
         "serving on http://%s:%d: POST /act, websockets /policy (ours), / (openpi) and /vla-eval, GET /healthz /readyz /info /metrics",

@@ -46,6 +46,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 DEFAULT_FRAME_SIZE = (256, 256)  # height and width of a camera image, where nobody says
 _USUAL_FRAME_SIZES = ((224, 224), DEFAULT_FRAME_SIZE, (480, 640), (720, 1280))  # what cameras and simulators give
 _USUAL_INSTRUCTION_TOKENS = 48  # the longest instruction of LIBERO has 40
+_SHORT = "a"  # an instruction of one token
 _MAX_KNOWN_PROMPTS = 1024
 _NOISE_SEED = 7  # of a diffusion policy's own noise: a run can be repeated
 
@@ -159,6 +160,35 @@ class Policy:
         """
         self._engine.seal(_USUAL_FRAME_SIZES, batch_size)
 
+    def num_prompt_tokens(self, instruction: str) -> int:
+        """L of the prompt for `instruction`.
+
+        Raises:
+            ValueError: the instruction is empty.
+        """
+        return len(self._tokenize(instruction))
+
+    @property
+    def max_usual_tokens(self) -> int:
+        """The largest L that a warm-up without instructions prepares for."""
+        return self.num_prompt_tokens(_SHORT) + _USUAL_INSTRUCTION_TOKENS - 1
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The largest L with which images, state, actions and the stop token fit into the length that the language model was made for."""
+        config, heads = self._parts.config, self.spec.heads
+        inserted = len(self.spec.cameras) * config.num_patches + int(heads.use_proprio) + int(heads.action_head == "diffusion")
+        return config.llm_max_length - inserted - self._parts.model.num_action_tokens - 1
+
+    def check_prompt(self, instruction: str) -> None:
+        """Accepts an instruction that the language model can read.
+
+        Raises:
+            ValueError: it is empty or too long.
+        """
+        if (count := self.num_prompt_tokens(instruction)) > (most := self.max_prompt_tokens):
+            raise ValueError(f"the instruction makes {count:,} tokens, the policy reads at most {most:,}; say it in fewer words")
+
     def check_device(self) -> None:
         """Returns if the policy's device computes.
 
@@ -198,10 +228,12 @@ class Policy:
         A diffusion policy starts from noise: `seeds`, one per observation, make it repeatable and independent of the batch.
 
         Raises:
-            ValueError: an observation lacks a camera or proprio, or has proprio of another width.
+            ValueError: an observation lacks a camera or proprio, has proprio of another width, or an instruction that is too long.
         """
         if not observations:
             return []
+        for item in observations:
+            self.check_prompt(item.instruction)
         if not is_watched:
             self.watch.look(observations)
         is_round_tripped = self.spec.image.jpeg_round_trip and any(item.is_round_tripped for item in observations)
@@ -227,10 +259,18 @@ class Policy:
         prompts of any usual length are prepared for.
         """
         started = time.perf_counter()
-        lengths = sorted({len(self._tokenize(text)) for text in instructions or ("a",)})
+        lengths = sorted({len(self._tokenize(text)) for text in instructions or (_SHORT,)})
         if not instructions:
             lengths = [lengths[0] + more for more in range(_USUAL_INSTRUCTION_TOKENS)]
         self._engine.warm_up(batch_sizes or self._engine.batch_sizes, [frame_size] * len(self.spec.cameras), lengths)
+        return time.perf_counter() - started
+
+    def prepare(self, batch_size: int) -> float:
+        """Seconds of preparing for a robot, or as many as `batch_size` at once: prompts and pictures of every usual size. From then on no
+        call waits for what a first one of its kind has to do."""
+        started = time.perf_counter()
+        self.warm_up([size for size in self.batch_sizes if size <= batch_size])
+        self.seal(batch_size)
         return time.perf_counter() - started
 
     def _frames(self, observation: Observation, is_round_tripped: bool) -> list[np.ndarray]:

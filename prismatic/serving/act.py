@@ -30,10 +30,13 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
     except RequestError as error:  # a stranger is no client, and takes no client's place
         service.metrics.requests.labels("act", str(error.status)).inc()
         return error_response(error)
-    client = service.clients.of_http(request.headers, request.client.host if request.client else "")
-    asked = Asked(service, client, "act", time.perf_counter())
+    address = request.client.host if request.client else ""
+    client = service.clients.of_http(request.headers, address)
+    visit = client.come_back() if keys.RETURNS_HEADER in request.headers else client.visit
+    client.go_on(visit)
+    asked = Asked(service, client, "act", time.perf_counter(), visit)
     try:
-        served = service.find(request.query_params.get("adapter"))
+        served = service.asked_for(request.query_params)
         until = time.monotonic() + min(seconds_left(request.headers), service.options.request_timeout_s)
         if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
             raise RequestError(
@@ -41,7 +44,7 @@ async def act(service: PolicyService, limits: ConnectionLimits, request: Request
             )
         bodies = [await _read_in_time(request, service, limits)]
         asked = replace(asked, arrived=time.perf_counter())
-        listener = Listener(client, until, look_of(request.scope))
+        listener = Listener(client, until, look_of(request.scope), address)
         response = await unless_gone(_answer(asked, served, bodies, listener, request), _gone(request))
     except RequestError as error:
         response = error_response(error)
@@ -64,9 +67,9 @@ async def _answer(asked: Asked, served: ServedPolicy, bodies: list[bytes], liste
         forms.append(read.form)
         return replace(read.request, begins=begins)
 
-    with service.batcher.admission(asked.client, len(bodies[0])) as place:
+    with service.batcher.admission(asked.client, len(bodies[0]), listener.address) as place:
         chunk = await service.answer(decode, listener, place)
-    warnings = served.fresh_warnings(asked.client)
+    warnings = served.fresh_warnings(asked.client, asked.visit)
     headers = {keys.WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
     if _MSGPACK in request.headers.get("accept", ""):
         return Response(openvla_rest.encode_msgpack(chunk, forms[0]), media_type=_MSGPACK, headers=headers)
@@ -107,7 +110,7 @@ async def _read_body(request: Request, limit: int, limits: ConnectionLimits) -> 
             parts.append(part)
             limits.hold(request, size)
     if size > limit:
-        raise TooLargeError(f"the body exceeds {limit >> 20} MB (--max_body_mb); send smaller camera images")
+        raise TooLargeError(f"the body exceeds {limit / 2**20:g} MB (--max_body_mb); send smaller camera images")
     return b"".join(parts)
 
 

@@ -28,6 +28,7 @@ class Asked:
     client: Client
     protocol: str
     arrived: float  # perf_counter
+    visit: int  # the client's connection on which it came
 
     def record(self, status: int) -> None:
         """Counts its answer."""

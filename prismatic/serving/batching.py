@@ -98,13 +98,15 @@ class Batcher:
         return len(self._queue)
 
     @contextmanager
-    def admission(self, client: Hashable = None, num_bytes: int = 0) -> Iterator[Place]:
+    def admission(self, client: Hashable = None, num_bytes: int = 0, address: Hashable = None) -> Iterator[Place]:
         """Holds one place among the pending requests, from before a request of `num_bytes` is decoded until its answer is known.
+
+        `client` asks from `address`.
 
         Raises:
             BusyError: all places are taken, the policy cannot answer, or the server is shutting down.
         """
-        place = Place(client, num_bytes)
+        place = Place(client, num_bytes, address=address)
         with self._changed:
             self._check_admission()
             self._places.take(place)
@@ -138,7 +140,7 @@ class Batcher:
                 self._arrived(place)
                 place.check()
                 self._places.weigh(place, request.num_bytes)
-            waiting = _Waiting(request, deadline, place, self._turns.next_of(place.client))
+            waiting = _Waiting(request, deadline, place, self._turns.next_of(place.client, place.address))
             bisect.insort(self._queue, waiting, key=lambda one: one.turn)
             self._in_flight += 1
             self._peak.note(max(self.admitted, self._in_flight), waiting.queued)
@@ -220,7 +222,8 @@ class Batcher:
                 count = sum(waiting.request.group == group for waiting in self._queue)
                 found = Waiting(count, self._arriving, self._peak.value(now), now - free_since)
                 costs = self.costs.get(group.adapter, BatchCosts())
-                if taken := choose_batch(found, costs, self.cap(group.adapter), self._options.window_s):
+                cap = 1 if group.is_long else self.cap(group.adapter)
+                if taken := choose_batch(found, costs, cap, self._options.window_s):
                     return self._take(group, taken)
                 if at_once:
                     return []

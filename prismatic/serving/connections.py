@@ -53,7 +53,7 @@ class ConnectionLimits:
             return
         if self._total > self.max_bytes:
             self._total -= count
-            raise BusyError(f"requests of {self.max_bytes >> 20} MB in all are arriving; try again in {BusyError.retry_after_s} s")
+            raise BusyError(f"requests of {self.max_bytes / 2**20:g} MB in all are arriving; try again in {BusyError.retry_after_s} s")
         self._held[owner] = count
 
 

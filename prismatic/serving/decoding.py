@@ -37,11 +37,11 @@ class Decoders:
         self._lock = threading.Lock()
         self._turns, self._jobs, self._count = Turns(), list[_Job](), 0
 
-    def submit(self, client: Hashable, read: Callable[[], T]) -> Future[T]:
-        """What `read` gives, when it is `client`'s turn."""
+    def submit(self, client: Hashable, read: Callable[[], T], address: Hashable = None) -> Future[T]:
+        """What `read` gives, when it is the turn of `client`, which asks from `address`."""
         with self._lock:
             self._count += 1
-            job = _Job(self._turns.next_of(client), self._count, read)
+            job = _Job(self._turns.next_of(client, address), self._count, read)
             heapq.heappush(self._jobs, job)
         self._threads.submit(self._do_next)
         return job.result

@@ -13,12 +13,13 @@ from prismatic.vla.cameras import is_wrist
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import decode_image, round_trip
 from prismatic.vla.types import Observation
-from prismatic.wire.arrays import MAX_SIDE, as_array, check_pixels, describe
+from prismatic.wire.arrays import MAX_SIDE, as_array, check_characters, check_pixels, describe, describe_names
 from prismatic.wire.errors import RequestError
 from prismatic.wire.pictures import jpeg_file
 
 MAX_INSTRUCTION_CHARACTERS = 1024
-_MAX_IGNORED_NAMES = 32
+_MAX_STATE = 1e30  # in any unit; float32, in which the policy computes, ends at 3e38
+_MAX_IGNORED_NAMES, _MAX_NAME_CHARACTERS = 32, 64
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RequestGroup:
 
     adapter: str | None  # None: the server has a single policy
     unnorm_key: str | None  # whose statistics the answer needs; None: the server's
+    is_long: bool = False  # the prompt is longer than what is prepared for: nobody else is padded to it
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PolicyRequest:
     unnorm_key: str | None = None
     adapter: str | None = None
     begins: bool = False  # the first one of a rollout
+    is_long: bool = False  # its prompt is longer than what is prepared for
 
     @property
     def num_bytes(self) -> int:
@@ -45,7 +48,7 @@ class PolicyRequest:
 
     @property
     def group(self) -> RequestGroup:
-        return RequestGroup(self.adapter, self.unnorm_key)
+        return RequestGroup(self.adapter, self.unnorm_key, self.is_long)
 
 
 @dataclass
@@ -85,15 +88,15 @@ class ObservationReader:
         missing = [camera for camera in self.spec.cameras if camera not in offers]
         if missing:
             unknown = [name for name, (camera, _) in images.items() if camera is None]
-            also = f"; {', '.join(map(repr, unknown[:8]))} is no camera name known here" if unknown else ""
+            also = f"; {describe_names(unknown)} is no camera name known here" if unknown else ""
             raise RequestError(
                 f"the observation lacks camera {', '.join(missing)}; the policy needs {', '.join(self.spec.cameras)}, "
-                f"found {', '.join(images) or 'no image'}{also}. GET /info lists the names of each protocol"
+                f"found {describe_names(images) or 'no image'}{also}. GET /info lists the names of each protocol"
             )
         for camera in self.spec.cameras:
             if len(names := offers[camera]) > 1:
                 raise RequestError(
-                    f"{names[0]!r} and {names[1]!r} are both names of camera {camera}; send one of them. GET /info lists the names"
+                    f"{names[0]!r:.64} and {names[1]!r:.64} are both names of camera {camera}; send one of them. GET /info lists the names"
                 )
         used = {camera: offers[camera][0] for camera in self.spec.cameras}
         self._note_ignored(images.keys() - used.values())
@@ -102,7 +105,7 @@ class ObservationReader:
     def _note_ignored(self, names: Iterable[str]) -> None:
         for name in names:
             if len(self.ignored_names) < _MAX_IGNORED_NAMES:
-                self.ignored_names.add(name[:64])
+                self.ignored_names.add(name[:_MAX_NAME_CHARACTERS])
 
     def _read_state(self, state: Any) -> np.ndarray | None:
         if not self.spec.heads.use_proprio:
@@ -120,6 +123,9 @@ class ObservationReader:
         if not np.isfinite(values).all():
             bad = ", ".join(platform.proprio_names[index] for index in np.flatnonzero(~np.isfinite(values)))
             raise RequestError(f"state: {bad} is not finite (NaN or infinite); check the robot's sensors before sending")
+        if (dims := np.flatnonzero(np.abs(values) > _MAX_STATE)).size:
+            bad = ", ".join(f"{platform.proprio_names[dim]} is {values[dim]:.3g}" for dim in dims)
+            raise RequestError(f"state: {bad}, beyond {_MAX_STATE:g}, which no sensor measures; check the robot's sensors before sending")
         return values
 
     def _read_unnorm_key(self, key: Any) -> str | None:
@@ -196,6 +202,5 @@ def _read_instruction(text: Any) -> str:
         raise RequestError(f"the instruction must be a text that says what to do, found {found}")
     if len(text) > MAX_INSTRUCTION_CHARACTERS:
         raise RequestError(f"the instruction has {len(text)} characters; send at most {MAX_INSTRUCTION_CHARACTERS}")
-    if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can name them
-        raise RequestError(f"the instruction {ascii(text)[:80]} has half a character (a lone surrogate); send whole ones")
+    check_characters(text)
     return text

@@ -1,7 +1,11 @@
 """The places among the pending requests: so many, and so many bytes, for all clients together.
 
-Where none is left, a client gets one from whoever has more of them, whose latest request that has not begun is refused instead: nobody can
-keep the others out by asking for much at once.
+Where none is left, an address gets one from another that has more of them, and a client from another of its address that has more: the
+latest request there that has not begun is refused instead. So nobody can keep the others out by asking for much at once, be it under many
+names or over many connections.
+
+The limit of that: an address is where a connection comes from. Behind one proxy or router all clients have one, and whoever changes his
+name with every request there stands beside robots that do not; a sender with many addresses has the share of each.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ class Place:
     is_read: bool = False  # its request is in the queue or further
     is_begun: bool = False  # the policy computes it
     is_lost: bool = False  # another client has got it
+    address: Hashable = None  # from which its client asks
 
     def check(self) -> None:
         """Accepts a place that is still there.
@@ -37,9 +42,8 @@ class Place:
     @staticmethod
     def refusal() -> BusyError:
         """What its client is told."""
-        return BusyError(
-            f"the server is full, and this client has more requests there than others; try again in {BusyError.retry_after_s} s"
-        )
+        more = "this client or its address has more requests there than others"
+        return BusyError(f"the server is full, and {more}; try again in {BusyError.retry_after_s} s")
 
 
 class Places:
@@ -57,7 +61,7 @@ class Places:
         """Until `leave`.
 
         Raises:
-            BusyError: none is left, and no client has clearly more than that of `place`.
+            BusyError: none is left, and nobody has clearly more than the address of `place`, or its client than others there.
         """
         self._fit(place, lambda _: 1, self._most, f"the server already has {len(self)} requests (--max_queue)")
         self.weigh(place, place.num_bytes)
@@ -88,11 +92,23 @@ class Places:
 
 
 def _spare(others: list[Place], place: Place, amount: Callable[[Place], int]) -> Place | None:
-    """The latest place, not begun, of the client that has most, if that is more than the client of `place` would then have."""
-    held: Counter[Hashable] = Counter()
-    for one in others:
-        held[one.client] += amount(one)
-    greedy = max(held, key=lambda client: held[client])
-    if held[greedy] <= held[place.client] + amount(place):
-        return None
-    return next((one for one in reversed(others) if one.client == greedy and amount(one) and not one.is_begun), None)
+    """The latest place, not begun, of whoever has most, if that is more than `place` and its like would then have.
+
+    Addresses are compared with that of `place`, and clients of the same address with its client.
+    """
+    by_address: Counter[Hashable] = Counter()
+    by_client: Counter[tuple[Hashable, Hashable]] = Counter()
+    for one in [*others, place]:
+        by_address[one.address] += amount(one)
+        by_client[one.address, one.client] += amount(one)
+
+    def held(one: Place) -> tuple[int, int]:
+        return by_address[one.address], by_client[one.address, one.client]
+
+    of_address, of_client = held(place)
+
+    def has_more(one: Place) -> bool:
+        return held(one)[1] > of_client if one.address == place.address else held(one)[0] > of_address
+
+    found = [one for one in reversed(others) if amount(one) and not one.is_begun and has_more(one)]
+    return max(found, key=held, default=None)

@@ -88,7 +88,7 @@ class Endpoints:
 
     async def info(self, request: Request) -> Response:
         tables = {"openpi": openpi.CAMERAS, "vla-eval": vla_eval.CAMERAS, "act": {**openvla_rest.CAMERAS, "*wrist*": "wrist"}}
-        return JSONResponse({**self._service.info(request.query_params.get("adapter")), "camera_names": tables})
+        return JSONResponse({**self._service.info(self._service.asked_for(request.query_params)), "camera_names": tables})
 
     async def config(self, request: Request) -> Response:
         batching = self._service.options.batching
@@ -163,22 +163,6 @@ class DrainingServer(uvicorn.Server):
             "shutting down: %s", "all requests are answered" if not batcher.admitted else f"{batcher.admitted} requests are dropped"
         )
         await super().shutdown(sockets)
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
-
-    Raises:
-        ValueError: the address is taken, or is not one of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--host {host} --port {port}: {error}; choose another address or stop the server that has it") from error
-    return found
 
 
 def make_server(service: PolicyService, options: ServerOptions) -> DrainingServer:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import functools
 import hmac
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +27,7 @@ from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.serving.places import Place
 from prismatic.serving.senders import check_origin
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
 from prismatic.wire.errors import RequestError, SlowPredictionError, UnauthorizedError, UnknownAdapterError
@@ -33,6 +35,8 @@ from prismatic.wire.policy_info import ROBOSUITE_UNITS, ROBOT_UNITS, PolicyInfo
 
 _MAX_WARNINGS = 64
 _PROBE_S = 5.0  # for a prediction that only finds out whether there is one
+_PROBE_AGAIN_S = 0.5  # until there is another one
+_ADAPTER = "adapter"  # parameter of a query
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,12 @@ class ServedPolicy:
     def info(self, action_units: str = ROBOT_UNITS) -> dict[str, Any]:
         """What a client may want to know before it asks, in plain values: `describe`, and what is for people."""
         spec, foreign = self.policy.spec, self.simulator_units
+        described = self.describe(action_units)
         return {
-            **self.describe(action_units).content(),
+            **described.content(),
             "policy": asdict(spec),
             "proprio_dim": spec.platform.proprio_dim,
-            "relative_actions": list(spec.platform.relative_actions),
+            "relative_actions": [kind is ActionKind.MOTION for kind in described.action_kinds],
             "unnorm_keys": list(self.reader.unnorm_keys),
             "action_units_by_protocol": dict.fromkeys(("act", "policy"), ROBOT_UNITS) | dict.fromkeys(("openpi", "vla-eval"), foreign),
             "ignored_images": sorted(self.reader.ignored_names),
@@ -106,6 +111,19 @@ class ServedPolicy:
         """Actions [H, A] in `simulator_units`."""
         return to_robosuite(chunk.actions) if self.converts_gripper else chunk.actions
 
+    def sized(self, request: PolicyRequest) -> PolicyRequest:
+        """`request`, which knows whether its prompt is longer than what is prepared for.
+
+        Raises:
+            RequestError: it is longer than what the language model can read, or there are no statistics that fit.
+        """
+        door, text = self.door(request.unnorm_key), request.observation.instruction
+        try:
+            door.check_prompt(text)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        return replace(request, is_long=door.num_prompt_tokens(text) > door.max_usual_tokens)
+
     def look(self, request: PolicyRequest, client: Client) -> None:
         """Compares what `client` sends with the data set in whose units it is answered.
 
@@ -117,9 +135,9 @@ class ServedPolicy:
             client.begin()
         client.look(request.observation, (self.adapter, request.unnorm_key), lambda: self.door(request.unnorm_key).make_watch())
 
-    def fresh_warnings(self, client: Client) -> list[str]:
-        """What `client` has not been told yet; kept for people who look at /info, too."""
-        warnings = client.take_warnings()
+    def fresh_warnings(self, client: Client, visit: int) -> list[str]:
+        """What `client` has not been told yet, for an answer on its connection `visit`; kept for people who look at /info, too."""
+        warnings = client.take_warnings(visit)
         for warning in warnings:
             if len(self._warnings) < _MAX_WARNINGS:
                 self._warnings[warning] = None
@@ -156,8 +174,22 @@ class PolicyService:
         named = policies.items() if isinstance(policies, Mapping) else [(None, policies)]
         self._served = {name: ServedPolicy(policy, options, name) for name, policy in named}
         self._default = next(iter(self._served.values()))
+        self._probe: asyncio.Future[None] | None = None  # the latest prediction that only finds out whether there is one,
+        self._probed = -math.inf  # and when it began [s, time.monotonic]
         calls = PolicyCalls(self._predict, self._default.policy.check_device, lambda: self.on_fault())
         self.batcher = Batcher(calls, options.batching, self.metrics, self.health)
+
+    def asked_for(self, query: Mapping[str, str]) -> ServedPolicy:
+        """The policy that the query of a request chooses.
+
+        Raises:
+            RequestError: a parameter looks like a misspelt adapter, which must not be taken for none.
+            UnknownAdapterError: there is none of that name.
+        """
+        for name in query:
+            if name != _ADAPTER and difflib.get_close_matches(name[:80].lower(), [_ADAPTER], cutoff=0.8):
+                raise RequestError(f"the parameter {name[:80]!r} is unknown; did you mean {_ADAPTER}?")
+        return self.find(query.get(_ADAPTER))
 
     def find(self, adapter: str | None) -> ServedPolicy:
         """The policy of that adapter; without a name the first one.
@@ -208,7 +240,9 @@ class PolicyService:
             ClientGoneError: nobody waits.
         """
         read = functools.partial(self._read_and_look, decode, listener, place)
-        waiting = self.batcher.submit(await asyncio.wrap_future(self.decoding.submit(listener.client, read)), listener.until, place)
+        waiting = self.batcher.submit(
+            await asyncio.wrap_future(self.decoding.submit(listener.client, read, listener.address)), listener.until, place
+        )
         try:
             chunk = await asyncio.wait_for(asyncio.wrap_future(waiting), listener.seconds_left)
             return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])
@@ -228,7 +262,9 @@ class PolicyService:
             self.metrics.dropped.labels("too late").inc()
             raise
         request = decode()
-        self._served[request.adapter].look(request, listener.client)  # statistics that do not fit are found before queueing
+        served = self._served[request.adapter]
+        request = served.sized(request)  # what does not fit is found before queueing
+        served.look(request, listener.client)
         return request
 
     def warm_up(self) -> float:
@@ -240,9 +276,7 @@ class PolicyService:
         started = time.perf_counter()
         for name, served in self._served.items():
             self.batcher.costs[name] = measure_costs(served.policy, self.options.batching)
-            most = self.batcher.cap(name)
-            served.policy.warm_up([size for size in served.policy.batch_sizes if size <= most])
-            served.policy.seal(most)
+            served.policy.prepare(self.batcher.cap(name))
         self.metrics.tell({name or "": served.policy.in_use() for name, served in self._served.items()})
         self.health.is_warm = True
         return time.perf_counter() - started
@@ -254,29 +288,31 @@ class PolicyService:
         return self.metrics.page()
 
     async def ready_problem(self) -> str | None:
-        """Why a request would not be answered now. Where only the last prediction failed, another one is tried: else nobody would find out
-        that the policy works again."""
+        """Why a request would not be answered now. Where only the last prediction failed, another one is tried, one for all who ask: else
+        nobody would find out that the policy works again."""
         problem = self.health.ready_problem()
         if problem is None or self.health.failure is None or self.health.alive_problem() is not None:
             return problem
-        request = PolicyRequest(idle_observations(self._default.policy, 1)[0], adapter=self._default.adapter)
-        until = time.monotonic() + _PROBE_S
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, RequestError):
-            await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(request, until)), _PROBE_S)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._try_again())
+        await asyncio.shield(self._probe)
         return self.health.ready_problem()
+
+    async def _try_again(self) -> None:
+        """A prediction of nothing, not too soon after the one before: anybody may ask for it, without the key."""
+        await asyncio.sleep(max(0.0, self._probed + _PROBE_AGAIN_S - time.monotonic()))
+        self._probed = time.monotonic()
+        request = PolicyRequest(idle_observations(self._default.policy, 1)[0], adapter=self._default.adapter)
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, RequestError):
+            await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(request, self._probed + _PROBE_S)), _PROBE_S)
 
     @property
     def served(self) -> Sequence[ServedPolicy]:
         """Every policy."""
         return list(self._served.values())
 
-    def info(self, adapter: str | None, for_simulator: bool = False) -> dict[str, Any]:
-        """The facts of one adapter's policy, and the names of all.
-
-        Raises:
-            UnknownAdapterError: there is none of that name.
-        """
-        served = self.find(adapter)
+    def info(self, served: ServedPolicy, for_simulator: bool = False) -> dict[str, Any]:
+        """The facts of one adapter's policy, and the names of all."""
         names = {"adapter": served.adapter, "adapters": [name for name in self._served if name is not None]}
         return {**served.info(served.simulator_units if for_simulator else ROBOT_UNITS), **names}
 

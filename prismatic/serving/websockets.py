@@ -38,13 +38,15 @@ class Connection:
     client: Client
     patience_s: float  # how long the client waits for any answer
     inbox: Inbox = field(init=False)
+    visit: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self.websocket)
+        self.inbox, self.visit = Inbox(self.websocket), self.client.come_back()
 
     def asked(self) -> Asked:
         """A request that is there now."""
-        return Asked(self.service, self.client, self.protocol, time.perf_counter())
+        self.client.go_on(self.visit)
+        return Asked(self.service, self.client, self.protocol, time.perf_counter(), self.visit)
 
     async def predict(self, decode: Callable[[], PolicyRequest], num_bytes: int) -> ActionChunk:
         """The chunk for what `decode` reads out of so many bytes.
@@ -54,10 +56,11 @@ class Connection:
             ClientGoneError: the client did not wait for it.
         """
         until = time.monotonic() + min(self.patience_s, self.service.options.request_timeout_s)
-        listener = Listener(self.client, until, look_of(self.websocket.scope))
+        address = self.websocket.client.host if self.websocket.client else ""
+        listener = Listener(self.client, until, look_of(self.websocket.scope), address)
 
         async def answer() -> ActionChunk:
-            with self.service.batcher.admission(self.client, num_bytes) as place:
+            with self.service.batcher.admission(self.client, num_bytes, address) as place:
                 return await self.service.answer(decode, listener, place)
 
         return await unless_gone(answer(), self.inbox.gone())
@@ -70,15 +73,15 @@ async def serve_websocket(service: PolicyService, protocol: str, session: Sessio
     """One connection from its handshake to its end."""
     try:
         service.check_sender(websocket.headers, websocket.query_params)
-        served = service.find(websocket.query_params.get("adapter"))
+        served = service.asked_for(websocket.query_params)
         patience_s = seconds_left(websocket.headers)
     except RequestError as error:
         await websocket.send_denial_response(error_response(error))
         return
     await websocket.accept()
     host, port = (websocket.client.host, websocket.client.port) if websocket.client else ("", 0)
-    name = websocket.headers.get(keys.SESSION_HEADER, "")[:64] or f"{host}:{port}"
-    connection = Connection(service, served, websocket, protocol, service.clients.connect(name, protocol), patience_s)
+    client = service.clients.connect(websocket.headers, f"{host}:{port}", protocol)
+    connection = Connection(service, served, websocket, protocol, client, patience_s)
     gauge = service.metrics.connections.labels(protocol)
     gauge.inc()
     try:
@@ -101,9 +104,9 @@ async def refuse_path(websocket: WebSocket) -> None:
 
 async def chunk_session(connection: Connection) -> None:
     """Metadata, then a chunk for each observation; openpi's clients get the simulator's units."""
-    service, served, client, websocket = connection.service, connection.served, connection.client, connection.websocket
+    service, served, websocket = connection.service, connection.served, connection.websocket
     is_foreign = connection.protocol == "openpi"
-    await websocket.send_bytes(openpi.encode_metadata(service.info(served.adapter, for_simulator=is_foreign)))
+    await websocket.send_bytes(openpi.encode_metadata(service.info(served, for_simulator=is_foreign)))
     while True:
         message = await connection.inbox.receive()
         asked = connection.asked()
@@ -119,7 +122,7 @@ async def chunk_session(connection: Connection) -> None:
         seconds = time.perf_counter() - asked.arrived
         actions = served.simulator_actions(chunk) if is_foreign else chunk.actions
         asked.record(200)
-        await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(client)))
+        await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(asked.client, asked.visit)))
 
 
 async def vla_eval_session(connection: Connection) -> None:
@@ -159,9 +162,8 @@ async def _vla_eval_reply(connection: Connection, buffer: vla_eval.ActionBuffer,
     if not buffer:
         decode = functools.partial(vla_eval.decode_observation, message.payload, served.reader)
         chunk = await connection.predict(decode, message.num_bytes)
-        served.fresh_warnings(
-            connection.client
-        )  # the harness has no field for them: they stand in the log, in /info and on the status page
+        # The harness has no field for warnings: they stand in the log, in /info and on the status page.
+        served.fresh_warnings(connection.client, connection.visit)
         buffer.fill(served.simulator_actions(chunk))
     return vla_eval.encode_message("action", {"actions": buffer.next()}, message.seq)
 

@@ -133,11 +133,6 @@ class RobotPlatform:
         if self.num_actions_chunk < 1:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
 
-    @property
-    def relative_actions(self) -> tuple[bool, ...]:
-        """One per action dimension: True for a motion (dx, left_dyaw, delta_elbow)."""
-        return tuple(kind is ActionKind.MOTION for kind in self.action_kinds)
-
 
 def _kind_of(name: str) -> ActionKind:
     if _VELOCITY.fullmatch(name):

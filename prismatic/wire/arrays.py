@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgpack
@@ -24,6 +24,7 @@ from prismatic.wire.msgpack_reader import text_keys
 
 MAX_SIDE = 8192  # pixels of a camera image
 MAX_PIXELS = 4096 * 4096  # of a compressed image, whose size the body limit does not bound
+_MAX_NAMES, _MAX_NAME_CHARACTERS = 8, 64  # that a message quotes
 _MAX_JSON_STRUCTURE = 50_000  # brackets and commas; an observation has a few dozen, base64 has none
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -32,18 +33,47 @@ def read_json(body: bytes | str) -> Any:
     """The value of a JSON document.
 
     Raises:
-        RequestError: broken JSON, or so many brackets and commas that it cannot be an observation.
+        RequestError: broken JSON, half a character in a key or a text, or so many brackets and commas that it cannot be an observation.
     """
     text = body.encode(errors="surrogatepass") if isinstance(body, str) else body
     characters = np.frombuffer(text, np.uint8)  # whose counting is five times as fast as that of bytes
     if sum(np.count_nonzero(characters == ord(mark)) for mark in "[{,") > _MAX_JSON_STRUCTURE:
         raise RequestError("the JSON body has too many elements; encode arrays with json_numpy instead of lists")
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        value = json.loads(text, object_pairs_hook=_without_repetition)
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON ({str(error)[:200]})") from error
+    _check_texts(value)
+    return value
+
+
+def check_characters(text: str) -> None:
+    """Accepts a text of whole characters. JSON and numpy can name halves of them (lone surrogates), which no answer, log or page can hold.
+
+    Raises:
+        RequestError: one is not whole.
+    """
+    if text.isascii():  # known without a look at it
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(0, error.start - 30) : error.end + 30])
+        raise RequestError(f"the text {around} has half a character (a lone surrogate); send whole ones") from error
+
+
+def _check_texts(value: Any) -> None:
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            check_characters(item)
+        elif isinstance(item, list):
+            left += item
+        elif isinstance(item, dict):
+            left += [*item, *item.values()]
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,6 +125,12 @@ def describe(value: Any) -> str:
     if isinstance(value, (str, bytes, memoryview, list)):
         return f"{type(value).__name__} of length {len(value)}"
     return f"{type(value).__name__} {value!r}"[:80]
+
+
+def describe_names(names: Collection[str]) -> str:
+    """The first of `names`, quoted, and how many more there are, for messages."""
+    listed = ", ".join(repr(name[:_MAX_NAME_CHARACTERS]) for name in list(names)[:_MAX_NAMES])
+    return f"{listed} and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else listed
 
 
 def json_array(array: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.wire import keys
-from prismatic.wire.arrays import MAX_PIXELS, describe, read_json
+from prismatic.wire.arrays import MAX_PIXELS, check_characters, describe, read_json
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack, text_keys
 
@@ -90,7 +90,10 @@ def _read_array(data: bytes, name: str) -> Any:
         raise RequestError(f"npz: {len(content)} bytes of {name!r} do not fill the shape {list(shape)} of {dtype}")
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
     if dtype.kind == "U":
-        return str(array.reshape(-1)[0]) if array.size == 1 else [str(text) for text in array.reshape(-1)]
+        texts = [str(text) for text in array.reshape(-1)]
+        for text in texts:
+            check_characters(text)
+        return texts[0] if len(texts) == 1 else texts
     if array.ndim == 1 and array.dtype == np.uint8 and content[:2] == _JPEG_START:
         return {keys.JPEG: True, keys.DATA: content}
     return np.ascontiguousarray(array if dtype.isnative else array.astype(dtype.newbyteorder("=")))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE_CHARACTERS = 2000
+
 
 class RequestError(ValueError):
-    """A request that its sender must change."""
+    """A request that its sender must change. Whatever of it is quoted, the message can be sent: it has an end, and is whole characters."""
 
     status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message[:MAX_MESSAGE_CHARACTERS].encode(errors="backslashreplace").decode())
 
 
 class UnauthorizedError(RequestError):

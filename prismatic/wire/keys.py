@@ -18,8 +18,9 @@ JPEG, DATA = "__jpeg__", "data"
 # POST /act
 INSTRUCTION = "instruction"
 ERROR = "error"  # of an answer that is not 200
-# Headers of our own client: whose observations these are, whether a rollout begins, and new warnings about them (JSON) in the answer.
-SESSION_HEADER, BEGINS_HEADER, WARNINGS_HEADER = "X-Session", "X-Begins", "X-Warnings"
+# Headers of our own client: whose observations these are (on websockets in the handshake), whether a rollout begins, whether this is the
+# first request on a new connection, so that the last answer may be lost, and new warnings about the observations (JSON) in the answer.
+SESSION_HEADER, BEGINS_HEADER, RETURNS_HEADER, WARNINGS_HEADER = "X-Session", "X-Begins", "X-Returns", "X-Warnings"
 
 POLICY_PATH = "/policy"  # websocket of our own client: openpi's form, but always in the robot's own units
 # How many milliseconds from now an answer is of use to the client: afterwards nothing is computed for it. With a request, or in the

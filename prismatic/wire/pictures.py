@@ -30,16 +30,17 @@ def as_json(image: np.ndarray, as_jpeg: bool) -> dict[str, Any]:
 
 
 def jpeg_file(value: Any, name: str) -> bytes | None:
-    """The file in what `as_message` or `as_json` made; None: it is no JPEG file but something else.
+    """The file in what `as_message` or `as_json` made, or in vla-eval's form; None: it is no JPEG file but something else.
 
     Raises:
         RequestError: it says that it is one and is not.
     """
     fields = text_keys(value) if isinstance(value, Mapping) else {}
-    if fields.get(keys.JPEG) is not True:
+    is_ours, is_vla_evals = fields.get(keys.JPEG) is True, "__image__" in fields and fields.get("format") == "jpeg"
+    if not (is_ours or is_vla_evals):
         return None
     data = fields.get(keys.DATA)
-    if isinstance(data, str):
+    if is_ours and isinstance(data, str):
         try:
             data = base64.b64decode(data, validate=True)
         except ValueError as error:

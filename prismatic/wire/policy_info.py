@@ -16,6 +16,8 @@ from prismatic.vla.stated_limits import StatedLimits
 ROBOT_UNITS = "robot"  # actions as the demonstrations have them
 ROBOSUITE_UNITS = "robosuite"  # the gripper as LIBERO's simulator takes it: -1 open, +1 closed
 
+CHANGE_PREFIX = "delta_"  # of the name of an action that says how far to go, not where to be
+
 
 @dataclass(frozen=True)
 class PolicyInfo:
@@ -42,10 +44,12 @@ class PolicyInfo:
         return len(self.action_names)
 
     def as_changes(self) -> PolicyInfo:
-        """The same, where no action is a motion: all of them understood as such (delta joint angles), whatever their names say."""
+        """The same, where no action is a motion: all of them understood as such (delta joint angles) and called so, delta_joint_1 [rad] for
+        joint_1 [rad], that no robot takes them for targets."""
         if ActionKind.MOTION in self.action_kinds:
             return self
-        return replace(self, action_kinds=(ActionKind.MOTION,) * self.action_dim, platform="", limits=None)
+        names = tuple(name if name.startswith(CHANGE_PREFIX) else CHANGE_PREFIX + name for name in self.action_names)
+        return replace(self, action_names=names, action_kinds=(ActionKind.MOTION,) * self.action_dim, platform="", limits=None)
 
     def content(self) -> dict[str, Any]:
         """Plain values, for JSON and msgpack."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from adapter_checkpoints import write_base, write_run
 
+from prismatic.policy.checkpoint.files import STATISTICS_FILE
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.checkpoint.spec import HeadSpec
 from prismatic.policy.lora.bank import load_adapter_policies
@@ -53,6 +56,27 @@ def test_each_adapter_acts_like_its_own_policy(workplace: Path) -> None:
             np.testing.assert_allclose(found, actions(Policy.from_pretrained(workplace / name, CPU)), atol=0.1)
     for name, other in (("plain", "words"), ("words", "noise"), ("noise", "plain")):
         assert np.abs(actions(policies[name]) - actions(policies[other])).max() > 0.3
+
+
+def test_the_data_set_that_is_asked_for_counts_where_an_adapter_has_it(workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workplace / "plain", tmp_path / "both")
+    path = tmp_path / "both" / STATISTICS_FILE
+    statistics = json.loads(path.read_text())
+    wide = {part: {name: [10.0 * value for value in row] for name, row in entry.items()} for part, entry in statistics["arm"].items()}
+    path.write_text(json.dumps({**statistics, "wide": wide}))
+    folders = {"both": tmp_path / "both", "plain": workplace / "plain"}
+
+    def load(key: str | None) -> dict[str, Policy]:
+        return load_adapter_policies(folders, CPU, torch.float32, LoadOptions(unnorm_key=key))
+
+    own, asked = load(None), load("wide")
+    assert [policy.unnorm_key for policy in own.values()] == ["arm", "arm"]
+    assert [policy.unnorm_key for policy in asked.values()] == ["wide", "arm"]
+    np.testing.assert_allclose(actions(asked["plain"]), actions(own["plain"]))
+    np.testing.assert_allclose(asked["both"].action_bounds.high, 10 * own["both"].action_bounds.high)
+    assert [policy.unnorm_key for policy in load("arm").values()] == ["arm", "arm"]
+    with pytest.raises(ValueError, match="--unnorm_key 'wiede' is in no adapter's statistics; did you mean wide"):
+        load("wiede")
 
 
 def test_the_base_may_be_quantized(workplace: Path) -> None:

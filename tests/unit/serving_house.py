@@ -20,8 +20,9 @@ from engine_policies import make_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.engine import EagerEngine, EngineInputs, nothing
 from prismatic.policy.policy import Policy
+from prismatic.serving.address import open_socket
 from prismatic.serving.measuring import idle_observations
-from prismatic.serving.server import ServerOptions, make_server, open_socket
+from prismatic.serving.server import ServerOptions, make_server
 from prismatic.serving.service import PolicyService, ServiceOptions
 from prismatic.vla.cameras import SENT_KEYS
 from prismatic.wire.arrays import json_array, pack_openpi
@@ -41,9 +42,11 @@ class GatedEngine(EagerEngine):
         self.fault: BaseException | None = None
         self.cut = 0
         self.calls: list[int] = []  # observations in each
+        self.lengths: list[list[int]] = []  # of their prompts [tokens]
 
     def __call__(self, inputs: EngineInputs) -> np.ndarray:
         self.calls.append(len(inputs))
+        self.lengths.append([len(row) for row in inputs.prompts])
         inputs.meanwhile()
         inputs = replace(inputs, meanwhile=nothing)
         self.go.wait(20)
@@ -127,9 +130,13 @@ def open_house(
     kind: type[Policy] = Policy,
     data_sets: Sequence[str] = ("arm",),
     is_warm: bool = True,
+    change: Callable[[PolicyParts], PolicyParts] = lambda parts: parts,
 ) -> Iterator[House]:
-    """A running server; the statistics of every further data set are a hundred times as wide as those of the one before."""
-    parts = _parts()
+    """A running server; the statistics of every further data set are a hundred times as wide as those of the one before.
+
+    `change` makes another policy of the tiny one.
+    """
+    parts = change(_parts())
     wide = {
         name: {
             part: {key: [100.0**number * value for value in row] for key, row in entry.items() if key in ("min", "max", "q01", "q99")}

@@ -11,22 +11,24 @@ import torch
 from engine_policies import HEADS, INSTRUCTIONS, make_observations, make_parts, predict
 
 from prismatic.models.sizes import BACKBONES
+from prismatic.policy.inference import graphs
 from prismatic.policy.inference.engine import EagerEngine
 from prismatic.policy.inference.frames import split_frames
 from prismatic.policy.inference.graphs import (
     Block,
     Bucket,
     GraphEngine,
-    Recent,
     Recorder,
     batch_sizes_up_to,
     find_bucket,
     make_engine,
 )
 from prismatic.policy.inference.quantization import quantize_model
+from prismatic.policy.inference.recent import Recent
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.policy import Policy
 from prismatic.vla.images import ImageRecipe, prepare_frames, prepare_image
+from prismatic.vla.types import Observation
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -148,6 +150,46 @@ def test_only_the_latest_programs_are_kept() -> None:
 
     assert [recall(key) for key in ("a", "b", "a", "c", "a", "b")] == ["A", "B", "A", "C", "A", "B"]
     assert made == ["a", "b", "c", "b"]
+    recent.reserve(["x", "b", "y", "z"])
+    assert recent.missing() == ["x", "y", "z"]
+    for key in ("x", "y", "d", "e", "f", "e"):
+        recall(key)
+    assert made[4:] == ["x", "y", "d", "e", "f"]
+    assert recent.missing() == ["z"]
+    for key in ("b", "x", "y"):
+        recall(key)
+    assert made[4:] == ["x", "y", "d", "e", "f"]
+    assert "d" not in recent
+
+
+def test_nothing_that_the_warm_up_asked_for_is_evicted_however_large_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_MAX_ACTION_PROGRAMS", "_MAX_IMAGE_PROGRAMS"):
+        monkeypatch.setattr(graphs, name, 3)
+    parts = make_parts("l1")
+    engine = GraphEngine(parts, compiled=False, max_batch_size=3)
+    policy = Policy(parts, engine=engine)
+    policy.warm_up()  # instructions of up to 48 tokens, alone and in batches
+    policy.seal(3)
+    assert policy.in_use()["left"] == {name: engine.left[name] for name in ("compiled", "recorded")}
+    assert engine.left["recorded"] == "there is no CUDA device"
+    for count in (1, 2, 3):
+        for size in ((224, 224), (480, 640)):
+            for words in (1, 12, 24):
+                images = {name: np.zeros((*size, 3), np.uint8) for name in parts.spec.cameras}
+                policy.predict([Observation(images, "put " * words, np.zeros(4))] * count)
+    assert not policy.plain_calls
+
+
+def test_a_sealed_engine_says_what_it_was_asked_for_and_has_not(caplog: pytest.LogCaptureFixture) -> None:
+    parts = make_parts("l1")
+    engine = GraphEngine(parts, compiled=False, max_batch_size=2)
+    policy = Policy(parts, engine=engine)
+    policy.warm_up([1], (30, 40), INSTRUCTIONS)
+    policy.seal(1)
+    assert not caplog.messages
+    policy.warm_up([2], (30, 40), INSTRUCTIONS[:1])
+    assert "1 shapes that the warm-up asked for were not recorded, such as Bucket(batch_size=2" in policy.in_use()["left"]["recorded"]
+    assert "their calls run plainly" in caplog.text
 
 
 def test_an_unknown_engine_or_one_that_needs_a_gpu_is_named() -> None:

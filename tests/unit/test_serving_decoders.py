@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
-from prismatic.serving.observations import ObservationReader
+from prismatic.serving.observations import ObservationReader, PolicyRequest
 from prismatic.serving.protocols import openpi, openvla_rest, vla_eval
 from prismatic.vla.cameras import SENT_KEYS
 from prismatic.vla.constants import ROBOT_PLATFORMS
@@ -70,7 +70,7 @@ def decode_act(data: bytes, reader: ObservationReader) -> object:
     return openvla_rest.decode_act(data, reader).request
 
 
-def decode_vla_eval(data: bytes, reader: ObservationReader) -> object:
+def decode_vla_eval(data: bytes, reader: ObservationReader) -> PolicyRequest:
     return vla_eval.decode_observation(vla_eval.decode_message(data).payload, reader)
 
 
@@ -323,11 +323,16 @@ def read_jpeg(protocol: str, as_jpeg: tuple[bool, bool]) -> Observation:
         return openvla_rest.decode_act(
             json.dumps({**images, "state": json_array(STATE), "instruction": "go"}).encode(), reader()
         ).request.observation
+    if protocol == "vla-eval":
+        files = [{"__image__": True, "format": "jpeg", "data": encode_jpeg(PICTURE)} if jpeg else PICTURE for jpeg in as_jpeg]
+        return decode_vla_eval(
+            vla_eval_message(images=dict(zip(("agentview", "wrist"), files, strict=True)), states=STATE), reader()
+        ).observation
     images = {name: as_message(PICTURE, jpeg) for name, jpeg in rows}
     return openpi.decode_observation(pack_openpi({"images": images, "state": STATE, "prompt": "go"}), reader()).observation
 
 
-@pytest.mark.parametrize("protocol", ["act", "openpi"])
+@pytest.mark.parametrize("protocol", ["act", "openpi", "vla-eval"])
 @pytest.mark.parametrize("as_jpeg", [(True, True), (True, False)])
 def test_jpeg_files_are_what_the_image_path_makes_of_pictures(protocol: str, as_jpeg: tuple[bool, bool]) -> None:
     seen = read_jpeg(protocol, as_jpeg)
@@ -353,6 +358,8 @@ def test_a_raw_picture_beside_a_jpeg_file_stays_as_it_is_for_a_policy_without_th
         ({"__jpeg__": True, "data": b"\x89PNG"}, "is not a JPEG file"),
         ({"__jpeg__": True, "data": 3}, "is not a JPEG file"),
         ({"__jpeg__": True, "data": "&"}, "not valid base64"),
+        ({"__image__": True, "format": "jpeg", "data": b"\x89PNG"}, "is not a JPEG file"),
+        ({"__image__": True, "format": "jpeg", "data": "/9j/"}, "is not a JPEG file"),
         ({"__jpeg__": True, "data": encode_jpeg(PICTURE)[:200]}, "damaged JPEG file"),
         ({"__jpeg__": True, "data": encode_jpeg(PICTURE).replace(b"\0\x28\0\x30", b"\x20\0\x20\0")}, "8192 x 8192 pixels; send at most"),
     ],

@@ -116,7 +116,7 @@ def test_a_place_goes_to_a_client_that_has_fewer() -> None:
     for _ in range(2):
         house.take(Place("robot"))
     assert lost == [flood[2], flood[1]]
-    with pytest.raises(BusyError, match="has more requests there than others"):
+    with pytest.raises(BusyError, match="this client or its address has more requests there than others"):
         lost[0].check()
     with pytest.raises(BusyError, match="--max_queue"):
         house.take(Place("robot"))  # both have two

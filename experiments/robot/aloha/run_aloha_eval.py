@@ -26,7 +26,7 @@ from prismatic.acting.robot import Robot
 from prismatic.acting.signals import end_at_signals
 from prismatic.cli import run_script
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
-from prismatic.wire.policy_info import PolicyInfo
+from prismatic.wire.policy_info import CHANGE_PREFIX, PolicyInfo
 
 HARDWARE = "hardware"
 
@@ -88,7 +88,7 @@ def check_policy(config: AlohaEvalConfig, info: PolicyInfo) -> None:
     if info.needs_state:
         asked.append(("state", info.proprio_names, ROBOT_PLATFORMS["ALOHA"].proprio_names))
     for what, names, wanted in asked:
-        if [name.replace("delta_", "") for name in names] != list(wanted):
+        if [name.replace(CHANGE_PREFIX, "") for name in names] != list(wanted):
             raise ValueError(
                 f"the server's policy is made for {info.platform}, whose {what} is {', '.join(names)}; ALOHA's is {', '.join(wanted)}, in "
                 "this order and in rad: give the platform of ALOHA-like data these names, or drive another robot with scripts/run_robot.py"

@@ -171,7 +171,7 @@ class LocalPolicy:
 
 
 def load_local(checkpoint: str, device: str | None, unnorm_key: str | None) -> tuple[LocalPolicy, PolicyInfo]:
-    """The policy of a checkpoint, warmed up, and what it says of itself.
+    """The policy of a checkpoint, prepared as a server's is, and what it says of itself.
 
     Raises:
         ValueError: the checkpoint is damaged, or several data sets need a choice.
@@ -182,5 +182,5 @@ def load_local(checkpoint: str, device: str | None, unnorm_key: str | None) -> t
 
     options = LoadOptions(engine="auto", max_batch_size=1)  # as a server has it; one robot asks
     policy = Policy.from_pretrained(checkpoint, device, unnorm_key=unnorm_key, options=options)
-    policy.warm_up()
+    policy.prepare(1)
     return LocalPolicy(policy), describe_policy(policy)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prismatic.vla.constants import near_names
+from prismatic.vla.constants import ActionKind, near_names
 
 DEGREES, PERCENT = "deg", "-100-100"  # what LeRobot's arms are recorded in, joint by joint
+_TARGET = ".pos"  # ends the name of a value that is where to be
 _UNIT = re.compile(r"(.*?)\s*\[(.*)\]")
 _SPELLINGS = {"degrees": DEGREES, "°": DEGREES, "radians": "rad", "%": PERCENT}
 _FACTORS = {
@@ -73,6 +74,21 @@ def match_dimensions(what: str, wanted: Sequence[str], units: Mapping[str, str],
     return Dimensions(tuple(keys), np.array(factors, np.float64))
 
 
+def check_kinds(names: Sequence[str], kinds: Sequence[ActionKind], keys: Sequence[str]) -> None:
+    """Accepts actions that are what LeRobot's values of these keys are: a driver goes to a ".pos", and adds nothing up.
+
+    Raises:
+        ValueError: the policy gives changes of such a value; names them.
+    """
+    changes = [name for name, kind, key in zip(names, kinds, keys, strict=True) if kind is ActionKind.MOTION and key.endswith(_TARGET)]
+    if changes:
+        raise ValueError(
+            f"the policy's actions are changes ({', '.join(changes)}), and LeRobot's driver takes targets: the arm would go to such small "
+            "angles. Serve a policy whose actions are targets (without --use_relative_actions, if they are), or write a class that adds "
+            "them up (docs/own_robot.md)"
+        )
+
+
 def as_argument(field: str, name: str, value: str = "...") -> str:
     """How a person says it on the command line."""
     return f"--robot_args '{json.dumps({field: {name: value}})}'"
@@ -91,7 +107,7 @@ def standard_unit(unit: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.removesuffix(".pos")
+    return name.removesuffix(_TARGET)
 
 
 def _factor(where: str, key: str, unit: str, wanted: str) -> float:

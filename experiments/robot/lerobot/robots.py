@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.lerobot import devices
-from experiments.robot.lerobot.dimensions import DEGREES, PERCENT, Dimensions, as_argument, match_dimensions, split_unit
+from experiments.robot.lerobot.dimensions import DEGREES, PERCENT, Dimensions, as_argument, check_kinds, match_dimensions, split_unit
 from prismatic.acting.leader import Leader
 from prismatic.acting.robot import Robot
 from prismatic.vla.constants import ActionKind, near_names
@@ -73,6 +73,7 @@ class LeRobotArm(Robot):
         features = self._robot.observation_features
         own = devices.value_units(self._robot, self._robot.action_features, stated)
         self._actions = match_dimensions("action", info.action_names, own, renamed)
+        check_kinds(info.action_names, info.action_kinds, self._actions.keys)
         if missing := [name for name in own if name not in self._actions.keys]:
             raise ValueError(f"LeRobot's {self._type_name} also takes {', '.join(missing)}, which the policy does not command")
         sensed = devices.value_units(self._robot, features, stated)

@@ -15,12 +15,12 @@ nobody waits for a capture.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -33,17 +33,18 @@ from prismatic.policy.inference.engine import ENGINES, EagerEngine, Engine, Engi
 from prismatic.policy.inference.fp8 import Fp8Linear
 from prismatic.policy.inference.frames import MAX_PART_BYTES, scatter_images, split_frames
 from prismatic.policy.inference.quantization import QuantizedLinear
+from prismatic.policy.inference.recent import Recent
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import ImageRecipe, prepare_frames
 
 _PROMPT_STEP = 8  # tokens; padding of prompts in a batch
-# Programs kept, so that clients with ever other images or prompts cannot fill the memory.
+# Programs kept besides those that were asked for ahead, so that clients with ever other images or prompts cannot fill the memory.
 _MAX_IMAGE_PROGRAMS = 64
 _MAX_ACTION_PROGRAMS = 192
 _ALIGNMENT = 16  # bytes
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -94,6 +95,7 @@ class GraphEngine:
     def seal(self, frame_sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
         """Captures the programs of images of these sizes, as they are and as JPEG files, and from then on nothing more."""
         recipe, num_cameras = self._parts.spec.image, len(self._parts.spec.cameras)
+        wanted: list[tuple[ImageRecipe, tuple[int, ...], int]] = []
         with self._lock, torch.inference_mode(), self._recorder.stream():
             for size in frame_sizes:
                 shape = (*size, 3)
@@ -101,17 +103,30 @@ class GraphEngine:
                 for most in range(1, batch_size * num_cameras + 1):
                     counts.update(map(len, split_frames(range(most), math.prod(shape), num_cameras)))
                 for kind in {recipe, replace(recipe, jpeg_round_trip=False)} if recipe.jpeg_round_trip else {recipe}:
-                    for count in sorted(counts):
-                        self._image_program(kind, shape, count)
+                    wanted += [(kind, shape, count) for count in sorted(counts)]
+            self._image_programs.reserve(wanted)
+            for key in wanted:
+                self._image_program(*key)
             self._recorder.wait()
         self._is_sealed = True
+        self._report_missing()
 
     def warm_up(self, batch_sizes: Sequence[int], frame_sizes: Sequence[tuple[int, int]], prompt_lengths: Sequence[int]) -> None:
-        """Captures the programs of these batch sizes and of prompts of these lengths."""
-        for count in batch_sizes:
-            buckets = {find_bucket([length] * count, self.batch_sizes) for length in prompt_lengths}
-            for bucket in sorted(filter(None, buckets), key=lambda bucket: bucket.prompt_length):
-                self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
+        """Captures the programs of these batch sizes and of prompts of these lengths, which then stay."""
+        found = {find_bucket([length] * count, self.batch_sizes) for count in batch_sizes for length in prompt_lengths}
+        buckets = sorted(filter(None, found), key=lambda bucket: (bucket.batch_size, bucket.prompt_length))
+        self._action_programs.reserve(buckets)
+        for bucket in buckets:
+            self(idle_inputs(self._parts, bucket.batch_size, frame_sizes, bucket.prompt_length))
+        if self._is_sealed:
+            self._report_missing()
+
+    def _report_missing(self) -> None:
+        """Says which of the programs that were asked for ahead are not there: their calls run plainly for as long as the engine lives."""
+        missing = [*self._action_programs.missing(), *self._image_programs.missing()]
+        if missing:
+            self.left["recorded"] = f"{len(missing)} shapes that the warm-up asked for were not recorded, such as {missing[0]}"
+            logger.warning("%s; their calls run plainly", self.left["recorded"])
 
     def _prepare_images(self, frames: Sequence[np.ndarray], batch_size: int, recipe: ImageRecipe) -> None:
         """Fills the images of `batch_size` observations; what `frames` lacks repeats the last ones."""
@@ -154,26 +169,6 @@ class GraphEngine:
             shape = (batch_size, len(spec.cameras), spec.image.size, spec.image.size, 3)
             self._images[batch_size] = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         return self._images[batch_size]
-
-
-class Recent(Generic[T]):
-    """The programs of one kind that were used last, at most `limit`."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._programs: OrderedDict[Hashable, T] = OrderedDict()
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._programs
-
-    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The program of `key`, made if there is none."""
-        if key not in self._programs:
-            self._programs[key] = make()
-            if len(self._programs) > self._limit:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
 
 
 def batch_sizes_up_to(largest: int) -> list[int]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import PEFT_PREFIX, State, adapter_pairs, lora_rank
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.policy.policy import Policy
+from prismatic.vla.constants import near_names
 
 Delta = tuple[torch.Tensor, torch.Tensor]  # down and up
 
@@ -150,13 +153,17 @@ def load_adapter_policies(
 ) -> dict[str, Policy]:
     """Name -> policy, of checkpoint folders with unmerged adapters over the same base model.
 
+    `options.unnorm_key` counts for each adapter whose statistics have it; the others answer in their own units.
+
     Raises:
-        ValueError: a folder holds no adapter, one of another base model or with FiLM, or a file is missing or damaged.
+        ValueError: a folder holds no adapter, one of another base model or with FiLM, a file is missing or damaged, or no adapter has
+            statistics of that data set.
     """
     options = options or LoadOptions()
     found = {name: resolve_folder(folder) for name, folder in folders.items()}
     statistics = {name: load_statistics(folder) for name, folder in found.items()}
-    specs = {name: load_spec(folder, options, statistics[name]) for name, folder in found.items()}
+    unnorm_keys = _unnorm_keys(statistics, options.unnorm_key)
+    specs = {name: load_spec(folder, replace(options, unnorm_key=unnorm_keys[name]), statistics[name]) for name, folder in found.items()}
     base_model = _common_base(found, specs, options)
     for name, folder in found.items():
         check_base(folder, specs[name].base_files, base_model, resolve_folder(base_model))
@@ -173,14 +180,23 @@ def load_adapter_policies(
         move_used_parts(model, device)
         bank.add(name, adapters.pop(name), AdapterScaling.read(folder / ADAPTER_FOLDER))
         loaded[name] = PolicyParts(model, vla.config, base.processor, specs[name], statistics[name], load_reference(folder, specs[name]))
-    return {name: _policy(bank, name, parts, options) for name, parts in loaded.items()}  # engines see every adapted layer
+    # Made last: engines see every adapted layer.
+    return {name: _policy(bank, name, parts, replace(options, unnorm_key=unnorm_keys[name])) for name, parts in loaded.items()}
+
+
+def _unnorm_keys(statistics: Mapping[str, Mapping[str, Any]], wanted: str | None) -> dict[str, str | None]:
+    """Adapter -> `wanted`, where its statistics have that data set; None: its own."""
+    known = {key for entry in statistics.values() for key in entry}
+    if wanted is not None and wanted not in known:
+        raise ValueError(f"--unnorm_key {wanted!r} is in no adapter's statistics; {near_names(wanted, known)}")
+    return {name: wanted if wanted in entry else None for name, entry in statistics.items()}
 
 
 def _policy(bank: AdapterBank, name: str, parts: PolicyParts, options: LoadOptions) -> Policy:
     engine = AdapterEngine(bank, name, make_engine(parts, options.engine, options.max_batch_size))
     with bank.activated(name):
         check_bidirectional(parts.model.bare_vla)
-    return Policy(parts, parts.spec.unnorm_key or options.unnorm_key, engine)
+    return Policy(parts, options.unnorm_key, engine)
 
 
 def _common_base(folders: Mapping[str, Path], specs: Mapping[str, PolicySpec], options: LoadOptions) -> str:

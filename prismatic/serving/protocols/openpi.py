@@ -18,7 +18,7 @@ import numpy as np
 from prismatic.serving.observations import ObservationReader, PolicyRequest
 from prismatic.vla.cameras import NamedBy, slots_by_name
 from prismatic.wire import keys
-from prismatic.wire.arrays import as_array, describe, pack_openpi
+from prismatic.wire.arrays import as_array, describe, describe_names, pack_openpi
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import read_msgpack, text_keys
 
@@ -44,7 +44,7 @@ def decode_observation(frame: bytes, reader: ObservationReader) -> PolicyRequest
     flat.pop(keys.IMAGES, None)
     nested = text_keys(nested)
     if twice := sorted(flat.keys() & nested.keys()):
-        raise RequestError(f"{', '.join(map(repr, twice))}: sent twice, in images and beside it; send each picture once")
+        raise RequestError(f"{describe_names(twice)}: sent twice, in images and beside it; send each picture once")
     images = {**flat, **nested}
     state = _read_state(content)
     request = reader.read({name: (CAMERAS.get(name), value) for name, value in images.items()}, state, content.get(keys.PROMPT))
