@@ -77,6 +77,46 @@ assert not {"torch", "tensorflow", "gymnasium.envs.mujoco"} & sys.modules.keys()
     assert done.returncode == 0, done.stderr
 
 
+JOINING = """
+import json
+import numpy as np
+from experiments.robot.aloha.environment import AlohaSimulator
+from experiments.robot.simulators.episodes import EpisodeSpec
+simulator = AlohaSimulator(image_size=32)
+
+def play(task, joins_at):
+    environment.reset(EpisodeSpec(task, 0, seed=7, split="collection"))
+    expert, actions, is_done = simulator.make_expert(environment), [], False
+    while not is_done and len(actions) < 400:
+        if len(actions) == joins_at:
+            expert = simulator.make_expert(environment)
+        actions.append(expert.act())
+        is_done = environment.step(actions[-1])
+    changes = np.abs(np.diff(np.stack(actions), axis=0))
+    changes[:, [6, 13]] = 0  # grippers are told to open or close at once
+    return {"is_done": is_done, "steps": len(actions), "change": float(changes[max(0, joins_at - 1)].max()) if joins_at else 0.0}
+
+found = {}
+for task in ("transfer_cube", "insertion"):
+    environment = simulator.make_environment(task)
+    # Before anything is held; lifted; where the grippers meet.
+    found[task] = {joins_at: play(task, joins_at) for joins_at in (0, 41, 70, 83, 107)}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.sim
+def test_an_expert_that_takes_over_goes_on_with_what_the_grippers_hold() -> None:
+    done = subprocess.run([sys.executable, "-c", JOINING], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for task, plays in json.loads(done.stdout.splitlines()[-1]).items():
+        whole = plays.pop("0")
+        for joins_at, joined in plays.items():
+            assert joined["is_done"], (task, joins_at)
+            assert joined["steps"] <= whole["steps"] + 15, (task, joins_at, joined, whole)  # to begin again takes 40 and more
+            assert joined["change"] < 0.1, (task, joins_at, joined)  # rad in one step
+
+
 @pytest.mark.sim
 def test_recorded_demonstrations_hold_what_training_needs(tmp_path: Path) -> None:
     options = RecordingOptions(tmp_path, num_episodes=1, noise_scale=0.004, noise_dims=(0, 7), num_workers=1)

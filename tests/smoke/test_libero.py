@@ -286,7 +286,7 @@ def test_the_smoke_target_plays_every_task_of_the_suite(tmp_path: Path) -> None:
     assert len({row["task"] for row in rows}) == len(rows) == 10
 
 
-# Another expert joins at a step of each phase: how many further steps it takes, and whether it lets go of what is held before it is over the target.
+# Another expert joins at a step of each phase: whether and after how many steps it is done.
 JOINING = """
 import json
 from experiments.robot.libero.environment import LiberoSimulator

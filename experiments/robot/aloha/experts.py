@@ -3,6 +3,8 @@
 A pose is where the finger tips are [m, world], how far the gripper points down (pitch [rad]) and how it is turned about its own axis
 (roll [rad]). A gripper points away from its arm's base, as the waist turns it, so the forearm need not roll: solutions never flip. What
 lies askew on the table is turned by the closing fingers, and is straight where the grippers meet, midway between the bases.
+
+A script begins where the scene is: an expert that takes over from a policy carries on with what the grippers hold.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ _ABOVE = np.array([0.0, 0.0, 0.09])  # what is picked up, at first [m]
 # Insertion [m]: where the socket is held, and how far the middle of the peg is from its middle: at first, and when the peg touches the pin.
 _SOCKET, _APART, _TOUCHING = np.array([-0.06, 0.5, 0.2]), 0.15, 0.10
 _LOST = 0.06  # a part that lies so far from the finger tips has been dropped [m]
+_LIFTED = 0.06  # height of the middle of a part that does not lie on the table [m]; at a reset they fall from 0.042
 _NUM_PUSHES, _PUSH_SECONDS = 8, 0.32
+_SPEED, _TURNING, _SHORTEST = 0.25, 1.5, 0.1  # of who joins, in m/s and rad/s, and the seconds of its shortest phase
+_THERE, _LEVEL = 0.03, 0.1  # m and rad: a gripper, or a part, is where the script wants it
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,9 @@ class _Arm:
         return self._live.xpos[self._body] + self._live.xmat[self._body].reshape(3, 3) @ _TIPS
 
     def pose(self, gripper: float) -> Pose:
-        """The present pose, if the roll is 0 as at the start."""
-        return Pose(self.tips(), math.asin(-self._live.xmat[self._body][6]), 0.0, gripper)
+        """The present pose."""
+        down, aside, up = self._live.xmat[self._body][6:]
+        return Pose(self.tips(), math.asin(-down), math.atan2(aside, up), gripper)
 
     def solve(self, pose: Pose) -> np.ndarray:
         """Joint angles [6] for `pose`: damped least squares from the angles before."""
@@ -113,6 +119,13 @@ class _Arm:
         return self._solution
 
 
+def _is_over(now: Pose, grasp: Pose) -> bool:
+    """The gripper comes down on what it is to take, or is there."""
+    beside = now.tips - grasp.tips
+    is_turned = max(abs(now.pitch - grasp.pitch), abs(now.roll - grasp.roll)) < _LEVEL
+    return bool(is_turned and np.linalg.norm(beside[:2]) < _THERE and beside[2] < _ABOVE[2])
+
+
 def _about_x(angle: float) -> np.ndarray:
     sine, cosine = math.sin(angle), math.cos(angle)
     return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
@@ -129,16 +142,16 @@ def _about_z(angle: float) -> np.ndarray:
 
 
 class AlohaExpert:
-    """The script of a task; make it after reset."""
+    """The script of a task from the present state on."""
 
     def __init__(self, task: str, physics: Any, proprio: np.ndarray) -> None:
         """`physics` is dm_control's, `proprio` [14] where the arms are."""
         self._physics = physics
         self._left, self._right = _Arm(physics, "left"), _Arm(physics, "right")
         scripts: dict[str, Callable[[], Iterator[Phase]]] = {"transfer_cube": self._transfer, "insertion": self._insertion}
-        self._phases = scripts[task]()
         grippers = proprio[[6, 13]]
         self._start = Phase(0.0, self._left.pose(float(grippers[0])), self._right.pose(float(grippers[1])))
+        self._phases = scripts[task]()
         self._phase, self._step = next(self._phases), 0
 
     def act(self) -> np.ndarray:
@@ -156,36 +169,83 @@ class AlohaExpert:
         """Where an object is [m]."""
         return np.array(self._physics.named.data.xpos[name])
 
+    def _is_carried(self, name: str, arm: _Arm) -> bool:
+        """The part is off the table, in that gripper."""
+        part = self._object(name)
+        return bool(part[2] > _LIFTED and np.linalg.norm(arm.tips() - part) < _LOST)
+
+    def _joined(self, left: Pose, right: Pose) -> Phase:
+        """A phase from wherever the arms are, in the time that it takes."""
+        pairs = ((self._start.left, left), (self._start.right, right))
+        metres = max(float(np.linalg.norm(goal.tips - now.tips)) for now, goal in pairs)
+        turns = max(max(abs(goal.pitch - now.pitch), abs(goal.roll - now.roll)) for now, goal in pairs)
+        return Phase(max(metres / _SPEED, turns / _TURNING, _SHORTEST), left, right)
+
     def _transfer(self) -> Iterator[Phase]:
         """The right arm picks the cube up and holds it out, the left one takes it from the other side."""
+        waiting = Pose(_MEET - [0.12, 0, 0], 0.0, math.pi / 2, _OPEN)
+        around = replace(waiting, tips=_MEET - [0.005, 0, 0])
+        if self._is_carried("box", self._right):
+            lifted = replace(self._start.right, tips=_MEET, gripper=_CLOSED)
+            beside = self._start.left.tips - _MEET  # of the left gripper, which comes along x
+            is_turned = abs(self._start.left.roll - waiting.roll) < 2 * _LEVEL
+            is_in_line = is_turned and np.linalg.norm(beside[1:]) < _THERE and beside[0] < _THERE
+            if not (is_in_line and np.linalg.norm(self._start.right.tips - _MEET) < _THERE):
+                yield self._joined(waiting, lifted)
+            if not (is_in_line and np.linalg.norm(beside) < _THERE):
+                yield self._joined(around, lifted) if is_in_line else Phase(0.8, around, lifted)
+            yield Phase(0.8, replace(around, gripper=_CLOSED), lifted)
+            return
         cube = self._object("box") * [1, 1, 0] + [0, 0, 0.018]  # on the table
         above = Pose(cube + _ABOVE, _DOWN, 0.0, _OPEN)
-        waiting = Pose(_MEET - [0.12, 0, 0], 0.0, math.pi / 2, _OPEN)
-        yield Phase(1.2, waiting, above)
         grasp = replace(above, tips=cube)
-        yield Phase(0.6, waiting, grasp)
+        if _is_over(self._start.right, grasp):
+            yield self._joined(waiting, grasp)
+        else:
+            yield Phase(1.2, waiting, above)
+            yield Phase(0.6, waiting, grasp)
         held = replace(grasp, gripper=_CLOSED)
         yield Phase(0.5, waiting, held)
         lifted = replace(held, tips=_MEET)
         yield Phase(1.4, waiting, lifted)
-        around = replace(waiting, tips=_MEET - [0.005, 0, 0])
         yield Phase(0.8, around, lifted)
         yield Phase(0.8, replace(around, gripper=_CLOSED), lifted)
 
     def _insertion(self) -> Iterator[Phase]:
         """Each arm picks up its part; they are lined up in the air, and the peg is pushed into the socket."""
         socket, peg = self._object("socket") * [1, 1, 0] + [-0.02, 0, 0.022], self._object("peg") * [1, 1, 0] + [0.02, 0, 0.012]
-        left, right = (Pose(part + _ABOVE, _DOWN, 0.0, _OPEN) for part in (socket, peg))
-        yield Phase(1.2, left, right)
-        left, right = replace(left, tips=socket), replace(right, tips=peg)
-        yield Phase(0.6, left, right)
-        left, right = replace(left, gripper=_CLOSED), replace(right, gripper=_CLOSED)
-        yield Phase(0.5, left, right)
-        left, right = self._lined_up(left, right, _SOCKET, _APART)
-        yield Phase(1.4, left, right)
-        for distance in (_APART, _APART, *np.linspace(_APART, _TOUCHING - 0.02, _NUM_PUSHES)):
+        starts = self._start.left, self._start.right
+        carried = self._is_carried("socket", self._left), self._is_carried("peg", self._right)
+        grasps = [
+            replace(now, gripper=_CLOSED) if held else Pose(part, _DOWN, 0.0, _OPEN)
+            for now, held, part in zip(starts, carried, (socket, peg), strict=True)
+        ]
+        left, right = (replace(grasp, gripper=_CLOSED) for grasp in grasps)
+        if not all(carried):
+            if all(held or _is_over(now, grasp) for now, held, grasp in zip(starts, carried, grasps, strict=True)):
+                yield self._joined(*grasps)
+            else:
+                above = (replace(grasp, tips=grasp.tips + (0 if held else 1) * _ABOVE) for grasp, held in zip(grasps, carried, strict=True))
+                yield Phase(1.2, *above)
+                yield Phase(0.6, *grasps)
+            yield Phase(0.5, left, right)
+        distances = [_APART, _APART, *np.linspace(_APART, _TOUCHING - 0.02, _NUM_PUSHES)]
+        if self._are_lined_up():
+            apart = float(np.linalg.norm(self._object("peg") - self._object("socket")))
+            distances = [distance for distance in distances[2:] if distance < apart] or distances[-1:]
+        else:
+            left, right = self._lined_up(left, right, _SOCKET, _APART)
+            yield self._joined(left, right) if all(carried) else Phase(1.4, left, right)
+        for distance in distances:
             left, right = self._lined_up(left, right, self._object("socket"), distance)
             yield Phase(_PUSH_SECONDS, left, right)
+
+    def _are_lined_up(self) -> bool:
+        """Both parts are carried, level, the peg in front of the socket or in it."""
+        offset = self._object("peg") - self._object("socket")
+        tilts = [abs(float(self._physics.named.data.xmat[part, "zx"])) for part in ("socket", "peg")]
+        is_carried = self._is_carried("socket", self._left) and self._is_carried("peg", self._right)
+        return bool(is_carried and np.linalg.norm(offset[1:]) < 0.01 and max(tilts) < _LEVEL)
 
     def _lined_up(self, left: Pose, right: Pose, target: np.ndarray, distance: float) -> tuple[Pose, Pose]:
         """Poses that put the socket at its place and the peg `distance` beside `target`, both level, from how the grippers hold them."""

@@ -23,7 +23,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, registe
 
 MANIFEST_FILE = "manifest.json"
 COLLECTION = "collection"  # of simulators.episodes.SPLITS
-# Kind of help -> weights of the manifest: where the expert took over, what the policy did before is no example, nor is what failed all the same.
+# Kind of help -> weights of the manifest: what the policy did before the expert took over is no example, nor is what failed all the same.
 WHAT_IS_TAUGHT = {TAKEOVER: {"by policy": 0.0, "not success": 0.0}}
 
 
