@@ -6,6 +6,7 @@ That the commands run is the matter of tests/smoke/test_documented_commands.py.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from dataclasses import fields
 
@@ -195,8 +196,13 @@ def _check_command(command: str) -> None:
     script = next((word for word in command.split() if word.endswith(".py") or word in CONFIGS), None)
     assert script in CONFIGS, f"no configuration known for {command!r}"
     known = set(flag_names(CONFIGS[script]())) | {"config_path"}  # of every script
-    used = {word[2:] for word in command[command.index(script) :].split() if word.startswith("--")}
+    words = shlex.split(command[command.index(script) :])
+    used = {word[2:] for word in words if word.startswith("--") and " " not in word}
     assert used <= known, f"{script} has no flag {sorted(used - known)}"
+    if "--finetune_flags" in words:
+        passed = {word[2:] for word in words[words.index("--finetune_flags") + 1].split() if word.startswith("--")}
+        trainer = set(flag_names(CONFIGS["vla-scripts/finetune.py"]()))
+        assert passed <= trainer, f"the trainer has no flag {sorted(passed - trainer)}"
 
 
 def test_common_failures_are_quoted_as_the_code_says_them() -> None:

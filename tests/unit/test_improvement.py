@@ -190,6 +190,15 @@ def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -
     assert "No round helped: the first policy stays. On fresh starts it solves 60 % (60/100)" in table
 
 
+def test_states_that_the_rounds_have_seen_are_not_called_fresh(tmp_path: Path) -> None:
+    config = config_of(tmp_path, simulator="libero")
+    table = write_results(
+        Results(config, [make_round(0, 22), make_round(1, 28, BETTER)], "1 round was wanted", PairedTable(50, 30, 10, 10))
+    )
+    assert "On the benchmark's fixed starts, those of the rounds among them: 60 % (60/100) before" in table
+    assert "fresh" not in table
+
+
 def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["python", "-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
     for _ in range(2):

@@ -102,6 +102,11 @@ class ImproveConfig:
     def expert_help(self) -> str:
         return METHODS[self.method][0]
 
+    @property
+    def last_starts(self) -> str:
+        """What the last evaluations are played on, in words: LIBERO has 50 fixed states, of which the rounds have seen the first."""
+        return "the benchmark's fixed starts, those of the rounds among them" if self.simulator == "libero" else "fresh starts"
+
     def round_folder(self, number: int) -> Path:
         """Of round `number`, from 1; 0 is the start."""
         return self.folder / (f"round_{number}" if number else "start")

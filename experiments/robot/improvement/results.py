@@ -110,10 +110,10 @@ def _final_lines(results: Results, table: PairedTable) -> list[str]:
     best = best_of(results.rounds)
     if not best.number:
         share, interval = _share(table.both + table.only_b, table.num_pairs)
-        return [f"No round helped: the first policy stays. On fresh starts it solves {share}, {interval}."]
+        return [f"No round helped: the first policy stays. On {results.config.last_starts} it solves {share}, {interval}."]
     before, after = _share(table.both + table.only_b, table.num_pairs), _share(table.both + table.only_a, table.num_pairs)
     return [
-        f"On fresh starts: {before[0]} before ({before[1]}), {after[0]} after round {best.number} ({after[1]}); "
+        f"On {results.config.last_starts}: {before[0]} before ({before[1]}), {after[0]} after round {best.number} ({after[1]}); "
         f"difference {_change(table)}, McNemar's p {format_p(table.p_value)}.",
         "",
         f"The policy: {best.checkpoint}",
@@ -131,7 +131,7 @@ def _change(table: PairedTable) -> str:
 
 
 def _draw(results: Results, path: Path) -> None:
-    """Success over rounds with intervals; the fresh starts beside them."""
+    """Success over rounds with intervals; that on the last starts beside them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,9 +142,9 @@ def _draw(results: Results, path: Path) -> None:
     _draw_points(axes, points, _BLUE, "same starts in every round", "-o")
     if results.final is not None:
         table, best = results.final, best_of(results.rounds).number
-        fresh = [(0, table.both + table.only_b, table.num_pairs)]
-        fresh += [(best, table.both + table.only_a, table.num_pairs)] if best else []
-        _draw_points(axes, [(number + 0.06, count, total) for number, count, total in fresh], _ORANGE, "fresh starts", "--s")
+        last = [(0.06, table.both + table.only_b, table.num_pairs)]
+        last += [(best + 0.06, table.both + table.only_a, table.num_pairs)] if best else []
+        _draw_points(axes, last, _ORANGE, results.config.last_starts.partition(",")[0], "--s")
     axes.set_xticks([item.number for item in results.rounds], ["start", *(f"round {item.number}" for item in results.rounds[1:])])
     axes.set_ylim(0, 102)
     axes.set_ylabel("success [%]", fontsize=9, color=_MUTED)
