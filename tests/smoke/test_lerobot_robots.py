@@ -171,6 +171,7 @@ def test_lerobots_own_so101_is_told_to_stay_when_it_is_connected_and_keeps_its_t
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert f"lerobot-calibrate --robot.type=so101_follower --robot.port={bus.port} --robot.id=another_arm" in found["said"]
+    assert f"another program commands the arm at {bus.port}" in found["taken"]
     assert np.allclose(found["before"], [0.0] * 5 + [0.5], atol=2e-3)
     assert np.allclose(found["after"], [0.1, -0.1, 0.0, 0.0, 0.0, 0.75], atol=2e-3)
     turn = round(0.1 / (2 * np.pi) * 4095)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.lerobot import devices
+from experiments.robot.lerobot import devices, ports
 from experiments.robot.lerobot.dimensions import DEGREES, PERCENT, Dimensions, as_argument, check_kinds, match_dimensions, split_unit
 from prismatic.acting.leader import Leader
 from prismatic.acting.robot import Robot
@@ -59,6 +59,7 @@ class LeRobotArm(Robot):
         self._robot: Any = None
         self._values: Mapping[str, Any] = {}  # the last reading
         self._read_at = -np.inf
+        self._ports: list[int] = []  # held
         self._has_told_of_shortening = False
 
     def fit(self, info: PolicyInfo) -> None:
@@ -121,10 +122,11 @@ class LeRobotArm(Robot):
         device = devices.make_device("teleoperator", self._teleop_config)
         units = devices.value_units(device, device.action_features, stated)
         values = match_dimensions("action", info.action_names, units, renamed)
-        return LeRobotLeader(device, values, info.action_names, dict(self._ours["teleop"]))
+        return LeRobotLeader(device, self._teleop_config, values, info.action_names)
 
     def connect(self) -> None:
-        """Raises ValueError where the arm has not been calibrated, or another one has been under this id."""
+        """Raises ValueError where another program commands the arm, it has not been calibrated, or another one has been under this id."""
+        self._ports = ports.hold(self._config)
         logger.info("LeRobot's drivers switch the motors off for a moment while they connect: let the arm rest on something")
         _connect(self._robot, "robot", self._type_name, self._arguments)
         found = self.position()
@@ -166,19 +168,23 @@ class LeRobotArm(Robot):
         if self._robot is not None and self._robot.is_connected:
             self._robot.disconnect()
             logger.info("the arm keeps its torque and holds where it is: support it before you switch it off")
+        ports.release(self._ports)
 
 
 class LeRobotLeader(Leader):
     """One of LeRobot's teleoperators, in the order and units of a policy."""
 
-    def __init__(self, device: Any, values: Dimensions, action_names: tuple[str, ...], said: Mapping[str, Any]) -> None:
-        """`values`: where the policy's dimensions are among those of `device`; `said`: its arguments."""
-        self._device, self._values, self._said = device, values, said
+    def __init__(self, device: Any, config: Any, values: Dimensions, action_names: tuple[str, ...]) -> None:
+        """`config`: what `device` was made of; `values`: where the policy's dimensions are among those of the device."""
+        self._device, self._config, self._values = device, config, values
+        self._ports: list[int] = []  # held
         self.action_names = action_names
 
     def connect(self) -> None:
-        """Raises ValueError where it has not been calibrated."""
-        _connect(self._device, "teleop", str(self._said.get("type", "")), self._said)
+        """Raises ValueError where another program reads it, or it has not been calibrated."""
+        self._ports = ports.hold(self._config)
+        said = {name: getattr(self._config, name) for name in ("port", "id") if getattr(self._config, name, None) is not None}
+        _connect(self._device, "teleop", self._config.type, said)
 
     def read(self) -> np.ndarray:
         return self._values.read(self._device.get_action())
@@ -186,6 +192,7 @@ class LeRobotLeader(Leader):
     def disconnect(self) -> None:
         if self._device.is_connected:
             self._device.disconnect()
+        ports.release(self._ports)
 
 
 def _connect(device: Any, kind: str, type_name: str, said: Mapping[str, Any]) -> None:
