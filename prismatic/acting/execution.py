@@ -166,6 +166,16 @@ class ChunkExecutor:
             return f"the position of {', '.join(name for name, bad in zip(self._names, is_bad, strict=True) if bad)} is not finite"
         return ""
 
+    def find_motion(self, before: Sensed, sensed: Sensed) -> str:
+        """Why a rollout cannot begin between these two sound measurements, one right after the other; "" if it can.
+
+        Its first command is where the robot stands, which a single wrong reading must not decide.
+        """
+        gap = np.where(self._is_target, np.abs(np.asarray(sensed.position) - before.position), 0.0)
+        moved = [f"{self._names[dim]} by {gap[dim]:.3g}" for dim in np.flatnonzero(self._is_target & (gap > self._limits.resting_gap))]
+        more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+        return f"two readings of the position differ ({', '.join(moved[:3])}{more}): it moves, or one of them is wrong" if moved else ""
+
     def _forget(self) -> None:
         """Drops every prediction, also the one that is on its way; what comes next is approached."""
         self._drop_plan()

@@ -159,19 +159,24 @@ class RealTimeRollout:
         )
 
     def _begin(self, ticker: Ticker) -> str:
-        """Waits for a fresh measurement and starts from there; why it cannot, "" if it can."""
+        """Waits for a fresh measurement that the one before confirms, and starts from there; why it cannot, "" if it can."""
         self._actor.clear()
-        options = self._actor.executor.options
-        until = time.monotonic() + options.stop_after_s
+        executor = self._actor.executor
+        before: Sensed | None = None
+        until = time.monotonic() + executor.options.stop_after_s
         while True:
             sensed = self._sense()
-            trouble = self._trouble or self._actor.executor.find_trouble(sensed, time.monotonic())
-            if not trouble:
+            trouble = self._trouble or executor.find_trouble(sensed, time.monotonic())
+            if trouble:
+                before = None
+            elif before is None or sensed.time <= before.time or (trouble := executor.find_motion(before, sensed)):
+                before = sensed
+            else:
                 self._actor.reset(sensed, time.monotonic())
                 self._has_begun = True
                 return ""
-            if time.monotonic() > until:
-                return f"stopped: {trouble} for {options.stop_after_s:.1f} s before the start"
+            if trouble and time.monotonic() > until:
+                return f"stopped: {trouble} for {executor.options.stop_after_s:.1f} s before the start"
             time.sleep(ticker.period)
 
     def _tick(self, elapsed: float, log: FileIO) -> str:

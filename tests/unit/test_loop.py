@@ -229,6 +229,37 @@ def test_an_arm_whose_joints_are_not_known_is_not_moved_at_all(tmp_path: Path) -
     assert outcome.num_steps == 0
 
 
+def test_a_wrong_reading_at_the_start_is_no_place_to_begin(tmp_path: Path) -> None:
+    class Misread(SimulatedArm):
+        """Every third reading, the first one among them, has a wrong shoulder."""
+
+        num_readings = 0
+
+        def position(self) -> np.ndarray:
+            self.num_readings += 1
+            wrong = [40.0, 0, 0, 0, 0, 0] if self.num_readings % 3 == 1 else [0.0] * 6
+            return super().position() + wrong
+
+    arm = Misread(12.0)
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: len(arm.commands) > 0)
+    np.testing.assert_allclose(arm.commands[0], np.full(6, 12.0), atol=2.0)
+    rollout.keys.queue.append("q")
+    rollout.finish()
+
+
+def test_an_arm_that_is_moved_by_hand_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    class Pushed(SimulatedArm):
+        def position(self) -> np.ndarray:
+            return np.full(6, 400.0 * time.monotonic() % 90)
+
+    arm = Pushed()
+    outcome = Rollout(tmp_path, arm).finish()
+    assert outcome.ending.startswith("stopped: two readings of the position differ (shoulder_pan [deg] by ")
+    assert outcome.ending.endswith(" more): it moves, or one of them is wrong for 0.6 s before the start")
+    assert arm.commands == []
+
+
 def test_an_exception_that_nobody_foresaw_leaves_the_arm_held(tmp_path: Path) -> None:
     class Narrow(Policy):
         def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:

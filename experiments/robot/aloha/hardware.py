@@ -107,9 +107,13 @@ class AlohaHardware(Robot):
         """Moves both arms to their start, the farther they are the longer, and checks that they went there.
 
         Raises:
-            RobotError: joint messages are old, a command is not taken, or an arm does not follow.
+            RobotError: joint messages are old or contradict each other, a command is not taken, or an arm does not follow.
         """
+        first = self._fresh_position()
+        time.sleep(1 / _MOVE_HZ)
         start, goal = self._fresh_position(), np.concatenate([_START_POSE, [1.0]] * 2)
+        if (gap := np.delete(np.abs(start - first), _GRIPPERS)).max() > _MOVE_GAP:
+            raise RobotError(f"two readings of an arm differ by {gap.max():.2f} rad: it moves, or one of them is wrong; nothing is sent")
         seconds = max(_MOVE_SECONDS, float(np.abs(goal - start).max()) / _MOVE_SPEED)
         for part in np.linspace(0, 1, round(seconds * _MOVE_HZ)):
             target = (1 - part) * start + part * goal

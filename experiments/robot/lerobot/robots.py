@@ -129,7 +129,7 @@ class LeRobotArm(Robot):
         self._ports = ports.hold(self._config)
         logger.info("LeRobot's drivers switch the motors off for a moment while they connect: let the arm rest on something")
         _connect(self._robot, "robot", self._type_name, self._arguments)
-        found = self.position()
+        found = np.median([self.position() for _ in range(3)], axis=0)  # the first command must not be one wrong reading
         if not np.isfinite(found[self._is_target]).all():
             raise ValueError(f"LeRobot's {self._type_name} does not say where all of its motors are; check their cables, then start again")
         self.send(np.where(self._is_target, found, 0.0))  # from now on it holds
