@@ -13,7 +13,8 @@ import torch
 from prismatic.policy.checkpoint.files import check_free_space, list_weights_anew
 from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
-from prismatic.policy.checkpoint.saving import save_model
+from prismatic.policy.checkpoint.saving import save_config, save_model
+from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
@@ -36,11 +37,14 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Writes model.safetensors (or shards) into `folder`; an existing one is replaced only when the new one is complete.
 
-    `merge_dtype` float32 rounds each merged weight once; bfloat16 adds in bfloat16, as the published script does.
+    So does config.json where there is none, as in the published code's folders of unmerged adapters. `merge_dtype` float32 rounds each
+    merged weight once; bfloat16 adds in bfloat16, as the published script does.
 
     Raises:
         ValueError: `folder` holds no adapters, its base model is unknown, or the disk is full.
     """
+    if not (folder / POLICY_FILE).is_file() and options.flags.num_images_in_input is None:
+        options = replace(options, flags=replace(options.flags, num_images_in_input=1))  # the weights are the same for any number
     apart = replace(options, keep_adapters=True, base_model=base_model)
     parts = replace(load_parts(folder, device, dtype, apart), reference=None)  # the sample looks like nothing, and need not
     sample = sample_observation(parts)
@@ -49,6 +53,8 @@ def merge_checkpoint(
     temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder))
     try:
         save_model(parts.model.vla, temporary, merge_dtype)
+        if not (folder / "config.json").is_file():
+            save_config(parts, temporary)
         del parts
         new = sorted(path.name for path in temporary.iterdir())
         for name in sorted(new, key=lambda name: name.endswith(".json")):  # an index comes last: it makes the shards count

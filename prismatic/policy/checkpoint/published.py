@@ -13,6 +13,8 @@ from typing import Any
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
     NOISY_ACTION_PROJECTOR,
     PROPRIO_PROJECTOR,
     VISION_BACKBONE,
@@ -21,7 +23,7 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
-from prismatic.policy.lora.adapters import lora_rank
+from prismatic.policy.lora.adapters import lora_rank, stored_ranks
 from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
 from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
@@ -43,11 +45,8 @@ def describe_published(
     entry = _registry_entry(key)
     platform = _platform(folder, flags, entry, key, norm_stats)
     cameras = _cameras(flags, entry, folder)
-    rank = None
-    if has_component(folder, VISION_BACKBONE):
-        rank = lora_rank(read_component(folder, VISION_BACKBONE))
-    elif flags.lora_rank is not None:
-        rank = flags.lora_rank
+    rank = _rank(folder)
+    rank = flags.lora_rank if rank is None else rank
     spec = PolicySpec(
         platform=platform,
         cameras=cameras,
@@ -59,6 +58,14 @@ def describe_published(
         provenance={"note": "a published checkpoint without policy.json"},
     )
     return apply_flags(spec, flags, f"the files of {folder}")
+
+
+def _rank(folder: Path) -> int | None:
+    """Of the adapters in the files; None: they hold none, or lay them into the weights."""
+    if has_component(folder, VISION_BACKBONE):
+        return lora_rank(read_component(folder, VISION_BACKBONE))
+    path = folder / ADAPTER_FOLDER / ADAPTER_FILE
+    return next(iter(stored_ranks(path).values()), None) if path.is_file() else None
 
 
 def _registry_entry(unnorm_key: str | None) -> DatasetEntry | None:

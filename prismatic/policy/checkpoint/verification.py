@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from prismatic.models.configuration import OpenVLAConfig
-from prismatic.models.processor import TOKENIZER_FILES
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.base_files import named_base
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
     ADAPTER_FILE,
@@ -33,11 +33,12 @@ from prismatic.policy.checkpoint.files import (
     read_component,
     read_manifest,
 )
-from prismatic.policy.checkpoint.loading import check_weights, load_config, named_base
+from prismatic.policy.checkpoint.loading import check_weights, load_config
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
-from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, StoredWeights
-from prismatic.policy.lora.adapters import merge_component
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
+from prismatic.policy.lora.adapters import merge_component, stored_ranks
+from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.vla.diagnosis import Finding, Status
 
 _COPY_AGAIN = "Copy or download the whole checkpoint folder again."
@@ -52,7 +53,7 @@ def verify_checkpoint(folder: Path) -> list[Finding]:
     spec, findings = _verify_spec(folder)
     config, found = _verify_config(folder)
     findings += [found, _verify_processor(folder), *_verify_manifest(folder)]
-    if config is not None:
+    if config is not None or _holds_adapters_alone(folder):
         findings.append(_attempt("weights", lambda: _describe_weights(folder, config, spec)))
     if spec is None:
         findings += [Finding("components", Status.NOTE, f"{_listed(folder)}; shapes not checked without {POLICY_FILE}")]
@@ -125,7 +126,12 @@ def _verify_manifest(folder: Path) -> list[Finding]:
 
 def _verify_config(folder: Path) -> tuple[OpenVLAConfig | None, Finding]:
     try:
-        config = load_config(folder)
+        source = folder
+        if not (folder / "config.json").is_file() and _holds_adapters_alone(folder) and (base := named_base(folder)):
+            source = Path(base).expanduser()
+            if not source.is_dir():  # nothing is downloaded for a look
+                return None, Finding("config.json", Status.OK, f"that of the base model {base}")
+        config = load_config(source)
     except (ValueError, OSError, KeyError) as error:  # transformers raises OSError for text that is no JSON
         return None, Finding("config.json", Status.PROBLEM, str(error), _COPY_AGAIN)
     layers = config.get_text_config().num_hidden_layers
@@ -137,15 +143,16 @@ def _verify_processor(folder: Path) -> Finding:
     """Tokenizer and image processor; adapters alone take those of their base."""
     is_whole = any((folder / name).is_file() for name in WEIGHT_FILES)
     absent = [] if (folder / "preprocessor_config.json").is_file() else ["preprocessor_config.json"]
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer.")):
-        absent.append("tokenizer.json (or tokenizer.model)")
+    if not (folder / "tokenizer.json").is_file():
+        absent.append("tokenizer.json")
     if absent and is_whole:
         return Finding("processor", Status.PROBLEM, f"lacks {', '.join(absent)}", _COPY_AGAIN)
     return Finding("processor", Status.OK, "tokenizer and image processor" if not absent else "those of the base model")
 
 
-def _describe_weights(folder: Path, config: OpenVLAConfig, spec: PolicySpec | None) -> str:
+def _describe_weights(folder: Path, config: OpenVLAConfig | None, spec: PolicySpec | None) -> str:
     if any((folder / name).is_file() for name in WEIGHT_FILES):
+        assert config is not None
         check_weights(folder, config)
         return f"the whole model, {_gigabytes(folder.glob('model*.safetensors'))}"
     adapter = folder / ADAPTER_FOLDER / ADAPTER_FILE
@@ -157,19 +164,25 @@ def _describe_weights(folder: Path, config: OpenVLAConfig, spec: PolicySpec | No
 
 
 def check_adapter_file(path: Path) -> None:
-    """Returns if the file of the adapters is whole.
+    """Returns if the file of the adapters is whole and adapter_config.json beside it fits.
 
     Raises:
-        ValueError: it is damaged, or holds no adapter.
+        ValueError: one of them is damaged, or there is no adapter, or one of another rank or kind.
     """
-    with StoredWeights.open_file(path) as file:
-        if not any(".lora_A." in key for key in file.keys()):  # noqa: SIM118
-            raise ValueError(f"{path} holds no adapter")
+    ranks, scaling = stored_ranks(path), AdapterScaling.read(path.parent)
+    if not ranks:
+        raise ValueError(f"{path} holds no adapter")
+    for module, rank in ranks.items():
+        scaling.of(module, rank)
+
+
+def _holds_adapters_alone(folder: Path) -> bool:
+    return not any((folder / name).is_file() for name in WEIGHT_FILES) and (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file()
 
 
 def adapter_base(folder: Path) -> str | None:
     """The base model, folder or Hub id, that a checkpoint needs because it holds adapters alone; None for any other checkpoint."""
-    if any((folder / name).is_file() for name in WEIGHT_FILES) or not (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file():
+    if not _holds_adapters_alone(folder):
         return None
     named = PolicySpec.load(folder).base_model if (folder / POLICY_FILE).is_file() else None
     return named or named_base(folder)
