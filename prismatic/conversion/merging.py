@@ -15,7 +15,6 @@ from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_config, save_model
 from prismatic.policy.checkpoint.spec import POLICY_FILE
-from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
 
@@ -61,8 +60,9 @@ def merge_checkpoint(
             (temporary / name).replace(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for name in set(WEIGHT_FILES) - set(new):
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("model*.safetensors*"):  # of an earlier merge into other shards
+        if path.name not in new:
+            path.unlink()
     list_weights_anew(folder)
     merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), options.unnorm_key)
     after = merged.predict([sample], seeds=[0])[0].actions

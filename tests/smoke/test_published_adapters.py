@@ -83,6 +83,16 @@ def test_the_flags_that_messages_name_are_those_of_the_merging_command(
     assert (run / "model.safetensors").is_file()
 
 
+def test_shards_of_an_earlier_merge_are_not_left_among_the_new_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge_as_documented(run, monkeypatch)
+    once = sorted(path.name for path in run.iterdir())
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (run / name).write_bytes((run / "model.safetensors").read_bytes())
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    merge_as_documented(run, monkeypatch)
+    assert sorted(path.name for path in run.iterdir()) == once
+
+
 def test_it_is_served_as_an_adapter_examined_and_continued(run: Path) -> None:
     alone = act(Policy.from_pretrained(run, "cpu", options=FLAGS))
     shared = act(load_adapter_policies({"a": run}, CPU, torch.float32, FLAGS)["a"])
