@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapter_checkpoints import write_base, write_run
 
-from prismatic.policy.checkpoint.files import STATISTICS_FILE
+from prismatic.policy.checkpoint.files import STATISTICS_FILE, atomic_folder
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.checkpoint.spec import HeadSpec
 from prismatic.policy.lora.bank import load_adapter_policies
@@ -77,6 +77,19 @@ def test_the_data_set_that_is_asked_for_counts_where_an_adapter_has_it(workplace
     assert [policy.unnorm_key for policy in load("arm").values()] == ["arm", "arm"]
     with pytest.raises(ValueError, match="--unnorm_key 'wiede' is in no adapter's statistics; did you mean wide"):
         load("wiede")
+
+
+def test_statistics_that_were_edited_are_warned_of(workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with atomic_folder(tmp_path / "run") as folder:
+        shutil.copytree(workplace / "plain", folder, dirs_exist_ok=True)
+    load_adapter_policies({"plain": tmp_path / "run"}, CPU, torch.float32)
+    assert "changed since training" not in caplog.text
+    path = tmp_path / "run" / STATISTICS_FILE
+    statistics = json.loads(path.read_text())
+    statistics["arm"]["action"]["max"][0] = statistics["arm"]["action"]["q99"][0] = 3
+    path.write_text(json.dumps(statistics))
+    load_adapter_policies({"plain": tmp_path / "run"}, CPU, torch.float32)
+    assert f"{STATISTICS_FILE} changed since training saved it; actions may have other units" in caplog.text
 
 
 def test_the_base_may_be_quantized(workplace: Path) -> None:
