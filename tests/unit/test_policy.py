@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from experiments.robot.openvla_utils import GenerateConfig, get_processor, get_vla, get_vla_action
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.models.sizes import BACKBONES
 from prismatic.policy.checkpoint.files import atomic_folder
-from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.policy.checkpoint.loading import LoadOptions, load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.policy.checkpoint.verification import verify_checkpoint
 from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
 from prismatic.vla.constants import PROMPT_TEMPLATE, ROBOT_PLATFORMS
+from prismatic.vla.diagnosis import Status
 from prismatic.vla.images import ImageRecipe, round_trip
 from prismatic.vla.reference import Reference, small_picture
 from prismatic.vla.types import Observation
@@ -281,9 +285,60 @@ def test_a_policy_json_that_was_edited_wrongly_is_described(folder: Path, change
         Policy.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", r"policy\.json holds a JSON list, expected an object; copy"),
+        (b"null", r"policy\.json holds a JSON NoneType, expected an object"),
+        (b"\xff\xfe", r"policy\.json is not valid JSON"),
+        (b'{"format_version": 1, "platform": []}', r"policy\.json lacks the field 'normalization'"),
+    ],
+)
+def test_a_policy_json_that_is_something_else_is_named(folder: Path, content: bytes, message: str) -> None:
+    (folder / "policy.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+    assert any(finding.status == Status.PROBLEM for finding in verify_checkpoint(folder))
+
+
+def test_a_published_folder_knows_its_data_sets_by_name(folder: Path) -> None:
+    (folder / "policy.json").unlink()
+    options = LoadOptions(flags=PolicyFlags(num_images_in_input=1))
+    with pytest.raises(ValueError, match=r"unnorm_key 'leg' is not in the statistics of .*checkpoint; known: arm"):
+        Policy.from_pretrained(folder, device="cpu", unnorm_key="leg", options=options)
+
+
+def test_the_doctor_wants_the_tokenizer_that_loading_wants(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    [found] = [finding for finding in verify_checkpoint(folder) if finding.status == Status.PROBLEM]
+    assert found.found == "lacks tokenizer.json"
+    with pytest.raises(ValueError, match=r"lacks tokenizer\.json"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
 def test_an_unknown_unnorm_key_lists_the_known_ones(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"unnorm_key 'leg' .* \['arm'\]"):
         Policy.from_pretrained(folder, device="cpu", unnorm_key="leg")
+
+
+def test_familiar_functions_answer_in_the_units_that_are_asked_for_now(folder: Path) -> None:
+    wide = {part: {name: [10 * value for value in row] for name, row in entry.items()} for part, entry in STATISTICS["arm"].items()}
+    (folder / "dataset_statistics.json").write_text(json.dumps({**STATISTICS, "wide": {**wide, "proprio": STATISTICS["arm"]["proprio"]}}))
+    cfg = GenerateConfig(pretrained_checkpoint=folder, engine="eager", unnorm_key="arm")
+    vla, seen = get_vla(cfg), observation()
+    obs = {"full_image": seen.images["primary"], "wrist_image": seen.images["wrist"], "state": seen.proprio}
+
+    def act() -> np.ndarray:
+        return np.stack(get_vla_action(cfg, vla, get_processor(cfg), obs, "open the door"))
+
+    narrow = act()
+    cfg.unnorm_key = "wide"
+    np.testing.assert_allclose(act(), 10 * narrow, rtol=1e-5, atol=1e-6)
+    cfg.unnorm_key = "arm"
+    np.testing.assert_array_equal(act(), narrow)
+    cfg.unnorm_key = "leg"
+    with pytest.raises(ValueError, match="unnorm_key 'leg' is not in"):
+        get_vla_action(cfg, vla, vla.parts.processor, obs, "open the door")
 
 
 def test_a_policy_of_several_data_sets_asks_for_one(parts: PolicyParts) -> None:

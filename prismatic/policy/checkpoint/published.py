@@ -25,7 +25,7 @@ from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
 from prismatic.policy.lora.adapters import lora_rank, stored_ranks
 from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
-from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform
+from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform, near_names
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
 from prismatic.vla.images import ImageRecipe
 
@@ -82,7 +82,12 @@ def _platform(
     if name is not None:
         return get_robot_platform(name)
     if key is None:
-        raise ValueError(f"{folder} was trained on several data sets; pass --unnorm_key, one of {', '.join(norm_stats)}")
+        raise ValueError(
+            f"{folder} was trained on several data sets; pass --unnorm_key, one of {', '.join(norm_stats)} (to export.py, whose programs "
+            "leave it open, --robot_platform)"
+        )
+    if key not in norm_stats:
+        raise ValueError(f"unnorm_key {key!r} is not in the statistics of {folder}; {near_names(key, norm_stats)}")
     width = len(next(iter(norm_stats[key]["action"].values())))
     fitting = [platform.name for platform in ROBOT_PLATFORMS.values() if platform.action_dim == width]
     raise ValueError(

@@ -107,10 +107,9 @@ class PolicySpec:
                 f"{folder} has no {POLICY_FILE}: not a checkpoint written by this project. "
                 "Pass a folder that vla-scripts/finetune.py saved (its name ends in _chkpt)"
             )
-        try:
-            content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+        from prismatic.models.json_files import read_object  # imports the Hub's client, which --help does without
+
+        content = read_object(path)
         version = content.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise ValueError(f"{path} has format_version {version}; this version of the code reads {FORMAT_VERSION}")
@@ -137,7 +136,7 @@ def _parse(content: dict[str, Any], path: Path) -> PolicySpec:
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
