@@ -27,7 +27,7 @@ from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import round_trip
-from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
+from prismatic.vla.normalization import Bounds, bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.reference import ObservationCheck
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
@@ -71,17 +71,20 @@ class Policy:
         self._tokenize = lru_cache(maxsize=_MAX_KNOWN_PROMPTS)(tokenize)  # control loops repeat their instruction
         self._random = torch.Generator().manual_seed(_NOISE_SEED)
         self.action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
-        if self.action_bounds.dim != spec.platform.action_dim:
-            raise ValueError(
-                f"statistics of {key!r} describe {self.action_bounds.dim} action dimensions, "
-                f"platform {spec.platform.name} has {spec.platform.action_dim}"
-            )
+        self._check_width("action", self.action_bounds, spec.platform.action_dim)
         if spec.published_normalization:
             self.action_bounds = replace(self.action_bounds, constant=np.zeros(self.action_bounds.dim, bool))
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+            self._check_width("proprio", self._proprio_bounds, spec.platform.proprio_dim)
         self.watch = self.make_watch()  # of whatever `predict` is shown
+
+    def _check_width(self, quantity: str, bounds: Bounds, width: int) -> None:
+        if bounds.dim != width:
+            raise ValueError(
+                f"statistics of {self.unnorm_key!r} describe {bounds.dim} {quantity} dimensions, platform {self.spec.platform.name} has {width}"
+            )
 
     @classmethod
     def from_pretrained(

@@ -40,13 +40,19 @@ class Bounds:
         """The limits that `normalization` uses, out of one entry of dataset_statistics.json ({"min": [...], ...}).
 
         Raises:
-            ValueError: the entry lacks a key, its lists differ in length, or percentiles lie outside of the extremes.
+            ValueError: the entry lacks a key, its lists differ in length or hold no numbers, or percentiles lie outside of the extremes.
         """
         low_key, high_key = _BOUND_KEYS[normalization]
         missing = [key for key in (low_key, high_key) if key not in statistics]
         if missing:
             raise ValueError(f"data-set statistics lack {missing}, needed for {normalization.value}; found {sorted(statistics)}")
         low, high = (np.asarray(statistics[key], np.float64) for key in (low_key, high_key))
+        for name, bound in ((low_key, low), (high_key, high)):
+            if (wrong := np.flatnonzero(~np.isfinite(bound))).size:
+                raise ValueError(
+                    f"data-set statistics: {name} is {statistics[name][int(wrong[0])]} in dimension {int(wrong[0])}, expected a finite "
+                    "number. Take dataset_statistics.json as training wrote it"
+                )
         _check_order(statistics)
         mask = np.asarray(statistics.get("mask", np.ones(len(low))), bool)
         smallest, largest = (np.asarray(statistics.get(key, bound)) for key, bound in (("min", low), ("max", high)))

@@ -341,6 +341,19 @@ def test_familiar_functions_answer_in_the_units_that_are_asked_for_now(folder: P
         get_vla_action(cfg, vla, vla.parts.processor, obs, "open the door")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_statistics_that_are_no_numbers_are_refused(parts: PolicyParts, value: float | None) -> None:
+    action = {**STATISTICS["arm"]["action"], "q99": [1.0, 2.0, value, 1.0]}
+    with pytest.raises(ValueError, match=rf"q99 is {value} in dimension 2, expected a finite number\. Take dataset_statistics\.json"):
+        Policy(replace(parts, norm_stats={"arm": {**STATISTICS["arm"], "action": action}}))
+
+
+def test_statistics_of_another_robots_state_are_refused(parts: PolicyParts) -> None:
+    proprio = {name: row[:3] for name, row in STATISTICS["arm"]["proprio"].items()}
+    with pytest.raises(ValueError, match="statistics of 'arm' describe 3 proprio dimensions, platform METAWORLD has 4"):
+        Policy(replace(parts, norm_stats={"arm": {**STATISTICS["arm"], "proprio": proprio}}))
+
+
 def test_a_policy_of_several_data_sets_asks_for_one(parts: PolicyParts) -> None:
     with pytest.raises(ValueError, match="pass unnorm_key, one of arm"):
         Policy(replace(parts, spec=replace(parts.spec, unnorm_key=None)))

@@ -92,10 +92,8 @@ def find_component(folder: Path, component: str) -> Path:
     found = sorted(path for path in folder.iterdir() if component in path.name and "checkpoint" in path.name)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(
-            f"{folder} must hold exactly one file {component}--*checkpoint.pt, found {names}; "
-            "the policy needs it, copy the whole checkpoint folder"
-        )
+        remedy = "remove those of other steps" if found else "the policy needs it, copy the whole checkpoint folder"
+        raise ValueError(f"{folder} must hold exactly one file {component}--*checkpoint.pt, found {names}; {remedy}")
     return found[0]
 
 

@@ -105,6 +105,8 @@ def _cameras(flags: PolicyFlags, entry: DatasetEntry | None, folder: Path) -> tu
             f"{folder} has no policy.json, and nothing in it tells how many images the policy takes; pass --num_images_in_input, "
             f"as in training{listed}"
         )
+    if count < 1:
+        raise ValueError(f"--num_images_in_input is {count}; the policy needs at least the primary camera")
     if known:
         if count > len(known):
             raise ValueError(
