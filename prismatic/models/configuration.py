@@ -34,6 +34,9 @@ class TowerConfig:
     attn_pool: bool = False  # an unused pooling head that published SigLIP weights carry
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "embed_dim", "num_heads", "mlp_hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"vision tower: {name} is {getattr(self, name)}; it must be at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"vision tower: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:

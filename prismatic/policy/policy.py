@@ -83,7 +83,8 @@ class Policy:
     def _check_width(self, quantity: str, bounds: Bounds, width: int) -> None:
         if bounds.dim != width:
             raise ValueError(
-                f"statistics of {self.unnorm_key!r} describe {bounds.dim} {quantity} dimensions, platform {self.spec.platform.name} has {width}"
+                f"statistics of {self.unnorm_key!r} describe {bounds.dim} {quantity} dimensions, "
+                f"platform {self.spec.platform.name} has {width}"
             )
 
     @classmethod

@@ -112,7 +112,11 @@ def test_a_base_that_was_moved_is_named_with_the_flags_that_say_where_it_is(run:
 
 def test_the_doctor_reads_the_adapters_own_description(run: Path) -> None:
     path = run / "lora_adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "r": 7}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "base_model_name_or_path": -1}))
+    with pytest.raises(ValueError, match="base_model_name_or_path is -1, expected a text"):
+        Policy.from_pretrained(run, "cpu", options=FLAGS)
+    path.write_text(json.dumps({**content, "r": 7}))
     [found] = [finding for finding in check_checkpoint(run) if finding.status == Status.PROBLEM]
     assert "says rank 7 of" in found.found
     with pytest.raises(ValueError, match="says rank 7 of"):

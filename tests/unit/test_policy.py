@@ -344,8 +344,46 @@ def test_familiar_functions_answer_in_the_units_that_are_asked_for_now(folder: P
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_statistics_that_are_no_numbers_are_refused(parts: PolicyParts, value: float | None) -> None:
     action = {**STATISTICS["arm"]["action"], "q99": [1.0, 2.0, value, 1.0]}
-    with pytest.raises(ValueError, match=rf"q99 is {value} in dimension 2, expected a finite number\. Take dataset_statistics\.json"):
+    with pytest.raises(ValueError, match=rf"q99 is {value} in dimension 2, expected a finite number, one for each dimension; take"):
         Policy(replace(parts, norm_stats={"arm": {**STATISTICS["arm"], "action": action}}))
+
+
+def _edit(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dataset_statistics.json", lambda all_: all_.update(arm=-1), "statistics of 'arm' lack 'action'; found -1"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(q01=None), "q01 is None, expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(max=-1), "max is -1, expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["proprio"].update(q01=[{}] * 4), r"q01 is \[{}, .*expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"]["max"].__setitem__(0, 0), "q99 1 is above max 0 in dimension 0"),
+        ("policy.json", lambda spec: spec.update(cameras={"primary": 1}), r"cameras is .*, expected tuple\[str, \.\.\.\]"),
+        ("policy.json", lambda spec: spec.update(cameras=[1.5]), r"cameras is \[1\.5\], expected tuple\[str, \.\.\.\]"),
+        ("policy.json", lambda spec: spec.update(base_model={"a": 1}), r"base_model is .*, expected str \| None"),
+        ("policy.json", lambda spec: spec.update(base_files=-1), r"base_files is -1, expected Mapping\[str, str\]"),
+        ("policy.json", lambda spec: spec.update(provenance=0), r"provenance is 0, expected Mapping\[str, Any\]"),
+        ("policy.json", lambda spec: spec["platform"].update(num_actions_chunk=1.5), "num_actions_chunk is 1.5, expected int"),
+        ("policy.json", lambda spec: spec["platform"].update(action_names="abcd"), r"action_names is 'abcd', expected tuple\[str"),
+        ("policy.json", lambda spec: spec["image"].update(center_crop="no"), "center_crop is 'no', expected bool"),
+        ("policy.json", lambda spec: spec["heads"].update(use_proprio=1), "use_proprio is 1, expected bool"),
+    ],
+)
+def test_values_of_another_kind_are_named_by_loading_and_by_the_doctor(folder: Path, name: str, change: Any, message: str) -> None:
+    _edit(folder / name, change)
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+    assert any(finding.status == Status.PROBLEM for finding in verify_checkpoint(folder))
+
+
+def test_a_manifest_that_is_none_is_not_compared_with(folder: Path) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"sizes": [1]}))
+    Policy.from_pretrained(folder, device="cpu")
+    assert not [finding for finding in verify_checkpoint(folder) if finding.status == Status.PROBLEM]
 
 
 def test_statistics_of_another_robots_state_are_refused(parts: PolicyParts) -> None:

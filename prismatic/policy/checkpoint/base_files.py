@@ -20,9 +20,16 @@ _NOT_OF_THE_MODEL = ("norm_stats", "transformers_version", "auto_map", "_name_or
 
 
 def named_base(folder: Path) -> str | None:
-    """The base model, folder or Hub id, that the adapters in `folder` name; None: there are none, or they name none."""
+    """The base model, folder or Hub id, that the adapters in `folder` name; None: there are none, or they name none.
+
+    Raises:
+        ValueError: adapter_config.json is damaged.
+    """
     path = folder / ADAPTER_FOLDER / "adapter_config.json"
-    return read_object(path).get("base_model_name_or_path") or None if path.is_file() else None
+    named = read_object(path).get("base_model_name_or_path") if path.is_file() else None
+    if not isinstance(named, str | None):
+        raise ValueError(f"{path}: base_model_name_or_path is {str(named)[:80]}, expected a text; copy it again")
+    return named or None
 
 
 def describe_base(folder: Path) -> dict[str, str]:

@@ -323,7 +323,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    return content if isinstance(content, dict) else None
+    is_whole = isinstance(content, dict) and all(isinstance(content.get(part, {}), dict) for part in (_SIZES, _DIGESTS))
+    return content if is_whole else None
 
 
 def find_damage(folder: Path, part: str = "") -> str | None:

@@ -5,7 +5,6 @@ Every part is looked at, so that one look names all that is missing; loading (`p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from prismatic.models.configuration import OpenVLAConfig
+from prismatic.models.json_files import read_object
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.base_files import named_base
 from prismatic.policy.checkpoint.files import (
@@ -40,6 +40,7 @@ from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
 from prismatic.policy.lora.adapters import merge_component, stored_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.vla.diagnosis import Finding, Status
+from prismatic.vla.normalization import bounds_from_statistics
 
 _COPY_AGAIN = "Copy or download the whole checkpoint folder again."
 _BINARY = (".safetensors", ".pt")
@@ -211,17 +212,17 @@ def _describe_statistics(folder: Path, spec: PolicySpec | None) -> str:
     path = folder / STATISTICS_FILE
     if not path.is_file():
         raise ValueError(f"{STATISTICS_FILE} is absent; without it actions have no units")
-    try:
-        statistics: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    statistics = read_object(path)
     key = spec.unnorm_key if spec else None
     if key is not None and key not in statistics:
         raise ValueError(
             f"{STATISTICS_FILE} has no data set {key!r}, which {POLICY_FILE} names; it holds {', '.join(statistics) or 'none'}"
         )
     for name in statistics if key is None else [key]:
-        _check_statistics(statistics[name], name, spec)
+        try:
+            _check_statistics(statistics[name], name, spec)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{STATISTICS_FILE} holds something else than lists of numbers for data set {name!r} ({error})") from error
     return f"of {', '.join(statistics)}"
 
 
@@ -241,6 +242,8 @@ def _check_statistics(entry: dict[str, Any], name: str, spec: PolicySpec | None)
                 )  # fmt: skip
             if not all(math.isfinite(number) for number in numbers):
                 raise ValueError(f"{quantity}.{key} of data set {name!r} holds NaN or infinity")
+        if spec is not None and values and (quantity == "action" or width is not None):
+            bounds_from_statistics({name: entry}, name, quantity, spec.platform.normalization)  # as loading reads them
         for low, high in (("min", "max"), ("q01", "q99")):
             if any(a > b for a, b in zip(values.get(low, []), values.get(high, []), strict=True)):
                 raise ValueError(f"{quantity} of data set {name!r} has {low} above {high}")
