@@ -73,7 +73,8 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
     in_8bit, in_4bit = getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False)
     quantization = choose_quantization(in_8bit, in_4bit, getattr(cfg, "quantization", "none"))
     options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
-    files = policy_files(Path(cfg.pretrained_checkpoint)) if Path(cfg.pretrained_checkpoint).is_dir() else []
+    folder = Path(cfg.pretrained_checkpoint).expanduser()
+    files = policy_files(folder) if folder.is_dir() else []
     stamp = tuple(number for path in files for number in (path.stat().st_size, path.stat().st_mtime_ns))
     return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options, stamp)
 

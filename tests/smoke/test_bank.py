@@ -111,5 +111,10 @@ def test_what_cannot_be_shared_is_named(workplace: Path, tmp_path: Path) -> None
     other = write_run(tmp_path / "other", write_base(tmp_path / "base", seed=1), 0, HEADS["plain"])
     with pytest.raises(ValueError, match=r"adapters over one base model were expected, found plain: .*bank.*; other: .*base"):
         load(plain=workplace / "plain", other=other)
+    shutil.copytree(workplace / "plain", tmp_path / "large")
+    path = tmp_path / "large" / "policy.json"
+    path.write_text(path.read_text().replace('"size": 28', '"size": 56'))
+    with pytest.raises(ValueError, match="says images of the size 56, its model was made for 28"):
+        load(large=tmp_path / "large")
     with pytest.raises(ValueError, match="lacks dataset_statistics"):
         load(base=workplace / "base")

@@ -380,6 +380,21 @@ def test_values_of_another_kind_are_named_by_loading_and_by_the_doctor(folder: P
     assert any(finding.status == Status.PROBLEM for finding in verify_checkpoint(folder))
 
 
+def test_images_of_another_size_than_the_models_are_refused_when_it_loads(folder: Path) -> None:
+    _edit(folder / "policy.json", lambda spec: spec["image"].update(size=56))
+    with pytest.raises(ValueError, match=r"policy\.json says images of the size 56, its model was made for 28; the files belong to"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_familiar_functions_see_what_training_saved_below_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    cfg = GenerateConfig(pretrained_checkpoint=f"~/{folder.name}", engine="eager")
+    vla = get_vla(cfg)
+    assert get_vla(cfg) is vla
+    _edit(folder / "dataset_statistics.json", lambda all_: all_["arm"]["action"]["q99"].__setitem__(0, 0.5))
+    assert get_vla(cfg).action_bounds.high[0] == 0.5
+
+
 def test_a_manifest_that_is_none_is_not_compared_with(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"sizes": [1]}))
     Policy.from_pretrained(folder, device="cpu")

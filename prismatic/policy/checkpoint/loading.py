@@ -221,11 +221,7 @@ def load_parts(
     warn_of_changes(folder)
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
-    if spec.prompt != config.token_ids.prompt_template:
-        raise ValueError(
-            f"{folder}: {POLICY_FILE} says the prompt {spec.prompt!r}, its model was made for {config.token_ids.prompt_template!r}; "
-            "the files belong to different checkpoints, copy the whole folder again"
-        )
+    check_spec(folder, spec, config)
     model = build_action_model(base.vla, config, spec)
     for component, module in head_components(model).items():
         load_component(module, folder, component)
@@ -234,6 +230,23 @@ def load_parts(
     move_used_parts(model, device)
     check_bidirectional(model.bare_vla)
     return PolicyParts(model, config, base.processor, spec, norm_stats, load_reference(folder, spec))
+
+
+def check_spec(folder: Path, spec: PolicySpec, config: OpenVLAConfig) -> None:
+    """Returns if what policy.json in `folder` says of the model's inputs is so in the model's `config`.
+
+    Raises:
+        ValueError: the prompt or the size of the images is another one.
+    """
+    for what, said, made_for in (
+        ("the prompt", spec.prompt, config.token_ids.prompt_template),
+        ("images of the size", spec.image.size, config.image_size),
+    ):
+        if said != made_for:
+            raise ValueError(
+                f"{folder}: {POLICY_FILE} says {what} {said!r}, its model was made for {made_for!r}; "
+                "the files belong to different checkpoints, copy the whole folder again"
+            )
 
 
 def move_used_parts(model: ActionModel, device: torch.device) -> None:

@@ -27,6 +27,7 @@ from prismatic.policy.checkpoint.base_files import check_base, named_base
 from prismatic.policy.checkpoint.files import ADAPTER_FILE, ADAPTER_FOLDER, load_component, read_safetensors
 from prismatic.policy.checkpoint.loading import (
     LoadOptions,
+    check_spec,
     load_base,
     load_spec,
     move_used_parts,
@@ -173,6 +174,7 @@ def load_adapter_policies(
     quantize_model(vla, options.quantization, device, dtype)
     bank, loaded = AdapterBank(vla), {}
     for name, folder in found.items():
+        check_spec(folder, specs[name], vla.config)
         model = build_action_model(vla, vla.config, specs[name])
         for component, module in head_components(model).items():
             load_component(module, folder, component)
