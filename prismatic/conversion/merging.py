@@ -47,7 +47,8 @@ def merge_checkpoint(
     apart = replace(options, keep_adapters=True, base_model=base_model)
     parts = replace(load_parts(folder, device, dtype, apart), reference=None)  # the sample looks like nothing, and need not
     sample = sample_observation(parts)
-    before = Policy(parts, options.unnorm_key).predict([sample], seeds=[0])[0].actions
+    key = options.unnorm_key or parts.spec.unnorm_key or next(iter(parts.norm_stats))  # of several data sets any compares as well
+    before = Policy(parts, key).predict([sample], seeds=[0])[0].actions
     check_free_space(folder, sum(2 * parameter.numel() for parameter in parts.model.bare_vla.parameters()))
     temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder))
     try:
@@ -64,7 +65,7 @@ def merge_checkpoint(
         if path.name not in new:
             path.unlink()
     list_weights_anew(folder)
-    merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), options.unnorm_key)
+    merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), key)
     after = merged.predict([sample], seeds=[0])[0].actions
     return MergeResult(folder, float(np.abs(after - before).max()), float(np.abs(before).max()))
 

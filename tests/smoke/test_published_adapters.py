@@ -83,6 +83,15 @@ def test_the_flags_that_messages_name_are_those_of_the_merging_command(
     assert (run / "model.safetensors").is_file()
 
 
+def test_a_policy_of_several_data_sets_is_merged_without_a_choice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Policy.from_pretrained(run, "cpu", options=FLAGS).spec.save(run)
+    spec, statistics = (json.loads((run / name).read_text()) for name in ("policy.json", "dataset_statistics.json"))
+    (run / "policy.json").write_text(json.dumps({**spec, "unnorm_key": None}))
+    (run / "dataset_statistics.json").write_text(json.dumps({**statistics, "other": statistics[DATA_SET]}))
+    merge_as_documented(run, monkeypatch)
+    assert (run / "model.safetensors").is_file()
+
+
 def test_shards_of_an_earlier_merge_are_not_left_among_the_new_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge_as_documented(run, monkeypatch)
     once = sorted(path.name for path in run.iterdir())
