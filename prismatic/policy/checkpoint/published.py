@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
@@ -30,6 +32,7 @@ from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
 from prismatic.vla.images import ImageRecipe
 
 _PUBLISHED_DIFFUSION_STEPS = 50
+_META = torch.device("meta")  # names and shapes alone: the towers of the 7B model are 1.5 GB
 _CAMERAS = {1: ONE_ARM[:1], 2: ONE_ARM, 3: TWO_ARMS}
 
 
@@ -63,7 +66,7 @@ def describe_published(
 def _rank(folder: Path) -> int | None:
     """Of the adapters in the files; None: they hold none, or lay them into the weights."""
     if has_component(folder, VISION_BACKBONE):
-        return lora_rank(read_component(folder, VISION_BACKBONE))
+        return lora_rank(read_component(folder, VISION_BACKBONE, _META))
     path = folder / ADAPTER_FOLDER / ADAPTER_FILE
     return next(iter(stored_ranks(path).values()), None) if path.is_file() else None
 
@@ -123,7 +126,7 @@ def _cameras(flags: PolicyFlags, entry: DatasetEntry | None, folder: Path) -> tu
 def _heads(folder: Path, flags: PolicyFlags) -> HeadSpec:
     action_head = "discrete"
     if has_component(folder, ACTION_HEAD):
-        is_diffusion = any(key.startswith("noise_predictor.") for key in read_component(folder, ACTION_HEAD))
+        is_diffusion = any(key.startswith("noise_predictor.") for key in read_component(folder, ACTION_HEAD, _META))
         action_head = "diffusion" if is_diffusion else "l1"
         if is_diffusion and not has_component(folder, NOISY_ACTION_PROJECTOR):
             raise ValueError(f"{folder} holds a diffusion head but no {NOISY_ACTION_PROJECTOR}--*checkpoint.pt; copy the whole checkpoint")
