@@ -146,6 +146,19 @@ def test_a_published_checkpoint_is_exported_with_the_flags_that_its_messages_nam
     assert described["images"]["cameras"] == ["primary", "wrist"]
 
 
+def test_statistics_that_do_not_fit_are_not_exported(tmp_path: Path) -> None:
+    parts = _whole("l1", "llama")
+    bounds = parts.norm_stats["arm"]["action"]
+    for action, message in (
+        ({**bounds, "q99": [3.0, float("nan"), 1.0, 1.0]}, "q99 is nan in dimension 1"),
+        ({name: row[:3] for name, row in bounds.items()}, "describe 3 action dimensions, platform METAWORLD has 4"),
+    ):
+        units = {"arm": {**parts.norm_stats["arm"], "action": action}}
+        with pytest.raises(ValueError, match=message):
+            export_policy(replace(parts, norm_stats=units), tmp_path / "exported", ("torch",))
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_that_cannot_be_are_refused(tmp_path: Path) -> None:
     script = load_script("scripts/export.py")
     for flags, message in (
