@@ -16,6 +16,7 @@ from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_config, save_model
 from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.policy import Policy
+from prismatic.vla.normalization import bounds_from_statistics
 from prismatic.vla.types import Observation
 
 MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,6 +78,7 @@ def sample_observation(parts: PolicyParts) -> Observation:
     images = {camera: rng.integers(0, 256, (_CAMERA_SIZE, _CAMERA_SIZE, 3), dtype=np.uint8) for camera in spec.cameras}
     proprio = None
     if spec.heads.use_proprio:
-        statistics = parts.norm_stats[spec.unnorm_key or next(iter(parts.norm_stats))]["proprio"]
-        proprio = (np.asarray(statistics["min"]) + np.asarray(statistics["max"])) / 2
+        key = spec.unnorm_key or next(iter(parts.norm_stats))
+        bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+        proprio = (bounds.low + bounds.high) / 2
     return Observation(images=images, instruction="pick up the object", proprio=proprio)

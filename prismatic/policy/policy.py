@@ -120,7 +120,10 @@ class Policy:
 
     def make_watch(self) -> ObservationWatch:
         """What compares observations with those of training."""
-        seen_state = self.norm_stats[self.unnorm_key]["proprio"] if self.spec.heads.use_proprio else None
+        seen_state = None
+        if self._proprio_bounds is not None:
+            low, high = self._extremes("proprio", self._proprio_bounds)
+            seen_state = {"min": low, "max": high}
         return ObservationWatch(ObservationCheck(self._parts.reference, seen_state, self.spec.platform.proprio_names))
 
     def knows(self, instruction: str) -> bool:
@@ -137,9 +140,13 @@ class Policy:
         """What the robot of the data set `unnorm_key` did; of checkpoints that do not say it, the ranges alone."""
         if self.unnorm_key in self.spec.demonstrated:
             return self.spec.demonstrated[self.unnorm_key]
-        statistics, unknown = self.norm_stats[self.unnorm_key]["action"], (None,) * self.spec.platform.action_dim
-        low, high = (tuple(statistics.get(*keys)) for keys in (("min", self.action_bounds.low), ("max", self.action_bounds.high)))
-        return Demonstrated(low, high, max_step=unknown, max_gap=unknown)
+        unknown = (None,) * self.spec.platform.action_dim
+        return Demonstrated(*self._extremes("action", self.action_bounds), max_step=unknown, max_gap=unknown)
+
+    def _extremes(self, quantity: str, bounds: Bounds) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The smallest and largest values in training; of statistics that do not say them, the ends of `bounds`."""
+        statistics = self.norm_stats[self.unnorm_key][quantity]
+        return tuple(statistics.get("min", bounds.low)), tuple(statistics.get("max", bounds.high))
 
     def in_use(self) -> dict[str, Any]:
         """How it is computed: device, dtype, engine, attention, padding, how many layers are quantized and how, what is left and why, calls

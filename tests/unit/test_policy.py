@@ -401,6 +401,16 @@ def test_a_manifest_that_is_none_is_not_compared_with(folder: Path) -> None:
     assert not [finding for finding in verify_checkpoint(folder) if finding.status == Status.PROBLEM]
 
 
+def test_statistics_without_extremes_are_enough_to_act_and_to_look_at_states(parts: PolicyParts) -> None:
+    bounds = {"q01": [0.0] * 4, "q99": [1.0] * 4}
+    policy = Policy(replace(parts, norm_stats={"arm": {"action": bounds, "proprio": bounds}}))
+    assert np.isfinite(policy.predict([observation()])[0].actions).all()
+    assert policy.watch.warnings == []
+    policy.predict([observation("close the door", proprio=np.full(4, 90.0))])
+    assert "the state is far from all that training saw" in policy.watch.warnings[0]
+    assert policy.demonstrated.action_low == (0.0,) * 4
+
+
 def test_statistics_of_another_robots_state_are_refused(parts: PolicyParts) -> None:
     proprio = {name: row[:3] for name, row in STATISTICS["arm"]["proprio"].items()}
     with pytest.raises(ValueError, match="statistics of 'arm' describe 3 proprio dimensions, platform METAWORLD has 4"):
