@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.cli_sections import SECTION
+from prismatic.policy.checkpoint.flags import PolicyFlags
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -24,8 +26,8 @@ class ExportConfig:
     pretrained_checkpoint: str = ""  # folder or Hub id of a fine-tuned policy
     output_dir: Path = Path("runs/exported")  # a folder that does not exist yet
     formats: list[str] = field(default_factory=lambda: ["torch", "onnx"])  # torch, onnx, aoti (needs a C++ compiler and Python's headers)
-    num_diffusion_steps_inference: int | None = None  # diffusion only: the program repeats the model as often; None: as in policy.json
     dtype: str = "float32"  # float16 for TensorRT; ONNX Runtime on a CPU is best with float32
+    flags: PolicyFlags = field(default_factory=PolicyFlags, metadata=SECTION)  # a program takes each of num_diffusion_steps_inference
 
     def __post_init__(self) -> None:
         from prismatic.policy.export import FORMATS
@@ -48,12 +50,10 @@ def main(config: ExportConfig) -> None:
         raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
     import torch
 
-    from prismatic.policy.checkpoint.flags import PolicyFlags
     from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
     from prismatic.policy.export import export_policy
 
-    options = LoadOptions(flags=PolicyFlags(num_diffusion_steps_inference=config.num_diffusion_steps_inference))
-    parts = load_parts(config.pretrained_checkpoint, torch.device("cpu"), getattr(torch, config.dtype), options)
+    parts = load_parts(config.pretrained_checkpoint, torch.device("cpu"), getattr(torch, config.dtype), LoadOptions(flags=config.flags))
     export_policy(parts, config.output_dir, tuple(config.formats))
     for path in sorted(config.output_dir.iterdir()):
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {path}")

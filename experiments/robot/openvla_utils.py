@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import nn
@@ -27,6 +28,8 @@ from prismatic.policy.inference.quantization import choose_quantization
 from prismatic.policy.policy import Policy
 from prismatic.vla.cameras import SENT_KEYS
 from prismatic.vla.types import Observation
+
+_IN_OTHER_UNITS: WeakKeyDictionary[Policy, dict[str, Policy]] = WeakKeyDictionary()  # data set -> the same model in its units
 
 
 class HasCheckpoint(Protocol):
@@ -70,7 +73,8 @@ def get_vla(cfg: HasCheckpoint) -> Policy:
     in_8bit, in_4bit = getattr(cfg, "load_in_8bit", False), getattr(cfg, "load_in_4bit", False)
     quantization = choose_quantization(in_8bit, in_4bit, getattr(cfg, "quantization", "none"))
     options = LoadOptions(flags, quantization=quantization, engine=getattr(cfg, "engine", "auto"))
-    files = policy_files(Path(cfg.pretrained_checkpoint)) if Path(cfg.pretrained_checkpoint).is_dir() else []
+    folder = Path(cfg.pretrained_checkpoint).expanduser()
+    files = policy_files(folder) if folder.is_dir() else []
     stamp = tuple(number for path in files for number in (path.stat().st_size, path.stat().st_mtime_ns))
     return _load(str(cfg.pretrained_checkpoint), getattr(cfg, "unnorm_key", None) or None, options, stamp)
 
@@ -115,10 +119,10 @@ def get_vla_action(
     """The next actions, one array [action_dim] in the robot's units per step of the chunk; `obs` stays as it is.
 
     `obs` holds full_image, the wrist images that the policy takes, and state. The other arguments are accepted because scripts pass
-    them; the policy has its own.
+    them; the policy has its own. `cfg.unnorm_key` may have been set after `get_vla`, as published scripts do.
 
     Raises:
-        ValueError: a head or projector of another checkpoint, or an observation that does not fit.
+        ValueError: a head or projector of another checkpoint, a data set that it does not know, or an observation that does not fit.
     """
     model = vla.parts.model
     for name, given, own in (
@@ -128,7 +132,18 @@ def get_vla_action(
     ):
         if given is not None and given is not own:
             raise ValueError(f"{name} is not that of the policy; take it from get_{name}(cfg, ...) with the same cfg, or leave it out")
-    return list(vla.predict([to_observation(obs, task_label)])[0].actions)
+    policy = _in_units(vla, getattr(cfg, "unnorm_key", None) or vla.unnorm_key)
+    return list(policy.predict([to_observation(obs, task_label)])[0].actions)
+
+
+def _in_units(vla: Policy, unnorm_key: str) -> Policy:
+    """`vla` in the units of the data set `unnorm_key`; for each the same object every time, with its own noise and its own warnings."""
+    if unnorm_key == vla.unnorm_key:
+        return vla
+    others = _IN_OTHER_UNITS.setdefault(vla, {})
+    if unnorm_key not in others:
+        others[unnorm_key] = vla.with_unnorm_key(unnorm_key)
+    return others[unnorm_key]
 
 
 def to_observation(obs: Mapping[str, Any], task_label: str) -> Observation:

@@ -93,15 +93,19 @@ def main(config: InspectConfig) -> None:
 
 
 def _policy_asker(checkpoint: Path) -> Callable[[DatasetView], Mapping[int, Mapping[str, float]]]:
-    """What asks the policy of `checkpoint` about the episodes of a data set."""
+    """What asks the policy of `checkpoint` about the episodes of a data set, in the units of that data set if it has several."""
+    from prismatic.policy.checkpoint.loading import resolve_folder
+    from prismatic.policy.checkpoint.told import load_statistics
     from prismatic.policy.disagreement import episode_disagreement  # imports torch
     from prismatic.policy.policy import Policy
 
-    policy = Policy.from_pretrained(checkpoint)
+    known = list(load_statistics(resolve_folder(checkpoint)))
+    policy = Policy.from_pretrained(checkpoint, unnorm_key=known[0] if known else None)
 
     def ask(view: DatasetView) -> Mapping[int, Mapping[str, float]]:
         try:
-            return episode_disagreement(policy, view.index, view.episodes)
+            own = policy if len(known) == 1 else policy.with_unnorm_key(view.name)
+            return episode_disagreement(own, view.index, view.episodes)
         except ValueError as error:
             raise ValueError(
                 f"--checkpoint {checkpoint} cannot be asked about data set {view.name}: {error}. Pass a policy of this robot and its "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.cli_sections import SECTION
 from prismatic.policy.checkpoint.flags import PolicyFlags
 
 
@@ -22,8 +23,8 @@ class MergeConfig:
     base_checkpoint: str | None = None  # base model, folder or Hub id; None: what the checkpoint names
     merge_dtype: str = "float32"  # float32: add exactly, round once; bfloat16: as the published script
     device: str | None = None  # None: the GPU if there is one
-    unnorm_key: str | None = None  # for the comparison, where the checkpoint was trained on several data sets
-    flags: PolicyFlags = field(default_factory=PolicyFlags)  # for a published folder, which does not describe itself
+    unnorm_key: str | None = None  # for the comparison, where the checkpoint was trained on several data sets; the first by default
+    flags: PolicyFlags = field(default_factory=PolicyFlags, metadata=SECTION)  # for a published folder, which does not describe itself
 
     def __post_init__(self) -> None:
         if self.merge_dtype not in ("float32", "bfloat16"):

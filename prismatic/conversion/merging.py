@@ -13,9 +13,10 @@ import torch
 from prismatic.policy.checkpoint.files import check_free_space, list_weights_anew
 from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
-from prismatic.policy.checkpoint.saving import save_model
-from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
+from prismatic.policy.checkpoint.saving import save_config, save_model
+from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.policy import Policy
+from prismatic.vla.normalization import bounds_from_statistics
 from prismatic.vla.types import Observation
 
 MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,29 +37,36 @@ def merge_checkpoint(
 ) -> MergeResult:
     """Writes model.safetensors (or shards) into `folder`; an existing one is replaced only when the new one is complete.
 
-    `merge_dtype` float32 rounds each merged weight once; bfloat16 adds in bfloat16, as the published script does.
+    So does config.json where there is none, as in the published code's folders of unmerged adapters. `merge_dtype` float32 rounds each
+    merged weight once; bfloat16 adds in bfloat16, as the published script does.
 
     Raises:
         ValueError: `folder` holds no adapters, its base model is unknown, or the disk is full.
     """
+    if not (folder / POLICY_FILE).is_file() and options.flags.num_images_in_input is None:
+        options = replace(options, flags=replace(options.flags, num_images_in_input=1))  # the weights are the same for any number
     apart = replace(options, keep_adapters=True, base_model=base_model)
     parts = replace(load_parts(folder, device, dtype, apart), reference=None)  # the sample looks like nothing, and need not
     sample = sample_observation(parts)
-    before = Policy(parts, options.unnorm_key).predict([sample], seeds=[0])[0].actions
+    key = options.unnorm_key or parts.spec.unnorm_key or next(iter(parts.norm_stats))  # of several data sets any compares as well
+    before = Policy(parts, key).predict([sample], seeds=[0])[0].actions
     check_free_space(folder, sum(2 * parameter.numel() for parameter in parts.model.bare_vla.parameters()))
     temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder))
     try:
         save_model(parts.model.vla, temporary, merge_dtype)
+        if not (folder / "config.json").is_file():
+            save_config(parts, temporary)
         del parts
         new = sorted(path.name for path in temporary.iterdir())
         for name in sorted(new, key=lambda name: name.endswith(".json")):  # an index comes last: it makes the shards count
             (temporary / name).replace(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for name in set(WEIGHT_FILES) - set(new):
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("model*.safetensors*"):  # of an earlier merge into other shards
+        if path.name not in new:
+            path.unlink()
     list_weights_anew(folder)
-    merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), options.unnorm_key)
+    merged = Policy(replace(load_parts(folder, device, dtype, options), reference=None), key)
     after = merged.predict([sample], seeds=[0])[0].actions
     return MergeResult(folder, float(np.abs(after - before).max()), float(np.abs(before).max()))
 
@@ -70,6 +78,7 @@ def sample_observation(parts: PolicyParts) -> Observation:
     images = {camera: rng.integers(0, 256, (_CAMERA_SIZE, _CAMERA_SIZE, 3), dtype=np.uint8) for camera in spec.cameras}
     proprio = None
     if spec.heads.use_proprio:
-        statistics = parts.norm_stats[spec.unnorm_key or next(iter(parts.norm_stats))]["proprio"]
-        proprio = (np.asarray(statistics["min"]) + np.asarray(statistics["max"])) / 2
+        key = spec.unnorm_key or next(iter(parts.norm_stats))
+        bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+        proprio = (bounds.low + bounds.high) / 2
     return Observation(images=images, instruction="pick up the object", proprio=proprio)

@@ -101,7 +101,7 @@ def _check_dataset(spec: DatasetSpec, checkpoint: Path | None) -> list[Finding]:
 
 def _compare(view: DatasetView, checkpoint: Path | None) -> list[Finding]:
     """The data against what the checkpoint was trained on, if a checkpoint is given that records it."""
-    from prismatic.policy.checkpoint.loading import read_training
+    from prismatic.policy.checkpoint.told import read_training
     from prismatic.vla.datasets.inspection.against import check_against
 
     training = None if checkpoint is None else read_training(checkpoint.expanduser(), view.platform.name, view.name)

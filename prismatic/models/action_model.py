@@ -11,7 +11,7 @@ P proprio dim, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -71,7 +71,9 @@ class Observed:
     rotation: Rotation  # of the S positions
 
     def copy_(self, other: Observed) -> None:
-        """Takes over the numbers of `other`, which has the same shapes."""
+        """Takes over the numbers of `other`, which has the same shapes; a mask that it lacks hides nothing."""
+        if self.mask is not None and other.mask is None:
+            other = replace(other, mask=torch.ones_like(self.mask))
         for own, new in zip(self._tensors(), other._tensors(), strict=True):
             own.copy_(new)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from prismatic.models.decoder_sizes import TEXT_CONFIGS, DecoderSizes, TextConfig, rope_theta
+from prismatic.models.decoder_sizes import TEXT_CONFIGS, DecoderSizes, TextConfig
 from prismatic.models.sizes import TinySizes
 from prismatic.vla.constants import NUM_ACTION_BINS, PROMPT_TEMPLATE, QWEN_PROMPT_TEMPLATE, TokenIds, near_names
 
@@ -34,6 +34,9 @@ class TowerConfig:
     attn_pool: bool = False  # an unused pooling head that published SigLIP weights carry
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "embed_dim", "num_heads", "mlp_hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"vision tower: {name} is {getattr(self, name)}; it must be at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"vision tower: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
@@ -241,10 +244,13 @@ class OpenVLAConfig(PreTrainedConfig):
         own, default = self.language.to_dict(), type(self.language)().to_dict()
         kept = [key for key in own if key in _PUBLISHED_TEXT_FIELDS or own[key] != default.get(key)]
         content = {key: own[key] for key in kept}
-        if (theta := rope_theta(self.language)) != _ROPE_THETA:
-            content["rope_theta"] = theta
+        sizes = self.decoder_sizes
+        if sizes.rope_theta != _ROPE_THETA:
+            content["rope_theta"] = sizes.rope_theta
         for key in ("rope_parameters", "head_dim", "dtype", "transformers_version", "architectures", "layer_types"):
             content.pop(key, None)
+        if sizes.head_dim * sizes.num_heads != sizes.hidden_size:  # else every reader finds it
+            content["head_dim"] = sizes.head_dim
         return content
 
 

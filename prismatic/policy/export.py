@@ -35,6 +35,7 @@ from prismatic.models.processor import pixel_constants
 from prismatic.policy import run_policy
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.quantization import is_quantized
+from prismatic.policy.policy import Policy
 from prismatic.vla.images import CROP_AREA_FRACTION, ImageRecipe
 
 FORMATS = ("torch", "onnx", "aoti")
@@ -102,7 +103,7 @@ def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) ->
     """Writes the new folder `folder`, complete or not at all; the policy lies on the CPU.
 
     Raises:
-        ValueError: the folder exists, the policy is quantized, or a package is missing.
+        ValueError: the folder exists, the policy is quantized, its statistics do not fit it, or a package is missing.
     """
     if os.path.lexists(folder):
         raise ValueError(f"{folder} exists already; choose another folder, or delete it first")
@@ -111,6 +112,8 @@ def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) ->
     if is_quantized(parts.model):
         raise ValueError("a quantized policy cannot be exported; load it plainly (TensorRT and ONNX Runtime quantize themselves)")
     writers: dict[str, Callable[[nn.Module, Example, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx, "aoti": _write_aoti}
+    for key in parts.norm_stats if parts.spec.unnorm_key is None else [parts.spec.unnorm_key]:
+        Policy(parts, key)  # run_policy.py takes their numbers as they are
     if "onnx" in formats:
         _check_onnx()
     call, example = ExportedCall(parts).eval(), example_inputs(parts)

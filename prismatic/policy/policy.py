@@ -27,7 +27,7 @@ from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.watching import ObservationWatch
 from prismatic.vla.demonstrated import Demonstrated
 from prismatic.vla.images import round_trip
-from prismatic.vla.normalization import bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
+from prismatic.vla.normalization import Bounds, bounds_from_statistics, normalize, normalize_proprio_published, unnormalize
 from prismatic.vla.prompts import tokenize_prompt
 from prismatic.vla.reference import ObservationCheck
 from prismatic.vla.types import ActionChunk, Observation, select_cameras
@@ -71,17 +71,21 @@ class Policy:
         self._tokenize = lru_cache(maxsize=_MAX_KNOWN_PROMPTS)(tokenize)  # control loops repeat their instruction
         self._random = torch.Generator().manual_seed(_NOISE_SEED)
         self.action_bounds = bounds_from_statistics(parts.norm_stats, key, "action", spec.platform.normalization)
-        if self.action_bounds.dim != spec.platform.action_dim:
-            raise ValueError(
-                f"statistics of {key!r} describe {self.action_bounds.dim} action dimensions, "
-                f"platform {spec.platform.name} has {spec.platform.action_dim}"
-            )
+        self._check_width("action", self.action_bounds, spec.platform.action_dim)
         if spec.published_normalization:
             self.action_bounds = replace(self.action_bounds, constant=np.zeros(self.action_bounds.dim, bool))
         self._proprio_bounds = None
         if spec.heads.use_proprio:
             self._proprio_bounds = bounds_from_statistics(parts.norm_stats, key, "proprio", spec.platform.normalization)
+            self._check_width("proprio", self._proprio_bounds, spec.platform.proprio_dim)
         self.watch = self.make_watch()  # of whatever `predict` is shown
+
+    def _check_width(self, quantity: str, bounds: Bounds, width: int) -> None:
+        if bounds.dim != width:
+            raise ValueError(
+                f"statistics of {self.unnorm_key!r} describe {bounds.dim} {quantity} dimensions, "
+                f"platform {self.spec.platform.name} has {width}"
+            )
 
     @classmethod
     def from_pretrained(
@@ -116,7 +120,10 @@ class Policy:
 
     def make_watch(self) -> ObservationWatch:
         """What compares observations with those of training."""
-        seen_state = self.norm_stats[self.unnorm_key]["proprio"] if self.spec.heads.use_proprio else None
+        seen_state = None
+        if self._proprio_bounds is not None:
+            low, high = self._extremes("proprio", self._proprio_bounds)
+            seen_state = {"min": low, "max": high}
         return ObservationWatch(ObservationCheck(self._parts.reference, seen_state, self.spec.platform.proprio_names))
 
     def knows(self, instruction: str) -> bool:
@@ -133,9 +140,13 @@ class Policy:
         """What the robot of the data set `unnorm_key` did; of checkpoints that do not say it, the ranges alone."""
         if self.unnorm_key in self.spec.demonstrated:
             return self.spec.demonstrated[self.unnorm_key]
-        statistics, unknown = self.norm_stats[self.unnorm_key]["action"], (None,) * self.spec.platform.action_dim
-        low, high = (tuple(statistics.get(*keys)) for keys in (("min", self.action_bounds.low), ("max", self.action_bounds.high)))
-        return Demonstrated(low, high, max_step=unknown, max_gap=unknown)
+        unknown = (None,) * self.spec.platform.action_dim
+        return Demonstrated(*self._extremes("action", self.action_bounds), max_step=unknown, max_gap=unknown)
+
+    def _extremes(self, quantity: str, bounds: Bounds) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The smallest and largest values in training; of statistics that do not say them, the ends of `bounds`."""
+        statistics = self.norm_stats[self.unnorm_key][quantity]
+        return tuple(statistics.get("min", bounds.low)), tuple(statistics.get("max", bounds.high))
 
     def in_use(self) -> dict[str, Any]:
         """How it is computed: device, dtype, engine, attention, padding, how many layers are quantized and how, what is left and why, calls

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from prismatic.policy.checkpoint.base_files import check_base
+from prismatic.policy.checkpoint.base_files import check_base, named_base
 from prismatic.policy.checkpoint.continuing import Continuation, check_heads
 from prismatic.policy.checkpoint.files import ACTION_HEAD, ADAPTER_FILE, ADAPTER_FOLDER, has_component
 from prismatic.policy.checkpoint.flags import PolicyFlags
@@ -26,13 +24,12 @@ from prismatic.policy.checkpoint.loading import (
     list_files,
     load_config,
     load_spec,
-    load_statistics,
-    named_base,
     resolve_folder,
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
-from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, StoredWeights
-from prismatic.policy.lora.adapters import adapter_ranks
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
+from prismatic.policy.checkpoint.told import load_statistics
+from prismatic.policy.lora.adapters import stored_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.resumed_base import resumed_base
@@ -191,9 +188,7 @@ def _unusual_adapters(folder: Path) -> str | None:
     Raises:
         ValueError: adapter_config.json asks for what is not supported.
     """
-    scaling = AdapterScaling.read(folder)
-    with StoredWeights.open_file(folder / ADAPTER_FILE) as file:
-        ranks = adapter_ranks({key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})  # noqa: SIM118
+    scaling, ranks = AdapterScaling.read(folder), stored_ranks(folder / ADAPTER_FILE)
     usual = next(iter(ranks.values()), 0)
     for module, rank in ranks.items():
         if rank != usual or not scaling.is_usual(module, rank):

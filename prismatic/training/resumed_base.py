@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prismatic.policy.checkpoint.base_files import describe_base, differences
-from prismatic.policy.checkpoint.loading import named_base, resolve_folder
+from prismatic.policy.checkpoint.base_files import describe_base, differences, named_base
+from prismatic.policy.checkpoint.loading import resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import has_weights
 from prismatic.training.config import FinetuneConfig

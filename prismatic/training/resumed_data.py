@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prismatic.policy.checkpoint.loading import load_statistics
 from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.checkpoint.told import load_statistics
 from prismatic.training.distributed import Ranks, gather_objects, raise_together
 from prismatic.training.run_folder import Checkpoint, read_checkpoint
 from prismatic.vla.constants import RobotPlatform

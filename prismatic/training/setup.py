@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from prismatic.models.action_model import ActionModel
 from prismatic.policy.checkpoint.base_files import describe_base
 from prismatic.policy.checkpoint.continuing import Continuation
-from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, read_training, resolve_folder
+from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, resolve_folder
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.checkpoint.told import read_training
 from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, has_compiler
 from prismatic.policy.inference.quantization import check_frozen_base, quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections

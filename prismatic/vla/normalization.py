@@ -19,6 +19,8 @@ import numpy as np
 from prismatic.vla.constants import NormalizationType
 
 _EPSILON = 1e-8
+_ORDER = ("min", "q01", "q99", "max")
+_TAKE = "one for each dimension; take dataset_statistics.json as training wrote it"
 _BOUND_KEYS = {NormalizationType.BOUNDS: ("min", "max"), NormalizationType.BOUNDS_Q99: ("q01", "q99")}
 
 
@@ -40,26 +42,40 @@ class Bounds:
         """The limits that `normalization` uses, out of one entry of dataset_statistics.json ({"min": [...], ...}).
 
         Raises:
-            ValueError: the entry lacks a key, its lists differ in length, or percentiles lie outside of the extremes.
+            ValueError: the entry lacks a key, its lists differ in length or hold no numbers, or percentiles lie outside of the extremes.
         """
         low_key, high_key = _BOUND_KEYS[normalization]
         missing = [key for key in (low_key, high_key) if key not in statistics]
         if missing:
             raise ValueError(f"data-set statistics lack {missing}, needed for {normalization.value}; found {sorted(statistics)}")
-        low, high = (np.asarray(statistics[key], np.float64) for key in (low_key, high_key))
-        _check_order(statistics)
+        rows = {name: _numbers(statistics, name) for name in _ORDER if name in statistics}
+        low, high = rows[low_key], rows[high_key]
+        _check_order(rows)
         mask = np.asarray(statistics.get("mask", np.ones(len(low))), bool)
-        smallest, largest = (np.asarray(statistics.get(key, bound)) for key, bound in (("min", low), ("max", high)))
+        smallest, largest = rows.get("min", low), rows.get("max", high)
         if not len(low) == len(high) == len(mask) == len(smallest) == len(largest):
             raise ValueError(f"data-set statistics differ in length: {low_key} {len(low)}, {high_key} {len(high)}, mask {len(mask)}")
         return cls(low, high, mask, constant=smallest == largest)
 
 
-def _check_order(statistics: dict[str, Sequence[float]]) -> None:
+def _numbers(statistics: dict[str, Sequence[float]], name: str) -> np.ndarray:
+    """float64 [D]: the list `name`, whose numbers are finite."""
+    try:
+        row = np.asarray(statistics[name], np.float64)
+    except (TypeError, ValueError):
+        row = np.zeros(())
+    if row.ndim != 1:
+        raise ValueError(f"data-set statistics: {name} is {str(statistics[name])[:80]}, expected a list of numbers, {_TAKE}")
+    for dim in np.flatnonzero(~np.isfinite(row)).tolist():
+        found = f"{statistics[name][dim]} in dimension {dim}"
+        raise ValueError(f"data-set statistics: {name} is {found}, expected a finite number, {_TAKE}")
+    return row
+
+
+def _check_order(rows: dict[str, np.ndarray]) -> None:
     """Accepts min <= q01 <= q99 <= max, as far as they are there; rounding may hide in a millionth."""
-    names = [name for name in ("min", "q01", "q99", "max") if name in statistics]
-    for low, high in itertools.pairwise(names):
-        below, above = np.asarray(statistics[low], np.float64), np.asarray(statistics[high], np.float64)
+    for low, high in itertools.pairwise(name for name in _ORDER if name in rows):
+        below, above = rows[low], rows[high]
         if len(below) == len(above) and (wrong := np.flatnonzero(below > above + 1e-6 * np.maximum(1, np.abs(above)))).size:
             dim = int(wrong[0])
             raise ValueError(
@@ -117,6 +133,8 @@ def bounds_from_statistics(norm_stats: dict[str, Any], unnorm_key: str, quantity
     """
     if unnorm_key not in norm_stats:
         raise ValueError(f"unnorm_key {unnorm_key!r} is not in the checkpoint's dataset_statistics.json; it has {sorted(norm_stats)}")
-    if quantity not in norm_stats[unnorm_key]:
-        raise ValueError(f"statistics of {unnorm_key!r} lack {quantity!r}; found {sorted(norm_stats[unnorm_key])}")
+    entry = norm_stats[unnorm_key]
+    if not isinstance(entry, dict) or not isinstance(entry.get(quantity), dict):
+        found = sorted(entry) if isinstance(entry, dict) else str(entry)[:80]
+        raise ValueError(f"statistics of {unnorm_key!r} lack {quantity!r}; found {found}")
     return Bounds.from_statistics(norm_stats[unnorm_key][quantity], normalization)

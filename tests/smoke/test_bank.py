@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapter_checkpoints import write_base, write_run
 
-from prismatic.policy.checkpoint.files import STATISTICS_FILE
+from prismatic.policy.checkpoint.files import STATISTICS_FILE, atomic_folder
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.checkpoint.spec import HeadSpec
 from prismatic.policy.lora.bank import load_adapter_policies
@@ -79,6 +79,19 @@ def test_the_data_set_that_is_asked_for_counts_where_an_adapter_has_it(workplace
         load("wiede")
 
 
+def test_statistics_that_were_edited_are_warned_of(workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with atomic_folder(tmp_path / "run") as folder:
+        shutil.copytree(workplace / "plain", folder, dirs_exist_ok=True)
+    load_adapter_policies({"plain": tmp_path / "run"}, CPU, torch.float32)
+    assert "changed since training" not in caplog.text
+    path = tmp_path / "run" / STATISTICS_FILE
+    statistics = json.loads(path.read_text())
+    statistics["arm"]["action"]["max"][0] = statistics["arm"]["action"]["q99"][0] = 3
+    path.write_text(json.dumps(statistics))
+    load_adapter_policies({"plain": tmp_path / "run"}, CPU, torch.float32)
+    assert f"{STATISTICS_FILE} changed since training saved it; actions may have other units" in caplog.text
+
+
 def test_the_base_may_be_quantized(workplace: Path) -> None:
     exact, coarse = (
         load_adapter_policies({"plain": workplace / "plain"}, CPU, torch.float32, LoadOptions(quantization=kind))["plain"]
@@ -98,5 +111,10 @@ def test_what_cannot_be_shared_is_named(workplace: Path, tmp_path: Path) -> None
     other = write_run(tmp_path / "other", write_base(tmp_path / "base", seed=1), 0, HEADS["plain"])
     with pytest.raises(ValueError, match=r"adapters over one base model were expected, found plain: .*bank.*; other: .*base"):
         load(plain=workplace / "plain", other=other)
+    shutil.copytree(workplace / "plain", tmp_path / "large")
+    path = tmp_path / "large" / "policy.json"
+    path.write_text(path.read_text().replace('"size": 28', '"size": 56'))
+    with pytest.raises(ValueError, match="says images of the size 56, its model was made for 28"):
+        load(large=tmp_path / "large")
     with pytest.raises(ValueError, match="lacks dataset_statistics"):
         load(base=workplace / "base")

@@ -59,6 +59,26 @@ def test_tiny_survives_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "language",
+    [
+        {"hidden_size": 128, "num_attention_heads": 2, "head_dim": 32},
+        {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "rope_theta": 500000.0},
+        {"hidden_size": 128, "num_attention_heads": 2, "attention_bias": True, "mlp_bias": True},
+        {
+            **{"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "qwen2"},
+            **{"vocab_size": 32064, "bos_token_id": 1, "eos_token_id": 2},
+        },
+    ],
+)
+def test_every_language_model_survives_a_file(tmp_path: Path, language: dict[str, Any]) -> None:
+    config = OpenVLAConfig(text_config=language)
+    config.save_published(tmp_path)
+    found = OpenVLAConfig.from_pretrained(tmp_path)
+    assert found.decoder_sizes == config.decoder_sizes
+    assert found.token_ids == config.token_ids
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"use_fused_vision_backbone": False}, "both vision towers"),

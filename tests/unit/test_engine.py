@@ -42,6 +42,16 @@ def test_programs_agree_with_the_plain_engine(head: str, backbone: str) -> None:
         np.testing.assert_allclose(predict(policy, observations), predict(plain, observations), atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["l1", "diffusion"])
+def test_prompts_that_fill_their_bucket_have_no_padding_to_hide(head: str) -> None:
+    plain, parts = Policy(make_parts(head)), make_parts(head)
+    policy = Policy(parts, engine=GraphEngine(parts, compiled=False, max_batch_size=2))
+    policy.warm_up([2])
+    text = next(text for count in range(1, 20) if policy.num_prompt_tokens(text := " ".join(["push"] * count)) % 8 == 0)
+    observations = [replace(item, instruction=text) for item in make_observations(2)]
+    np.testing.assert_allclose(predict(policy, observations), predict(plain, observations), atol=1e-5)
+
+
 def test_cameras_of_other_sizes_get_a_program_of_their_own() -> None:
     plain, parts = Policy(make_parts("l1")), make_parts("l1")
     policy = Policy(parts, engine=GraphEngine(parts, compiled=False))

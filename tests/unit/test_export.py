@@ -15,6 +15,7 @@ import torch
 from engine_policies import make_observations, make_parts
 from script_modules import load_script
 
+from prismatic.cli import run_script
 from prismatic.models.base import tokenizer_texts
 from prismatic.policy.checkpoint.loading import load_parts
 from prismatic.policy.checkpoint.parts import PolicyParts
@@ -120,6 +121,42 @@ def test_both_programs_of_a_checkpoint_act_alone(tmp_path: Path) -> None:
         _check(parts, folder, kind)
     with pytest.raises(ValueError, match="exists already"):
         script.main(config)
+
+
+def test_a_published_checkpoint_is_exported_with_the_flags_that_its_messages_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script, checkpoint, folder = load_script("scripts/export.py"), tmp_path / "checkpoint", tmp_path / "exported"
+    checkpoint.mkdir()
+    save_policy(_whole("diffusion", "llama"), checkpoint, step=None)
+    (checkpoint / "policy.json").unlink()
+    flags = ["--pretrained_checkpoint", str(checkpoint), "--output_dir", str(folder), "--formats", "torch"]
+
+    def export(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["export.py", *flags, *more])
+        run_script(script.main, script.ExportConfig)
+
+    with pytest.raises(SystemExit):
+        export("--robot_platform", "METAWORLD")
+    assert "pass --num_images_in_input, as in training" in caplog.text
+    steps = ("--num_diffusion_steps_train", "10", "--num_diffusion_steps_inference", "2")
+    export("--robot_platform", "METAWORLD", "--num_images_in_input", "2", "--published_normalization", "True", *steps)
+    described = json.loads((folder / "processor.json").read_text())
+    assert described["normalization"]["published"]
+    assert described["images"]["cameras"] == ["primary", "wrist"]
+
+
+def test_statistics_that_do_not_fit_are_not_exported(tmp_path: Path) -> None:
+    parts = _whole("l1", "llama")
+    bounds = parts.norm_stats["arm"]["action"]
+    for action, message in (
+        ({**bounds, "q99": [3.0, float("nan"), 1.0, 1.0]}, "q99 is nan in dimension 1"),
+        ({name: row[:3] for name, row in bounds.items()}, "describe 3 action dimensions, platform METAWORLD has 4"),
+    ):
+        units = {"arm": {**parts.norm_stats["arm"], "action": action}}
+        with pytest.raises(ValueError, match=message):
+            export_policy(replace(parts, norm_stats=units), tmp_path / "exported", ("torch",))
+    assert not list(tmp_path.iterdir())
 
 
 def test_flags_that_cannot_be_are_refused(tmp_path: Path) -> None:

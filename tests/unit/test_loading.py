@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.policy.checkpoint.files import ACTION_HEAD, read_component
-from prismatic.policy.checkpoint.loading import load_base, load_statistics
+from prismatic.policy.checkpoint.loading import load_base
 from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.checkpoint.told import load_statistics
 from prismatic.policy.lora.adapters import adapter_state, add_lora, load_adapter, merge_adapter, merge_component, published_state
 
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)

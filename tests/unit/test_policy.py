@@ -13,17 +13,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from experiments.robot.openvla_utils import GenerateConfig, get_processor, get_vla, get_vla_action
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.models.sizes import BACKBONES
 from prismatic.policy.checkpoint.files import atomic_folder
-from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.policy.checkpoint.loading import LoadOptions, load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.policy.checkpoint.verification import verify_checkpoint
 from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
 from prismatic.vla.constants import PROMPT_TEMPLATE, ROBOT_PLATFORMS
+from prismatic.vla.diagnosis import Status
 from prismatic.vla.images import ImageRecipe, round_trip
 from prismatic.vla.reference import Reference, small_picture
 from prismatic.vla.types import Observation
@@ -281,9 +285,136 @@ def test_a_policy_json_that_was_edited_wrongly_is_described(folder: Path, change
         Policy.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", r"policy\.json holds a JSON list, expected an object; copy"),
+        (b"null", r"policy\.json holds a JSON NoneType, expected an object"),
+        (b"\xff\xfe", r"policy\.json is not valid JSON"),
+        (b'{"format_version": 1, "platform": []}', r"policy\.json lacks the field 'normalization'"),
+    ],
+)
+def test_a_policy_json_that_is_something_else_is_named(folder: Path, content: bytes, message: str) -> None:
+    (folder / "policy.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+    assert any(finding.status == Status.PROBLEM for finding in verify_checkpoint(folder))
+
+
+def test_a_published_folder_knows_its_data_sets_by_name(folder: Path) -> None:
+    (folder / "policy.json").unlink()
+    options = LoadOptions(flags=PolicyFlags(num_images_in_input=1))
+    with pytest.raises(ValueError, match=r"unnorm_key 'leg' is not in the statistics of .*checkpoint; known: arm"):
+        Policy.from_pretrained(folder, device="cpu", unnorm_key="leg", options=options)
+
+
+def test_the_doctor_wants_the_tokenizer_that_loading_wants(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    [found] = [finding for finding in verify_checkpoint(folder) if finding.status == Status.PROBLEM]
+    assert found.found == "lacks tokenizer.json"
+    with pytest.raises(ValueError, match=r"lacks tokenizer\.json"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
 def test_an_unknown_unnorm_key_lists_the_known_ones(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"unnorm_key 'leg' .* \['arm'\]"):
         Policy.from_pretrained(folder, device="cpu", unnorm_key="leg")
+
+
+def test_familiar_functions_answer_in_the_units_that_are_asked_for_now(folder: Path) -> None:
+    wide = {part: {name: [10 * value for value in row] for name, row in entry.items()} for part, entry in STATISTICS["arm"].items()}
+    (folder / "dataset_statistics.json").write_text(json.dumps({**STATISTICS, "wide": {**wide, "proprio": STATISTICS["arm"]["proprio"]}}))
+    cfg = GenerateConfig(pretrained_checkpoint=folder, engine="eager", unnorm_key="arm")
+    vla, seen = get_vla(cfg), observation()
+    obs = {"full_image": seen.images["primary"], "wrist_image": seen.images["wrist"], "state": seen.proprio}
+
+    def act() -> np.ndarray:
+        return np.stack(get_vla_action(cfg, vla, get_processor(cfg), obs, "open the door"))
+
+    narrow = act()
+    cfg.unnorm_key = "wide"
+    np.testing.assert_allclose(act(), 10 * narrow, rtol=1e-5, atol=1e-6)
+    cfg.unnorm_key = "arm"
+    np.testing.assert_array_equal(act(), narrow)
+    cfg.unnorm_key = "leg"
+    with pytest.raises(ValueError, match="unnorm_key 'leg' is not in"):
+        get_vla_action(cfg, vla, vla.parts.processor, obs, "open the door")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_statistics_that_are_no_numbers_are_refused(parts: PolicyParts, value: float | None) -> None:
+    action = {**STATISTICS["arm"]["action"], "q99": [1.0, 2.0, value, 1.0]}
+    with pytest.raises(ValueError, match=rf"q99 is {value} in dimension 2, expected a finite number, one for each dimension; take"):
+        Policy(replace(parts, norm_stats={"arm": {**STATISTICS["arm"], "action": action}}))
+
+
+def _edit(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dataset_statistics.json", lambda all_: all_.update(arm=-1), "statistics of 'arm' lack 'action'; found -1"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(q01=None), "q01 is None, expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(max=-1), "max is -1, expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["proprio"].update(q01=[{}] * 4), r"q01 is \[{}, .*expected a list of numbers"),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"]["max"].__setitem__(0, 0), "q99 1 is above max 0 in dimension 0"),
+        ("policy.json", lambda spec: spec.update(cameras={"primary": 1}), r"cameras is .*, expected tuple\[str, \.\.\.\]"),
+        ("policy.json", lambda spec: spec.update(cameras=[1.5]), r"cameras is \[1\.5\], expected tuple\[str, \.\.\.\]"),
+        ("policy.json", lambda spec: spec.update(base_model={"a": 1}), r"base_model is .*, expected str \| None"),
+        ("policy.json", lambda spec: spec.update(base_files=-1), r"base_files is -1, expected Mapping\[str, str\]"),
+        ("policy.json", lambda spec: spec.update(provenance=0), r"provenance is 0, expected Mapping\[str, Any\]"),
+        ("policy.json", lambda spec: spec["platform"].update(num_actions_chunk=1.5), "num_actions_chunk is 1.5, expected int"),
+        ("policy.json", lambda spec: spec["platform"].update(action_names="abcd"), r"action_names is 'abcd', expected tuple\[str"),
+        ("policy.json", lambda spec: spec["image"].update(center_crop="no"), "center_crop is 'no', expected bool"),
+        ("policy.json", lambda spec: spec["heads"].update(use_proprio=1), "use_proprio is 1, expected bool"),
+    ],
+)
+def test_values_of_another_kind_are_named_by_loading_and_by_the_doctor(folder: Path, name: str, change: Any, message: str) -> None:
+    _edit(folder / name, change)
+    with pytest.raises(ValueError, match=message):
+        Policy.from_pretrained(folder, device="cpu")
+    assert any(finding.status == Status.PROBLEM for finding in verify_checkpoint(folder))
+
+
+def test_images_of_another_size_than_the_models_are_refused_when_it_loads(folder: Path) -> None:
+    _edit(folder / "policy.json", lambda spec: spec["image"].update(size=56))
+    with pytest.raises(ValueError, match=r"policy\.json says images of the size 56, its model was made for 28; the files belong to"):
+        Policy.from_pretrained(folder, device="cpu")
+
+
+def test_familiar_functions_see_what_training_saved_below_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    cfg = GenerateConfig(pretrained_checkpoint=f"~/{folder.name}", engine="eager")
+    vla = get_vla(cfg)
+    assert get_vla(cfg) is vla
+    _edit(folder / "dataset_statistics.json", lambda all_: all_["arm"]["action"]["q99"].__setitem__(0, 0.5))
+    assert get_vla(cfg).action_bounds.high[0] == 0.5
+
+
+def test_a_manifest_that_is_none_is_not_compared_with(folder: Path) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"sizes": [1]}))
+    Policy.from_pretrained(folder, device="cpu")
+    assert not [finding for finding in verify_checkpoint(folder) if finding.status == Status.PROBLEM]
+
+
+def test_statistics_without_extremes_are_enough_to_act_and_to_look_at_states(parts: PolicyParts) -> None:
+    bounds = {"q01": [0.0] * 4, "q99": [1.0] * 4}
+    policy = Policy(replace(parts, norm_stats={"arm": {"action": bounds, "proprio": bounds}}))
+    assert np.isfinite(policy.predict([observation()])[0].actions).all()
+    assert policy.watch.warnings == []
+    policy.predict([observation("close the door", proprio=np.full(4, 90.0))])
+    assert "the state is far from all that training saw" in policy.watch.warnings[0]
+    assert policy.demonstrated.action_low == (0.0,) * 4
+
+
+def test_statistics_of_another_robots_state_are_refused(parts: PolicyParts) -> None:
+    proprio = {name: row[:3] for name, row in STATISTICS["arm"]["proprio"].items()}
+    with pytest.raises(ValueError, match="statistics of 'arm' describe 3 proprio dimensions, platform METAWORLD has 4"):
+        Policy(replace(parts, norm_stats={"arm": {**STATISTICS["arm"], "proprio": proprio}}))
 
 
 def test_a_policy_of_several_data_sets_asks_for_one(parts: PolicyParts) -> None:

@@ -10,12 +10,26 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from prismatic.policy.checkpoint.files import format_bytes, read_samples
+from prismatic.models.json_files import read_object
+from prismatic.policy.checkpoint.files import ADAPTER_FOLDER, format_bytes, read_samples
 from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.checkpoint.stored_weights import weight_paths
 
 _CONFIG = "config.json"
 _NOT_OF_THE_MODEL = ("norm_stats", "transformers_version", "auto_map", "_name_or_path", "torch_dtype", "dtype")  # keys of config.json
+
+
+def named_base(folder: Path) -> str | None:
+    """The base model, folder or Hub id, that the adapters in `folder` name; None: there are none, or they name none.
+
+    Raises:
+        ValueError: adapter_config.json is damaged.
+    """
+    path = folder / ADAPTER_FOLDER / "adapter_config.json"
+    named = read_object(path).get("base_model_name_or_path") if path.is_file() else None
+    if not isinstance(named, str | None):
+        raise ValueError(f"{path}: base_model_name_or_path is {str(named)[:80]}, expected a text; copy it again")
+    return named or None
 
 
 def describe_base(folder: Path) -> dict[str, str]:

@@ -92,10 +92,8 @@ def find_component(folder: Path, component: str) -> Path:
     found = sorted(path for path in folder.iterdir() if component in path.name and "checkpoint" in path.name)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(
-            f"{folder} must hold exactly one file {component}--*checkpoint.pt, found {names}; "
-            "the policy needs it, copy the whole checkpoint folder"
-        )
+        remedy = "remove those of other steps" if found else "the policy needs it, copy the whole checkpoint folder"
+        raise ValueError(f"{folder} must hold exactly one file {component}--*checkpoint.pt, found {names}; {remedy}")
     return found[0]
 
 
@@ -325,7 +323,8 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    return content if isinstance(content, dict) else None
+    is_whole = isinstance(content, dict) and all(isinstance(content.get(part, {}), dict) for part in (_SIZES, _DIGESTS))
+    return content if is_whole else None
 
 
 def find_damage(folder: Path, part: str = "") -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +20,11 @@ from prismatic.models.json_files import described_in, read_object
 from prismatic.models.processor import PrismaticProcessor, check_tokenizer
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.checkpoint.base_files import check_base
+from prismatic.policy.checkpoint.base_files import check_base, named_base
 from prismatic.policy.checkpoint.files import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
-    STATISTICS_FILE,
     VISION_BACKBONE,
-    changed_texts,
     check_keys,
     find_component,
     load_component,
@@ -41,12 +38,10 @@ from prismatic.policy.checkpoint.prismatic_layout import is_prismatic, prismatic
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, warn_of_changes
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
 from prismatic.policy.lora.scaling import AdapterScaling
-from prismatic.vla.reference import Reference
-
-logger = logging.getLogger(__name__)
 
 # Of a model folder: weights of the model, in any format.
 _HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf", "checkpoints/*.pt"]
@@ -223,15 +218,10 @@ def load_parts(
     folder = resolve_folder(name_or_path)
     norm_stats = load_statistics(folder)
     spec = load_spec(folder, options, norm_stats)
-    if changed := [name for name in changed_texts(folder) if name in (POLICY_FILE, STATISTICS_FILE)]:
-        logger.warning("%s: %s changed since training saved it; actions may have other units. Copy it again", folder, ", ".join(changed))
+    warn_of_changes(folder)
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
-    if spec.prompt != config.token_ids.prompt_template:
-        raise ValueError(
-            f"{folder}: {POLICY_FILE} says the prompt {spec.prompt!r}, its model was made for {config.token_ids.prompt_template!r}; "
-            "the files belong to different checkpoints, copy the whole folder again"
-        )
+    check_spec(folder, spec, config)
     model = build_action_model(base.vla, config, spec)
     for component, module in head_components(model).items():
         load_component(module, folder, component)
@@ -240,6 +230,23 @@ def load_parts(
     move_used_parts(model, device)
     check_bidirectional(model.bare_vla)
     return PolicyParts(model, config, base.processor, spec, norm_stats, load_reference(folder, spec))
+
+
+def check_spec(folder: Path, spec: PolicySpec, config: OpenVLAConfig) -> None:
+    """Returns if what policy.json in `folder` says of the model's inputs is so in the model's `config`.
+
+    Raises:
+        ValueError: the prompt or the size of the images is another one.
+    """
+    for what, said, made_for in (
+        ("the prompt", spec.prompt, config.token_ids.prompt_template),
+        ("images of the size", spec.image.size, config.image_size),
+    ):
+        if said != made_for:
+            raise ValueError(
+                f"{folder}: {POLICY_FILE} says {what} {said!r}, its model was made for {made_for!r}; "
+                "the files belong to different checkpoints, copy the whole folder again"
+            )
 
 
 def move_used_parts(model: ActionModel, device: torch.device) -> None:
@@ -261,7 +268,34 @@ def load_spec(folder: Path, options: LoadOptions, norm_stats: dict[str, Any]) ->
         return apply_flags(PolicySpec.load(folder), options.flags, f"{folder / POLICY_FILE}")
     if is_prismatic(folder):  # MiniVLA's tokens stand for codes of whole chunks, which its own code turns into actions
         raise ValueError(f"{folder} is a base in Prismatic's layout, whose actions cannot be read here; fine-tune it first")
-    return describe_published(folder, options.flags, load_config(folder), norm_stats, options.unnorm_key)
+    config = load_config(config_folder(folder, options.base_model))
+    return describe_published(folder, options.flags, config, norm_stats, options.unnorm_key)
+
+
+def config_folder(folder: Path, base_model: str | None = None) -> Path:
+    """Where the config.json of the checkpoint in `folder` lies: the published code leaves that of unmerged adapters to their base.
+
+    Raises:
+        ValueError: the base is not here and cannot be downloaded.
+    """
+    is_adapter = not (folder / "config.json").is_file() and (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file()
+    base = (base_model or named_base(folder)) if is_adapter else None
+    return folder if base is None else resolve_base(folder, base, with_weights=False)
+
+
+def resolve_base(folder: Path, base_model: str, with_weights: bool = True) -> Path:
+    """The folder of the base model that the adapters in `folder` belong to.
+
+    Raises:
+        ValueError: it is not here and cannot be downloaded; the message says how to name another place.
+    """
+    try:
+        return resolve_folder(base_model, with_weights)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds adapters of the base model {base_model}: {error}. Say where it lies now: deploy.py takes --base_model, "
+            "merge_lora_weights_and_save.py --base_checkpoint"
+        ) from error
 
 
 def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
@@ -281,7 +315,7 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
             if not has_whole_model
             else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
         )
-    check_base(folder, spec.base_files, base_model, resolve_folder(base_model))
+    check_base(folder, spec.base_files, base_model, resolve_base(folder, base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
     adapter = read_safetensors(adapter_path)
     if options.keep_adapters:
@@ -317,12 +351,6 @@ def _adapted(vla: OpenVLAForActionPrediction, spec: PolicySpec, adapter: dict[st
     return adapted
 
 
-def named_base(folder: Path) -> str | None:
-    """The base model that an adapter folder names, if any."""
-    path = folder / ADAPTER_FOLDER / "adapter_config.json"
-    return read_object(path).get("base_model_name_or_path") or None if path.is_file() else None
-
-
 def check_weights(folder: Path, config: OpenVLAConfig) -> None:
     """Returns if the model's weights in `folder` have the names and shapes that `config` says; reads no weight.
 
@@ -354,47 +382,3 @@ def _load_vla(folder: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVL
         raise ValueError(
             f"the weights in {folder} cannot be read ({type(error).__name__}: {error}); copy or download them again"
         ) from error
-
-
-def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:
-    """What the training behind the checkpoint saw, where its folder tells.
-
-    Raises:
-        ValueError: it saw other cameras, or in another order, than policy.json says.
-    """
-    reference = Reference.load(folder)
-    if reference is not None and tuple(reference.frames) != spec.cameras:
-        raise ValueError(
-            f"{folder}: policy.json lists the cameras {', '.join(spec.cameras)}, training had {', '.join(reference.frames)}; "
-            "copy policy.json again"
-        )
-    return reference
-
-
-def read_training(folder: Path, platform: str, data_set: str) -> tuple[Reference | None, dict[str, Any]] | None:
-    """What the training behind a checkpoint saw, and its statistics, of `data_set` or else of the only one.
-
-    None: nothing is said, or it was about another robot than `platform`. Raises:
-        ValueError: a file is damaged.
-    """
-    path = folder / STATISTICS_FILE
-    if not path.is_file() or ((folder / POLICY_FILE).is_file() and PolicySpec.load(folder).platform.name != platform):
-        return None
-    statistics = read_object(path)
-    entry = statistics.get(data_set) or (next(iter(statistics.values())) if len(statistics) == 1 else None)
-    return None if entry is None else (Reference.load(folder), entry)
-
-
-def load_statistics(folder: Path) -> dict[str, Any]:
-    """The content of dataset_statistics.json; where there is none, what the model's config.json carries as norm_stats.
-
-    Raises:
-        ValueError: both are absent.
-    """
-    path = folder / STATISTICS_FILE
-    if not path.is_file():
-        config = folder / "config.json"
-        if config.is_file() and (carried := read_object(config).get("norm_stats")):
-            return carried
-        raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")
-    return read_object(path)

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prismatic.models.configuration import OpenVLAConfig
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
     NOISY_ACTION_PROJECTOR,
     PROPRIO_PROJECTOR,
     VISION_BACKBONE,
@@ -21,13 +25,14 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
-from prismatic.policy.lora.adapters import lora_rank
+from prismatic.policy.lora.adapters import lora_rank, stored_ranks
 from prismatic.vla.cameras import ONE_ARM, TWO_ARMS
-from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform
+from prismatic.vla.constants import ROBOT_PLATFORMS, RobotPlatform, get_robot_platform, near_names
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry, find_entry
 from prismatic.vla.images import ImageRecipe
 
 _PUBLISHED_DIFFUSION_STEPS = 50
+_META = torch.device("meta")  # names and shapes alone: the towers of the 7B model are 1.5 GB
 _CAMERAS = {1: ONE_ARM[:1], 2: ONE_ARM, 3: TWO_ARMS}
 
 
@@ -43,11 +48,8 @@ def describe_published(
     entry = _registry_entry(key)
     platform = _platform(folder, flags, entry, key, norm_stats)
     cameras = _cameras(flags, entry, folder)
-    rank = None
-    if has_component(folder, VISION_BACKBONE):
-        rank = lora_rank(read_component(folder, VISION_BACKBONE))
-    elif flags.lora_rank is not None:
-        rank = flags.lora_rank
+    rank = _rank(folder)
+    rank = flags.lora_rank if rank is None else rank
     spec = PolicySpec(
         platform=platform,
         cameras=cameras,
@@ -59,6 +61,14 @@ def describe_published(
         provenance={"note": "a published checkpoint without policy.json"},
     )
     return apply_flags(spec, flags, f"the files of {folder}")
+
+
+def _rank(folder: Path) -> int | None:
+    """Of the adapters in the files; None: they hold none, or lay them into the weights."""
+    if has_component(folder, VISION_BACKBONE):
+        return lora_rank(read_component(folder, VISION_BACKBONE, _META))
+    path = folder / ADAPTER_FOLDER / ADAPTER_FILE
+    return next(iter(stored_ranks(path).values()), None) if path.is_file() else None
 
 
 def _registry_entry(unnorm_key: str | None) -> DatasetEntry | None:
@@ -75,7 +85,12 @@ def _platform(
     if name is not None:
         return get_robot_platform(name)
     if key is None:
-        raise ValueError(f"{folder} was trained on several data sets; pass --unnorm_key, one of {', '.join(norm_stats)}")
+        raise ValueError(
+            f"{folder} was trained on several data sets; pass --unnorm_key, one of {', '.join(norm_stats)} (to export.py, whose programs "
+            "leave it open, --robot_platform)"
+        )
+    if key not in norm_stats:
+        raise ValueError(f"unnorm_key {key!r} is not in the statistics of {folder}; {near_names(key, norm_stats)}")
     width = len(next(iter(norm_stats[key]["action"].values())))
     fitting = [platform.name for platform in ROBOT_PLATFORMS.values() if platform.action_dim == width]
     raise ValueError(
@@ -93,6 +108,8 @@ def _cameras(flags: PolicyFlags, entry: DatasetEntry | None, folder: Path) -> tu
             f"{folder} has no policy.json, and nothing in it tells how many images the policy takes; pass --num_images_in_input, "
             f"as in training{listed}"
         )
+    if count < 1:
+        raise ValueError(f"--num_images_in_input is {count}; the policy needs at least the primary camera")
     if known:
         if count > len(known):
             raise ValueError(
@@ -109,7 +126,7 @@ def _cameras(flags: PolicyFlags, entry: DatasetEntry | None, folder: Path) -> tu
 def _heads(folder: Path, flags: PolicyFlags) -> HeadSpec:
     action_head = "discrete"
     if has_component(folder, ACTION_HEAD):
-        is_diffusion = any(key.startswith("noise_predictor.") for key in read_component(folder, ACTION_HEAD))
+        is_diffusion = any(key.startswith("noise_predictor.") for key in read_component(folder, ACTION_HEAD, _META))
         action_head = "diffusion" if is_diffusion else "l1"
         if is_diffusion and not has_component(folder, NOISY_ACTION_PROJECTOR):
             raise ValueError(f"{folder} holds a diffusion head but no {NOISY_ACTION_PROJECTOR}--*checkpoint.pt; copy the whole checkpoint")

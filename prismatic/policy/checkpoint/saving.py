@@ -72,10 +72,15 @@ def _save_adapter(vla: nn.Module, spec: PolicySpec, folder: Path) -> None:
     (folder / "README.md").write_text(_ADAPTER_README)
 
 
-def _save_descriptions(parts: PolicyParts, folder: Path) -> None:
+def save_config(parts: PolicyParts, folder: Path) -> None:
+    """Writes config.json and generation_config.json, with the policy's statistics in the former."""
     config = type(parts.config).from_dict(parts.config.to_dict())
     config.norm_stats = parts.norm_stats
     config.save_published(folder)
+
+
+def _save_descriptions(parts: PolicyParts, folder: Path) -> None:
+    save_config(parts, folder)
     parts.processor.save_pretrained(folder)
     (folder / STATISTICS_FILE).write_text(json.dumps(parts.norm_stats, indent=2) + "\n")
     parts.spec.save(folder)

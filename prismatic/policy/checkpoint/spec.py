@@ -10,6 +10,7 @@ provenance  how the checkpoint was made (command, data, step, versions)
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,11 @@ from prismatic.vla.stated_limits import StatedLimits
 POLICY_FILE = "policy.json"
 FORMAT_VERSION = 1
 ACTION_HEADS = ("l1", "diffusion", "discrete")
+
+_KINDS: Mapping[str, tuple[type, ...]] = {  # beginning of a field's type -> what JSON has for it
+    **{"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)},
+    **{"tuple": (list, tuple), "Mapping": (dict,)},
+}
 
 T = TypeVar("T")
 
@@ -107,10 +113,9 @@ class PolicySpec:
                 f"{folder} has no {POLICY_FILE}: not a checkpoint written by this project. "
                 "Pass a folder that vla-scripts/finetune.py saved (its name ends in _chkpt)"
             )
-        try:
-            content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+        from prismatic.models.json_files import read_object  # imports the Hub's client, which --help does without
+
+        content = read_object(path)
         version = content.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise ValueError(f"{path} has format_version {version}; this version of the code reads {FORMAT_VERSION}")
@@ -119,6 +124,8 @@ class PolicySpec:
 
 def _parse(content: dict[str, Any], path: Path) -> PolicySpec:
     try:
+        _check_kinds(PolicySpec, content)
+        _check_kinds(RobotPlatform, content["platform"])
         platform = dict(content.pop("platform"))
         platform["normalization"] = NormalizationType(platform["normalization"])
         for key in ("action_names", "proprio_names"):
@@ -137,12 +144,25 @@ def _parse(content: dict[str, Any], path: Path) -> PolicySpec:
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_kinds(kind: type, values: Mapping[str, Any]) -> None:
+    """Returns if every field of `kind` that is a plain value or holds texts is so in `values`, which come from JSON."""
+    for item in fields(kind):
+        if item.name not in values or (values[item.name] is None and str(item.type).endswith("| None")):
+            continue
+        value, name = values[item.name], re.split(r"\W", str(item.type))[0]
+        is_wrong = name in _KINDS and (not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and name != "bool"))
+        texts = {"tuple[str, ...]": value, "Mapping[str, str]": value.values() if isinstance(value, dict) else ()}.get(str(item.type), ())
+        if is_wrong or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{item.name} is {repr(value)[:80]}, expected {item.type}")
 
 
 def _build(kind: type[T], values: Mapping[str, Any]) -> T:
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    _check_kinds(kind, values)
     return kind(**values)

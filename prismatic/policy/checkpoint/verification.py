@@ -5,7 +5,6 @@ Every part is looked at, so that one look names all that is missing; loading (`p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from torch import nn
 
 from prismatic.models.configuration import OpenVLAConfig
-from prismatic.models.processor import TOKENIZER_FILES
+from prismatic.models.json_files import read_object
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.policy.checkpoint.base_files import named_base
 from prismatic.policy.checkpoint.files import (
     ACTION_HEAD,
     ADAPTER_FILE,
@@ -33,12 +33,14 @@ from prismatic.policy.checkpoint.files import (
     read_component,
     read_manifest,
 )
-from prismatic.policy.checkpoint.loading import check_weights, load_config, named_base
+from prismatic.policy.checkpoint.loading import check_weights, load_config
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
-from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, StoredWeights
-from prismatic.policy.lora.adapters import merge_component
+from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
+from prismatic.policy.lora.adapters import merge_component, stored_ranks
+from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.vla.diagnosis import Finding, Status
+from prismatic.vla.normalization import bounds_from_statistics
 
 _COPY_AGAIN = "Copy or download the whole checkpoint folder again."
 _BINARY = (".safetensors", ".pt")
@@ -52,7 +54,7 @@ def verify_checkpoint(folder: Path) -> list[Finding]:
     spec, findings = _verify_spec(folder)
     config, found = _verify_config(folder)
     findings += [found, _verify_processor(folder), *_verify_manifest(folder)]
-    if config is not None:
+    if config is not None or _holds_adapters_alone(folder):
         findings.append(_attempt("weights", lambda: _describe_weights(folder, config, spec)))
     if spec is None:
         findings += [Finding("components", Status.NOTE, f"{_listed(folder)}; shapes not checked without {POLICY_FILE}")]
@@ -125,7 +127,12 @@ def _verify_manifest(folder: Path) -> list[Finding]:
 
 def _verify_config(folder: Path) -> tuple[OpenVLAConfig | None, Finding]:
     try:
-        config = load_config(folder)
+        source = folder
+        if not (folder / "config.json").is_file() and _holds_adapters_alone(folder) and (base := named_base(folder)):
+            source = Path(base).expanduser()
+            if not source.is_dir():  # nothing is downloaded for a look
+                return None, Finding("config.json", Status.OK, f"that of the base model {base}")
+        config = load_config(source)
     except (ValueError, OSError, KeyError) as error:  # transformers raises OSError for text that is no JSON
         return None, Finding("config.json", Status.PROBLEM, str(error), _COPY_AGAIN)
     layers = config.get_text_config().num_hidden_layers
@@ -137,15 +144,16 @@ def _verify_processor(folder: Path) -> Finding:
     """Tokenizer and image processor; adapters alone take those of their base."""
     is_whole = any((folder / name).is_file() for name in WEIGHT_FILES)
     absent = [] if (folder / "preprocessor_config.json").is_file() else ["preprocessor_config.json"]
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer.")):
-        absent.append("tokenizer.json (or tokenizer.model)")
+    if not (folder / "tokenizer.json").is_file():
+        absent.append("tokenizer.json")
     if absent and is_whole:
         return Finding("processor", Status.PROBLEM, f"lacks {', '.join(absent)}", _COPY_AGAIN)
     return Finding("processor", Status.OK, "tokenizer and image processor" if not absent else "those of the base model")
 
 
-def _describe_weights(folder: Path, config: OpenVLAConfig, spec: PolicySpec | None) -> str:
+def _describe_weights(folder: Path, config: OpenVLAConfig | None, spec: PolicySpec | None) -> str:
     if any((folder / name).is_file() for name in WEIGHT_FILES):
+        assert config is not None
         check_weights(folder, config)
         return f"the whole model, {_gigabytes(folder.glob('model*.safetensors'))}"
     adapter = folder / ADAPTER_FOLDER / ADAPTER_FILE
@@ -157,19 +165,25 @@ def _describe_weights(folder: Path, config: OpenVLAConfig, spec: PolicySpec | No
 
 
 def check_adapter_file(path: Path) -> None:
-    """Returns if the file of the adapters is whole.
+    """Returns if the file of the adapters is whole and adapter_config.json beside it fits.
 
     Raises:
-        ValueError: it is damaged, or holds no adapter.
+        ValueError: one of them is damaged, or there is no adapter, or one of another rank or kind.
     """
-    with StoredWeights.open_file(path) as file:
-        if not any(".lora_A." in key for key in file.keys()):  # noqa: SIM118
-            raise ValueError(f"{path} holds no adapter")
+    ranks, scaling = stored_ranks(path), AdapterScaling.read(path.parent)
+    if not ranks:
+        raise ValueError(f"{path} holds no adapter")
+    for module, rank in ranks.items():
+        scaling.of(module, rank)
+
+
+def _holds_adapters_alone(folder: Path) -> bool:
+    return not any((folder / name).is_file() for name in WEIGHT_FILES) and (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file()
 
 
 def adapter_base(folder: Path) -> str | None:
     """The base model, folder or Hub id, that a checkpoint needs because it holds adapters alone; None for any other checkpoint."""
-    if any((folder / name).is_file() for name in WEIGHT_FILES) or not (folder / ADAPTER_FOLDER / ADAPTER_FILE).is_file():
+    if not _holds_adapters_alone(folder):
         return None
     named = PolicySpec.load(folder).base_model if (folder / POLICY_FILE).is_file() else None
     return named or named_base(folder)
@@ -198,17 +212,17 @@ def _describe_statistics(folder: Path, spec: PolicySpec | None) -> str:
     path = folder / STATISTICS_FILE
     if not path.is_file():
         raise ValueError(f"{STATISTICS_FILE} is absent; without it actions have no units")
-    try:
-        statistics: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    statistics = read_object(path)
     key = spec.unnorm_key if spec else None
     if key is not None and key not in statistics:
         raise ValueError(
             f"{STATISTICS_FILE} has no data set {key!r}, which {POLICY_FILE} names; it holds {', '.join(statistics) or 'none'}"
         )
     for name in statistics if key is None else [key]:
-        _check_statistics(statistics[name], name, spec)
+        try:
+            _check_statistics(statistics[name], name, spec)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{STATISTICS_FILE} holds something else than lists of numbers for data set {name!r} ({error})") from error
     return f"of {', '.join(statistics)}"
 
 
@@ -228,6 +242,8 @@ def _check_statistics(entry: dict[str, Any], name: str, spec: PolicySpec | None)
                 )  # fmt: skip
             if not all(math.isfinite(number) for number in numbers):
                 raise ValueError(f"{quantity}.{key} of data set {name!r} holds NaN or infinity")
+        if spec is not None and values and (quantity == "action" or width is not None):
+            bounds_from_statistics({name: entry}, name, quantity, spec.platform.normalization)  # as loading reads them
         for low, high in (("min", "max"), ("q01", "q99")):
             if any(a > b for a, b in zip(values.get(low, []), values.get(high, []), strict=True)):
                 raise ValueError(f"{quantity} of data set {name!r} has {low} above {high}")

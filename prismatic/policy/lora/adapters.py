@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 from prismatic.models.language import TiedHead
 from prismatic.policy.checkpoint.files import check_keys, is_film_layer
 from prismatic.policy.checkpoint.spec import LoraSpec
+from prismatic.policy.checkpoint.stored_weights import StoredWeights
 from prismatic.policy.inference.quantization import QuantizedLinear
 from prismatic.policy.lora.scaling import AdapterScaling
 
@@ -139,6 +141,16 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
 def adapter_ranks(adapter: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Name in the base model without FiLM -> rank, of each module in an adapter file."""
     return {without_film(module_of(key)): value.shape[0] for key, value in adapter.items() if key.endswith(_DOWN)}
+
+
+def stored_ranks(path: Path) -> dict[str, int]:
+    """`adapter_ranks` of the adapter file `path`, whose matrices are not read.
+
+    Raises:
+        ValueError: the file is absent or damaged.
+    """
+    with StoredWeights.open_file(path) as file:
+        return adapter_ranks({key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()})  # noqa: SIM118
 
 
 def module_of(key: str) -> str:

@@ -23,20 +23,20 @@ from torch.nn import functional as F
 
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.checkpoint.base_files import check_base
+from prismatic.policy.checkpoint.base_files import check_base, named_base
 from prismatic.policy.checkpoint.files import ADAPTER_FILE, ADAPTER_FOLDER, load_component, read_safetensors
 from prismatic.policy.checkpoint.loading import (
     LoadOptions,
+    check_spec,
     load_base,
-    load_reference,
     load_spec,
-    load_statistics,
     move_used_parts,
-    named_base,
+    resolve_base,
     resolve_folder,
 )
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, warn_of_changes
 from prismatic.policy.inference.engine import Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
@@ -166,13 +166,15 @@ def load_adapter_policies(
     specs = {name: load_spec(folder, replace(options, unnorm_key=unnorm_keys[name]), statistics[name]) for name, folder in found.items()}
     base_model = _common_base(found, specs, options)
     for name, folder in found.items():
-        check_base(folder, specs[name].base_files, base_model, resolve_folder(base_model))
+        warn_of_changes(folder)
+        check_base(folder, specs[name].base_files, base_model, resolve_base(folder, base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
     vla = base.vla.eval().requires_grad_(False)
     adapters = {name: _read_adapter(folder, specs[name], vla) for name, folder in found.items()}
     quantize_model(vla, options.quantization, device, dtype)
     bank, loaded = AdapterBank(vla), {}
     for name, folder in found.items():
+        check_spec(folder, specs[name], vla.config)
         model = build_action_model(vla, vla.config, specs[name])
         for component, module in head_components(model).items():
             load_component(module, folder, component)
