@@ -14,6 +14,7 @@ import pytest
 from hdf5_files import write_libero
 from PIL import Image
 from rlds_writer import encode_png, smooth_image
+from rollout_files import write_rollout
 
 from prismatic.vla.datasets.episodes import RawEpisode, standardize
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
@@ -239,6 +240,25 @@ def test_without_qpos_the_entry_names_the_state(tmp_path: Path) -> None:
     assert index_of(tmp_path, entry(state_obs_keys="ee_pose")).proprio.shape == (LENGTH, 7)
     with pytest.raises(ValueError, match=r"no key 'qpos'; correct state_obs_keys.*ee_pose"):
         index_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"action_keys": ("master/joint_position",)}, "no key 'master/joint_position'; correct action_keys"),
+        ({"action_keys": ("action", "base_action")}, "no key 'base_action'; correct action_keys"),
+        ({"state_obs_keys": ("eef_pose",)}, "no key 'eef_pose'; correct state_obs_keys"),
+    ],
+    ids=["another action", "a base", "another state"],
+)
+def test_a_column_that_is_not_there_is_never_replaced_by_the_usual_one(tmp_path: Path, wrong: dict[str, Any], field: str) -> None:
+    """Only rollouts of ours have under the usual names what the entry's columns of demonstrations make when joined."""
+    write_act(tmp_path / "demonstrations/episode_0.hdf5")
+    with pytest.raises(ValueError, match=field):
+        index_of(tmp_path / "demonstrations", entry(**wrong))
+    write_rollout(tmp_path / "rollouts/episode_0.hdf5", value=3.0)
+    index = index_of(tmp_path / "rollouts", entry(image_obs_keys={"primary": "primary"}, **wrong))
+    assert (index.actions == 3).all() and (index.proprio == 3).all() and index.actions.shape == index.proprio.shape == (3, 4)
 
 
 def test_groups_are_joined_in_the_order_that_the_entry_states(tmp_path: Path) -> None:

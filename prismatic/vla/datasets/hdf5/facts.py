@@ -18,10 +18,12 @@ def episode_facts(group: Any) -> dict[str, bool | int | float | str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def step_commanders(file: Any) -> np.ndarray:
-    """int8 [T]: whose action each step has, by `COMMANDERS` from 1, 0 where the name is another; [0] where the file does not say."""
+def step_commanders(file: Any) -> np.ndarray | None:
+    """int8 [T]: whose action each step has, by `COMMANDERS` from 1, 0 where the name is another; None: a file that does not say."""
     path = f"{GROUP}/{COMMANDED_BY}"
-    names = file[path][()] if path in file else np.zeros(0, "S1")
+    if path not in file:
+        return None
+    names = file[path][()]
     found = np.zeros(len(names), np.int8)
     for number, by in enumerate(COMMANDERS, start=1):
         found[names == by.value.encode()] = number

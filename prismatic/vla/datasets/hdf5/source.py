@@ -41,7 +41,8 @@ from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
-_READER_VERSION = 3  # changes where the same files give other episodes
+_READER_VERSION = 4  # changes where the same files give other episodes
+_FRAMES_VERSION = 3  # where the same places in them give other pictures
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Hdf5Source:
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
         self._example, self.robomimic, self._camera_paths = self._look_at_files()
         self.cameras = tuple(self._camera_paths)
-        self.frame_layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
+        self.frame_layout = json.dumps([_FRAMES_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
         texts = text_files(paths[0], folder) if only else filter(_may_be_text, files_below(folder))
         self._texts = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in sorted(texts)]
         self.layout = self._describe_layout()
@@ -98,7 +99,7 @@ class Hdf5Source:
 
     def _describe_layout(self) -> str:
         """Whatever else than the files decides about the episodes."""
-        return json.dumps([self.frame_layout, self._texts, self._entry.fps])
+        return json.dumps([_READER_VERSION, self.frame_layout, self._texts, self._entry.fps])
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout or rate, with that
@@ -206,8 +207,9 @@ class Hdf5Source:
             return None
         self._note_depths(act_depths(file), str(path))
         self._note_unused_actions(episode.trajectory, str(path))
-        trajectory = {**episode.trajectory, COMMANDED_BY: step_commanders(file)}
-        found = self._episode(place, place.name(path), trajectory, episode.images, episode.instruction)
+        commanders = step_commanders(file)
+        told = {} if commanders is None else {COMMANDED_BY: commanders}
+        found = self._episode(place, place.name(path), {**episode.trajectory, **told}, episode.images, episode.instruction)
         return replace(found, facts=episode_facts(file))
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
