@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -233,6 +235,38 @@ def test_a_video_that_is_one_frame_short_or_long(tmp_path: Path, num_frames: int
     assert len(repairs) == (num_frames == 8)
     assert not repairs or "a frame short show the frame before at their last step (1" in repairs[0]
     assert not repairs or "9 steps, 8 frames" in repairs[0]
+
+
+def _encode_at(path: Path, images: np.ndarray, times: list[int]) -> None:
+    """A video whose frames are shown at these multiples of a step."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
+        for image, time in zip(images, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("times", "shown", "words"),
+    [
+        ([0, 1, 2, 4, 5, 6, 7, 8], [0, 1, 2, 2, 3, 4, 5, 6, 7], "9 steps, 8 frames, none of step 3"),
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9], [0, 1, 2, 2, 3, 4, 5, 6, 7], "9 steps, 9 frames, none of step 3"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 2, 3, 4, 5, 6, 7], "9 steps, 8 frames, none of step 0"),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 10], [0, 1, 2, 3, 4, 5, 6, 7, 8], ""),  # the last frame comes late
+    ],
+)
+def test_a_frame_that_a_video_lost_leaves_the_others_with_their_steps(
+    tmp_path: Path, times: list[int], shown: list[int], words: str
+) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    _encode_at(_video(folder, 1), make_episode(len(times), 2).images[TOP], times)
+    episodes, repairs = read(folder)
+    assert episodes[1].trajectory["observation"]["top"]["offset"].tolist() == shown
+    assert len(repairs) == (words != "")
+    assert not words or ("lacks a frame between others show the one beside it at that step (1" in repairs[0] and words in repairs[0])
 
 
 def test_a_video_of_other_steps_is_refused_with_both_numbers(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from prismatic.vla.datasets.lerobot.tables import DataFiles, Table
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
-_READER_VERSION = 2  # changes where the same files give other episodes
+_READER_VERSION = 3  # changes where the same files give other episodes
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
