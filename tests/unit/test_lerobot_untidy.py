@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -552,6 +553,22 @@ def test_frames_are_those_of_the_recording_after_all_this(tmp_path: Path) -> Non
 def test_a_rate_that_is_none_is_named(tmp_path: Path, fps: object) -> None:
     change_info(write_v3(tmp_path / "door", EPISODES[:1], as_images=True), fps=fps)
     refuses(tmp_path / "door", rf"info.json says fps {re.escape(repr(fps))}, which is no rate; write the number of steps per second")
+
+
+@pytest.mark.parametrize(
+    ("fps", "in_entry", "words"), [(20, None, "10 Hz by its time stamps, 20 Hz said"), (20, 10, ""), (10, 5, "5 Hz said")]
+)
+def test_a_rate_that_the_time_stamps_contradict_is_told(tmp_path: Path, fps: float, in_entry: float | None, words: str) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    change_info(folder, fps=fps)
+    episodes, repairs = read(folder, replace(ENTRY, fps=in_entry))
+    assert episodes[1].trajectory["observation"]["top"]["offset"].tolist() == list(range(9))
+    assert len(repairs) == (words != "")
+    assert not words or (
+        repairs[0].startswith("episodes whose time stamps say another rate") and words in repairs[0] and "(3," in repairs[0]
+    )
+    sources = [LeRobotSource(folder, replace(ENTRY, fps=rate)).layout for rate in (in_entry, 30)]
+    assert sources[0] != sources[1], "an index that says it is not used once fps has been written into the entry"
 
 
 @pytest.mark.parametrize(("version", "other"), [("v2.1", "v3.0"), ("v3.0", "v2.1")])
