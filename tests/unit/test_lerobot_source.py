@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables, read_frame_table
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
-from prismatic.vla.datasets.lerobot.video import VideoReader
+from prismatic.vla.datasets.lerobot.video import VideoReader, _Decoder
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
@@ -139,6 +140,43 @@ def test_random_access_is_bit_identical_to_decoding_from_the_start(tmp_path: Pat
     reader = VideoReader(FrameTables(tmp_path))
     for number in [*np.random.default_rng(0).permutation(40), 39, 38, 0, 0, 1, 2, 5, 39]:
         np.testing.assert_array_equal(reader.read(tmp_path / "a.mp4", int(number)), expected[number])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_hole_in_a_video_is_refused_and_not_patched(tmp_path: Path, codec: str) -> None:
+    """Frames before the key frame of the hole and from the next one on are those of the whole file."""
+    path, images = tmp_path / "a.mp4", np.stack([np.roll(smooth_image(5, 128, 192), 3 * step, axis=1) for step in range(36)])
+    encode_video(path, images, codec, 12, **({"x265-params": "log-level=none"} if codec == "libx265" else {"x264-params": "scenecut=0"}))
+    expected, table, content = decode_video(path), read_frame_table(path), bytearray(path.read_bytes())
+    assert table.keys.expand().tolist() == [0, 12, 24]
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pts is not None]
+    first, length = places[14]  # in decoding order, a frame between two key frames
+    content[first + length // 4 : first + length // 2] = bytes(length // 2 - length // 4)
+    path.write_bytes(content)
+    reader, refused = VideoReader(FrameTables(tmp_path)), set()
+    for number in [*range(36), *np.random.default_rng(0).permutation(36).tolist()]:
+        try:
+            frame = reader.read(path, number)
+        except ValueError:
+            refused.add(number)
+        else:
+            np.testing.assert_array_equal(frame, expected[number])
+    assert refused <= set(range(12, 24))
+    with pytest.raises(ValueError, match=r"a.mp4: frame 18 cannot be decoded.*the file is damaged, download it again"):
+        reader.read(path, 18)
+
+
+def test_a_frame_costs_no_more_than_those_since_its_key_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.stack([np.roll(smooth_image(5, 64, 96), step, axis=1) for step in range(60)])
+    encode_video(tmp_path / "a.mp4", images, gop=12, **{"x264-params": "bframes=2:scenecut=0"})
+    reader, shown = VideoReader(FrameTables(tmp_path)), []
+    decoded = _Decoder._decoded
+    monkeypatch.setattr(_Decoder, "_decoded", lambda self: (shown.append(item[0].pts) or item for item in decoded(self)))
+    for number in (40, 26, 59, 13):
+        shown.clear()
+        reader.read(tmp_path / "a.mp4", number)
+        assert len(shown) == number % 12 + 1
 
 
 def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:
