@@ -411,6 +411,16 @@ def test_every_demonstration_has_its_own_text(tmp_path: Path, attributes: dict[s
     assert index_of(tmp_path, entry(**DEMO)).instructions == ("task 0", "task 1")
 
 
+def test_a_table_may_name_the_file_and_the_demonstration(tmp_path: Path) -> None:
+    write_demos(tmp_path / "cups/a.hdf5", ["demo_0", "demo_1"])
+    write_demos(tmp_path / "b.hdf5", ["demo_0"])
+    texts = {"a.hdf5, demo_1": "second", "cups/a.hdf5": "others of a", "*": "the rest"}
+    (tmp_path / "instructions.json").write_text(json.dumps(texts))
+    index = index_of(tmp_path, entry(**DEMO))
+    told = {name: index.instructions[number] for name, number in zip(index.names, index.instruction_ids[::LENGTH], strict=True)}
+    assert told == {"b.hdf5, demo_0": "the rest", "cups/a.hdf5, demo_0": "others of a", "cups/a.hdf5, demo_1": "second"}
+
+
 def test_a_text_as_a_data_set_of_the_demonstration_and_one_for_the_file(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "demo.hdf5", ["demo_0", "demo_1"])
     with h5py.File(path, "a") as file:

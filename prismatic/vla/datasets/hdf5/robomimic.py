@@ -138,7 +138,7 @@ def demo_instruction(file: Any, demo: Any, path: Path, root: Path) -> Instructio
         metadata_instruction(demo, "ep_meta"),
         problem_instruction(data),
         stored_instruction([data, file], num_steps),
-        folder_instruction(path, root),
+        folder_instruction(path, root, demo.name.rpartition("/")[2]),
     ):
         if len(found):
             return found
