@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,8 @@ def test_a_column_that_is_not_there_is_never_replaced_by_the_usual_one(tmp_path:
         index_of(tmp_path / "demonstrations", entry(**wrong))
     write_rollout(tmp_path / "rollouts/episode_0.hdf5", value=3.0)
     index = index_of(tmp_path / "rollouts", entry(image_obs_keys={"primary": "primary"}, **wrong))
-    assert (index.actions == 3).all() and (index.proprio == 3).all() and index.actions.shape == index.proprio.shape == (3, 4)
+    np.testing.assert_array_equal(index.actions, np.full((3, 4), 3))
+    np.testing.assert_array_equal(index.proprio, np.full((3, 4), 3))
 
 
 def test_groups_are_joined_in_the_order_that_the_entry_states(tmp_path: Path) -> None:
@@ -547,6 +549,42 @@ def test_a_broken_file_is_refused_by_itself(tmp_path: Path) -> None:
     assert index.lengths.tolist() == [0, LENGTH, 0, 0, LENGTH]
     assert "episode_2.hdf5: cannot be read as HDF5" in index.refused[2]
     assert "episode_3.hdf5: is empty" in index.refused[3]
+
+
+@pytest.mark.parametrize("kind", ["a tree", "a header", "a link"])
+def test_a_file_whose_structure_is_damaged_is_refused_by_itself(tmp_path: Path, kind: str) -> None:
+    for number in range(3):
+        write_act(tmp_path / f"episode_{number}.hdf5", observations__qvel=np.ones((LENGTH, 14)))
+    path = tmp_path / "episode_1.hdf5"
+    with h5py.File(path, "a") as file:
+        place = h5py.h5o.get_info(file["observations/qvel"].id).addr
+        if kind == "a link":
+            file["observations/effort"] = h5py.ExternalLink("nowhere.hdf5", "/effort")
+    content = bytearray(path.read_bytes())
+    if kind == "a tree":
+        content = content.replace(b"TREE", b"\xff" * 4)
+    if kind == "a header":
+        content[place : place + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    index = load_index(Hdf5Source(tmp_path, entry()), entry(), identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [LENGTH, 0, LENGTH]
+    words = r"damaged \(.*\); copy it again" if kind == "a tree" else r"/observations/\w+ cannot be opened: it is damaged, or a link"
+    assert re.match(rf"{re.escape(str(path))}: {words}", index.refused[1])
+
+
+def test_a_demonstration_that_cannot_be_opened_is_refused_by_itself(tmp_path: Path) -> None:
+    with h5py.File(write_demos(tmp_path / "a.hdf5", ["demo_0", "demo_2"], language_instruction="go %"), "a") as file:
+        file["data/demo_1"] = h5py.SoftLink("/nowhere")
+        file["data/demo_2/obs/front_image"][...] = PICTURES[::-1]
+    write_demos(tmp_path / "b.hdf5", ["demo_0"], language_instruction="go")
+    with h5py.File(tmp_path / "b.hdf5", "a") as file:
+        file.create_group("mask/train/of_mine")
+    described = entry(**DEMO)
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [LENGTH, 0, LENGTH, 0]
+    assert "a.hdf5: /data/demo_1 cannot be opened: it is damaged, or a link to what is not there" in index.refused[1]
+    assert "b.hdf5: /mask/train is a group; names of demonstrations are expected" in index.refused[3]
+    np.testing.assert_array_equal(frames(index), np.concatenate([PICTURES, PICTURES[::-1]]))
 
 
 def test_a_broken_demonstration_is_refused_by_itself(tmp_path: Path) -> None:

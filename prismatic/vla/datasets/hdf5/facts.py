@@ -14,7 +14,7 @@ _LONGEST = 1000  # letters of a text; what is longer is no fact but a file
 
 def episode_facts(group: Any) -> dict[str, bool | int | float | str]:
     """Name -> value of the attributes of a file or a demonstration; lists of names as one text, instructions left out."""
-    found = {name: _plain(value) for name, value in group.attrs.items() if name not in TEXT_NAMES}
+    found = {name: _plain(value) for name, value in group.attrs.items() if isinstance(name, str) and name not in TEXT_NAMES}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -35,8 +35,9 @@ def stored_instruction(groups: list[Any], num_steps: int) -> Instruction:
             if texts := _texts_of(group.attrs[name]):
                 return texts
     for group in groups:
-        for name in instruction_names([name for name, item in group.items() if not is_group(item) and item.dtype.kind in "OSU"]):
-            stored = group[name]
+        for stored in [group[name] for name in instruction_names(group)]:
+            if is_group(stored) or stored.dtype.kind not in "OSU":
+                continue
             if stored.shape == (num_steps,) and num_steps > 1:
                 steps = np.array([as_text(value) for value in stored[()]], dtype=object)
                 if len(distinct_texts(steps)) > 1:

@@ -27,12 +27,12 @@ from prismatic.vla.cameras import STORED_KEYS, NamedBy, slots_by_name
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5 import robomimic
 from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
-from prismatic.vla.datasets.hdf5.columns import without_last_observation
+from prismatic.vla.datasets.hdf5.columns import unopened, without_last_observation
 from prismatic.vla.datasets.hdf5.facts import episode_facts, step_commanders
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import Instruction, text_files
-from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, named_errors, open_file, split_folders
+from prismatic.vla.datasets.hdf5.layout import demo_root, files_below, find_files, is_robomimic, named_errors, open_file, split_folders
 from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
@@ -53,6 +53,7 @@ class _Place:
     file: int  # number in Hdf5Source.files
     demo: str | None = None  # name of the demonstration in its file; None: the file is the episode
     demo_number: int = 0  # in the order of the file's demonstrations
+    problem: str = ""  # why its demonstrations cannot be told
 
     @property
     def order(self) -> tuple[bool, str]:
@@ -120,6 +121,8 @@ class Hdf5Source:
 
     def _read_or_refuse(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
         """None: an episode without steps."""
+        if place.problem:
+            return RawEpisode(place.split, place.name(path), {}, problem=place.problem)
         try:
             with named_errors(path):
                 return self._act_episode(file, path, place) if place.demo is None else self._demo_episode(file, path, place, place.demo)
@@ -162,7 +165,7 @@ class Hdf5Source:
         for path in self.files[self.files.index(example) :]:
             with open_file(path) as file:
                 for demo in robomimic.demos(file).values():
-                    if robomimic.is_empty(demo):
+                    if demo is None or robomimic.is_empty(demo):
                         continue
                     images = robomimic.demo_images(demo)
                     if not images:
@@ -181,15 +184,15 @@ class Hdf5Source:
                 with open_file(path) as file:
                     self._check_layout(file)
                     places += list(self._demos_of(file, path, number, splits[path]))
-            except ValueError:  # reported when it is read
-                places.append(_Place(splits[path], number))
+            except ValueError as error:
+                places.append(_Place(splits[path], number, problem=str(error)))
         return sorted(places, key=lambda place: place.order)
 
     def _demos_of(self, file: Any, path: Path, number: int, split_of_file: str) -> Iterator[_Place]:
         masks = robomimic.masked_splits(file)
         for demo_number, (name, demo) in enumerate(robomimic.demos(file).items()):
             split = split_of_file if masks is None or split_of_file != "train" else masks.get(name)
-            if robomimic.is_empty(demo):
+            if demo is not None and robomimic.is_empty(demo):
                 self.repairs.note(NO_STEPS, f"{path}, {name}")
             elif split is None:
                 self.repairs.note("demonstrations that /mask names neither in train nor in valid are left out", f"{path}, {name}")
@@ -214,6 +217,8 @@ class Hdf5Source:
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
         demo = robomimic.demos(file)[name]
+        if demo is None:
+            raise ValueError(unopened(file[demo_root(file) or "/"], name))
         where = place.name(path)
         wanted = {key for key in self._entry.state_obs_keys if key is not None}
         trajectory = robomimic.read_demo(demo, self.cameras, wanted)
