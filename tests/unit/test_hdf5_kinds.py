@@ -215,6 +215,18 @@ def test_an_instruction_in_a_table_above_the_file(tmp_path: Path, content: Any, 
     assert index_of(tmp_path).instructions == (() if expected is None else (expected,))
 
 
+@pytest.mark.parametrize("name", ["instruction.txt", "instructions.json"])
+def test_texts_in_the_encodings_of_editors(tmp_path: Path, name: str) -> None:
+    """Windows saves UTF-16 as "Unicode", and Chinese in GB 18030 as "ANSI"; the latter has no mark by which to know it."""
+    write_act(tmp_path / "episode_0.hdf5", attribute=None)
+    text = "打开抽屉" if name == "instruction.txt" else '{"*": "打开抽屉"}'
+    (tmp_path / name).write_text(text, encoding="utf-16")
+    assert index_of(tmp_path).instructions == ("打开抽屉",)
+    (tmp_path / name).write_text(text, encoding="gb18030")
+    with pytest.raises(ValueError, match=rf"{name} is no UTF-8 text \(invalid start byte at byte \d+\): save it as UTF-8"):
+        index_of(tmp_path)
+
+
 def test_an_instruction_in_a_file_for_each_episode(tmp_path: Path) -> None:
     """RoboTwin's instructions/episode0.json, for data/episode0.hdf5."""
     write_act(tmp_path / "data" / "episode0.hdf5", attribute=None)

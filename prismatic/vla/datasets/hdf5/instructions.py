@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.hdf5.columns import is_group
-from prismatic.vla.datasets.texts import INSTRUCTION_FILE, INSTRUCTIONS_FILE, TEXT_NAMES, as_text, distinct_texts, instruction_names
+from prismatic.vla.datasets.texts import (
+    INSTRUCTION_FILE,
+    INSTRUCTIONS_FILE,
+    TEXT_NAMES,
+    as_text,
+    distinct_texts,
+    instruction_names,
+    read_text,
+)
 
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
 
@@ -80,7 +88,7 @@ def folder_instruction(path: Path, root: Path, episode: str = "") -> Instruction
         if table.is_file() and (texts := instruction_from_table(table, path, episode)):
             return texts
         if single.is_file():
-            return distinct_texts([single.read_text(encoding="utf-8-sig")])
+            return distinct_texts([read_text(single)])
     return ()
 
 
@@ -105,7 +113,7 @@ def instruction_from_table(table: Path, path: Path, episode: str = "") -> tuple[
         ValueError: `table` does not hold texts.
     """
     try:
-        content = json.loads(table.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(table))
     except (OSError, ValueError) as error:
         raise ValueError(f"{table}: cannot be read ({error}); expected a JSON object {{file name: instruction}}") from error
     if isinstance(content, list):

@@ -86,8 +86,8 @@ def is_upside_down(file: Any) -> bool:
     root = demo_root(file)
     if root and "problem_info" in file[root].attrs:
         return True
-    first = next((demo for demo in demos(file).values() if demo is not None), {})
-    return "agentview_rgb" in first.get("obs", {})
+    first = next((demo for demo in demos(file).values() if demo is not None), None)
+    return first is not None and "agentview_rgb" in first.get("obs", {})
 
 
 def demo_images(demo: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from prismatic.vla.datasets.hdf5.layout import demo_root, files_below, find_file
 from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
-from prismatic.vla.datasets.texts import TEXT_FILES, draw_text
+from prismatic.vla.datasets.texts import TEXT_FILES, draw_text, read_text
 from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
@@ -83,7 +83,7 @@ class Hdf5Source:
         self.cameras = tuple(self._camera_paths)
         self.frame_layout = json.dumps([_FRAMES_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
         texts = text_files(paths[0], folder) if only else filter(_may_be_text, files_below(folder))
-        self._texts = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in sorted(texts)]
+        self._texts = [(str(path.relative_to(folder)), read_text(path)) for path in sorted(texts)]
         self.layout = self._describe_layout()
         if self.robomimic:
             self._places = self._find_demos(splits)
