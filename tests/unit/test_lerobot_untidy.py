@@ -571,6 +571,21 @@ def test_a_rate_that_the_time_stamps_contradict_is_told(tmp_path: Path, fps: flo
     assert sources[0] != sources[1], "an index that says it is not used once fps has been written into the entry"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": None}, r"info.json says features None, expected an object"),
+        ({"features": {"action": "float32"}}, r"info.json says of the feature 'action' 'float32', expected an object"),
+        ({"features": {"action": {"dtype": "float32", "shape": [None]}}}, r"of the feature 'action' .*'shape': \[None\]"),
+        ({"chunks_size": "many"}, r"meta is not as LeRobot writes it \(invalid literal .*'many'\); correct it, or download meta/ again"),
+        ({"data_path": 7}, r"meta is not as LeRobot writes it"),
+    ],
+)
+def test_info_with_other_values_than_lerobot_writes_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    change_info(write_v2(tmp_path / "door", EPISODES[:1], as_images=True), **changes)
+    refuses(tmp_path / "door", message)
+
+
 @pytest.mark.parametrize(("version", "other"), [("v2.1", "v3.0"), ("v3.0", "v2.1")])
 def test_files_of_another_version_than_info_says(tmp_path: Path, version: str, other: str) -> None:
     folder = WRITERS[version](tmp_path / "door", EPISODES[:1], as_images=True)
