@@ -465,6 +465,19 @@ def test_tasks_that_only_meta_lists_per_episode(tmp_path: Path) -> None:
     assert "several tasks, and none said per step, have no instruction (1" in read(folder)[1][0]
 
 
+def test_numbers_of_tasks_that_contradict_the_episodes_are_told(tmp_path: Path) -> None:
+    """As sets are left that were joined, or whose tasks were written anew."""
+    folder = write_v2(tmp_path / "door", EPISODES)
+    tasks = folder / "meta/tasks.jsonl"
+    tasks.write_text('{"task_index": 0, "task": "pull"}\n{"task_index": 1, "task": "push"}')
+    episodes, (repair,) = read(folder)
+    assert [episode.trajectory["language_instruction"][0] for episode in episodes] == ["pull", "push", "pull"]
+    assert "another text than meta/ lists for the episode take the number's (3, first: " in repair
+    assert "episode 0: 0 is 'pull', the episode's tasks are ['push']" in repair
+    tasks.write_text('{"task_index": 0, "task": "push"}\n{"task_index": 0, "task": "pull"}')
+    refuses(folder, r"tasks.jsonl: task_index 0 is 'push' and 'pull'; give each text a number of its own")
+
+
 def test_a_task_that_meta_does_not_list(tmp_path: Path) -> None:
     folder = write_v2(tmp_path / "door", EPISODES)
     _tasks(folder, {"task_index": 5, "task": "other"})

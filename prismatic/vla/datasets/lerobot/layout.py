@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -306,9 +306,17 @@ def _read_tasks(folder: Path) -> dict[int, str]:
     """task_index -> text, from whichever file there is."""
     table, lines = folder / "meta" / "tasks.parquet", folder / "meta" / "tasks.jsonl"
     if table.is_file():
-        return dict(_table_of_tasks(table))
+        return _distinct(table, _table_of_tasks(table))
     rows = read_json_lines(lines) if lines.is_file() else []
-    return {int(row.get("task_index", number)): str(row["task"]) for number, row in enumerate(rows)}
+    return _distinct(lines, ((int(row.get("task_index", number)), str(row["task"])) for number, row in enumerate(rows)))
+
+
+def _distinct(path: Path, tasks: Iterable[tuple[int, str]]) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for number, text in tasks:
+        if texts.setdefault(number, text) != text:
+            raise ValueError(f"{path}: task_index {number} is {texts[number]!r} and {text!r}; give each text a number of its own")
+    return texts
 
 
 def _table_of_tasks(path: Path) -> Iterator[tuple[int, str]]:
