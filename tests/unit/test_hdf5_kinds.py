@@ -275,6 +275,15 @@ def test_a_column_that_is_not_there_is_never_replaced_by_the_usual_one(tmp_path:
     np.testing.assert_array_equal(index.proprio, np.full((3, 4), 3))
 
 
+def test_rollouts_that_lack_commands_are_told(tmp_path: Path) -> None:
+    for number, lost in enumerate((0, 2, 5)):
+        write_rollout(tmp_path / f"rollout_{number}.hdf5", value=3.0, num_left_out=lost)
+    (repair,) = index_of(tmp_path, entry(image_obs_keys={"primary": "primary"})).repairs
+    assert str(repair).startswith("rollouts lack commands for which no picture was there in time, and are read without a gap")
+    assert str(repair).endswith("rollout_1.hdf5: 2 beside 3 steps)")
+    assert repair.count == 2
+
+
 def test_groups_are_joined_in_the_order_that_the_entry_states(tmp_path: Path) -> None:
     left, right, joint = (np.full((LENGTH, 7), value) for value in (1, 2, 3))
     write_act(

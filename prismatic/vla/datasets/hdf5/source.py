@@ -40,6 +40,9 @@ from prismatic.vla.datasets.texts import TEXT_FILES, draw_text, read_text
 from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
+_LOST_STEPS = (
+    "rollouts lack commands for which no picture was there in time, and are read without a gap; --exclude_episodes leaves them out"
+)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
 _READER_VERSION = 4  # changes where the same files give other episodes
 _FRAMES_VERSION = 3  # where the same places in them give other pictures
@@ -213,7 +216,10 @@ class Hdf5Source:
         commanders = step_commanders(file)
         told = {} if commanders is None else {COMMANDED_BY: commanders}
         found = self._episode(place, place.name(path), {**episode.trajectory, **told}, episode.images, episode.instruction)
-        return replace(found, facts=episode_facts(file))
+        facts = episode_facts(file)
+        if commanders is not None and (num_lost := facts.get("num_left_out")):
+            self.repairs.note(_LOST_STEPS, f"{path}: {num_lost} beside {len(commanders)} steps")
+        return replace(found, facts=facts)
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
         demo = robomimic.demos(file)[name]
