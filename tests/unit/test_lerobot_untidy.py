@@ -192,6 +192,18 @@ def test_rows_in_another_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(folder)[0][1].trajectory["action"], EPISODES[1].actions)
 
 
+def test_steps_that_are_stored_twice_are_told(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES, as_images=True)
+    data, meta = folder / "data/chunk-000/episode_000001.parquet", folder / "meta/episodes.jsonl"
+    pq.write_table(pa.concat_tables([pq.read_table(data)] * 2), data)
+    meta.write_text(meta.read_text().replace('"length": 9', '"length": 18'))
+    (repair,) = read(folder)[1]
+    assert "steps have the same frame_index are taken as they are; look whether steps were stored twice (1, first: " in repair
+    assert "episode 1: frame_index 0 2 times, 18 steps" in repair
+    change_column(data, "frame_index", pa.array([0] * 18))  # numbers nothing
+    assert read(folder)[1] == []
+
+
 CLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "wall clock": lambda seconds: seconds + 1.76e9,
     "wall clock that jitters": lambda seconds: seconds + 1.76e9 + np.random.default_rng(0).uniform(-0.08, 0.08, len(seconds)),

@@ -41,6 +41,7 @@ _OTHER_RATE = (
     "episodes whose time stamps say another rate than fps of info.json, or of the entry, are taken at that fps; "
     "if the time stamps are right, write their rate into fps of the entry"
 )
+_TWICE = "episodes in which steps have the same frame_index are taken as they are; look whether steps were stored twice"
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -93,6 +94,7 @@ class LeRobotSource:
         _name_action(trajectory)
         self._refuse_gaps(name, table, rows)
         self._compare_rates(name, values.get("timestamp"))
+        self._count_steps(name, values.get("frame_index"))
         for camera in self._cameras.names:
             if self._layout.is_video(camera):
                 _insert(trajectory, camera, self._video_references(name, place, camera, values, len(rows)))
@@ -141,6 +143,14 @@ class LeRobotSource:
         hz = self._entry.fps or self._layout.fps
         if interval > 0 and abs(1 / (interval * hz) - 1) > SAME_HZ:  # NaN is neither
             self.repairs.note(_OTHER_RATE, f"{name}: {1 / interval:.4g} Hz by its time stamps, {hz:g} Hz said")
+
+    def _count_steps(self, name: str, frames: np.ndarray | None) -> None:
+        """Says so where steps have one number twice; one that is the same throughout numbers nothing."""
+        if frames is None or frames.dtype == object:
+            return
+        numbers, counts = np.unique(frames, return_counts=True)
+        if 1 < len(numbers) < frames.size:
+            self.repairs.note(_TWICE, f"{name}: frame_index {numbers[counts.argmax()]:g} {counts.max()} times, {frames.size} steps")
 
     def _image_references(self, table: Table, camera: str, rows: np.ndarray) -> np.ndarray:
         references = np.zeros(len(rows), IMAGE_REF)
