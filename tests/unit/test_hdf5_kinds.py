@@ -149,6 +149,15 @@ def test_depth_is_no_camera_and_that_is_said(tmp_path: Path) -> None:
     assert "/observations/images/cam_high_depth" in said(index_of(tmp_path))
 
 
+def test_the_only_camera_is_not_taken_for_two(tmp_path: Path) -> None:
+    """By the keys of a conversion: the wrist's camera is the primary one where the entry wants no other."""
+    with h5py.File(write_act(tmp_path / "episode_0.hdf5"), "a") as file:
+        file.move("observations/images/cam_high", "observations/images/wrist")
+    assert index_of(tmp_path, entry(image_obs_keys={"primary": "image"})).cameras == ("primary",)
+    with pytest.raises(ValueError, match=r"no key 'image'; correct image_obs_keys"):
+        index_of(tmp_path, entry(image_obs_keys={"primary": "image", "wrist": "wrist_image"}))
+
+
 def test_cameras_and_states_elsewhere_in_the_file(tmp_path: Path) -> None:
     more = {
         "observations__rgb_images__top": padded(LONGEST),
