@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
+import weakref
 from pathlib import Path
 
 import av
@@ -17,9 +19,10 @@ from rlds_writer import smooth_image
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.lerobot import video
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables, read_frame_table
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
-from prismatic.vla.datasets.lerobot.video import VideoReader, _Decoder
+from prismatic.vla.datasets.lerobot.video import VideoReader
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
@@ -171,8 +174,8 @@ def test_a_frame_costs_no_more_than_those_since_its_key_frame(tmp_path: Path, mo
     images = np.stack([np.roll(smooth_image(5, 64, 96), step, axis=1) for step in range(60)])
     encode_video(tmp_path / "a.mp4", images, gop=12, **{"x264-params": "bframes=2:scenecut=0"})
     reader, shown = VideoReader(FrameTables(tmp_path)), []
-    decoded = _Decoder._decoded
-    monkeypatch.setattr(_Decoder, "_decoded", lambda self: (shown.append(item[0].pts) or item for item in decoded(self)))
+    decoded = video._decoded
+    monkeypatch.setattr(video, "_decoded", lambda *where: (shown.append(item[0].pts) or item for item in decoded(*where)))
     for number in (40, 26, 59, 13):
         shown.clear()
         reader.read(tmp_path / "a.mp4", number)
@@ -194,6 +197,21 @@ def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:
         context.Process(target=work, args=(first, queue), daemon=True).start()
     for first, queue in enumerate(queues):
         np.testing.assert_array_equal(np.stack(queue.get(timeout=20)), expected[first::2])
+
+
+def test_a_decoder_goes_with_its_reader_and_not_in_a_forked_process(tmp_path: Path) -> None:
+    """Left to the collector of cycles, it would be closed in whichever process that runs in."""
+    encode_video(tmp_path / "a.mp4", np.stack([smooth_image(step, 32, 32) for step in range(9)]))
+    reader = VideoReader(FrameTables(tmp_path))
+    for number in (3, 7, 2):
+        reader.read(tmp_path / "a.mp4", number)
+    (decoder,) = map(weakref.ref, reader._decoders.values())
+    gc.disable()
+    try:
+        del reader
+        assert decoder() is None
+    finally:
+        gc.enable()
 
 
 def test_more_videos_than_stay_open(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class _Decoder:
         self._is_strict = has_index(self._container)
         if self._is_strict and self._stream.codec_context.codec.name == "hevc":  # h264 marks the pictures that it has patched
             self._stream.codec_context.options = {"err_detect": "explode"}
-        self._frames = self._decoded()
+        self._frames = _decoded(self._container, self._stream, self._is_strict)
         self._next = 0  # number of the frame that the decoder gives next
 
     def read(self, number: int) -> np.ndarray:
@@ -99,17 +99,22 @@ class _Decoder:
     def _seek(self, position: int) -> None:
         start = self._table.key_positions[0] if len(self._table.key_positions) else 0
         self._container.seek(max(position, start), stream=self._stream, backward=True)
-        self._frames = self._decoded()
-
-    def _decoded(self) -> Iterator[tuple[Any, bool]]:
-        """(frame, whether it and those since the last key frame are sound), from where the file stands."""
-        is_sound = True
-        for frame in self._container.decode(self._stream):
-            is_sound = not self._is_strict or ((is_sound or bool(frame.key_frame)) and not frame.is_corrupt)
-            yield frame, is_sound
+        self._frames = _decoded(self._container, self._stream, self._is_strict)
 
     def close(self) -> None:
         self._container.close()
+
+
+def _decoded(container: Any, stream: Any, is_strict: bool) -> Iterator[tuple[Any, bool]]:
+    """(frame, whether it and those since the last key frame are sound), from where the file stands.
+
+    No method: a generator that held its decoder would leave it to the collector of cycles, which in a forked process closes what the parent
+    has left, and waits for threads that the fork did not copy.
+    """
+    is_sound = True
+    for frame in container.decode(stream):
+        is_sound = not is_strict or ((is_sound or bool(frame.key_frame)) and not frame.is_corrupt)
+        yield frame, is_sound
 
 
 class VideoReader:
