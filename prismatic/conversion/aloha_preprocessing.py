@@ -18,8 +18,10 @@ from prismatic.vla.datasets.texts import distinct_texts, draw_text
 from prismatic.vla.images import resize_lanczos3
 
 
-def divide(paths: list[Path], percent_val: float, instruction: str | None = None) -> dict[Path, str]:
+def divide(paths: list[Path], percent_val: float, instruction: str | None = None, root: Path | None = None) -> dict[Path, str]:
     """path -> "train" or "val": the division that training would make, the tasks being what the recordings say, or `instruction`.
+
+    `root`: the folder of the data set, in which a table of instructions may lie; None: the recording's own.
 
     Raises:
         ValueError: two recordings have the same name, or one is damaged.
@@ -30,17 +32,19 @@ def divide(paths: list[Path], percent_val: float, instruction: str | None = None
         raise ValueError(f"{double} occurs more than once under --dataset_path; preprocess each folder of episodes by itself")
     if percent_val == 0 or len(paths) == 1:
         return dict.fromkeys(paths, "train")
-    tasks = [instruction or _instruction(path) for path in paths]
+    tasks = [instruction or _instruction(path, root or path.parent) for path in paths]
     return {path: "val" if flag else "train" for path, flag in zip(paths, choose_validation(names, tasks, percent_val), strict=True)}
 
 
-def _instruction(path: Path) -> str:
+def _instruction(path: Path, root: Path) -> str:
     with open_file(path) as file:
-        return "" if is_robomimic(file) else draw_text(distinct_texts(act_instruction(file, path, path.parent)), path.name)
+        return "" if is_robomimic(file) else draw_text(distinct_texts(act_instruction(file, path, root)), path.name)
 
 
-def preprocess_recording(path: Path, target: Path, image_size: int, instruction: str | None = None) -> None:
+def preprocess_recording(path: Path, target: Path, image_size: int, instruction: str | None = None, root: Path | None = None) -> None:
     """Writes `target` like `path` with images uint8 [T, S, S, 3], decoded and resized (lanczos3); complete or absent.
+
+    The text of a table beside `path`, or in a folder above it up to `root`, is written into `target`, which will lie elsewhere.
 
     Raises:
         ValueError: `path` is damaged or not one episode in the layout of ACT; the message names it.
@@ -57,7 +61,7 @@ def preprocess_recording(path: Path, target: Path, image_size: int, instruction:
                 file.attrs[name] = value
             file.attrs["compress"] = False
             images = act_images(source)
-            texts = (instruction,) if instruction else act_instruction(source, path, path.parent)
+            texts = (instruction,) if instruction else act_instruction(source, path, root or path.parent)
             if isinstance(texts, tuple) and texts:  # a text of every step is copied with the other arrays
                 file.attrs["language_instruction"] = texts[0] if len(texts) == 1 else texts
             for name in _arrays(source, {stored.name for stored in images.values()}):

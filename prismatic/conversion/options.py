@@ -35,7 +35,7 @@ class RldsFlags:
     action_kinds: str = ""  # for robots that no encoding describes, instead of it: target*14,velocity*2
     stride: int = 1  # write every n-th step: targets are kept, motions in between added up, velocities averaged
     instruction: str | None = None  # for the whole folder, instead of what the recordings say
-    instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}, instead of what the recordings say
+    instructions_file: Path | None = None  # JSON {file name, stem, "file, episode" or "*": text}, instead of what was recorded
     filter_noops: bool = False  # leave out steps in which nothing moves
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.channel_order import frames_as_rgb
 from prismatic.vla.datasets.episodes import Episode, EpisodeSource, FrameError, standardize
 from prismatic.vla.datasets.hdf5.instructions import instruction_from_table
+from prismatic.vla.datasets.hdf5.layout import SUFFIXES
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.rlds.recorded_names import RecordedNames
@@ -51,6 +52,7 @@ from prismatic.vla.datasets.texts import draw_text
 logger = logging.getLogger(__name__)
 
 _DAMAGED = "episodes with damaged images are left out"
+_NOT_LISTED = "episodes that --instructions_file does not name keep the text that was recorded"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class RldsSpec:
     version: str = "1.0.0"
     val_fraction: float = VAL_FRACTION  # share of the episodes that become the val split, where the source has none; 0 writes none
     instruction: str | None = None  # replaces what the recordings say
-    instructions_file: Path | None = None  # JSON {file name, stem or "*": instruction}; replaces what the recordings say
+    instructions_file: Path | None = None  # JSON {file name, stem, "file, episode" or "*": instruction}; replaces what the recordings say
     image_size: int | None = None  # pixels; images become squares of this side; None keeps their size
     filter_noops: bool = False  # leave out steps in which nothing moves
     overwrite: bool = False
@@ -169,7 +171,10 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, 
         for raw in source.episodes():
             stop.check()
             name = raw.name.removeprefix(f"{source.folder}{os.sep}")
-            episode = _relabel(standardize(raw, entry, identity_dataset_transform), name, spec)
+            text = _given_text(name, spec)
+            if spec.instructions_file is not None and not text:
+                source.repairs.note(_NOT_LISTED, name)
+            episode = _relabel(standardize(raw, entry, identity_dataset_transform), name, text or spec.instruction or "")
             num_steps += len(episode.actions)
             if spec.filter_noops:
                 moving = moving_steps(episode.actions, entry.kinds(episode.actions.shape[1]))
@@ -194,15 +199,22 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, 
     return staged
 
 
-def _relabel(episode: Episode, name: str, spec: RldsSpec) -> Episode:
-    """The episode with the instruction that the flags give it.
+def _given_text(name: str, spec: RldsSpec) -> str:
+    """What --instructions_file says of the episode called `name`; "" if nothing."""
+    if spec.instructions_file is None:
+        return ""
+    file, _, episode = name.rpartition(", ")
+    is_whole_file = not file or name.lower().endswith(SUFFIXES)
+    path, label = (name, "") if is_whole_file else (file, episode)
+    return draw_text(instruction_from_table(spec.instructions_file, Path(path), label), name)
+
+
+def _relabel(episode: Episode, name: str, text: str) -> Episode:
+    """The episode with the instruction `text` that the flags give it; "": as recorded.
 
     Raises:
         ValueError: there is none.
     """
-    text = spec.instruction or ""
-    if spec.instructions_file is not None:
-        text = draw_text(instruction_from_table(spec.instructions_file, Path(name)), name) or text
     texts = [text] * len(episode.actions) if text.strip() else episode.instructions
     if not all(item.strip() for item in texts):
         raise ValueError(

@@ -134,11 +134,14 @@ def test_lerobot_videos(tmp_path: Path) -> None:
     done = convert("lerobot_to_rlds.py", tmp_path)
     assert done.returncode == 2
     assert "which camera is 'top'? Say it for each" in done.stderr
-    done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=wrist")
+    (tmp_path / "texts.json").write_text(json.dumps({"data/chunk-000/file-000.parquet, episode 1": "pull"}))
+    given = ("--instructions_file", str(tmp_path / "texts.json"))
+    done = convert("lerobot_to_rlds.py", tmp_path, "--cameras", "primary=top,wrist=wrist", *given)
     assert done.returncode == 0, done.stderr
+    assert "does not name keep the text that was recorded (3, first: data/chunk-000/file-000.parquet, episode 0)" in done.stderr
     index = index_of(target_of(tmp_path), DatasetEntry(state_obs_keys=("state",)))
     assert {name: last - first for name, (first, last) in index.splits.items()} == {"train": 3, "val": 1}
-    assert sorted(index.instructions) == ["task 0", "task 1"]
+    assert sorted(index.instructions) == ["pull", "task 0", "task 1"]
     frames = decode_video(folder / "videos/observation.images.wrist/chunk-000/file-000.mp4")
     step = int(np.flatnonzero((index.actions == episodes[2].actions[4]).all(axis=1))[0])
     np.testing.assert_array_equal(index.reader.read(index.images[step, 1]), decode_image(encode_jpeg(frames[2 * 6 + 4])))

@@ -42,6 +42,20 @@ def test_images_are_resized_and_the_rest_is_kept(tmp_path: Path, compressed: boo
     assert [item.name for item in (tmp_path / "out").iterdir()] == [path.name]
 
 
+def test_a_text_in_a_folder_above_goes_into_the_new_file(tmp_path: Path) -> None:
+    """The new file lies in train/ or val/ of another folder, where no text is."""
+    paths = [write_aloha(tmp_path / f"raw/{day}/episode_{day}{number}.hdf5") for day in "ab" for number in range(2)]
+    texts = {"a/episode_a0.hdf5": "fold", "episode_a1": "unfold", "*": "unfold", "episode_b1.hdf5": "fold"}
+    (tmp_path / "raw/instructions.json").write_text(json.dumps(texts))
+    for path in paths:
+        preprocess_recording(path, tmp_path / "out" / path.name, 16, root=tmp_path / "raw")
+    index = load_index(Hdf5Source(tmp_path / "out"), DatasetEntry(image_obs_keys={"primary": "cam_high"}), identity_dataset_transform)
+    told = [index.instructions[number] for number in index.instruction_ids[index.episode_starts[:-1]]]
+    assert told == ["fold", "unfold", "unfold", "fold"]
+    splits = divide(paths, 0.5, root=tmp_path / "raw")
+    assert {text for path, text in zip(paths, told, strict=True) if splits[path] == "val"} == {"fold", "unfold"}
+
+
 def test_recordings_of_other_software_are_made_into_plain_ones(tmp_path: Path) -> None:
     pictures, texts = camera_images(0, 4), ["fold it", "fold the shirt"]
     path = tmp_path / "raw" / "episode_0.hdf5"
@@ -89,13 +103,17 @@ def test_division_is_the_same_every_time_and_the_one_of_training(tmp_path: Path)
 
 def test_the_script_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for number in range(4):
-        write_aloha(tmp_path / "raw" / f"episode_{number}.hdf5", 3, number)
+        write_aloha(tmp_path / "raw/monday" / f"episode_{number}.hdf5", 3, number)
+    (tmp_path / "raw/instruction.txt").write_text("fold the towel")
     script = str(ROOT / "experiments/robot/aloha/preprocess_split_aloha_data.py")
     words = [sys.executable, script, "--dataset_path", str(tmp_path / "raw"), "--out_base_dir", str(tmp_path / "out")]
     words += ["--img_resize_size", "16", "--percent_val"]
     done = subprocess.run([*words, "0.25"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "3 train, 1 val episodes" in done.stdout, done.stderr
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.hdf5")}
+    for path in written:
+        with h5py.File(path) as file:
+            assert file.attrs["language_instruction"] == "fold the towel"
     lost = sorted(written)[0]
     lost.unlink()
     subprocess.run([*words, "0.25"], cwd=ROOT, check=True, capture_output=True, timeout=60)

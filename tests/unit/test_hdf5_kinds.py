@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hdf5_files import write_libero
 from PIL import Image
 from rlds_writer import encode_png, smooth_image
+from rollout_files import write_rollout
 
 from prismatic.vla.datasets.episodes import RawEpisode, standardize
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
@@ -147,6 +149,15 @@ def test_depth_is_no_camera_and_that_is_said(tmp_path: Path) -> None:
     assert "/observations/images/cam_high_depth" in said(index_of(tmp_path))
 
 
+def test_the_only_camera_is_not_taken_for_two(tmp_path: Path) -> None:
+    """By the keys of a conversion: the wrist's camera is the primary one where the entry wants no other."""
+    with h5py.File(write_act(tmp_path / "episode_0.hdf5"), "a") as file:
+        file.move("observations/images/cam_high", "observations/images/wrist")
+    assert index_of(tmp_path, entry(image_obs_keys={"primary": "image"})).cameras == ("primary",)
+    with pytest.raises(ValueError, match=r"no key 'image'; correct image_obs_keys"):
+        index_of(tmp_path, entry(image_obs_keys={"primary": "image", "wrist": "wrist_image"}))
+
+
 def test_cameras_and_states_elsewhere_in_the_file(tmp_path: Path) -> None:
     more = {
         "observations__rgb_images__top": padded(LONGEST),
@@ -213,6 +224,18 @@ def test_an_instruction_in_a_table_above_the_file(tmp_path: Path, content: Any, 
     assert index_of(tmp_path).instructions == (() if expected is None else (expected,))
 
 
+@pytest.mark.parametrize("name", ["instruction.txt", "instructions.json"])
+def test_texts_in_the_encodings_of_editors(tmp_path: Path, name: str) -> None:
+    """Windows saves UTF-16 as "Unicode", and Chinese in GB 18030 as "ANSI"; the latter has no mark by which to know it."""
+    write_act(tmp_path / "episode_0.hdf5", attribute=None)
+    text = "打开抽屉" if name == "instruction.txt" else '{"*": "打开抽屉"}'
+    (tmp_path / name).write_text(text, encoding="utf-16")
+    assert index_of(tmp_path).instructions == ("打开抽屉",)
+    (tmp_path / name).write_text(text, encoding="gb18030")
+    with pytest.raises(ValueError, match=rf"{name} is no UTF-8 text \(invalid start byte at byte \d+\): save it as UTF-8"):
+        index_of(tmp_path)
+
+
 def test_an_instruction_in_a_file_for_each_episode(tmp_path: Path) -> None:
     """RoboTwin's instructions/episode0.json, for data/episode0.hdf5."""
     write_act(tmp_path / "data" / "episode0.hdf5", attribute=None)
@@ -239,6 +262,35 @@ def test_without_qpos_the_entry_names_the_state(tmp_path: Path) -> None:
     assert index_of(tmp_path, entry(state_obs_keys="ee_pose")).proprio.shape == (LENGTH, 7)
     with pytest.raises(ValueError, match=r"no key 'qpos'; correct state_obs_keys.*ee_pose"):
         index_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"action_keys": ("master/joint_position",)}, "no key 'master/joint_position'; correct action_keys"),
+        ({"action_keys": ("action", "base_action")}, "no key 'base_action'; correct action_keys"),
+        ({"state_obs_keys": ("eef_pose",)}, "no key 'eef_pose'; correct state_obs_keys"),
+    ],
+    ids=["another action", "a base", "another state"],
+)
+def test_a_column_that_is_not_there_is_never_replaced_by_the_usual_one(tmp_path: Path, wrong: dict[str, Any], field: str) -> None:
+    """Only rollouts of ours have under the usual names what the entry's columns of demonstrations make when joined."""
+    write_act(tmp_path / "demonstrations/episode_0.hdf5")
+    with pytest.raises(ValueError, match=field):
+        index_of(tmp_path / "demonstrations", entry(**wrong))
+    write_rollout(tmp_path / "rollouts/episode_0.hdf5", value=3.0)
+    index = index_of(tmp_path / "rollouts", entry(image_obs_keys={"primary": "primary"}, **wrong))
+    np.testing.assert_array_equal(index.actions, np.full((3, 4), 3))
+    np.testing.assert_array_equal(index.proprio, np.full((3, 4), 3))
+
+
+def test_rollouts_that_lack_commands_are_told(tmp_path: Path) -> None:
+    for number, lost in enumerate((0, 2, 5)):
+        write_rollout(tmp_path / f"rollout_{number}.hdf5", value=3.0, num_left_out=lost)
+    (repair,) = index_of(tmp_path, entry(image_obs_keys={"primary": "primary"})).repairs
+    assert str(repair).startswith("rollouts lack commands for which no picture was there in time, and are read without a gap")
+    assert str(repair).endswith("rollout_1.hdf5: 2 beside 3 steps)")
+    assert repair.count == 2
 
 
 def test_groups_are_joined_in_the_order_that_the_entry_states(tmp_path: Path) -> None:
@@ -391,6 +443,16 @@ def test_every_demonstration_has_its_own_text(tmp_path: Path, attributes: dict[s
     assert index_of(tmp_path, entry(**DEMO)).instructions == ("task 0", "task 1")
 
 
+def test_a_table_may_name_the_file_and_the_demonstration(tmp_path: Path) -> None:
+    write_demos(tmp_path / "cups/a.hdf5", ["demo_0", "demo_1"])
+    write_demos(tmp_path / "b.hdf5", ["demo_0"])
+    texts = {"a.hdf5, demo_1": "second", "cups/a.hdf5": "others of a", "*": "the rest"}
+    (tmp_path / "instructions.json").write_text(json.dumps(texts))
+    index = index_of(tmp_path, entry(**DEMO))
+    told = {name: index.instructions[number] for name, number in zip(index.names, index.instruction_ids[::LENGTH], strict=True)}
+    assert told == {"b.hdf5, demo_0": "the rest", "cups/a.hdf5, demo_0": "others of a", "cups/a.hdf5, demo_1": "second"}
+
+
 def test_a_text_as_a_data_set_of_the_demonstration_and_one_for_the_file(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "demo.hdf5", ["demo_0", "demo_1"])
     with h5py.File(path, "a") as file:
@@ -517,6 +579,42 @@ def test_a_broken_file_is_refused_by_itself(tmp_path: Path) -> None:
     assert index.lengths.tolist() == [0, LENGTH, 0, 0, LENGTH]
     assert "episode_2.hdf5: cannot be read as HDF5" in index.refused[2]
     assert "episode_3.hdf5: is empty" in index.refused[3]
+
+
+@pytest.mark.parametrize("kind", ["a tree", "a header", "a link"])
+def test_a_file_whose_structure_is_damaged_is_refused_by_itself(tmp_path: Path, kind: str) -> None:
+    for number in range(3):
+        write_act(tmp_path / f"episode_{number}.hdf5", observations__qvel=np.ones((LENGTH, 14)))
+    path = tmp_path / "episode_1.hdf5"
+    with h5py.File(path, "a") as file:
+        place = h5py.h5o.get_info(file["observations/qvel"].id).addr
+        if kind == "a link":
+            file["observations/effort"] = h5py.ExternalLink("nowhere.hdf5", "/effort")
+    content = bytearray(path.read_bytes())
+    if kind == "a tree":
+        content = content.replace(b"TREE", b"\xff" * 4)
+    if kind == "a header":
+        content[place : place + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    index = load_index(Hdf5Source(tmp_path, entry()), entry(), identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [LENGTH, 0, LENGTH]
+    words = r"damaged \(.*\); copy it again" if kind == "a tree" else r"/observations/\w+ cannot be opened: it is damaged, or a link"
+    assert re.match(rf"{re.escape(str(path))}: {words}", index.refused[1])
+
+
+def test_a_demonstration_that_cannot_be_opened_is_refused_by_itself(tmp_path: Path) -> None:
+    with h5py.File(write_demos(tmp_path / "a.hdf5", ["demo_0", "demo_2"], language_instruction="go %"), "a") as file:
+        file["data/demo_1"] = h5py.SoftLink("/nowhere")
+        file["data/demo_2/obs/front_image"][...] = PICTURES[::-1]
+    write_demos(tmp_path / "b.hdf5", ["demo_0"], language_instruction="go")
+    with h5py.File(tmp_path / "b.hdf5", "a") as file:
+        file.create_group("mask/train/of_mine")
+    described = entry(**DEMO)
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [LENGTH, 0, LENGTH, 0]
+    assert "a.hdf5: /data/demo_1 cannot be opened: it is damaged, or a link to what is not there" in index.refused[1]
+    assert "b.hdf5: /mask/train is a group; names of demonstrations are expected" in index.refused[3]
+    np.testing.assert_array_equal(frames(index), np.concatenate([PICTURES, PICTURES[::-1]]))
 
 
 def test_a_broken_demonstration_is_refused_by_itself(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
+import weakref
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +19,7 @@ from rlds_writer import smooth_image
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
+from prismatic.vla.datasets.lerobot import video
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables, read_frame_table
 from prismatic.vla.datasets.lerobot.source import LeRobotSource
 from prismatic.vla.datasets.lerobot.video import VideoReader
@@ -141,6 +145,43 @@ def test_random_access_is_bit_identical_to_decoding_from_the_start(tmp_path: Pat
         np.testing.assert_array_equal(reader.read(tmp_path / "a.mp4", int(number)), expected[number])
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_hole_in_a_video_is_refused_and_not_patched(tmp_path: Path, codec: str) -> None:
+    """Frames before the key frame of the hole and from the next one on are those of the whole file."""
+    path, images = tmp_path / "a.mp4", np.stack([np.roll(smooth_image(5, 128, 192), 3 * step, axis=1) for step in range(36)])
+    encode_video(path, images, codec, 12, **({"x265-params": "log-level=none"} if codec == "libx265" else {"x264-params": "scenecut=0"}))
+    expected, table, content = decode_video(path), read_frame_table(path), bytearray(path.read_bytes())
+    assert table.keys.expand().tolist() == [0, 12, 24]
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pts is not None]
+    first, length = places[14]  # in decoding order, a frame between two key frames
+    content[first + length // 4 : first + length // 2] = bytes(length // 2 - length // 4)
+    path.write_bytes(content)
+    reader, refused = VideoReader(FrameTables(tmp_path)), set()
+    for number in [*range(36), *np.random.default_rng(0).permutation(36).tolist()]:
+        try:
+            frame = reader.read(path, number)
+        except ValueError:
+            refused.add(number)
+        else:
+            np.testing.assert_array_equal(frame, expected[number])
+    assert refused <= set(range(12, 24))
+    with pytest.raises(ValueError, match=r"a.mp4: frame 18 cannot be decoded.*the file is damaged, download it again"):
+        reader.read(path, 18)
+
+
+def test_a_frame_costs_no_more_than_those_since_its_key_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.stack([np.roll(smooth_image(5, 64, 96), step, axis=1) for step in range(60)])
+    encode_video(tmp_path / "a.mp4", images, gop=12, **{"x264-params": "bframes=2:scenecut=0"})
+    reader, shown = VideoReader(FrameTables(tmp_path)), []
+    decoded = video._decoded
+    monkeypatch.setattr(video, "_decoded", lambda *where: (shown.append(item[0].pts) or item for item in decoded(*where)))
+    for number in (40, 26, 59, 13):
+        shown.clear()
+        reader.read(tmp_path / "a.mp4", number)
+        assert len(shown) == number % 12 + 1
+
+
 def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:
     encode_video(tmp_path / "a.mp4", np.stack([smooth_image(step, 32, 32) for step in range(30)]))
     expected, reader = decode_video(tmp_path / "a.mp4"), VideoReader(FrameTables(tmp_path))
@@ -156,6 +197,21 @@ def test_a_reader_goes_through_pickle_and_fork(tmp_path: Path) -> None:
         context.Process(target=work, args=(first, queue), daemon=True).start()
     for first, queue in enumerate(queues):
         np.testing.assert_array_equal(np.stack(queue.get(timeout=20)), expected[first::2])
+
+
+def test_a_decoder_goes_with_its_reader_and_not_in_a_forked_process(tmp_path: Path) -> None:
+    """Left to the collector of cycles, it would be closed in whichever process that runs in."""
+    encode_video(tmp_path / "a.mp4", np.stack([smooth_image(step, 32, 32) for step in range(9)]))
+    reader = VideoReader(FrameTables(tmp_path))
+    for number in (3, 7, 2):
+        reader.read(tmp_path / "a.mp4", number)
+    (decoder,) = map(weakref.ref, reader._decoders.values())
+    gc.disable()
+    try:
+        del reader
+        assert decoder() is None
+    finally:
+        gc.enable()
 
 
 def test_more_videos_than_stay_open(tmp_path: Path) -> None:

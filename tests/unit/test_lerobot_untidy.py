@@ -6,8 +6,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -189,6 +192,18 @@ def test_rows_in_another_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(folder)[0][1].trajectory["action"], EPISODES[1].actions)
 
 
+def test_steps_that_are_stored_twice_are_told(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES, as_images=True)
+    data, meta = folder / "data/chunk-000/episode_000001.parquet", folder / "meta/episodes.jsonl"
+    pq.write_table(pa.concat_tables([pq.read_table(data)] * 2), data)
+    meta.write_text(meta.read_text().replace('"length": 9', '"length": 18'))
+    (repair,) = read(folder)[1]
+    assert "steps have the same frame_index are taken as they are; look whether steps were stored twice (1, first: " in repair
+    assert "episode 1: frame_index 0 2 times, 18 steps" in repair
+    change_column(data, "frame_index", pa.array([0] * 18))  # numbers nothing
+    assert read(folder)[1] == []
+
+
 CLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "wall clock": lambda seconds: seconds + 1.76e9,
     "wall clock that jitters": lambda seconds: seconds + 1.76e9 + np.random.default_rng(0).uniform(-0.08, 0.08, len(seconds)),
@@ -233,6 +248,38 @@ def test_a_video_that_is_one_frame_short_or_long(tmp_path: Path, num_frames: int
     assert len(repairs) == (num_frames == 8)
     assert not repairs or "a frame short show the frame before at their last step (1" in repairs[0]
     assert not repairs or "9 steps, 8 frames" in repairs[0]
+
+
+def _encode_at(path: Path, images: np.ndarray, times: list[int]) -> None:
+    """A video whose frames are shown at these multiples of a step."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
+        for image, time in zip(images, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("times", "shown", "words"),
+    [
+        ([0, 1, 2, 4, 5, 6, 7, 8], [0, 1, 2, 2, 3, 4, 5, 6, 7], "9 steps, 8 frames, none of step 3"),
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9], [0, 1, 2, 2, 3, 4, 5, 6, 7], "9 steps, 9 frames, none of step 3"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 2, 3, 4, 5, 6, 7], "9 steps, 8 frames, none of step 0"),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 10], [0, 1, 2, 3, 4, 5, 6, 7, 8], ""),  # the last frame comes late
+    ],
+)
+def test_a_frame_that_a_video_lost_leaves_the_others_with_their_steps(
+    tmp_path: Path, times: list[int], shown: list[int], words: str
+) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    _encode_at(_video(folder, 1), make_episode(len(times), 2).images[TOP], times)
+    episodes, repairs = read(folder)
+    assert episodes[1].trajectory["observation"]["top"]["offset"].tolist() == shown
+    assert len(repairs) == (words != "")
+    assert not words or ("lacks a frame between others show the one beside it at that step (1" in repairs[0] and words in repairs[0])
 
 
 def test_a_video_of_other_steps_is_refused_with_both_numbers(tmp_path: Path) -> None:
@@ -430,6 +477,19 @@ def test_tasks_that_only_meta_lists_per_episode(tmp_path: Path) -> None:
     assert "several tasks, and none said per step, have no instruction (1" in read(folder)[1][0]
 
 
+def test_numbers_of_tasks_that_contradict_the_episodes_are_told(tmp_path: Path) -> None:
+    """As sets are left that were joined, or whose tasks were written anew."""
+    folder = write_v2(tmp_path / "door", EPISODES)
+    tasks = folder / "meta/tasks.jsonl"
+    tasks.write_text('{"task_index": 0, "task": "pull"}\n{"task_index": 1, "task": "push"}')
+    episodes, (repair,) = read(folder)
+    assert [episode.trajectory["language_instruction"][0] for episode in episodes] == ["pull", "push", "pull"]
+    assert "another text than meta/ lists for the episode take the number's (3, first: " in repair
+    assert "episode 0: 0 is 'pull', the episode's tasks are ['push']" in repair
+    tasks.write_text('{"task_index": 0, "task": "push"}\n{"task_index": 0, "task": "pull"}')
+    refuses(folder, r"tasks.jsonl: task_index 0 is 'push' and 'pull'; give each text a number of its own")
+
+
 def test_a_task_that_meta_does_not_list(tmp_path: Path) -> None:
     folder = write_v2(tmp_path / "door", EPISODES)
     _tasks(folder, {"task_index": 5, "task": "other"})
@@ -518,6 +578,37 @@ def test_frames_are_those_of_the_recording_after_all_this(tmp_path: Path) -> Non
 def test_a_rate_that_is_none_is_named(tmp_path: Path, fps: object) -> None:
     change_info(write_v3(tmp_path / "door", EPISODES[:1], as_images=True), fps=fps)
     refuses(tmp_path / "door", rf"info.json says fps {re.escape(repr(fps))}, which is no rate; write the number of steps per second")
+
+
+@pytest.mark.parametrize(
+    ("fps", "in_entry", "words"), [(20, None, "10 Hz by its time stamps, 20 Hz said"), (20, 10, ""), (10, 5, "5 Hz said")]
+)
+def test_a_rate_that_the_time_stamps_contradict_is_told(tmp_path: Path, fps: float, in_entry: float | None, words: str) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES)
+    change_info(folder, fps=fps)
+    episodes, repairs = read(folder, replace(ENTRY, fps=in_entry))
+    assert episodes[1].trajectory["observation"]["top"]["offset"].tolist() == list(range(9))
+    assert len(repairs) == (words != "")
+    assert not words or (
+        repairs[0].startswith("episodes whose time stamps say another rate") and words in repairs[0] and "(3," in repairs[0]
+    )
+    sources = [LeRobotSource(folder, replace(ENTRY, fps=rate)).layout for rate in (in_entry, 30)]
+    assert sources[0] != sources[1], "an index that says it is not used once fps has been written into the entry"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": None}, r"info.json says features None, expected an object"),
+        ({"features": {"action": "float32"}}, r"info.json says of the feature 'action' 'float32', expected an object"),
+        ({"features": {"action": {"dtype": "float32", "shape": [None]}}}, r"of the feature 'action' .*'shape': \[None\]"),
+        ({"chunks_size": "many"}, r"meta is not as LeRobot writes it \(invalid literal .*'many'\); correct it, or download meta/ again"),
+        ({"data_path": 7}, r"meta is not as LeRobot writes it"),
+    ],
+)
+def test_info_with_other_values_than_lerobot_writes_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    change_info(write_v2(tmp_path / "door", EPISODES[:1], as_images=True), **changes)
+    refuses(tmp_path / "door", message)
 
 
 @pytest.mark.parametrize(("version", "other"), [("v2.1", "v3.0"), ("v3.0", "v2.1")])

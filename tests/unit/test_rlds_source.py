@@ -103,9 +103,15 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="array_record"):
         RldsSource(folder)
 
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        RldsSource(folder)
+    for content in (b"{", b'{"name": "\xff\xfe"}'):
+        (folder / "dataset_info.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"dataset_info.json is not valid JSON"):
+            RldsSource(folder)
+
+    for odd in ({**info, "splits": [None]}, {name: value for name, value in info.items() if name != "name"}):
+        (folder / "dataset_info.json").write_text(json.dumps(odd))
+        with pytest.raises(ValueError, match=r"dataset_info.json is not as tensorflow-datasets writes it .*copy the data set again"):
+            RldsSource(folder)
 
     (folder / "features.json").unlink()
     (folder / "dataset_info.json").write_text(json.dumps(info))

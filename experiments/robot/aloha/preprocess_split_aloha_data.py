@@ -40,7 +40,7 @@ class PreprocessConfig:
 
 
 def main(config: PreprocessConfig) -> None:
-    splits = divide(find_files(config.dataset_path), config.percent_val, config.instruction)
+    splits = divide(find_files(config.dataset_path), config.percent_val, config.instruction, config.dataset_path)
     out = config.out_base_dir / config.dataset_path.resolve().name
     for path, split in splits.items():
         other = out / ("train" if split == "val" else "val") / path.name
@@ -54,7 +54,7 @@ def main(config: PreprocessConfig) -> None:
     )
     with only_writer(out / ".partial"):
         for path, split in progress:
-            preprocess_recording(path, out / split / path.name, config.img_resize_size, config.instruction)
+            preprocess_recording(path, out / split / path.name, config.img_resize_size, config.instruction, config.dataset_path)
         shutil.rmtree(out / ".partial")
     counts = {name: sum(split == name for split in splits.values()) for name in ("train", "val")}
     print(f"{out}: {counts['train']} train, {counts['val']} val episodes")

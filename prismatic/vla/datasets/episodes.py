@@ -133,7 +133,7 @@ def standardize(raw: RawEpisode, entry: DatasetEntry, transform: TrajectoryTrans
         np.zeros((len(actions), 1), np.float32) if key is None else _rows(observation, key, "state_obs_keys", raw)
         for key in entry.state_obs_keys
     ]
-    images = [_as_references(_camera(observation, slot, key, raw), key, raw) for slot, key in entry.cameras.items()]
+    images = [_as_references(_camera(observation, slot, entry, raw), key, raw) for slot, key in entry.cameras.items()]
     _check_lengths(raw, actions, {"state": columns, "image": images})
     kept = slice(None, None, entry.stride)
     proprio = np.concatenate(columns, axis=1) if columns else np.zeros((len(actions), 0), np.float32)
@@ -235,14 +235,17 @@ def _rows(group: Mapping[str, Any], key: str, field: str, raw: RawEpisode) -> np
     return rows
 
 
-def _camera(observation: Mapping[str, Any], slot: str, key: str, raw: RawEpisode) -> Any:
-    """The camera at `key`; of a key under which a conversion stores that slot, also the only camera that a recorder calls so.
+def _camera(observation: Mapping[str, Any], slot: str, entry: DatasetEntry, raw: RawEpisode) -> Any:
+    """The camera at the entry's key; of a key under which a conversion stores that slot, also the only camera that a recorder calls so.
 
-    An entry that was written for a converted data set thus reads the recordings, too.
+    An entry that was written for a converted data set thus reads the recordings, too. A camera that is the only one is the primary one,
+    unless it is called like another that the entry wants beside it.
     """
+    key = entry.cameras[slot]
     if key == STORED_KEYS[slot] and key not in observation:
         cameras = {id(value): name for name, value in observation.items() if getattr(value, "dtype", None) == IMAGE_REF}
-        meant = [name for name in cameras.values() if recorded_slot(name) == slot or (len(cameras) == 1 and slot == "primary")]
+        is_only = len(cameras) == 1 and slot == "primary"
+        meant = [name for name in cameras.values() if recorded_slot(name) == slot or (is_only and recorded_slot(name) not in entry.cameras)]
         key = meant[0] if len(meant) == 1 else key
     return _get(observation, key, "image_obs_keys", raw)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,20 @@ TEXT_NAMES = (
     "lang",
     "prompt",
 )
+
+
+def read_text(path: Path) -> str:
+    """What a file says that a person wrote: UTF-8 or, with the mark in front of it, UTF-16.
+
+    Raises:
+        ValueError: it is in another encoding; the message names it.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8, or copy it again") from error
 
 
 def instruction_names(names: Collection[str]) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import Trajectory
-from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group
+from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group, members
 from prismatic.vla.datasets.hdf5.images import holds_depth, holds_images
 from prismatic.vla.datasets.hdf5.instructions import Instruction, folder_instruction, stored_instruction
 from prismatic.vla.datasets.hdf5.layout import OBSERVATION_GROUPS
@@ -49,7 +49,7 @@ def read_act_episode(file: Any, path: Path, root: Path) -> ActEpisode:
     columns = _Columns(_num_steps(images), {item.name for item in images.values()})
     observations = _observations(file)
     observation = columns.of_group(observations)
-    trajectory = {name: values for name, item in file.items() if name not in _NO_COLUMNS and (values := columns.of(item)) is not None}
+    trajectory = {name: values for name, item in members(file) if name not in _NO_COLUMNS and (values := columns.of(item)) is not None}
     for name, values in trajectory.items():  # RoboMIND's /puppet/joint_position is a state
         if "action" not in name:
             observation.setdefault(name, values)
@@ -111,7 +111,7 @@ class _Columns:
 
     def of_group(self, group: Any) -> Trajectory:
         """Name -> columns."""
-        return {name: values for name, item in group.items() if name not in TEXT_NAMES and (values := self.of(item)) is not None}
+        return {name: values for name, item in members(group) if name not in TEXT_NAMES and (values := self.of(item)) is not None}
 
 
 def _take_only_columns(group: Trajectory, names: tuple[str, ...]) -> None:

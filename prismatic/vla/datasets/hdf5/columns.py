@@ -11,9 +11,27 @@ from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths,
 _WIDEST = 4096  # numbers per step; what is wider is no state and no action
 
 
-def data_sets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path from `group`, data set) of all below it."""
+def members(group: Any) -> Iterator[tuple[str, Any]]:
+    """(name, group or data set) of what `group` holds; named types and data sets without values are left out.
+
+    Raises:
+        ValueError: one cannot be opened.
+    """
     for name, item in group.items():
+        if item is None or not isinstance(name, str):
+            raise ValueError(unopened(group, name))
+        if is_group(item) or getattr(item, "shape", None) is not None:
+            yield name, item
+
+
+def unopened(group: Any, name: str | bytes) -> str:
+    """What is wrong with a member of `group` that h5py gives as None."""
+    return f"{group.name.rstrip('/')}/{name!s} cannot be opened: it is damaged, or a link to what is not there; record or copy it again"
+
+
+def data_sets(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path from `group`, data set) of all below it; raises what `members` raises."""
+    for name, item in members(group):
         if is_group(item):
             yield from data_sets(item, f"{prefix}{name}/")
         else:

@@ -14,14 +14,16 @@ _LONGEST = 1000  # letters of a text; what is longer is no fact but a file
 
 def episode_facts(group: Any) -> dict[str, bool | int | float | str]:
     """Name -> value of the attributes of a file or a demonstration; lists of names as one text, instructions left out."""
-    found = {name: _plain(value) for name, value in group.attrs.items() if name not in TEXT_NAMES}
+    found = {name: _plain(value) for name, value in group.attrs.items() if isinstance(name, str) and name not in TEXT_NAMES}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def step_commanders(file: Any) -> np.ndarray:
-    """int8 [T]: whose action each step has, by `COMMANDERS` from 1, 0 where the name is another; [0] where the file does not say."""
+def step_commanders(file: Any) -> np.ndarray | None:
+    """int8 [T]: whose action each step has, by `COMMANDERS` from 1, 0 where the name is another; None: a file that does not say."""
     path = f"{GROUP}/{COMMANDED_BY}"
-    names = file[path][()] if path in file else np.zeros(0, "S1")
+    if path not in file:
+        return None
+    names = file[path][()]
     found = np.zeros(len(names), np.int8)
     for number, by in enumerate(COMMANDERS, start=1):
         found[names == by.value.encode()] = number

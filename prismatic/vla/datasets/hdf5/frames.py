@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.hdf5.images import read_frame
-from prismatic.vla.datasets.hdf5.layout import is_robomimic, open_h5
+from prismatic.vla.datasets.hdf5.layout import demo_root, is_robomimic, named_errors, open_h5
 from prismatic.vla.datasets.hdf5.robomimic import demos, is_upside_down
 
 DEMO_SHIFT = 32  # an offset is the number of the demonstration << 32 | row
@@ -30,7 +30,7 @@ class _OpenFile:
     def of(cls, file: Any) -> _OpenFile:
         if not is_robomimic(file):
             return cls(file, (), False)
-        return cls(file, tuple(demo.name for demo in demos(file).values()), is_upside_down(file))
+        return cls(file, tuple(f"{demo_root(file)}/{name}" for name in demos(file)), is_upside_down(file))
 
 
 class OpenFiles:
@@ -47,7 +47,9 @@ class OpenFiles:
         if found is None:
             if len(self._open) >= _MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1].content.close()
-            found = _OpenFile.of(open_h5(path))
+            content = open_h5(path)
+            with named_errors(path):
+                found = _OpenFile.of(content)
         self._open[path] = found  # most recently used last
         return found
 
@@ -76,5 +78,5 @@ class Hdf5FrameReader:
         place = f"{file.demos[offset >> DEMO_SHIFT]}/obs/{self._cameras[camera]}" if file.demos else self._cameras[camera]
         try:
             return read_frame(file.content[place], row, file.is_upside_down)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise ValueError(f"{self._files[number]}, /{place.lstrip('/')}, row {row}: {error}") from error

@@ -4,7 +4,8 @@
     beside it        instructions/<stem>.json, instructions.json, instruction.txt; in the file's folder, else in one above it
     LIBERO           attribute problem_info of /data, else the file's name
 
-instructions.json is {file name, stem, path from its own folder, or "*": text or list of texts}, or {"instruction": text or list}, or a
+instructions.json is {file name, stem, path from its own folder, each also with an episode ("task.hdf5, demo_3"), or "*": text or list of
+texts}, or {"instruction": text or list}, or a
 list of texts. RoboTwin's instructions/episode0.json is {"seen": list of texts, "unseen": list of texts}: those to train with are seen.
 """
 
@@ -19,7 +20,15 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.hdf5.columns import is_group
-from prismatic.vla.datasets.texts import INSTRUCTION_FILE, INSTRUCTIONS_FILE, TEXT_NAMES, as_text, distinct_texts, instruction_names
+from prismatic.vla.datasets.texts import (
+    INSTRUCTION_FILE,
+    INSTRUCTIONS_FILE,
+    TEXT_NAMES,
+    as_text,
+    distinct_texts,
+    instruction_names,
+    read_text,
+)
 
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # KITCHEN_SCENE3_turn_on_the_stove
 
@@ -34,8 +43,9 @@ def stored_instruction(groups: list[Any], num_steps: int) -> Instruction:
             if texts := _texts_of(group.attrs[name]):
                 return texts
     for group in groups:
-        for name in instruction_names([name for name, item in group.items() if not is_group(item) and item.dtype.kind in "OSU"]):
-            stored = group[name]
+        for stored in [group[name] for name in instruction_names(group)]:
+            if is_group(stored) or stored.dtype.kind not in "OSU":
+                continue
             if stored.shape == (num_steps,) and num_steps > 1:
                 steps = np.array([as_text(value) for value in stored[()]], dtype=object)
                 if len(distinct_texts(steps)) > 1:
@@ -68,17 +78,17 @@ def instruction_of_name(path: Path) -> Instruction:
     return distinct_texts([_SCENE.sub("", path.stem.removesuffix("_demo")).replace("_", " ")])
 
 
-def folder_instruction(path: Path, root: Path) -> Instruction:
-    """What instructions.json or instruction.txt says about the file, in its folder or in one above it up to `root`; () if nothing."""
+def folder_instruction(path: Path, root: Path, episode: str = "") -> Instruction:
+    """What a table or instruction.txt says about the file, or its `episode`, in its folder or in one above up to `root`; () if nothing."""
     for folder in _folders(path, root):
         own = folder / "instructions" / f"{path.stem}.json"
-        if own.is_file() and (texts := instruction_from_table(own, path)):
+        if own.is_file() and (texts := instruction_from_table(own, path, episode)):
             return texts
         table, single = folder / INSTRUCTIONS_FILE, folder / INSTRUCTION_FILE
-        if table.is_file() and (texts := instruction_from_table(table, path)):
+        if table.is_file() and (texts := instruction_from_table(table, path, episode)):
             return texts
         if single.is_file():
-            return distinct_texts([single.read_text(encoding="utf-8-sig")])
+            return distinct_texts([read_text(single)])
     return ()
 
 
@@ -94,14 +104,16 @@ def _folders(path: Path, root: Path) -> Iterator[Path]:
         yield from _folders(path.parent, root)
 
 
-def instruction_from_table(table: Path, path: Path) -> tuple[str, ...]:
-    """The texts of the JSON file `table` for the recording `path`; () if it has none for it.
+def instruction_from_table(table: Path, path: Path, episode: str = "") -> tuple[str, ...]:
+    """The texts of the JSON file `table` for the recording `path`, or for its `episode` ("demo_3") where it has several; () if it has none.
+
+    "task.hdf5, demo_3" counts before "task.hdf5", "*" last.
 
     Raises:
         ValueError: `table` does not hold texts.
     """
     try:
-        content = json.loads(table.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(table))
     except (OSError, ValueError) as error:
         raise ValueError(f"{table}: cannot be read ({error}); expected a JSON object {{file name: instruction}}") from error
     if isinstance(content, list):
@@ -109,7 +121,8 @@ def instruction_from_table(table: Path, path: Path) -> tuple[str, ...]:
     if not isinstance(content, Mapping) or not all(_is_texts(value) for value in content.values()):
         raise ValueError(f"{table}: expected a JSON object {{file name, stem, or '*': instruction, or a list of instructions}}")
     below = path.relative_to(table.parent).as_posix() if table.parent in path.parents else path.as_posix()
-    keys = (below, path.name, path.stem, *TEXT_NAMES, "seen", "*")
+    names = (below, path.name, path.stem)
+    keys = (*(f"{name}, {episode}" for name in names if episode), *names, *TEXT_NAMES, "seen", "*")
     return next((texts for key in keys if (texts := _texts_of(content.get(key)))), ())
 
 

@@ -24,6 +24,7 @@ from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.split_names import usual_split
 
 SUFFIXES = (".hdf5", ".h5")
+_UNOPENED = "Unable to"  # begins what h5py says of a damaged member, as of an absent one
 OBSERVATION_GROUPS = ("observations", "observation")  # of ACT's files; the second name is a variant of some recorders
 
 
@@ -127,9 +128,17 @@ def named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # about another file, or the machine: the disk is full
             raise
-        raise ValueError(f"{path}: damaged ({error}); copy it again, or record the episode anew") from error
+        raise _damaged(path, error) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except (KeyError, RuntimeError) as error:  # of h5py, where what holds the file together is damaged
+        if isinstance(error, KeyError) and not str(error.args[0]).startswith(_UNOPENED):
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: damaged ({error.args[0] if error.args else error}); copy it again, or record the episode anew")
 
 
 def is_robomimic(file: Any) -> bool:
@@ -142,7 +151,7 @@ def is_robomimic(file: Any) -> bool:
         return False
     if demo_root(file) is None:
         raise ValueError(
-            f"/observations is missing; found {sorted(file)} (expected the layout of ACT: /action, /observations/qpos, "
+            f"/observations is missing; found {sorted(map(str, file))} (expected the layout of ACT: /action, /observations/qpos, "
             "/observations/images, or of robomimic: /data/demo_0/...)"
         )
     return True

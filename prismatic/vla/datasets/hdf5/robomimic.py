@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from prismatic.vla.datasets.episodes import Trajectory
-from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group
+from prismatic.vla.datasets.hdf5.columns import data_sets, is_column, is_group, members
 from prismatic.vla.datasets.hdf5.images import holds_depth, holds_images
 from prismatic.vla.datasets.hdf5.instructions import (
     Instruction,
@@ -39,10 +39,13 @@ _STATE_GROUPS = ("agent/", "robot/", "robot_state/", "proprio/")  # of ManiSkill
 
 
 def demos(file: Any) -> dict[str, Any]:
-    """Name -> group of every demonstration, in the order of the numbers in their names; of each, "actions" or "obs" may be absent."""
+    """Name -> group of every demonstration, in the order of the numbers in their names; of each, "actions" or "obs" may be absent.
+
+    None in place of a group: it cannot be opened.
+    """
     root = demo_root(file)
     group = file[root] if root else file
-    named = {name: item for name, item in group.items() if is_group(item) and name != "mask"}
+    named = {name: item for name, item in group.items() if (item is None or is_group(item)) and name != "mask"}
     return {name: named[name] for name in sorted(named, key=_natural)}
 
 
@@ -61,7 +64,7 @@ def is_empty(demo: Any) -> bool:
 def contents(demo: Any) -> list[str]:
     """What obs of a demonstration holds, for messages: names, with type and shape of what might have been pictures."""
     stored = demo.get("obs", {})
-    wide = {name: f"{name} ({item.dtype} {list(item.shape)})" for name, item in stored.items() if not is_group(item) and item.ndim > 2}
+    wide = {name: f"{name} ({item.dtype} {list(item.shape)})" for name, item in members(stored) if not is_group(item) and item.ndim > 2}
     return [wide.get(name, name) for name in sorted(stored)]
 
 
@@ -70,7 +73,9 @@ def masked_splits(file: Any) -> dict[str, str] | None:
     masks: dict[str, str] = {}
     splits = {name: split for name in file.get("mask", {}) if (split := usual_split(name)) is not None}
     for name in sorted(splits, key=lambda name: splits[name] == "train"):  # one that is in two is trained on
-        masks |= {as_text(value): splits[name] for value in file[f"mask/{name}"][()].ravel()}
+        if is_group(stored := file[f"mask/{name}"]):
+            raise ValueError(f"/mask/{name} is a group; names of demonstrations are expected, one for each that belongs to the split")
+        masks |= {as_text(value): splits[name] for value in stored[()].ravel()}
     if splits and "train" not in splits.values():
         masks = {**dict.fromkeys(demos(file), "train"), **masks}
     return masks if splits else None  # other masks (20_percent, ...) are choices of their owner
@@ -81,7 +86,8 @@ def is_upside_down(file: Any) -> bool:
     root = demo_root(file)
     if root and "problem_info" in file[root].attrs:
         return True
-    return any("agentview_rgb" in demo.get("obs", {}) for _, demo in zip(range(1), demos(file).values(), strict=False))
+    first = next((demo for demo in demos(file).values() if demo is not None), None)
+    return first is not None and "agentview_rgb" in first.get("obs", {})
 
 
 def demo_images(demo: Any) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def nested_groups(demo: Any, wanted: Collection[str]) -> list[str]:
     """Groups within obs that hold numbers and are not read."""
     return [
         name
-        for name, item in demo["obs"].items()
+        for name, item in members(demo["obs"])
         if is_group(item)
         and not f"{name}/".startswith(_STATE_GROUPS)
         and not any(path.startswith(f"{name}/") for path in wanted)
@@ -138,7 +144,7 @@ def demo_instruction(file: Any, demo: Any, path: Path, root: Path) -> Instructio
         metadata_instruction(demo, "ep_meta"),
         problem_instruction(data),
         stored_instruction([data, file], num_steps),
-        folder_instruction(path, root),
+        folder_instruction(path, root, demo.name.rpartition("/")[2]),
     ):
         if len(found):
             return found

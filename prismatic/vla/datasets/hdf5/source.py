@@ -27,21 +27,25 @@ from prismatic.vla.cameras import STORED_KEYS, NamedBy, slots_by_name
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.hdf5 import robomimic
 from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read_act_episode
-from prismatic.vla.datasets.hdf5.columns import without_last_observation
+from prismatic.vla.datasets.hdf5.columns import unopened, without_last_observation
 from prismatic.vla.datasets.hdf5.facts import episode_facts, step_commanders
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
 from prismatic.vla.datasets.hdf5.images import image_remark
 from prismatic.vla.datasets.hdf5.instructions import Instruction, text_files
-from prismatic.vla.datasets.hdf5.layout import files_below, find_files, is_robomimic, named_errors, open_file, split_folders
+from prismatic.vla.datasets.hdf5.layout import demo_root, files_below, find_files, is_robomimic, named_errors, open_file, split_folders
 from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
 from prismatic.vla.datasets.repairs import DRAWN, NO_STEPS, Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
-from prismatic.vla.datasets.texts import TEXT_FILES, draw_text
+from prismatic.vla.datasets.texts import TEXT_FILES, draw_text, read_text
 from prismatic.vla.rollout_record import COMMANDED_BY
 
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
+_LOST_STEPS = (
+    "rollouts lack commands for which no picture was there in time, and are read without a gap; --exclude_episodes leaves them out"
+)
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
-_READER_VERSION = 3  # changes where the same files give other episodes
+_READER_VERSION = 4  # changes where the same files give other episodes
+_FRAMES_VERSION = 3  # where the same places in them give other pictures
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class _Place:
     file: int  # number in Hdf5Source.files
     demo: str | None = None  # name of the demonstration in its file; None: the file is the episode
     demo_number: int = 0  # in the order of the file's demonstrations
+    problem: str = ""  # why its demonstrations cannot be told
 
     @property
     def order(self) -> tuple[bool, str]:
@@ -79,9 +84,9 @@ class Hdf5Source:
         self.files = tuple(sorted(paths, key=lambda path: (splits[path] != "train", splits[path], path)))
         self._example, self.robomimic, self._camera_paths = self._look_at_files()
         self.cameras = tuple(self._camera_paths)
-        self.frame_layout = json.dumps([_READER_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
+        self.frame_layout = json.dumps([_FRAMES_VERSION, "robomimic" if self.robomimic else "act", self._camera_paths])
         texts = text_files(paths[0], folder) if only else filter(_may_be_text, files_below(folder))
-        self._texts = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8-sig")) for path in sorted(texts)]
+        self._texts = [(str(path.relative_to(folder)), read_text(path)) for path in sorted(texts)]
         self.layout = self._describe_layout()
         if self.robomimic:
             self._places = self._find_demos(splits)
@@ -98,7 +103,7 @@ class Hdf5Source:
 
     def _describe_layout(self) -> str:
         """Whatever else than the files decides about the episodes."""
-        return json.dumps([self.frame_layout, self._texts, self._entry.fps])
+        return json.dumps([_READER_VERSION, self.frame_layout, self._texts, self._entry.fps])
 
     def episodes(self) -> Iterator[RawEpisode]:
         """All episodes, split by split, in the order of the files; those that cannot be read, or have another layout or rate, with that
@@ -119,6 +124,8 @@ class Hdf5Source:
 
     def _read_or_refuse(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
         """None: an episode without steps."""
+        if place.problem:
+            return RawEpisode(place.split, place.name(path), {}, problem=place.problem)
         try:
             with named_errors(path):
                 return self._act_episode(file, path, place) if place.demo is None else self._demo_episode(file, path, place, place.demo)
@@ -161,7 +168,7 @@ class Hdf5Source:
         for path in self.files[self.files.index(example) :]:
             with open_file(path) as file:
                 for demo in robomimic.demos(file).values():
-                    if robomimic.is_empty(demo):
+                    if demo is None or robomimic.is_empty(demo):
                         continue
                     images = robomimic.demo_images(demo)
                     if not images:
@@ -180,15 +187,15 @@ class Hdf5Source:
                 with open_file(path) as file:
                     self._check_layout(file)
                     places += list(self._demos_of(file, path, number, splits[path]))
-            except ValueError:  # reported when it is read
-                places.append(_Place(splits[path], number))
+            except ValueError as error:
+                places.append(_Place(splits[path], number, problem=str(error)))
         return sorted(places, key=lambda place: place.order)
 
     def _demos_of(self, file: Any, path: Path, number: int, split_of_file: str) -> Iterator[_Place]:
         masks = robomimic.masked_splits(file)
         for demo_number, (name, demo) in enumerate(robomimic.demos(file).items()):
             split = split_of_file if masks is None or split_of_file != "train" else masks.get(name)
-            if robomimic.is_empty(demo):
+            if demo is not None and robomimic.is_empty(demo):
                 self.repairs.note(NO_STEPS, f"{path}, {name}")
             elif split is None:
                 self.repairs.note("demonstrations that /mask names neither in train nor in valid are left out", f"{path}, {name}")
@@ -206,12 +213,18 @@ class Hdf5Source:
             return None
         self._note_depths(act_depths(file), str(path))
         self._note_unused_actions(episode.trajectory, str(path))
-        trajectory = {**episode.trajectory, COMMANDED_BY: step_commanders(file)}
-        found = self._episode(place, place.name(path), trajectory, episode.images, episode.instruction)
-        return replace(found, facts=episode_facts(file))
+        commanders = step_commanders(file)
+        told = {} if commanders is None else {COMMANDED_BY: commanders}
+        found = self._episode(place, place.name(path), {**episode.trajectory, **told}, episode.images, episode.instruction)
+        facts = episode_facts(file)
+        if commanders is not None and (num_lost := facts.get("num_left_out")):
+            self.repairs.note(_LOST_STEPS, f"{path}: {num_lost} beside {len(commanders)} steps")
+        return replace(found, facts=facts)
 
     def _demo_episode(self, file: Any, path: Path, place: _Place, name: str) -> RawEpisode:
         demo = robomimic.demos(file)[name]
+        if demo is None:
+            raise ValueError(unopened(file[demo_root(file) or "/"], name))
         where = place.name(path)
         wanted = {key for key in self._entry.state_obs_keys if key is not None}
         trajectory = robomimic.read_demo(demo, self.cameras, wanted)

@@ -4,6 +4,7 @@ LeRobot stores a time stamp with every step and looks for the frame nearest to i
 their end, and v3 puts the episodes of a camera one behind the other into one file, so the rules are, in this order:
 
     the time stamps meet the frames one by one                   these frames
+    all but one step do, and they meet every frame               these frames; the step whose frame was lost shows the one beside it
     the span of the episode has as many frames as steps, +-1     frames by number; a last step that has none shows the one before
     the time stamps meet frames, of another rate                 the nearest ones
     otherwise                                                    refused, with both numbers
@@ -48,10 +49,14 @@ def align(table: FrameTable, span: VideoSpan, timestamps: np.ndarray | None, num
     start = span.start or 0.0
     frames = np.clip(_nearest(table.seconds, start + seconds), first, end - 1)
     away = np.abs(table.seconds[frames] - (start + seconds))
-    fits = bool(away.max(initial=0) <= 0.5 / fps + 1e-6)
+    is_away = away > 0.5 / fps + 1e-6
+    fits = not is_away.any()
     if fits and (np.diff(frames) == 1).all():
         surplus = end - 1 - frames[-1]
         return Alignment(frames, () if surplus <= 1 else ((_LONGER, f"{num_steps} steps, {count} frames"),))
+    if (lost := _lost_step(frames, is_away, first, end)) is not None:
+        frames[lost] = frames[lost - 1] if lost else first
+        return Alignment(frames, ((_SHORT if lost == num_steps - 1 else _LOST, f"{num_steps} steps, {count} frames, none of step {lost}"),))
     if abs(count - num_steps) <= 1:
         remarks = [] if count == num_steps else [(_SHORT if count < num_steps else _ODD, f"{num_steps} steps, {count} frames")]
         deviation = np.abs(seconds - regular)
@@ -69,10 +74,20 @@ def align(table: FrameTable, span: VideoSpan, timestamps: np.ndarray | None, num
 
 
 _SHORT = "episodes whose video is a frame short show the frame before at their last step"
+_LOST = "episodes whose video lacks a frame between others show the one beside it at that step"
 _ODD = "episodes whose video has a frame more than steps, not at its end: the frames are taken by number"
 _LONGER = "episodes whose video goes on after their last step are shown up to there"
 _CLOCK = "episodes whose time stamps are not those of the frames: the frames are taken by number"
 _ADVICE = "download both again, or leave the episode out with splits in meta/info.json"
+
+
+def _lost_step(frames: np.ndarray, is_away: np.ndarray, first: int, end: int) -> int | None:
+    """The only step that meets no frame, where the others meet all from `first` on, one by one; None: it is not so."""
+    steps, others = np.flatnonzero(is_away), frames[~is_away]
+    is_whole = len(steps) == 1 and len(others) > 0 and np.array_equal(others, first + np.arange(len(others)))
+    if not is_whole or end - first > len(frames) - (steps[0] == len(frames) - 1):  # a last frame that comes late is the last step's
+        return None
+    return int(steps[0])
 
 
 def _frames_of(table: FrameTable, span: VideoSpan) -> tuple[int, int]:

@@ -81,9 +81,9 @@ def read_modality(folder: Path, features: Iterable[str]) -> Modality:
 def describe_columns(folder: Path, features: Mapping[str, Mapping[str, Any]], modality: Modality) -> tuple[Column, ...]:
     """The columns of numbers, as entries name them, then the parts of modality.json."""
     numbers = {name: feature for name, feature in features.items() if _is_number(name, feature)}
-    names = {name: dimension_names(feature, _width(feature)) for name, feature in numbers.items()}
+    names = {name: dimension_names(feature, feature_width(feature)) for name, feature in numbers.items()}
     units = _units(names, _extremes(folder))
-    stored = {name: _column(name, _width(feature), names[name], units[name]) for name, feature in numbers.items()}
+    stored = {name: _column(name, feature_width(feature), names[name], units[name]) for name, feature in numbers.items()}
     parts = list(_parts(stored, modality))
     return (*(_short(_named_by_parts(column, modality, parts)) for column in stored.values()), *parts)
 
@@ -120,7 +120,8 @@ def _is_number(name: str, feature: Mapping[str, Any]) -> bool:
     return name not in _BOOKKEEPING and not name.startswith(("next.", "annotation.")) and bool(_NUMBERS.fullmatch(kind))
 
 
-def _width(feature: Mapping[str, Any]) -> int:
+def feature_width(feature: Mapping[str, Any]) -> int:
+    """Numbers per step."""
     return int(np.prod(feature.get("shape") or [1]))
 
 

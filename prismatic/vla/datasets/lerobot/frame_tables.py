@@ -29,7 +29,7 @@ from prismatic.vla.datasets.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MAX_OPEN_TABLES = 64  # with their arrays of seconds
 
 
@@ -78,7 +78,7 @@ class FrameTable:
     timestamps: Runs  # [F], ascending, in units of the stream
     unit: Fraction  # seconds
     keys: Runs  # [K]: the numbers of the key frames
-    key_positions: Runs  # [K]: the decoding time stamp to seek to for each key frame
+    key_positions: Runs  # [K]: the time stamp to seek to for each key frame
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -100,9 +100,9 @@ def read_frame_table(path: Path) -> FrameTable:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            unit = Fraction(stream.time_base or 1)
+            unit, by_dts = Fraction(stream.time_base or 1), not has_index(container)
             packets = [
-                (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe, not packet.is_discard)
+                (packet.pts, packet.dts if by_dts and packet.dts is not None else packet.pts, packet.is_keyframe, not packet.is_discard)
                 for packet in container.demux(stream)
                 if packet.pts is not None
             ]
@@ -115,6 +115,11 @@ def read_frame_table(path: Path) -> FrameTable:
         raise ValueError(f"{path} has no frames: it is damaged or cut off, download it again")
     keys = rows[rows[:, 2] == 1]
     return FrameTable(Runs.of(shown), unit, Runs.of(np.searchsorted(shown, keys[:, 0])), Runs.of(keys[:, 1]))
+
+
+def has_index(container: Any) -> bool:
+    """Whether an open file (mp4, mkv) finds its key frames exactly, by when they are shown; others by when they are decoded, or nearly."""
+    return not {"mp4", "matroska"}.isdisjoint(container.format.name.split(","))
 
 
 class FrameTables:

@@ -55,4 +55,10 @@ def _looked_up(place: EpisodePlace, name: str, numbers: np.ndarray, tasks: Mappi
             found,
             len(unknown),
         )
+    odd = next((number for number in dict.fromkeys(listed) if number in tasks and tasks[number] not in place.tasks), None)
+    if odd is not None and place.tasks:
+        repairs.note(
+            "episodes whose number of a task stands for another text than meta/ lists for the episode take the number's",
+            f"{name}: {odd} is {tasks[odd]!r}, the episode's tasks are {list(place.tasks)}",
+        )
     return np.array([tasks.get(number, own) for number in listed], dtype=object)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prismatic.vla.datasets.lerobot.columns import Modality, read_modality
+from prismatic.vla.datasets.lerobot.columns import Modality, feature_width, read_modality
 from prismatic.vla.datasets.lerobot.files import open_parquet, read_json, read_json_lines, read_parquet, visible_files
 from prismatic.vla.datasets.lerobot.splits import divide_episodes
 from prismatic.vla.datasets.repairs import Repairs
@@ -98,7 +98,7 @@ def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
     info = read_json(path)
     is_v3 = _is_v3(folder, info, repairs)
     try:
-        features, fps = info["features"], _rate(path, info["fps"])
+        features, fps = _checked_features(path, info["features"]), _rate(path, info["fps"])
         templates = _Templates(folder, info, is_v3, repairs)
         places = _places(
             folder, templates, _read_v3_rows(folder) if is_v3 else read_json_lines(folder / "meta" / "episodes.jsonl"), repairs
@@ -107,6 +107,10 @@ def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
         tasks = _read_tasks(folder)
     except KeyError as error:
         raise ValueError(f"{path.parent} lacks {error}, which LeRobot writes; add it, or download meta/ again") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{path.parent} is not as LeRobot writes it ({error}); correct it, or download meta/ again") from error
     splits = divide_episodes(path, info.get("splits"), sorted(places), repairs)
     return LeRobotLayout(
         info=path,
@@ -119,6 +123,17 @@ def read_layout(folder: Path, repairs: Repairs) -> LeRobotLayout:
         data_root=folder / Path(templates.data).parts[0],
         fingerprint=_fingerprint(folder),
     )
+
+
+def _checked_features(info: Path, features: Any) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(features, Mapping):
+        raise ValueError(f"{info} says features {features!r}, expected an object {{name: {{dtype, shape, names}}}}")
+    for name, said in features.items():
+        try:
+            feature_width(said)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{info} says of the feature {name!r} {said!r}, expected an object {{dtype, shape, names}}") from error
+    return features
 
 
 def _rate(info: Path, said: Any) -> float:
@@ -291,9 +306,17 @@ def _read_tasks(folder: Path) -> dict[int, str]:
     """task_index -> text, from whichever file there is."""
     table, lines = folder / "meta" / "tasks.parquet", folder / "meta" / "tasks.jsonl"
     if table.is_file():
-        return dict(_table_of_tasks(table))
+        return _distinct(table, _table_of_tasks(table))
     rows = read_json_lines(lines) if lines.is_file() else []
-    return {int(row.get("task_index", number)): str(row["task"]) for number, row in enumerate(rows)}
+    return _distinct(lines, ((int(row.get("task_index", number)), str(row["task"])) for number, row in enumerate(rows)))
+
+
+def _distinct(path: Path, tasks: Iterable[tuple[int, str]]) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for number, text in tasks:
+        if texts.setdefault(number, text) != text:
+            raise ValueError(f"{path}: task_index {number} is {texts[number]!r} and {text!r}; give each text a number of its own")
+    return texts
 
 
 def _table_of_tasks(path: Path) -> Iterator[tuple[int, str]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.datasets.broken_files import file_problem
-from prismatic.vla.datasets.description import Description, RecordedCamera
+from prismatic.vla.datasets.description import SAME_HZ, Description, RecordedCamera
 from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.lerobot.alignment import MisalignedError, align
 from prismatic.vla.datasets.lerobot.cameras import Cameras, short_names
@@ -35,7 +35,13 @@ from prismatic.vla.datasets.lerobot.tables import DataFiles, Table
 from prismatic.vla.datasets.repairs import Repairs
 from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 
-_READER_VERSION = 2  # changes where the same files give other episodes
+_READER_VERSION = 3  # changes where the same files give other episodes
+_FEWEST_TIMED = 4  # steps, whose time stamps say a rate
+_OTHER_RATE = (
+    "episodes whose time stamps say another rate than fps of info.json, or of the entry, are taken at that fps; "
+    "if the time stamps are right, write their rate into fps of the entry"
+)
+_TWICE = "episodes in which steps have the same frame_index are taken as they are; look whether steps were stored twice"
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -55,7 +61,7 @@ class LeRobotSource:
         self._places = self._cameras.with_videos(places)
         self.files = (*_data_files(self._layout), *self._cameras.files(self._places))
         self._numbers = {path: number for number, path in enumerate(self.files)}
-        self.layout = json.dumps([_READER_VERSION, self._layout.fingerprint, self._cameras.names])
+        self.layout = json.dumps([_READER_VERSION, self._layout.fingerprint, self._cameras.names, entry.fps])
         self.num_episodes = len(self._places)
         self._images = tuple(camera for camera in self._layout.cameras if not self._layout.is_video(camera))
         self._tables = FrameTables(folder)
@@ -87,6 +93,8 @@ class LeRobotSource:
             _insert(trajectory, column, array)
         _name_action(trajectory)
         self._refuse_gaps(name, table, rows)
+        self._compare_rates(name, values.get("timestamp"))
+        self._count_steps(name, values.get("frame_index"))
         for camera in self._cameras.names:
             if self._layout.is_video(camera):
                 _insert(trajectory, camera, self._video_references(name, place, camera, values, len(rows)))
@@ -126,6 +134,23 @@ class LeRobotSource:
         references = np.zeros(num_steps, IMAGE_REF)
         references["file"], references["offset"] = self._numbers[span.path], alignment.frames
         return references
+
+    def _compare_rates(self, name: str, times: np.ndarray | None) -> None:
+        """Says so where steps follow each other faster or slower than the rate that counts: robots are driven at that."""
+        if times is None or times.dtype == object or times.size < _FEWEST_TIMED:
+            return
+        interval = float(np.median(np.diff(times.ravel().astype(np.float64))))
+        hz = self._entry.fps or self._layout.fps
+        if interval > 0 and abs(1 / (interval * hz) - 1) > SAME_HZ:  # NaN is neither
+            self.repairs.note(_OTHER_RATE, f"{name}: {1 / interval:.4g} Hz by its time stamps, {hz:g} Hz said")
+
+    def _count_steps(self, name: str, frames: np.ndarray | None) -> None:
+        """Says so where steps have one number twice; one that is the same throughout numbers nothing."""
+        if frames is None or frames.dtype == object:
+            return
+        numbers, counts = np.unique(frames, return_counts=True)
+        if 1 < len(numbers) < frames.size:
+            self.repairs.note(_TWICE, f"{name}: frame_index {numbers[counts.argmax()]:g} {counts.max()} times, {frames.size} steps")
 
     def _image_references(self, table: Table, camera: str, rows: np.ndarray) -> np.ndarray:
         references = np.zeros(len(rows), IMAGE_REF)

@@ -2,19 +2,22 @@
 
 A frame can be decoded only after the key frame before it. Reading frame n therefore decodes from the last key frame up to n, or from
 the frame read last if that lies between the two. Frames are numbered in the order in which they are shown.
+
+What a decoder knows to be damaged is refused, where it would be patched with what was shown before, down to the next key frame. H.264 and
+HEVC have no checksums: damage that still reads as a picture is not noticed.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prismatic.vla.datasets.lerobot.frame_tables import FrameTable, FrameTables
+from prismatic.vla.datasets.lerobot.frame_tables import FrameTable, FrameTables, has_index
 
 _MAX_OPEN_VIDEOS = 16  # per process; a decoder holds a few frames, about 5 MB at 640x480
 
@@ -29,7 +32,11 @@ class _Decoder:
         self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # data loading has a process per core already
-        self._frames = self._container.decode(self._stream)
+        # Elsewhere a search may end between key frames, behind which the first pictures are no sound ones.
+        self._is_strict = has_index(self._container)
+        if self._is_strict and self._stream.codec_context.codec.name == "hevc":  # h264 marks the pictures that it has patched
+            self._stream.codec_context.options = {"err_detect": "explode"}
+        self._frames = _decoded(self._container, self._stream, self._is_strict)
         self._next = 0  # number of the frame that the decoder gives next
 
     def read(self, number: int) -> np.ndarray:
@@ -46,38 +53,68 @@ class _Decoder:
 
     def _from_key(self, key: int, number: int) -> np.ndarray | None:
         """The frame, decoded from that key frame on or an earlier one; None: the file gives no way but from its start."""
-        target = self._table.timestamps[number]
+        import av
+
         for start in (key, key - 1):  # frames shown before their key frame, decoded after it, may need the one before
             if start < 0:
                 break
             self._seek(self._table.key_positions[start])
-            has_key = False
-            for frame in self._frames:
-                has_key = has_key or bool(frame.key_frame)
-                if frame.pts is not None and frame.pts >= target:
-                    if frame.pts == target and has_key:
-                        self._next = number + 1
-                        return frame.to_ndarray(format="rgb24")
-                    break
+            try:
+                image = self._after_key(number)
+            except (av.error.FFmpegError, ValueError):
+                if start != key or start == 0:
+                    raise
+                continue
+            if image is not None:
+                return image
         self._next = len(self._table)  # somewhere: the next read starts over
+        return None
+
+    def _after_key(self, number: int) -> np.ndarray | None:
+        """The frame, if a key frame and then this one come from where the decoder stands; ValueError: it is damaged."""
+        target, has_key = self._table.timestamps[number], False
+        for frame, is_sound in self._frames:
+            has_key = has_key or bool(frame.key_frame)
+            if frame.pts is not None and frame.pts >= target:
+                return self._taken(frame, is_sound, number) if frame.pts == target and has_key else None
         return None
 
     def _forward(self, number: int) -> np.ndarray:
         target = self._table.timestamps[number]
-        for frame in self._frames:
+        for frame, is_sound in self._frames:
             if frame.pts == target:
-                self._next = number + 1
-                return frame.to_ndarray(format="rgb24")
-        self._next = len(self._table)
-        raise ValueError(f"{self._path}: frame {number} cannot be decoded: the file is damaged, download it again")
+                return self._taken(frame, is_sound, number)
+        raise self._damaged(number)
+
+    def _taken(self, frame: Any, is_sound: bool, number: int) -> np.ndarray:
+        if not is_sound:
+            raise self._damaged(number)
+        self._next = number + 1
+        return frame.to_ndarray(format="rgb24")
+
+    def _damaged(self, number: int) -> ValueError:
+        self._next = len(self._table)  # somewhere: the next read starts over
+        return ValueError(f"{self._path}: frame {number} cannot be decoded: the file is damaged, download it again")
 
     def _seek(self, position: int) -> None:
         start = self._table.key_positions[0] if len(self._table.key_positions) else 0
         self._container.seek(max(position, start), stream=self._stream, backward=True)
-        self._frames = self._container.decode(self._stream)
+        self._frames = _decoded(self._container, self._stream, self._is_strict)
 
     def close(self) -> None:
         self._container.close()
+
+
+def _decoded(container: Any, stream: Any, is_strict: bool) -> Iterator[tuple[Any, bool]]:
+    """(frame, whether it and those since the last key frame are sound), from where the file stands.
+
+    No method: a generator that held its decoder would leave it to the collector of cycles, which in a forked process closes what the parent
+    has left, and waits for threads that the fork did not copy.
+    """
+    is_sound = True
+    for frame in container.decode(stream):
+        is_sound = not is_strict or ((is_sound or bool(frame.key_frame)) and not frame.is_corrupt)
+        yield frame, is_sound
 
 
 class VideoReader:

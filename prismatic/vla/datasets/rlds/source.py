@@ -10,6 +10,7 @@ each other). Source of the layout: tensorflow_datasets/core/{naming,example_seri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import OrderedDict
@@ -59,9 +60,11 @@ class RldsSource:
             ValueError: a file is absent or is not an RLDS data set in TFRecord format; the message names it.
         """
         self.folder, self.repairs = folder, Repairs()
-        info = _read_json(folder / "dataset_info.json")
-        self.features = step_features(_read_json(folder / "features.json"), folder)
-        self.shards = _find_shards(folder, info)
+        info, features = (_read_json(folder / name) for name in ("dataset_info.json", "features.json"))
+        with _as_written(folder / "features.json"):
+            self.features = step_features(features, folder)
+        with _as_written(folder / "dataset_info.json"):
+            self.shards = _find_shards(folder, info)
         self.files = tuple(shard.path for shard in self.shards)
         self.num_episodes = sum(shard.num_episodes for shard in self.shards)
         self._splits = self._name_splits()
@@ -192,10 +195,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is absent: {path.parent} is not a data set written by tensorflow-datasets, or was not copied completely")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
         problem = file_problem(path) or f"is not valid JSON ({error}); copy the data set again"
         raise ValueError(f"{path} {problem}") from error
+
+
+@contextlib.contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Names `path` where its values are not those that tensorflow-datasets writes."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not as tensorflow-datasets writes it ({error!r}); copy the data set again") from error
 
 
 def _find_shards(folder: Path, info: Mapping[str, Any]) -> tuple[Shard, ...]:
