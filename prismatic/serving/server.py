@@ -157,7 +157,7 @@ class DrainingServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         until = time.monotonic() + self._drain_s
-        while batcher.admitted and time.monotonic() < until:
+        while (batcher.admitted or self._service.unsent) and time.monotonic() < until:
             await asyncio.sleep(0.01)
         logger.info(
             "shutting down: %s", "all requests are answered" if not batcher.admitted else f"{batcher.admitted} requests are dropped"

@@ -10,7 +10,7 @@ import hmac
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -176,8 +176,18 @@ class PolicyService:
         self._default = next(iter(self._served.values()))
         self._probe: asyncio.Future[None] | None = None  # the latest prediction that only finds out whether there is one,
         self._probed = -math.inf  # and when it began [s, time.monotonic]
+        self.unsent = 0  # messages of websockets whose answers have not been sent
         calls = PolicyCalls(self._predict, self._default.policy.check_device, lambda: self.on_fault())
         self.batcher = Batcher(calls, options.batching, self.metrics, self.health)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """From a websocket's message until its answer has been sent: a place is left as soon as the answer is known."""
+        self.unsent += 1
+        try:
+            yield
+        finally:
+            self.unsent -= 1
 
     def asked_for(self, query: Mapping[str, str]) -> ServedPolicy:
         """The policy that the query of a request chooses.

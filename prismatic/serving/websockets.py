@@ -104,25 +104,32 @@ async def refuse_path(websocket: WebSocket) -> None:
 
 async def chunk_session(connection: Connection) -> None:
     """Metadata, then a chunk for each observation; openpi's clients get the simulator's units."""
-    service, served, websocket = connection.service, connection.served, connection.websocket
-    is_foreign = connection.protocol == "openpi"
-    await websocket.send_bytes(openpi.encode_metadata(service.info(served, for_simulator=is_foreign)))
+    service, is_foreign = connection.service, connection.protocol == "openpi"
+    await connection.websocket.send_bytes(openpi.encode_metadata(service.info(connection.served, for_simulator=is_foreign)))
     while True:
         message = await connection.inbox.receive()
-        asked = connection.asked()
-        try:
-            frame = _binary(message)
-            chunk = await connection.predict(functools.partial(openpi.decode_observation, frame, served.reader), len(frame))
-        except RequestError as error:
-            forget_frames(error)
-            asked.record(error.status)
-            await websocket.send_text(str(error))
-            await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
-            return
-        seconds = time.perf_counter() - asked.arrived
-        actions = served.simulator_actions(chunk) if is_foreign else chunk.actions
-        asked.record(200)
-        await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(asked.client, asked.visit)))
+        with service.answering():
+            if not await _send_chunk(connection, message, is_foreign):
+                return
+
+
+async def _send_chunk(connection: Connection, message: dict[str, Any], is_foreign: bool) -> bool:
+    """Answers one observation; False: with an error, which ends the connection."""
+    served, websocket, asked = connection.served, connection.websocket, connection.asked()
+    try:
+        frame = _binary(message)
+        chunk = await connection.predict(functools.partial(openpi.decode_observation, frame, served.reader), len(frame))
+    except RequestError as error:
+        forget_frames(error)
+        asked.record(error.status)
+        await websocket.send_text(str(error))
+        await websocket.close(_ERROR_CLOSE_CODE, type(error).__name__)
+        return False
+    seconds = time.perf_counter() - asked.arrived
+    actions = served.simulator_actions(chunk) if is_foreign else chunk.actions
+    asked.record(200)
+    await websocket.send_bytes(openpi.encode_chunk(actions, 1e3 * seconds, served.fresh_warnings(asked.client, asked.visit)))
+    return True
 
 
 async def vla_eval_session(connection: Connection) -> None:
@@ -130,20 +137,25 @@ async def vla_eval_session(connection: Connection) -> None:
     buffer = vla_eval.ActionBuffer()
     while True:
         frame = await connection.inbox.receive()
-        asked, seq = connection.asked(), 0
-        try:
-            message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
-            seq = message.seq
-            reply = await _vla_eval_reply(connection, buffer, message)
-            if message.type == "observation":
-                asked.record(200)
-        except RequestError as error:
-            forget_frames(error)
-            reply = vla_eval.encode_message("error", {"error": str(error)}, seq)
-            asked.record(error.status)
-            buffer.clear()
-        if reply is not None:
-            await connection.websocket.send_bytes(reply)
+        with connection.service.answering():
+            await _answer_harness(connection, buffer, frame)
+
+
+async def _answer_harness(connection: Connection, buffer: vla_eval.ActionBuffer, frame: dict[str, Any]) -> None:
+    asked, seq = connection.asked(), 0
+    try:
+        message = await asyncio.to_thread(vla_eval.decode_message, _binary(frame))
+        seq = message.seq
+        reply = await _vla_eval_reply(connection, buffer, message)
+        if message.type == "observation":
+            asked.record(200)
+    except RequestError as error:
+        forget_frames(error)
+        reply = vla_eval.encode_message("error", {"error": str(error)}, seq)
+        asked.record(error.status)
+        buffer.clear()
+    if reply is not None:
+        await connection.websocket.send_bytes(reply)
 
 
 async def _vla_eval_reply(connection: Connection, buffer: vla_eval.ActionBuffer, message: vla_eval.Message) -> bytes | None:

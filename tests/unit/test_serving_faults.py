@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
 from serving_house import IMAGE, STATE, House, TlsProxy, act_body, frame, http_head, open_house
+from websockets.exceptions import ConnectionClosed
 
 from prismatic.acting.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
 from prismatic.commands.deploy import DeployConfig
@@ -113,6 +114,26 @@ def test_what_was_asked_before_the_server_ends_is_answered() -> None:
         for robot in robots[:2]:
             assert "actions" in read_msgpack(robot.recv())
             robot.close()
+
+
+@pytest.mark.parametrize("path", ["/policy", "/"])
+def test_an_answer_that_is_known_is_sent_before_the_server_ends(path: str) -> None:
+    with open_house(server_options=ServerOptions(drain_s=60.0)) as house:
+        robot = house.open_websocket(path)
+        robot.recv()
+        house.engine.go.clear()
+        robot.send(frame())
+        house.eventually(lambda: house.service.batcher.admitted == 1)
+        assert house.service.unsent == 1
+        with house.service.answering():  # as another connection is that has its answer and has not sent it
+            house.engine.go.set()
+            assert "actions" in read_msgpack(robot.recv())
+            house.server.should_exit = True
+            house.eventually(lambda: house.service.batcher._closed)
+            with pytest.raises(TimeoutError):
+                robot.recv(timeout=0.3)  # still open
+        with pytest.raises(ConnectionClosed):
+            robot.recv(timeout=60)
 
 
 def test_idle_sockets_refuse_no_robot() -> None:
