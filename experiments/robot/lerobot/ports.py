@@ -16,15 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 
-@contextlib.contextmanager
-def _closed_on_error(descriptors: list[int]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        release(descriptors)
-        raise
-
-
 def hold(config: Any) -> list[int]:
     """Locks the serial ports that the fields of LeRobot's `config` name, at any depth; descriptors for `release`.
 
@@ -34,20 +25,20 @@ def hold(config: Any) -> list[int]:
         ValueError: another program holds one of them.
     """
     held: list[int] = []
-    with _closed_on_error(held):
-        for path in dict.fromkeys(_ports(config)):
-            try:
-                held.append(os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
-            except OSError:
-                continue
-            try:
-                fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another program commands the arm at {path}; end it first (fuser {path} shows which it is), or name another port"
-                ) from error
-            except OSError:  # a device that knows no locks
-                continue
+    for path in dict.fromkeys(_ports(config)):
+        try:
+            held.append(os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+        except OSError:
+            continue
+        try:
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            release(held)
+            raise ValueError(
+                f"another program commands the arm at {path}; end it first (fuser {path} shows which it is), or name another port"
+            ) from error
+        except OSError:  # a device that knows no locks
+            continue
     return held
 
 
