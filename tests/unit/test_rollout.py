@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.controls import make_control, wrong_instructions
 from experiments.robot.evaluation.episode_worker import WorkerFailure
-from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
+from experiments.robot.evaluation.rollout import Backlog, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.vla.types import ActionChunk, Observation
@@ -124,6 +126,53 @@ def test_seeds_follow_from_the_episode_and_prompts_are_not_mixed() -> None:
     assert all(len(instructions) == 1 for instructions, _ in four.calls)
 
 
+def taken(num_tasks: int, num_processes: int, counts: dict[str, int]) -> list[list[str]]:
+    """The tasks that each process plays, one episode of each at a time, all of the same length."""
+    backlog = Backlog([PlannedEpisode(EpisodeSpec(task, index, 0), "none") for task, n in counts.items() for index in range(n)], num_tasks)
+    played: list[list[str]] = [[] for _ in range(num_processes)]
+    playing: dict[int, str] = {}
+    for _ in range(1000):
+        for number in range(num_processes):
+            playing.pop(number, None)
+            episode = backlog.take(played[number][-1] if played[number] else None, playing.values())
+            if episode is not None:
+                played[number].append(episode.spec.task)
+                playing[number] = episode.spec.task
+    assert Counter(task for tasks in played for task in tasks) == counts
+    return played
+
+
+def test_processes_keep_to_their_task_and_all_episodes_are_played() -> None:
+    assert taken(2, 2, {"a": 3, "b": 3}) == [["a"] * 3, ["b"] * 3]
+    assert taken(9, 4, {"a": 5, "b": 5, "c": 5, "d": 5}) == [["a"] * 5, ["b"] * 5, ["c"] * 5, ["d"] * 5]
+    assert taken(1, 4, {"a": 8, "b": 8}) == [["a", "a", "b", "b"]] * 4, "a full batch is about one task"
+    many = taken(3, 30, dict.fromkeys("abcdefghij", 50))
+    changes = [sum(one != other for one, other in pairwise(tasks)) for tasks in many]
+    assert max(map(len, many)) <= 18, "nobody waits while others have much to do"
+    assert max(changes) <= 4, "in order each would have opened nine more environments"
+    assert taken(2, 3, {"a": 1, "b": 7}) == [["a", "b", "b"], ["b"] * 3, ["b"] * 2], "who has nothing to do helps"
+    assert taken(4, 6, {"a": 1, "b": 1}) == [["a"], ["b"], [], [], [], []]
+
+
+def test_processes_start_before_the_policy_is_loaded() -> None:
+    rollout = Rollout(ToySimulator(), None, {"none": make_control("none", ToySimulator(), TASKS)}, RolloutOptions())
+    found: list[int] = []
+
+    def load() -> ToyPolicy:
+        found.append(sum(worker.process.is_alive() for worker in rollout._workers))
+        return ToyPolicy()
+
+    results = list(rollout.run([PlannedEpisode(EpisodeSpec("left", index, 5), "none") for index in range(2)], load))
+    assert ([result.success for result in results], found) == ([True, True], [2])
+
+    def fail() -> ToyPolicy:
+        raise ValueError("no such checkpoint")
+
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        list(rollout.run([PlannedEpisode(EpisodeSpec("left", 0, 5), "none")], fail))
+    assert rollout._workers == []
+
+
 def test_a_worker_that_is_dead_before_its_first_request_is_a_failure_not_an_exception() -> None:
     worker = _Worker(ToySimulator())
     worker.process.kill()
@@ -131,7 +180,7 @@ def test_a_worker_that_is_dead_before_its_first_request_is_a_failure_not_an_exce
     planned = PlannedEpisode(EpisodeSpec("left", 0, 0), "none")
     worker.start(planned, RolloutOptions().request(planned))
     message = worker.receive()
-    worker.close()
+    worker.close(60)
     assert isinstance(message, WorkerFailure)
     assert "died with exit code -9" in message.traceback
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -37,6 +37,7 @@ from prismatic.vla.types import ActionChunk, Observation
 logger = logging.getLogger(__name__)
 
 _MAX_CRASHES_IN_A_ROW = 6  # more is no accident
+_PATIENCE_S = 5.0  # with processes that are to end
 
 
 class ChunkPolicy(Protocol):
@@ -155,12 +156,14 @@ class _Worker:
             self.process.start()
         child.close()
         self.planned: PlannedEpisode | None = None
+        self.task: str | None = None  # of the environment that it has open
         self.instruction = ""
         self.latencies_ms: list[float] = []
         self.heard_at = time.monotonic()
 
     def start(self, planned: PlannedEpisode, request: EpisodeRequest) -> None:
         self.planned, self.instruction, self.latencies_ms, self.heard_at = planned, "", [], time.monotonic()
+        self.task = planned.spec.task
         self._send(request)
 
     def _send(self, message: EpisodeRequest | np.ndarray) -> None:
@@ -213,17 +216,59 @@ class _Worker:
             failure_frames=outcome.failure_frames,
         )
 
-    def close(self) -> None:
-        """Asks the process to end, then makes it."""
+    def ask_to_end(self) -> None:
         try:
             self.connection.send(None)
         except OSError:
             logger.debug("worker had ended already")
-        self.process.join(timeout=5)
+
+    def close(self, patience_s: float) -> None:
+        """Waits so long for the process to end, then makes it."""
+        self.process.join(timeout=patience_s)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         self.connection.close()
+
+
+def _close(workers: Sequence[_Worker]) -> None:
+    """Ends all processes beside each other: tearing a simulator down takes a second."""
+    for worker in workers:
+        worker.ask_to_end()
+    latest = time.monotonic() + _PATIENCE_S
+    for worker in workers:
+        worker.close(max(0.0, latest - time.monotonic()))
+
+
+class Backlog:
+    """The episodes that nobody plays yet. A process keeps to its task as long as it can: another one costs a new environment.
+
+    So that the processes' questions still fill the policy's batches, which hold one instruction each, only `num_tasks` are played at a
+    time; a process whose task has no more episodes opens the next one, or joins the one with most to do for each process.
+    """
+
+    def __init__(self, episodes: Sequence[PlannedEpisode], num_tasks: int) -> None:
+        self._num_tasks = num_tasks
+        self._waiting: dict[str, deque[PlannedEpisode]] = {}
+        for episode in episodes:
+            self._waiting.setdefault(episode.spec.task, deque()).append(episode)
+
+    def take(self, task: str | None, playing: Iterable[str]) -> PlannedEpisode | None:
+        """The next episode for a process with the environment of `task`, while the others are `playing` these; None: all are taken."""
+        if task not in self._waiting:
+            players = Counter(playing)
+            begun = [name for name in self._waiting if players[name]]
+            untouched = [name for name in self._waiting if not players[name]]
+            if untouched and len(begun) < self._num_tasks:
+                task = untouched[0]
+            else:
+                task = max(begun, key=lambda name: len(self._waiting[name]) / players[name], default=None)
+        if task is None:
+            return None
+        episode = self._waiting[task].popleft()
+        if not self._waiting[task]:
+            del self._waiting[task]
+        return episode
 
 
 def _same_prompt(asking: list[tuple[_Worker, Observation]]) -> list[list[tuple[_Worker, Observation]]]:
@@ -240,33 +285,34 @@ class Rollout:
     def __init__(self, simulator: Simulator, policy: ChunkPolicy | None, controls: Mapping[str, Control], options: RolloutOptions) -> None:
         self.simulator, self.policy, self.controls, self.options = simulator, policy, controls, options
         self._workers: list[_Worker] = []
-        self._pending: deque[PlannedEpisode] = deque()
+        self._backlog = Backlog((), 1)
         self._crashed: set[PlannedEpisode] = set()
         self._crashes_in_a_row = 0
         self.num_rows = self.num_padded_rows = 0  # observations in the policy's calls, and how many of them fill up a batch
 
-    def run(self, episodes: Sequence[PlannedEpisode]) -> Iterator[EpisodeResult]:
-        """Yields a result as each episode ends. Pass episodes task after task: changing the task costs a new environment.
+    def run(self, episodes: Sequence[PlannedEpisode], load_policy: Callable[[], ChunkPolicy] | None = None) -> Iterator[EpisodeResult]:
+        """Yields a result as each episode ends. `load_policy`: called while the simulators start, for a policy that is not there yet.
 
         Raises:
             RuntimeError: one simulator process after the other dies, with the traceback of the last.
         """
-        self._pending = deque(episodes)
+        self._backlog = Backlog(episodes, max(1, self.options.num_envs // self.options.batch_size))
         try:
             for _ in range(min(self.options.num_envs, len(episodes))):
                 self._workers.append(_Worker(self.simulator))
                 self._assign(self._workers[-1])
+            if load_policy is not None:
+                self.policy = load_policy()
             while busy := [worker for worker in self._workers if worker.planned is not None]:
                 yield from self._serve(busy)
         finally:
-            for worker in self._workers:
-                worker.close()
+            _close(self._workers)
             self._workers = []
 
     def _assign(self, worker: _Worker) -> None:
         worker.planned = None
-        if self._pending:
-            planned = self._pending.popleft()
+        playing = [other.planned.spec.task for other in self._workers if other.planned is not None]
+        if planned := self._backlog.take(worker.task, playing):
             worker.start(planned, self.options.request(planned))
 
     def _serve(self, busy: list[_Worker]) -> Iterator[EpisodeResult]:
@@ -330,7 +376,7 @@ class Rollout:
             raise RuntimeError(
                 f"{self._crashes_in_a_row} simulator processes died one after the other; the last one said:\n{failure.traceback}"
             )
-        worker.close()
+        worker.close(_PATIENCE_S)
         fresh = self._workers[self._workers.index(worker)] = _Worker(self.simulator)
         spec = planned.spec
         if planned not in self._crashed:

@@ -8,14 +8,15 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiments.robot.evaluation.actors import NO_HELP
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
@@ -34,6 +35,8 @@ from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.locks import locked
 
 logger = logging.getLogger(__name__)
+
+_LOADING, _PLAYING = "load the policy", "play the episodes"  # of the report's timings
 
 
 def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
@@ -82,7 +85,6 @@ def _only_one(config: EvaluationFlags) -> Iterator[None]:
 
 def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, controls: Mapping[str, Control]) -> None:
     """Plays what the journal lacks; `report` holds and its files say what there is, also when it is interrupted."""
-    started = time.perf_counter()
     config = with_batch_size(config, benchmark)
     report.settings["batch_size"] = config.batch_size
     settings = outcome_settings(config, benchmark)
@@ -101,16 +103,17 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     again = [episode for episode in own if (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) in outdated]
     lacking = {*journal.missing(own), *again, *_unrecorded(own, options)}
     missing = [episode for episode in own if episode in lacking]
-    policy = _prepared_policy(config, benchmark, options) if any(episode.run != EXPERT_RUN for episode in missing) else None
-    loaded = time.perf_counter()
-    rollout = Rollout(benchmark.simulator, policy, controls, options)
+    rollout = Rollout(benchmark.simulator, None, controls, options)
+    needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
+    load_policy = _timed(partial(_prepared_policy, config, benchmark, options), report.timings_s) if needs_policy else None
+    started = time.perf_counter()
     try:
-        _play(rollout, missing, journal, len(own))
+        _play(rollout, missing, journal, len(own), load_policy)
     finally:
         journal.refresh()
-        report.timings_s |= {"load the policy": loaded - started, "play the episodes": time.perf_counter() - loaded}
+        report.timings_s[_PLAYING] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
-        told = policy.warnings if isinstance(policy, SeededPolicy) else []
+        told = rollout.policy.warnings if isinstance(rollout.policy, SeededPolicy) else []
         report.warnings = list(dict.fromkeys([*told_before, *told]))
         outdated = _outdated(journal.results, words)
         results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
@@ -140,6 +143,18 @@ def with_batch_size(config: EvaluationFlags, benchmark: Benchmark) -> Evaluation
     times = policy.measure_batch_size(benchmark.image_size, benchmark.simulator.instruction(benchmark.tasks[0]), config.num_envs)
     logger.info("%s", times.line())
     return replace(config, batch_size=times.best)
+
+
+def _timed(load_policy: Callable[[], ChunkPolicy], timings_s: dict[str, float]) -> Callable[[], ChunkPolicy]:
+    """The same, which adds its time to the report's."""
+
+    def load() -> ChunkPolicy:
+        started = time.perf_counter()
+        policy = load_policy()
+        timings_s[_LOADING] = time.perf_counter() - started
+        return policy
+
+    return load
 
 
 def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: RolloutOptions) -> ChunkPolicy:
@@ -213,11 +228,17 @@ def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any
     )
 
 
-def _play(rollout: Rollout, missing: list[PlannedEpisode], journal: Journal, total: int) -> None:
+def _play(
+    rollout: Rollout,
+    missing: list[PlannedEpisode],
+    journal: Journal,
+    total: int,
+    load_policy: Callable[[], ChunkPolicy] | None,
+) -> None:
     """Fills the journal; the bar shows the running success of each run and the time left."""
     done = total - len(missing)
-    with tqdm(total=total, initial=done, desc="evaluating", unit="episode", mininterval=0.5) as bar:
-        for result in rollout.run(missing):
+    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc="evaluating", unit="episode", mininterval=0.5) as bar:
+        for result in rollout.run(missing, load_policy):
             journal.add(result)
             bar.set_postfix({run: f"{100 * rate:.0f}%" for run, rate in _running_success(journal.results).items()}, refresh=False)
             bar.update()
