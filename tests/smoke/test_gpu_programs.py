@@ -12,6 +12,7 @@ from adapter_checkpoints import write_base, write_run
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.checkpoint.spec import HeadSpec
 from prismatic.policy.inference.fast_paths import FAST_PATHS
+from prismatic.policy.inference.fp8_layers import fp8_parts
 from prismatic.policy.lora.bank import load_adapter_policies
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
@@ -62,11 +63,13 @@ def test_programs_act_like_the_plain_engine(workplace: Path, engine: str) -> Non
     assert "recorded" not in fast["one"].in_use()["left"]
 
 
+@pytest.mark.parametrize("parts", [("language_model",), ("language_model", "vision_backbone", "projector")])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_float8_policy_acts_like_the_bfloat16_one(workplace: Path, engine: str) -> None:
+def test_a_float8_policy_acts_like_the_bfloat16_one(workplace: Path, engine: str, parts: tuple[str, ...]) -> None:
     plain = Policy.from_pretrained(workplace / "one", torch.device("cuda"), options=LoadOptions(engine="eager"))
     options = LoadOptions(engine=engine, quantization="fp8", max_batch_size=2)
-    policy = Policy.from_pretrained(workplace / "one", torch.device("cuda"), options=options)
+    with fp8_parts(parts):
+        policy = Policy.from_pretrained(workplace / "one", torch.device("cuda"), options=options)
     for count in (1, 2, 1):
         assert 0 < share(actions(policy, count), actions(plain, count)) < FAST_PATHS["fp8 policy"].tolerance
     assert set(policy.in_use()["quantized_layers"]) == {"Fp8Linear"}
