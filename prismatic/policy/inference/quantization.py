@@ -85,7 +85,7 @@ def _quantized_places(vla: OpenVLAForActionPrediction, kind: str) -> list[tuple[
 def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
     """The same for a base under adapters, through which gradients pass: "fp8" then holds two copies of each weight.
 
-    In fp8 the language model's last layer stays as it is: it computes a few rows only. FiLM's layers are trained, and so does FiLM.
+    In fp8 the language model's last layer stays as it is: it computes a few rows only. So do FiLM's, which are trained.
 
     Raises:
         ValueError: as `check_frozen_base`; or a layer's sizes are no multiples of 16, which fp8 products need, or there is but one.
