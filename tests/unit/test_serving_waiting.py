@@ -1,20 +1,22 @@
-"""A quiet server's client is not kept waiting: for nobody and for no turn of the event loop without an answer."""
+"""A quiet server's client is not kept waiting: for nobody, for no turn of the event loop without an answer, for no second piece of one."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
-from serving_house import act_body, open_house
+from serving_house import act_body, http_head, open_house
 
 from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
+from prismatic.serving.connections import HttpConnection
 from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import PolicyRequest
 from prismatic.serving.places import Place
@@ -163,6 +165,56 @@ def test_a_request_that_is_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatc
             assert house.request("/act", BODY)[0] == 200
         assert waits == []
         assert house.engine.calls == [1, 1, 1]
+
+
+class Noting:
+    """A transport, and what was written to it."""
+
+    def __init__(self, transport: asyncio.Transport, pieces: list[bytes]) -> None:
+        self._transport, self._pieces = transport, pieces
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._pieces.append(bytes(data))
+        self._transport.write(data)
+
+
+def test_an_answer_leaves_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[bytes] = []
+    made = HttpConnection.connection_made
+    monkeypatch.setattr(HttpConnection, "connection_made", lambda one, transport: made(one, cast(Any, Noting(transport, pieces))))
+    with open_house() as house:
+        for path, body, status in (("/act", BODY, 200), ("/act", b"{}", 400), ("/info", None, 200), ("/nothing", None, 404)):
+            pieces.clear()
+            assert house.request(path, body)[0] == status
+            answers = [piece for piece in pieces if piece.startswith(b"HTTP/1.1 ")]
+            assert len(answers) == len(pieces) == 1
+            assert answers[0].partition(b"\r\n\r\n")[2]
+
+
+def test_one_who_asks_before_he_sends_is_told_to_go_on() -> None:
+    """The interim answer is sent at once, and the answer behind it in one piece."""
+    head = http_head(len(BODY)).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+    with open_house() as house:
+        sender = house.raw(head)
+        assert sender.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+        sender.sendall(BODY)
+        assert sender.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        sender.close()
+
+
+def test_small_segments_are_sent_at_once() -> None:
+    """Nagle's algorithm is off on accepted connections."""
+    with open_house() as house:
+        client = house.raw()
+        house.eventually(lambda: len(house.server.server_state.connections) == 1)
+        (connection,) = house.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.close()
 
 
 def test_what_is_read_for_one_who_has_left_is_not_queued() -> None:
