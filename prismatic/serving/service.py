@@ -269,10 +269,11 @@ class PolicyService:
         except SlowPredictionError:
             self.metrics.dropped.labels("too late").inc()
             raise
-        request = decode()
-        served = self._served[request.adapter]
-        request = served.sized(request)  # what does not fit is found before queueing
-        served.look(request, listener.client)
+        with self.metrics.reading.time():
+            request = decode()
+            served = self._served[request.adapter]
+            request = served.sized(request)  # what does not fit is found before queueing
+            served.look(request, listener.client)
         return request
 
     def warm_up(self) -> float:
