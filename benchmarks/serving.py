@@ -8,6 +8,7 @@ python benchmarks/serving.py --pretrained_checkpoint runs/demo/train/demo --body
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ from prismatic.vla.cameras import SENT_KEYS
 
 ROOT = Path(__file__).parents[1]
 _INSTRUCTION = "pick up the bowl and place it on the plate"
+_PARTS = {  # of a request within the server: histogram
+    "reading": "prismatic_reading_seconds",
+    "queue": "prismatic_queue_wait_seconds",
+    "policy": "prismatic_prediction_seconds",
+}
 _TYPES = {"json": "application/json", "msgpack": "application/msgpack", "msgpack_jpeg": "application/msgpack"}
 
 
@@ -164,11 +170,37 @@ def measure(port: int, body: bytes, num_clients: int, seconds: float, content_ty
     if not latencies:
         raise ValueError("no request was answered; look at the server's log")
     p50, p99 = (1e3 * float(np.percentile(latencies, rank)) for rank in (50, 99))
-    return {"clients": num_clients, "requests_per_s": len(latencies) / seconds, "p50_ms": p50, "p99_ms": p99}
+    mean = 1e3 * float(np.mean(latencies))
+    return {"clients": num_clients, "requests_per_s": len(latencies) / seconds, "mean_ms": mean, "p50_ms": p50, "p99_ms": p99}
+
+
+def measure_parts(port: int, ask: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """What `ask` gives, and in `parts_ms` where its `mean_ms` went, as the server's counters tell; they count the warm-up, too.
+
+    `http` is outside of the server's own clock, from a whole body to its answer: the client, the network, reading the head and the body,
+    and sending the answer. `between` is within it, from one thread to the next.
+    """
+    before = counters(call(port, "GET", "/metrics").decode())
+    row = ask()
+    after = counters(call(port, "GET", "/metrics").decode())
+    inside, *parts = (
+        1e3 * (after[f"{name}_sum"] - before.get(f"{name}_sum", 0.0)) / (after[f"{name}_count"] - before.get(f"{name}_count", 0.0))
+        for name in ("prismatic_request_seconds", *_PARTS.values())
+    )
+    rest = {"http": row["mean_ms"] - inside, "between": inside - sum(parts)}
+    return {**row, "parts_ms": {**dict(zip(_PARTS, parts, strict=True)), **rest}}
+
+
+def counters(page: str) -> dict[str, float]:
+    """Name -> value of what a page of /metrics counts, whatever its labels."""
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^(\w+)(?:\{.*\})? (\S+)$", page, re.MULTILINE):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found
 
 
 def main(config: ServingBenchmarkConfig) -> None:
-    """Prints one line per number of clients."""
+    """Prints two lines per number of clients: what they see, and where a request's time goes."""
     if config.random_7b is None:
         benchmark(config, config.pretrained_checkpoint)
     else:
@@ -186,7 +218,8 @@ def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
         if config.random_7b is not None and (left := {"compiled", "recorded"} & set(info["in_use"]["left"])):
             raise ValueError(f"the server is not {' and '.join(sorted(left))}: {info['in_use']['left']}")
         body = make_body(info, config.image_size, config.body)
-        rows = [measure(port, body, count, config.seconds, _TYPES[config.body]) for count in config.clients]
+        kind = _TYPES[config.body]
+        rows = [measure_parts(port, functools.partial(measure, port, body, count, config.seconds, kind)) for count in config.clients]
         page = call(port, "GET", "/metrics").decode()
     finally:
         process.terminate()
@@ -195,6 +228,7 @@ def benchmark(config: ServingBenchmarkConfig, checkpoint: str) -> None:
     for row in rows:
         times = f"p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:7.1f} ms"
         print(f"{row['clients']:3.0f} clients  {row['requests_per_s']:8.1f} requests/s  {times}")
+        print(f"    mean {row['mean_ms']:.2f} ms:", ", ".join(f"{name} {value:.2f}" for name, value in row["parts_ms"].items()))
     batches = {size: float(count) for size, count in re.findall(r'prismatic_batch_size_bucket\{le="([^"]+)"\} ([\d.]+)', page)}
     print("calls of the policy with at most so many observations:", batches)
     if config.json is not None:

@@ -16,6 +16,7 @@ from prismatic.serving.connections import ConnectionLimits, look_of
 from prismatic.serving.observations import PolicyRequest
 from prismatic.serving.protocols import openvla_rest
 from prismatic.serving.service import PolicyService, ServedPolicy
+from prismatic.serving.waiting import ended_by
 from prismatic.wire import keys
 from prismatic.wire.errors import RequestError, TooLargeError
 
@@ -90,9 +91,12 @@ async def _read_in_time(request: Request, service: PolicyService, limits: Connec
     """
     seconds = service.options.request_timeout_s
     try:
-        return await asyncio.wait_for(_read_body(request, service.options.max_body_bytes, limits), seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise SlowBodyError(f"the body did not arrive within {seconds:g} s") from error
+        with ended_by(lambda: SlowBodyError(f"the body did not arrive within {seconds:g} s")) as end:
+            timer = asyncio.get_running_loop().call_later(seconds, end)
+            try:
+                return await _read_body(request, service.options.max_body_bytes, limits)
+            finally:
+                timer.cancel()
     finally:
         limits.hold(request, 0)
 

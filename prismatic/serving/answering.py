@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from prismatic.serving.clients import Client, ClientGoneError
 from prismatic.serving.service import PolicyService
+from prismatic.serving.waiting import ended_by
 from prismatic.wire import keys
 from prismatic.wire.errors import BusyError, RequestError
 
@@ -74,28 +76,29 @@ def forget_frames(error: BaseException) -> None:
         found = found.__cause__ or found.__context__
 
 
-async def unless_gone(answer: Coroutine[Any, Any, T], gone: Awaitable[None]) -> T:
+async def unless_gone(answer: Coroutine[Any, Any, T], gone: Coroutine[Any, Any, None]) -> T:
     """What `answer` gives; it is cancelled when `gone` comes first.
 
     Raises:
         ClientGoneError: that happened.
     """
-    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(gone)
+    leaving = asyncio.ensure_future(gone)
     try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            return answering.result()
-        raise ClientGoneError
+        with ended_by(ClientGoneError) as end:
+            leaving.add_done_callback(functools.partial(_end_unless_cancelled, end))
+            return await answer
     except (RequestError, ClientGoneError) as error:
         forget_frames(error)
         raise
     finally:
-        answering.cancel()
         leaving.cancel()
-        for found in await asyncio.gather(answering, leaving, return_exceptions=True):
-            if isinstance(found, BaseException):
-                forget_frames(found)
-        del answering, leaving  # as `forget_frames`
+        del leaving  # as `forget_frames`
+
+
+def _end_unless_cancelled(end: Callable[[], None], leaving: asyncio.Future[None]) -> None:
+    if not leaving.cancelled():
+        leaving.exception()  # whatever ended it, its client has gone
+        end()
 
 
 class Inbox:

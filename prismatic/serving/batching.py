@@ -128,7 +128,8 @@ class Batcher:
             raise BusyError(f"{problem}; the server must be started anew")
 
     def submit(self, request: PolicyRequest, deadline: float = math.inf, place: Place | None = None) -> Future[ActionChunk]:
-        """The chunk to come, wanted until `deadline` (monotonic time). Cancelling it takes the request out of the queue.
+        """The chunk to come, wanted until `deadline` (monotonic time). Cancelling it takes the request out of the queue; it is cancelled
+        already where its client has gone and left `place`.
 
         Raises:
             BusyError: another client got the place, or the pictures are too large beside those that wait.
@@ -139,6 +140,9 @@ class Batcher:
             else:
                 self._arrived(place)
                 place.check()
+                if place.is_left:
+                    self._metrics.dropped.labels("client gone").inc()
+                    return _cancelled()
                 self._places.weigh(place, request.num_bytes)
             waiting = _Waiting(request, deadline, place, self._turns.next_of(place.client, place.address))
             bisect.insort(self._queue, waiting, key=lambda one: one.turn)
@@ -188,7 +192,7 @@ class Batcher:
         while True:
             batch: list[_Waiting] = []
             try:
-                if self._unsent:
+                if self._unsent and self._queue:
                     batch = self._next_batch(at_once=True)
                 if not batch:
                     self._send()
@@ -350,6 +354,12 @@ class Batcher:
         if isinstance(error, ValueError):
             return RequestError(str(error))
         return PredictionError(f"the policy failed ({type(error).__name__}); the server's log has the reason")
+
+
+def _cancelled() -> Future[ActionChunk]:
+    answer: Future[ActionChunk] = Future()
+    answer.cancel()
+    return answer
 
 
 def _fail(waiting: _Waiting, error: RequestError) -> None:

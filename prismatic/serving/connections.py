@@ -28,6 +28,7 @@ _LINGER_S = 5.0  # in which a peer that still sends what is too large may read w
 _QUIET_S = 0.2  # or until it has stopped so long
 _MIN_IDLE_WEBSOCKET_S = 120.0  # silent so long, a websocket may make room for another connection
 _TRY_AGAIN_LATER = 1013  # close code
+_INFORMATIONAL = b"HTTP/1.1 1"  # "100 Continue", before the answer
 _LOOK = "has_left"  # key in the state of a request
 _LEFT = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 
@@ -94,6 +95,30 @@ class _Alarm:
         self._do()
 
 
+class _WholeAnswer(asyncio.Transport):
+    """Where uvicorn writes one answer: its head leaves together with the first part of its body. Apart they would wake the client twice."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._head: bytes | None = None  # b"": it has left
+
+    def write(self, data: Any) -> None:
+        if self._head is None and not data.startswith(_INFORMATIONAL):
+            self._head = data
+        else:
+            self._transport.write((self._head or b"") + data)
+            self._head = self._head and b""
+
+    def close(self) -> None:
+        if self._head:
+            self.write(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class HttpConnection(H11Protocol):
     """One HTTP connection."""
 
@@ -128,6 +153,11 @@ class HttpConnection(H11Protocol):
             self._head.off()
         if is_upgraded:
             self.conn = h11.Connection(h11.SERVER)  # the old one holds what came with the handshake
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and self.cycle.transport is self.transport:
+            self.cycle.transport = _WholeAnswer(self.transport)
 
     def on_response_complete(self) -> None:
         self._last_use = self.loop.time()

@@ -24,6 +24,12 @@ class ServerMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.reading = Histogram(
+            "prismatic_reading_seconds",
+            "From a decoder's beginning with a request to its being read and checked",
+            buckets=(0.00025, 0.0005, 0.001, 0.002, *_SECONDS),
+            registry=registry,
+        )
         self.wait = Histogram("prismatic_queue_wait_seconds", "From queueing to prediction", buckets=_SECONDS, registry=registry)
         self.prediction = Histogram("prismatic_prediction_seconds", "One call of the policy", buckets=_SECONDS, registry=registry)
         self.batch_size = Histogram("prismatic_batch_size", "Observations in one call of the policy", buckets=_SIZES, registry=registry)

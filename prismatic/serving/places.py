@@ -28,6 +28,7 @@ class Place:
     is_read: bool = False  # its request is in the queue or further
     is_begun: bool = False  # the policy computes it
     is_lost: bool = False  # another client has got it
+    is_left: bool = False  # nobody holds it any more
     address: Hashable = None  # from which its client asks
 
     def check(self) -> None:
@@ -78,6 +79,7 @@ class Places:
 
     def leave(self, place: Place) -> None:
         self._taken.pop(place, None)
+        place.is_left = True
 
     def _fit(self, place: Place, amount: Callable[[Place], int], limit: int, trouble: str) -> None:
         others = [one for one in self._taken if one is not place]

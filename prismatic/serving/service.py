@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from prismatic.serving.metrics import ServerMetrics
 from prismatic.serving.observations import ObservationReader, PolicyRequest, RequestGroup
 from prismatic.serving.places import Place
 from prismatic.serving.senders import check_origin
+from prismatic.serving.waiting import answer_of
 from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.grippers import to_robosuite
 from prismatic.vla.types import ActionChunk, Observation
@@ -243,23 +245,19 @@ class PolicyService:
             raise UnauthorizedError(f"this server needs its API key ({found} was sent); send the header 'Authorization: Api-Key KEY'")
 
     async def answer(self, decode: Callable[[], PolicyRequest], listener: Listener, place: Place) -> ActionChunk:
-        """The chunk for what `decode` reads (in a thread: images take milliseconds) and `listener` waits for.
+        """The chunk for what `decode` reads (in a thread, which queues it, too: images take milliseconds) and `listener` waits for.
 
         Raises:
             RequestError: a request that does not fit, no answer in time, or a policy that failed.
             ClientGoneError: nobody waits.
         """
-        read = functools.partial(self._read_and_look, decode, listener, place)
-        waiting = self.batcher.submit(
-            await asyncio.wrap_future(self.decoding.submit(listener.client, read, listener.address)), listener.until, place
-        )
-        try:
-            chunk = await asyncio.wait_for(asyncio.wrap_future(waiting), listener.seconds_left)
-            return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])
-        except (asyncio.TimeoutError, TimeoutError) as error:
-            raise SlowPredictionError(
-                "no answer in the time that the client or --request_timeout_s gives; the server is overloaded"
-            ) from error
+        read = functools.partial(self._read_and_queue, decode, listener, place)
+        job = self.decoding.submit(listener.client, read, listener.address)
+        chunk = await answer_of(job, lambda: listener.seconds_left, _too_slow)
+        return ActionChunk(chunk.actions[: self.options.num_open_loop_steps])
+
+    def _read_and_queue(self, decode: Callable[[], PolicyRequest], listener: Listener, place: Place) -> Future[ActionChunk]:
+        return self.batcher.submit(self._read_and_look(decode, listener, place), listener.until, place)
 
     def _read_and_look(self, decode: Callable[[], PolicyRequest], listener: Listener, place: Place) -> PolicyRequest:
         place.check()
@@ -271,10 +269,11 @@ class PolicyService:
         except SlowPredictionError:
             self.metrics.dropped.labels("too late").inc()
             raise
-        request = decode()
-        served = self._served[request.adapter]
-        request = served.sized(request)  # what does not fit is found before queueing
-        served.look(request, listener.client)
+        with self.metrics.reading.time():
+            request = decode()
+            served = self._served[request.adapter]
+            request = served.sized(request)  # what does not fit is found before queueing
+            served.look(request, listener.client)
         return request
 
     def warm_up(self) -> float:
@@ -333,3 +332,7 @@ class PolicyService:
 
     def _predict(self, group: RequestGroup, observations: Sequence[Observation], meanwhile: Callable[[], None]) -> Sequence[ActionChunk]:
         return self._served[group.adapter].door(group.unnorm_key).predict(observations, is_watched=True, meanwhile=meanwhile)
+
+
+def _too_slow() -> SlowPredictionError:
+    return SlowPredictionError("no answer in the time that the client or --request_timeout_s gives; the server is overloaded")
