@@ -39,7 +39,6 @@ class CollectConfig:
     task_names: list[str] = field(default_factory=list)  # those of the simulator's evaluation script by default
     task_suite_name: str | None = None  # libero: libero_spatial by default
     num_episodes: int = 50  # per task
-    num_episodes_of: dict[str, int] = field(default_factory=dict)  # of single tasks, where it is another number: "{faucet-open: 80}"
     seed: int = 7  # of the starts; another one draws others
     num_envs: int = 2  # simulator processes
     image_size: int | None = None  # pixels; as in the simulator's evaluation by default, and in the demonstrations
@@ -54,9 +53,6 @@ class CollectConfig:
         check_simulator(self.simulator, {"task_suite_name": self.task_suite_name, "unnorm_key": self.unnorm_key})
         if self.num_episodes < 1:
             raise ValueError(f"--num_episodes is {self.num_episodes}, must be at least 1")
-        for task, count in self.num_episodes_of.items():
-            if count < 0:
-                raise ValueError(f"--num_episodes_of has {count} for {task}, must be at least 0")
 
     def evaluation_flags(self) -> dict[str, Any]:
         """What the simulator's evaluation script is told; what is not said keeps its default there."""
@@ -75,8 +71,8 @@ class CollectConfig:
 def main(config: CollectConfig) -> None:
     flags, benchmark, usual = make_evaluation(config.simulator, config.evaluation_flags(), in_place=True)
     dataset = config.dataset_name or dataset_of(flags.pretrained_checkpoint, usual)
-    manifest = collect(flags, benchmark, dataset, config.expert_help, config.num_episodes_of)
-    print("\n".join(summary(config.expert_help, *count_episodes(flags, benchmark, config.num_episodes_of), dataset, manifest)))
+    manifest = collect(flags, benchmark, dataset, config.expert_help)
+    print("\n".join(summary(config.expert_help, *count_episodes(flags, benchmark), dataset, manifest)))
 
 
 def summary(expert_help: str, num_episodes: int, num_successes: int, dataset: str, manifest: Path) -> list[str]:

@@ -117,16 +117,6 @@ def test_what_was_planned_is_counted_and_not_all_that_lies_there(tmp_path: Path)
         assert count_episodes(flags, benchmark) == (num_episodes, num_episodes)
 
 
-def test_tasks_can_have_episodes_of_a_number_of_their_own(tmp_path: Path) -> None:
-    flags = EvaluationFlags(pretrained_checkpoint="toy", num_trials_per_task=2, num_envs=1, local_log_dir=tmp_path)
-    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left", "right"], ToyPolicy)
-    (part,) = read_manifest(collect(flags, benchmark, "metaworld_demo", counts={"right": 3})).parts
-    assert sorted(path.parent.name for path in part.path.rglob("*.hdf5")) == ["left"] * 2 + ["right"] * 3
-    assert count_episodes(flags, benchmark, {"right": 3})[0] == 5
-    with pytest.raises(ValueError, match="--num_episodes_of names 'rigth', which is not played; did you mean right"):
-        collect(flags, benchmark, "metaworld_demo", counts={"rigth": 3})
-
-
 def test_failures_are_not_recommended_to_train_on(tmp_path: Path) -> None:
     summary = load_script("scripts/collect.py").summary
     assert "--episode_weights success" in summary("none", 4, 1, "d", tmp_path)[1]
@@ -188,7 +178,6 @@ def test_rollouts_of_a_robot_with_other_dimensions_are_refused(tmp_path: Path, m
         ({"simulator": "mujoco"}, "--simulator is 'mujoco'; known: aloha, libero, metaworld"),
         ({"simulator": "metaworld", "task_suite_name": "libero_goal"}, "--task_suite_name belongs to --simulator libero; leave it out"),
         ({"simulator": "aloha", "num_episodes": 0}, "--num_episodes is 0, must be at least 1"),
-        ({"simulator": "aloha", "num_episodes_of": {"a": -1}}, "--num_episodes_of has -1 for a, must be at least 0"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(flags: dict[str, Any], message: str) -> None:

@@ -13,11 +13,10 @@ from script_modules import load_script
 
 from experiments.robot.evaluation.comparison import PairedTable
 from experiments.robot.improvement.config import METHODS, ImproveConfig
-from experiments.robot.improvement.judging import Round, failures_of, reason_to_stop, share_out
+from experiments.robot.improvement.judging import Round, reason_to_stop
 from experiments.robot.improvement.phases import collect_command, evaluate_command, run_phase, train_command
 from experiments.robot.improvement.results import Results, write_results
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
-from prismatic.cli import parse_flags
 from prismatic.cli_sections import flag_names
 from prismatic.commands.inspect_dataset import InspectConfig
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
@@ -50,7 +49,7 @@ def flags_of(command: list[str]) -> dict[str, str]:
 @pytest.mark.parametrize("simulator", ["metaworld", "aloha", "libero"])
 def test_every_command_has_flags_that_exist(simulator: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, simulator=simulator, task_names=["one"], image_size=64, fast_rendering=True)
-    evaluate, collect = evaluate_command(config, "policy", tmp_path, 7, 3), collect_command(config, 2, {"one": 3})
+    evaluate, collect = evaluate_command(config, "policy", tmp_path, 7, 3), collect_command(config, 2)
     train = train_command(config, 2, tmp_path / "manifest.json", SPEC)
     for command, known in (
         (evaluate, flag_names(load_script(evaluate[1]).EvalConfig)),
@@ -70,9 +69,9 @@ def test_a_round_continues_the_one_before_with_the_heads_and_adapters_of_the_sta
     )
     assert (said.model.heads.action_head, said.model.use_film, second["num_images_in_input"]) == ("diffusion", True, "2")
     assert (second["num_diffusion_steps_train"], second["image_aug"], second["lora_rank"]) == ("10", "False", "4")
-    seeds = [flags_of(collect_command(config, number, {}))["seed"] for number in (1, 2)]
+    seeds = [flags_of(collect_command(config, number))["seed"] for number in (1, 2)]
     assert len({*seeds, str(config.seed)}) == 3, "every round has starts of its own"
-    assert {method: flags_of(collect_command(config_of(tmp_path, method=method), 1, {}))["expert_help"] for method in METHODS} == {
+    assert {method: flags_of(collect_command(config_of(tmp_path, method=method), 1))["expert_help"] for method in METHODS} == {
         "relabel": "relabel",
         "takeover": "takeover",
         "filtered": "none",
@@ -170,30 +169,6 @@ def test_it_stops_when_a_round_no_longer_helps() -> None:
     assert reason_to_stop([*lost, make_round(3, 25, SAME)], 9, 2) == "2 rounds in a row did not solve more than the best policy before"
     assert reason_to_stop([start, make_round(1, 10, WORSE)], 3, 2) == "the last round is surely worse than the best policy before it"
     assert reason_to_stop([make_round(0, 40)], 3, 1) == "every start is solved"
-
-
-def test_rollouts_go_where_the_policy_failed(tmp_path: Path) -> None:
-    assert share_out(30, {"a": 0, "b": 0}) == {"a": 30, "b": 30}
-    assert share_out(30, {"a": 3, "b": 1, "c": 0}) == {"a": 49, "b": 26, "c": 15}
-    for failures in ({"a": 1, "b": 1, "c": 1}, {"a": 7, "b": 0, "c": 2}, {"a": 0, "b": 0, "c": 1}, {"a": 1}):
-        for count in (1, 2, 5, 31):
-            shared = share_out(count, failures)
-            assert sum(shared.values()) == count * len(failures)
-            assert list(shared) == list(failures)
-            assert all(
-                abs(shared[task] - count / 2 * (1 + len(failures) * failures[task] / sum(failures.values()))) < 1 for task in failures
-            )
-    rows = [("a", 0, True), ("a", 1, False), ("b", 0, False), ("b", 0, True), ("b", 1, True)]  # a line that comes later counts
-    lines = [{"settings": {}}, *({"run": "none", "task": task, "index": index, "seed": 7, "success": ok} for task, index, ok in rows)]
-    (tmp_path / "episodes.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert failures_of(tmp_path) == {"a": 1, "b": 0}
-    typed = flags_of(collect_command(config_of(tmp_path), 1, share_out(4, failures_of(tmp_path))))["num_episodes_of"]
-    assert parse_flags(
-        load_script("scripts/collect.py").CollectConfig, ["--simulator", "metaworld", "--num_episodes_of", typed]
-    ).num_episodes_of == {
-        "a": 6,
-        "b": 2,
-    }
 
 
 def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER, check_help
@@ -28,20 +27,13 @@ COLLECTION = "collection"  # of simulators.episodes.SPLITS
 WHAT_IS_TAUGHT = {TAKEOVER: {"by policy": 0.0, "not success": 0.0}}
 
 
-def collect(
-    config: EvaluationFlags,
-    benchmark: Benchmark,
-    dataset: str,
-    expert_help: str = NO_HELP,
-    counts: Mapping[str, int] = MappingProxyType({}),
-) -> Path:
+def collect(config: EvaluationFlags, benchmark: Benchmark, dataset: str, expert_help: str = NO_HELP) -> Path:
     """Plays and records what is missing of the episodes; the manifest of all of them, in `config.folder`.
 
-    `dataset`: the registry entry that reads them; `counts`: task -> episodes, where they are not `config.num_trials_per_task`. An
-    interrupted collection goes on; its manifest names what there is so far.
+    `dataset`: the registry entry that reads them. An interrupted collection goes on; its manifest names what there is so far.
 
     Raises:
-        ValueError: no such entry or task, no expert that can help, the folder holds the episodes of another policy or other flags, or a
+        ValueError: no such entry, no expert that can help, the folder holds the episodes of another policy or other flags, or a
             collection of an earlier version, or every episode crashed.
     """
     check_help(expert_help)
@@ -50,7 +42,7 @@ def collect(
     if registered_name(dataset) is None:
         raise ValueError(f"--dataset_name {dataset!r} is no entry of the registry; {near_names(dataset, OXE_DATASET_CONFIGS)}")
     _check_earlier(config.folder)
-    config, benchmark = replace(config, record=True), _as_collection(benchmark, expert_help, counts)
+    config, benchmark = replace(config, record=True), _as_collection(benchmark, expert_help)
     if config.restart:
         (config.folder / MANIFEST_FILE).unlink(missing_ok=True)  # what it names is forgotten
     try:
@@ -66,15 +58,8 @@ def collect(
     return manifest
 
 
-def _as_collection(benchmark: Benchmark, expert_help: str, counts: Mapping[str, int]) -> Benchmark:
-    for task in counts:
-        if task not in benchmark.tasks:
-            raise ValueError(f"--num_episodes_of names {task!r}, which is not played; {near_names(task, benchmark.tasks)}")
-
-    def numbers(task: str, count: int) -> list[int]:
-        return list(range(counts.get(task, count)))
-
-    return replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=numbers)
+def _as_collection(benchmark: Benchmark, expert_help: str) -> Benchmark:
+    return replace(benchmark, split=COLLECTION, expert_help=expert_help, episode_numbers=lambda task, count: list(range(count)))
 
 
 def _check_earlier(folder: Path) -> None:
@@ -124,7 +109,7 @@ def dataset_of(checkpoint: str | Path, default: str) -> str:
     return known[0] if len(known) == 1 else default
 
 
-def count_episodes(config: EvaluationFlags, benchmark: Benchmark, counts: Mapping[str, int] = MappingProxyType({})) -> tuple[int, int]:
+def count_episodes(config: EvaluationFlags, benchmark: Benchmark) -> tuple[int, int]:
     """(episodes, successes) that `config.folder` holds of the planned episodes of a collection, without those that crashed."""
-    rows = [row for _, row in _played(config, _as_collection(benchmark, NO_HELP, counts)) if row.get("error") is None]
+    rows = [row for _, row in _played(config, _as_collection(benchmark, NO_HELP)) if row.get("error") is None]
     return len(rows), sum(row["success"] for row in rows)

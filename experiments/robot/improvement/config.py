@@ -61,7 +61,7 @@ class ImproveConfig:
     # Rounds
     num_rounds: int = 3  # at most
     patience: int = 1  # rounds in a row that do not help before it stops
-    num_rollouts: int = 20  # per task and round, on average: half of them evenly, the others where the policy before it failed
+    num_rollouts: int = 20  # per task and round
     num_trials: int = 40  # evaluation episodes per task after every round, on the same starts
     num_final_trials: int = 40  # per task, of the first and the best policy, on fresh starts
     seed: int = 7  # of everything

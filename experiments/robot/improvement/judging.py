@@ -8,18 +8,15 @@ solves more of them than the best policy before it. An improvement stops
     after `num_rounds` rounds.
 The best policy was chosen by these starts, so its figure there is too good: what counts is said by fresh ones, where the first policy and
 the best are played once more, with McNemar's exact test.
-
-The same episodes say where a round has most to learn: tasks at which the present policy fails get more of its rollouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.robot.evaluation.comparison import PairedTable, compare
-from experiments.robot.evaluation.journal import JOURNAL_FILE, read_journal
 
 
 @dataclass(frozen=True)
@@ -57,31 +54,6 @@ def paired(evaluation: Path, other: Path) -> PairedTable:
         ValueError: a folder holds no journal, or they have no episode in common.
     """
     return compare(evaluation, other).total
-
-
-def failures_of(evaluation: Path) -> dict[str, int]:
-    """Task -> how many of the episodes of an evaluation failed, in the order in which the journal names the tasks."""
-    rows = read_journal(evaluation / JOURNAL_FILE)[1]
-    last = {(row["task"], row["index"], row["seed"]): row["success"] for row in rows}
-    failures = dict.fromkeys((task for task, _, _ in last), 0)
-    for (task, _, _), success in last.items():
-        failures[task] += not success
-    return failures
-
-
-def share_out(num_rollouts: int, failures: Mapping[str, int]) -> dict[str, int]:
-    """Task -> rollouts of a round, `num_rollouts` on average: one half evenly, the other in proportion to the failures."""
-    total, all_failures = num_rollouts * len(failures), sum(failures.values())
-    if not all_failures:
-        return dict.fromkeys(failures, num_rollouts)
-    # In whole numbers, of 1 / (2 * tasks * failures): what is left over goes to the largest remainders, the first task first.
-    whole = 2 * len(failures) * all_failures
-    shares = {task: total * (all_failures + len(failures) * count) for task, count in failures.items()}
-    counts = {task: share // whole for task, share in shares.items()}
-    following = sorted(shares, key=lambda task: -(shares[task] % whole))
-    for task in following[: total - sum(counts.values())]:
-        counts[task] += 1
-    return counts
 
 
 def reason_to_stop(rounds: Sequence[Round], num_rounds: int, patience: int) -> str | None:

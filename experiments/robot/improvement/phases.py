@@ -49,15 +49,10 @@ def evaluate_command(config: ImproveConfig, checkpoint: str, folder: Path, seed:
     return ["python", entry.script, *flag_words(given | {"local_log_dir": folder})]
 
 
-def collect_command(config: ImproveConfig, number: int, counts: Mapping[str, int]) -> list[str]:
-    """Plays and records the policy before round `number`, from starts of this round alone; `counts`: rollouts of each task."""
+def collect_command(config: ImproveConfig, number: int) -> list[str]:
+    """Plays and records the policy before round `number`, from starts of this round alone."""
     given = config.simulator_flags() | {"simulator": config.simulator, "pretrained_checkpoint": config.checkpoint(number - 1)}
-    given |= {
-        "expert_help": config.expert_help,
-        "num_episodes": config.num_rollouts,
-        "num_episodes_of": dict(counts),
-        "seed": config.seed + number,
-    }
+    given |= {"expert_help": config.expert_help, "num_episodes": config.num_rollouts, "seed": config.seed + number}
     return ["python", "scripts/collect.py", *flag_words(given | {"output_dir": config.round_folder(number) / "collected"})]
 
 
@@ -150,6 +145,5 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as they are typed; lists and what maps as JSON."""
-    typed = {name: json.dumps(value) if isinstance(value, list | dict) else str(value) for name, value in flags.items()}
-    return [word for name, value in typed.items() for word in (f"--{name}", value)]
+    """Flags as they are typed; lists as JSON."""
+    return [word for name, value in flags.items() for word in (f"--{name}", json.dumps(value) if isinstance(value, list) else str(value))]

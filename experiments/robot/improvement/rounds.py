@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments.robot.evaluation.benchmarks import make_evaluation
 from experiments.robot.evaluation.collecting import MANIFEST_FILE, dataset_of
 from experiments.robot.evaluation.journal import fingerprint, read_journal
 from experiments.robot.improvement.config import FRESH, ImproveConfig
-from experiments.robot.improvement.judging import Round, best_of, failures_of, paired, reason_to_stop, share_out
+from experiments.robot.improvement.judging import Round, best_of, paired, reason_to_stop
 from experiments.robot.improvement.phases import (
     DONE_FILE,
     collect_command,
@@ -50,8 +50,7 @@ def improve(config: ImproveConfig) -> str:
         rounds = [_evaluated(config, Round(0, config.start, Path(), 0, 0), None)]
         while (stopped := reason_to_stop(rounds, config.num_rounds, config.patience)) is None:
             write_results(Results(config, rounds))
-            counts = share_out(config.num_rollouts, failures_of(rounds[-1].evaluation))
-            rounds.append(_play_round(config, len(rounds), counts, best_of(rounds), dataset, spec))
+            rounds.append(_play_round(config, len(rounds), best_of(rounds), dataset, spec))
         write_results(Results(config, rounds, stopped))
         best = best_of(rounds)
         first = _play_fresh(config, config.start, "start")
@@ -120,10 +119,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _play_round(config: ImproveConfig, number: int, counts: Mapping[str, int], best: Round, dataset: str, spec: PolicySpec) -> Round:
-    """Collects `counts` rollouts of each task, trains and evaluates one round."""
+def _play_round(config: ImproveConfig, number: int, best: Round, dataset: str, spec: PolicySpec) -> Round:
+    """Collects, trains and evaluates one round."""
     folder = config.round_folder(number)
-    seconds = run_phase(f"round {number}: collect", collect_command(config, number, counts), folder / "collected")
+    seconds = run_phase(f"round {number}: collect", collect_command(config, number), folder / "collected")
     rows = read_journal(journal_folder(folder / "collected") / "episodes.jsonl")[1]
     last = {(row["task"], row["index"], row["seed"]): row["success"] for row in rows}
     manifest = folder / MANIFEST_FILE
