@@ -526,6 +526,19 @@ def test_cameras_are_found_by_their_names(tmp_path: Path, paste: Callable[..., P
     assert numbered.entry.cameras == {"primary": "image_2", "secondary": "image_10"}
 
 
+def test_a_camera_of_recordings_with_one_observation_more_is_offered_once(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    write_act(tmp_path, targets(7), ("cam_high",))
+    for path in (tmp_path / "mine").iterdir():
+        with h5py.File(path, "a") as file:
+            actions = file["action"][:-1]
+            del file["action"]
+            file["action"] = actions
+    pasted = paste(tmp_path)
+    assert "one step more than actions" in pasted.text
+    assert pasted.entry.cameras == {"primary": "cam_high"}  # "image" is another name of it
+    assert "Other keys" not in pasted.text
+
+
 def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
     episode = make_episode(5)
     episode["command"] = episode.pop("action")
