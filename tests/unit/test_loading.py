@@ -202,3 +202,23 @@ def test_statistics_that_stand_in_the_config_alone_are_used(tmp_path: Path) -> N
     assert load_statistics(tmp_path) == {"arm": {"action": {"q01": [0]}}}
     (tmp_path / "dataset_statistics.json").write_text("{}")
     assert load_statistics(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("run", r"units; it holds no checkpoint: pass .*/run--1000_chkpt"),
+        ("", r"units; it holds no checkpoint: pass .*/run--1000_chkpt"),  # the folder of all runs
+        ("elsewhere", r"units; it holds no checkpoint: pass a folder that finetune.py saved"),
+        ("base", r"units; it is a base model, .*: fine-tune it first"),
+        ("run--500_chkpt", "units; copy the whole checkpoint folder"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_answered_with_what_to_pass(tmp_path: Path, name: str, message: str) -> None:
+    for folder in ("run", "run--500_chkpt", "run--1000_chkpt", "elsewhere", "base"):
+        (tmp_path / folder).mkdir()
+    for folder in ("base", "run--500_chkpt"):
+        (tmp_path / folder / "config.json").write_text("{}")
+    (tmp_path / "run--500_chkpt" / "policy.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"lacks dataset_statistics.json, without which actions have no {message}"):
+        load_statistics(tmp_path / name)
