@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from rlds_writer import encode_png, smooth_image
 from rollout_files import write_rollout
 
+from prismatic.conversion.staging import StagedEpisode
 from prismatic.vla.datasets.episodes import RawEpisode, standardize
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
@@ -642,3 +644,19 @@ def test_libero_files_keep_their_own_rules(tmp_path: Path) -> None:
     assert index.splits == {"train": (0, 1), "val": (1, 2)}
     assert os.path.basename(index.names[0]) == "x_demo.hdf5, demo_1"
     assert index.instructions == ("put the bowl on the plate",)
+
+
+def test_a_file_in_the_place_of_the_folder_is_called_one(tmp_path: Path) -> None:
+    path = write_act(tmp_path / "a.hdf5")
+    with pytest.raises(ValueError, match="a.hdf5 is a file, not a folder; .* pass the folder that holds them"):
+        Hdf5Source(path)
+
+
+def test_pictures_of_two_sizes_are_told_how_they_become_one(tmp_path: Path) -> None:
+    first = StagedEpisode(tmp_path, "a", "train", "go", {"primary": (96, 128, 3)}, 7, 7)
+    with pytest.raises(ValueError, match="one robot: bring the pictures to one size with --image_size"):
+        first.check(replace(first, name="b", images={"primary": (64, 64, 3)}))
+    with pytest.raises(ValueError, match="one robot: convert them separately"):
+        first.check(replace(first, name="b", images={"wrist": (96, 128, 3)}))
+    with pytest.raises(ValueError, match="one robot: convert them separately"):
+        first.check(replace(first, name="b", action_dim=8))

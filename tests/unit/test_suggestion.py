@@ -539,6 +539,28 @@ def test_a_camera_of_recordings_with_one_observation_more_is_offered_once(tmp_pa
     assert "Other keys" not in pasted.text
 
 
+@pytest.mark.parametrize(
+    ("key", "problem"), [("action", "'action' is inf at step 4"), ("observations/images/cam_high", "no key 'cam_high'")]
+)
+def test_one_damaged_episode_does_not_keep_the_entry_back(tmp_path: Path, key: str, problem: str) -> None:
+    write_act(tmp_path, targets(7, 2), ("cam_high", "cam_left_wrist", "cam_right_wrist"))
+    sound = suggest_entry(tmp_path / "mine", "mine")
+    with h5py.File(tmp_path / "mine" / "episode_1.hdf5", "a") as file:
+        if key == "action":
+            file[key][4, 1] = np.inf
+        else:
+            del file[key]
+    suggestion = suggest_entry(tmp_path / "mine", "mine")
+    assert (suggestion.entry, suggestion.platform) == (sound.entry, sound.platform)
+    assert "1 of the first 3 episodes cannot be used" in suggestion.text()
+    assert f"First: {tmp_path / 'mine' / 'episode_1.hdf5'}: {problem}" in suggestion.text()
+    with h5py.File(tmp_path / "mine" / "episode_2.hdf5", "a") as file:
+        del file["observations/images/cam_high"]
+    if key != "action":
+        with pytest.raises(ValueError, match="no key 'cam_high'"):  # most of them
+            suggest_entry(tmp_path / "mine", "mine")
+
+
 def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
     episode = make_episode(5)
     episode["command"] = episode.pop("action")

@@ -5,6 +5,7 @@ Letters: M steps of all peeked episodes, A action dim, P proprio dim.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Descrip
             raise ValueError(
                 f"{folder}: {what} have {widths[0]} dimensions in one episode, {widths[-1]} in another; a data set has one robot"
             )
+    finite = [bool(np.isfinite(rows).all() and np.isfinite(state).all()) for rows, state in zip(actions, states, strict=True)]
+    if any(finite):  # training refuses the others
+        actions, states = list(itertools.compress(actions, finite)), list(itertools.compress(states, finite))
     starts = np.concatenate([np.arange(len(rows)) > 0 for rows in actions])
     action_dims = _dimensions(first, action_keys, said)
     state_dims = _dimensions(observation, state_keys, said)

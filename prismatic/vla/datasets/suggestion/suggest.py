@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform, get_robot_platform
-from prismatic.vla.datasets.episodes import FrameReader, RawEpisode, readable, standardize
+from prismatic.vla.datasets.episodes import Episode, FrameReader, RawEpisode, readable, standardize
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
@@ -124,13 +124,25 @@ def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str
 
 
 def _try(spec: DatasetSpec) -> list[str]:
-    """Reads the first episodes as training does; what was left out or mended.
+    """Reads the first episodes as training does; what was left out or mended, and which of them training would refuse.
 
     Raises:
-        ValueError: training would refuse them.
+        ValueError: it would refuse most of them.
     """
     raw_episodes, repairs, reader = _peek(spec.folder, spec.entry)
-    episodes = [standardize(raw, spec.entry, spec.transform) for raw in raw_episodes]
+    episodes, problems = list[Episode](), list[str]()
+    for raw in raw_episodes:
+        try:
+            episodes.append(standardize(raw, spec.entry, spec.transform))
+        except ValueError as error:
+            problems.append(str(error))
+    if len(problems) > len(episodes):
+        raise ValueError(problems[0])
+    if problems:
+        repairs.append(
+            f"{len(problems)} of the first {len(raw_episodes)} episodes cannot be used, and training refuses the data set unless "
+            f"--exclude_episodes leaves out what is not repaired. First: {problems[0]}."
+        )
     for episode in episodes:
         spec.check_widths(episode.actions.shape[1], episode.proprio.shape[1])
         spec.normalization_mask(episode.actions.shape[1])
@@ -161,12 +173,12 @@ def _registered(folder: Path, name: str, hz: float | None) -> Suggestion | None:
     try:
         entry = find_entry(name)
         spec = make_spec(name, entry, folder, get_robot_platform(entry.robot_platform or ""))
-        _try(spec)
+        repairs = _try(spec)
     except ValueError:
         return None
     if hz is not None and not is_same_rate(spec.platform.control_hz, hz):
         return None
-    return Suggestion(name, entry, spec.platform, platform_is_new=False, is_registered=True)
+    return Suggestion(name, entry, spec.platform, platform_is_new=False, is_registered=True, notes=tuple(repairs))
 
 
 def _of_libero(name: str, cameras: dict[str, str], notes: list[str]) -> Suggestion:
