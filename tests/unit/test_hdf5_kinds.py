@@ -648,7 +648,7 @@ def test_libero_files_keep_their_own_rules(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_called_one(tmp_path: Path) -> None:
     path = write_act(tmp_path / "a.hdf5")
-    with pytest.raises(ValueError, match="a.hdf5 is a file, not a folder; .* pass the folder that holds them"):
+    with pytest.raises(ValueError, match=r"a.hdf5 is a file, not a folder; .* pass the folder that holds them"):
         Hdf5Source(path)
 
 
