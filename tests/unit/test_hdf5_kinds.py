@@ -660,3 +660,38 @@ def test_pictures_of_two_sizes_are_told_how_they_become_one(tmp_path: Path) -> N
         first.check(replace(first, name="b", images={"wrist": (96, 128, 3)}))
     with pytest.raises(ValueError, match="one robot: convert them separately"):
         first.check(replace(first, name="b", action_dim=8))
+
+
+def test_a_camera_that_the_first_episode_lacks_is_a_camera_of_the_others(tmp_path: Path) -> None:
+    for number in range(4):
+        write_act(tmp_path / f"episode_{number}.hdf5", **({"observations__images__top": PICTURES[::-1]} if number else {}))
+    assert Hdf5Source(tmp_path).cameras == ("cam_high", "top")
+    assert suggest_entry(tmp_path, "mine").entry.cameras == {"primary": "cam_high", "secondary": "top"}
+    described = entry(image_obs_keys={"primary": "top"})
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, LENGTH, LENGTH]
+    assert "episode_0.hdf5: no key 'top'" in index.refused[0]
+    np.testing.assert_array_equal(frames(index), np.concatenate([PICTURES[::-1]] * 3))
+    np.testing.assert_array_equal(frames(index_of(tmp_path)), np.concatenate([PICTURES] * 4))
+
+
+def test_a_camera_that_the_first_demonstration_lacks_is_a_camera_of_the_others(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.hdf5", ["demo_0", "demo_1"], language_instruction="go")
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_0/obs/front_image", "data/demo_0/obs/top_image")
+    described = entry(**DEMO)
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH]
+    np.testing.assert_array_equal(frames(index), PICTURES)
+
+
+def test_an_episode_without_pictures_is_refused_by_itself_wherever_it_stands(tmp_path: Path) -> None:
+    for number in range(4):
+        write_act(tmp_path / f"episode_{number}.hdf5")
+    for number in (0, 2):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "a") as file:
+            del file["observations/images"]
+    index = load_index(Hdf5Source(tmp_path, entry()), entry(), identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, 0, LENGTH]
+    assert all("no images: /observations/images is missing or empty" in index.refused[number] for number in (0, 2))
+    assert index.repairs == ()

@@ -128,6 +128,11 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
     return cameras
 
 
+def num_pictures(observation: Mapping[str, Any]) -> int:
+    """How many names of cameras an episode has."""
+    return sum(getattr(find_value(observation, path), "dtype", None) == IMAGE_REF for path in leaf_paths(observation))
+
+
 def _found(observation: Mapping[str, Any]) -> str:
     """What there is, and what to do with raw pictures."""
     paths = sorted(leaf_paths(observation))

@@ -22,7 +22,7 @@ from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_loca
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
 from prismatic.vla.datasets.sources import describe_recordings, instruction_remedy, open_source, source_kind
 from prismatic.vla.datasets.striding import whole_factor
-from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, read_columns
+from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, num_pictures, read_columns
 from prismatic.vla.datasets.suggestion.dimensions import Recognition, recognise
 from prismatic.vla.datasets.suggestion.pasted import entry_text, platform_text
 from prismatic.vla.datasets.suggestion.platforms import is_same_rate, known_platform, new_platform, recorder_of, units_unsaid
@@ -95,7 +95,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     if registered is not None:
         return registered
     trajectories, said, notes = [raw.trajectory for raw in episodes], describe_recordings(folder), list[str]()
-    observation = trajectories[0].get("observation", {})
+    observation = max((item.get("observation", {}) for item in trajectories), key=num_pictures)  # any episode may lack a camera
     recorded = read_columns(folder, trajectories, said, notes)
     recorder, rate = recorder_of(source_kind(folder), observation), _Rate(said.hz, control_hz)
     recognised = recognise(recorded, ActionKind.MOTION if recorder == "robosuite" else None)
