@@ -95,6 +95,8 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         raise ValueError(f"{_unread(error, words)} cannot be read ({_in_short(error)}); close brackets and quotes") from error
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path if not str(name).isdigit())  # of an item
+        if table := re.search(r"value='(.*)' into field .* of type (dict|mapping)", error.message, re.IGNORECASE | re.DOTALL):
+            raise ValueError(f"{flag}{table[1]!r} is no table; write it as '{{name: value, other: value}}'") from error
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
     except ParsingError as error:  # wraps what the dataclass itself refused
         raise ValueError(str(error.__cause__ or error)) from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,20 @@ def test_words_of_yaml_that_some_flags_take_beside_texts() -> None:
     assert parse_flags(FinetuneConfig, ["--compile", "true"]).speed.compile == "True"
     assert parse_flags(Base, ["--note", "null"]).note is None
     assert parse_flags(Base, ["--note="]).note == ""
+
+
+@dataclass
+class Table:
+    """Names and values."""
+
+    ports: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("text", ["port=/dev/ttyACM0", "[1]", "3"])
+def test_what_is_no_table_is_one_line(text: str) -> None:
+    assert parse_flags(Table, ["--ports", '{"port": "/dev/ttyACM0", "id": 3}']).ports == {"port": "/dev/ttyACM0", "id": 3}
+    with pytest.raises(ValueError, match=rf"^--ports: '{re.escape(text)}' is no table; write it as '{{name: value, other: value}}'$"):
+        parse_flags(Table, ["--ports", text])
 
 
 def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
