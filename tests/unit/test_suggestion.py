@@ -561,6 +561,16 @@ def test_one_damaged_episode_does_not_keep_the_entry_back(tmp_path: Path, key: s
             suggest_entry(tmp_path / "mine", "mine")
 
 
+@pytest.mark.parametrize(("folders", "told"), [(("pick", "place"), "of 2 folders are one data set: pick, place. "), (("train", "val"), "")])
+def test_folders_that_are_read_as_one_data_set_are_named(tmp_path: Path, folders: tuple[str, str], told: str) -> None:
+    for name in folders:
+        write_act(tmp_path / "all", targets(7, 2))
+        (tmp_path / "all" / "mine").rename(tmp_path / "all" / name)
+    text = suggest_entry(tmp_path / "all", "all").text()
+    assert told in text
+    assert ("one data set" in text) == bool(told)
+
+
 def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
     episode = make_episode(5)
     episode["command"] = episode.pop("action")

@@ -17,16 +17,18 @@ import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform, get_robot_platform
 from prismatic.vla.datasets.episodes import Episode, FrameReader, RawEpisode, readable, standardize
+from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
 from prismatic.vla.datasets.sources import describe_recordings, instruction_remedy, open_source, source_kind
+from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.datasets.striding import whole_factor
 from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, num_pictures, read_columns
 from prismatic.vla.datasets.suggestion.dimensions import Recognition, recognise
 from prismatic.vla.datasets.suggestion.pasted import entry_text, platform_text
 from prismatic.vla.datasets.suggestion.platforms import is_same_rate, known_platform, new_platform, recorder_of, units_unsaid
-from prismatic.vla.diagnosis import counted
+from prismatic.vla.diagnosis import counted, listed
 
 _NUM_PEEKED_EPISODES = 5
 _PLURAL = {"target": "targets", "motion": "motions", "velocity": "velocities"}
@@ -101,6 +103,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     recognised = recognise(recorded, ActionKind.MOTION if recorder == "robosuite" else None)
     two_arms = recognised.arms.num_arms == 2 or (recognised.arms.num_arms == 0 and len(recorded.action_dims) >= MIN_WIDTH_OF_TWO_ARMS)
     cameras = choose_cameras(folder, observation, said, two_arms, notes)
+    notes += _told_of_folders(folder)
     if "language_instruction" not in trajectories[0]:
         notes.append(f"The recordings do not say what the robot was told. {instruction_remedy(folder)}.")
     if recorder == "LIBERO":
@@ -114,6 +117,17 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     if texts := next((raw.texts for raw in episodes if len(raw.texts) > 1), ()):
         repairs.append(f"The texts of the first such episode: {', '.join(map(repr, texts))}.")
     return replace(suggestion, notes=(*suggestion.notes, *repairs))
+
+
+def _told_of_folders(folder: Path) -> list[str]:
+    """What to know where HDF5 files lie in several folders, which are tasks of one robot, or data sets of their own."""
+    if source_kind(folder) != "hdf5":
+        return []
+    inside = dict.fromkeys(path.relative_to(folder).parts[0] for path in find_files(folder) if path.parent != folder)
+    several = [name for name in inside if usual_split(name) is None]
+    if len(several) < 2:
+        return []
+    return [f"The recordings of {len(several)} folders are one data set: {listed(several)}. If they are several, pass one of them."]
 
 
 def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str], FrameReader]:
