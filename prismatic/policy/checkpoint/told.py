@@ -71,11 +71,16 @@ def load_statistics(folder: Path) -> dict[str, Any]:
 def other_than_checkpoint(folder: Path) -> tuple[str, str] | None:
     """(what `folder` is or holds, what to pass in its place) of what is no checkpoint; None: it is one, or part of one."""
     if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
-        saved = sorted(folder.parent.glob(f"{folder.name}--*_chkpt"), key=_step) or sorted(folder.glob("*_chkpt"), key=_step)
-        return "holds no checkpoint", f"pass {saved[-1] if saved else _WHAT_IS_SAVED}"
+        return "holds no checkpoint", f"pass {newest_checkpoint(folder) or _WHAT_IS_SAVED}"
     if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and not any(folder.glob("*--*checkpoint.pt")):
         return "is a base model, without action head and statistics", f"fine-tune it first, then pass {_WHAT_IS_SAVED}"
     return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The one of the latest step beside the folder of a run, or in a folder of runs."""
+    saved = sorted(folder.parent.glob(f"{folder.name}--*_chkpt"), key=_step) or sorted(folder.glob("*_chkpt"), key=_step)
+    return saved[-1] if saved else None
 
 
 def _step(folder: Path) -> int:
