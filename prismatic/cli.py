@@ -35,6 +35,7 @@ _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
 _REPEAT_S = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; the error does not say which file
 _PLAIN_WORDS = ("true", "false", "yes", "no", "on", "off", "null")  # in lower case: not quoted
+_TYPED = "\u2060"  # stands before a text that the parser would take for its command to include a file
 _KINDS = {type(None): "no flags", list: "a list"}
 _DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
@@ -86,9 +87,10 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     from draccus.utils import DecodingError, DraccusException, ParsingError
 
     flat = flat_class(config_class)  # sections are for the code, the parser sees one list of flags
-    draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text))))  # of the YAML file
+    draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text).removeprefix(_TYPED))))  # of the YAML file
+    draccus.decode.register(str, lambda text, _: str(text).removeprefix(_TYPED))
     words = [expand_home(argument) for argument in _complete_switches(_gather_lists(arguments, flat), flat)]
-    _check_file(words)
+    words = _with_config_path(words)
     try:
         parsed: Any = draccus.parse(flat, args=_quote_texts(words, flat), exit_on_error=False)
     except yaml.YAMLError as error:
@@ -111,27 +113,34 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     return from_flags(config_class, **values)
 
 
-def _check_file(arguments: Sequence[str]) -> None:
-    """Returns if the file of --config_path can be read and holds flags; without the flag, too.
+def _with_config_path(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the path of --config_path as YAML quotes it, after a look whether that file holds flags.
 
     Raises:
         ValueError: there is no such file, it cannot be read, or holds something else.
     """
+    flag, checked = "--config_path", list(arguments)
+    for number, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}=") or (number and arguments[number - 1] == flag and not argument.startswith("--")):
+            path = argument.removeprefix(f"{flag}=")
+            _check_file(path)
+            checked[number] = argument[: len(argument) - len(path)] + json.dumps(os.path.abspath(path), ensure_ascii=False)
+    return checked
+
+
+def _check_file(path: str) -> None:
     from draccus.cfgparsing import load_config
     from draccus.utils import ParsingError
 
-    joined = [value for flag, value in itertools.pairwise(arguments) if flag == "--config_path"]
-    joined += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config_path=")]
-    for path in joined:
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = load_config(file, file=path)
-        except FileNotFoundError as error:
-            raise ValueError(f"--config_path: there is no file {path}") from error
-        except ParsingError as error:
-            raise ValueError(f"--config_path: {path} cannot be read ({_in_short(error.__cause__ or error)})") from error
-        if not isinstance(content, Mapping):
-            raise ValueError(f"--config_path: {path} holds {_KINDS.get(type(content), 'one value')}; expected lines such as max_steps: 100")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = load_config(file, file=path)
+    except FileNotFoundError as error:
+        raise ValueError(f"--config_path: there is no file {path}") from error
+    except ParsingError as error:
+        raise ValueError(f"--config_path: {path} cannot be read ({_in_short(error.__cause__ or error)})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"--config_path: {path} holds {_KINDS.get(type(content), 'one value')}; expected lines such as max_steps: 100")
 
 
 def _quote_texts(arguments: Sequence[str], config_class: type) -> list[str]:
@@ -140,7 +149,7 @@ def _quote_texts(arguments: Sequence[str], config_class: type) -> list[str]:
 
     yes, no and null stay what they are: some flags take them beside words, as --compile does.
     """
-    texts = {f"--{name}" for name, kind in typing.get_type_hints(config_class).items() if _is_text(kind)} | {"--config_path"}
+    texts = {f"--{name}" for name, kind in typing.get_type_hints(config_class).items() if _is_text(kind)}
     quoted: list[str] = []
     for before, argument in itertools.pairwise(["", *arguments]):
         flag, is_joined, value = argument.partition("=")
@@ -158,7 +167,9 @@ def _is_text(kind: Any) -> bool:
 
 
 def _quote(text: str) -> str:
-    return text if not text or text.lower() in _PLAIN_WORDS else json.dumps(text, ensure_ascii=False)
+    if not text or text.lower() in _PLAIN_WORDS:
+        return text
+    return json.dumps(f"{_TYPED}{text}" if text.startswith("include") else text, ensure_ascii=False)
 
 
 def _unread(error: Exception, arguments: Sequence[str]) -> str:

@@ -120,6 +120,8 @@ def test_words_that_are_no_list_are_refused(arguments: list[str], message: str) 
         "it's",
         "*",
         "a=b",
+        "include the cup",
+        "included",
         "杯子😀",
         "a\\b",
     ],
@@ -129,6 +131,13 @@ def test_a_text_is_what_was_typed(text: str) -> None:
         assert parse_flags(Base, arguments).note == text
         assert parse_flags(Sectioned, arguments).base.note == text
     assert parse_flags(DoctorConfig, ["--data", text]).data == Path(text)
+
+
+def test_a_file_of_flags_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("include.yaml", "my: recipe #2.yaml", "配方.yaml", "2026_11_30"):
+        Path(name).write_text("size: 7\n", encoding="utf-8")
+        assert parse_flags(Base, ["--config_path", name]).size == parse_flags(Base, [f"--config_path={name}"]).size == 7
 
 
 def test_words_of_yaml_that_some_flags_take_beside_texts() -> None:
