@@ -18,8 +18,10 @@ import shlex
 import signal
 import sys
 import threading
+import types
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +34,9 @@ USER_ERROR = 2  # exit status
 _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
 _REPEAT_S = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; the error does not say which file
+_PLAIN_WORDS = ("true", "false", "yes", "no", "on", "off", "null")  # in lower case: not quoted
+_TYPED = "\u2060"  # stands before a text that the parser would take for its command to include a file
+_KINDS = {type(None): "no flags", list: "a list"}
 _DEBUG, _DEBUG_FLAG = "PRISMATIC_DEBUG", "--debug"
 
 logger = logging.getLogger(__name__)
@@ -78,22 +83,27 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         ValueError: a flag is unknown, has no value or a wrong one, or the dataclass refuses the combination.
     """
     import draccus
+    import yaml
     from draccus.utils import DecodingError, DraccusException, ParsingError
 
     flat = flat_class(config_class)  # sections are for the code, the parser sees one list of flags
-    draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text))))  # of the YAML file
+    draccus.decode.register(Path, lambda text, _: Path(expand_home(str(text).removeprefix(_TYPED))))  # of the YAML file
+    draccus.decode.register(str, lambda text, _: str(text).removeprefix(_TYPED))
+    words = [expand_home(argument) for argument in _complete_switches(_gather_lists(arguments, flat), flat)]
+    words = _with_config_path(words)
     try:
-        completed = [expand_home(argument) for argument in _complete_switches(_gather_lists(arguments, flat), flat)]
-        parsed: Any = draccus.parse(flat, args=completed, exit_on_error=False)
+        parsed: Any = draccus.parse(flat, args=_quote_texts(words, flat), exit_on_error=False)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{_unread(error, words)} cannot be read ({_in_short(error)}); close brackets and quotes") from error
     except DecodingError as error:
         flag = "".join(f"--{name}: " for name in error.key_path if not str(name).isdigit())  # of an item
+        if table := re.search(r"value='(.*)' into field .* of type (dict|mapping)", error.message, re.IGNORECASE | re.DOTALL):
+            raise ValueError(f"{flag}{table[1]!r} is no table; write it as '{{name: value, other: value}}'") from error
         raise ValueError(f"{flag}{_explain(error.message, config_class)}") from error
     except ParsingError as error:  # wraps what the dataclass itself refused
         raise ValueError(str(error.__cause__ or error)) from error
     except (DraccusException, argparse.ArgumentError) as error:
         raise ValueError(_explain(str(error), config_class)) from error
-    except FileNotFoundError as error:
-        raise ValueError(f"--config_path: there is no file {error.filename}") from error
     for name, value in vars(parsed).items():
         if isinstance(value, float) and math.isnan(value):  # comparisons with it are all False, and a range lets it through
             raise ValueError(f"--{name} is nan; give a number")
@@ -101,6 +111,80 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
         return parsed
     values = {name: expand_home(value) if isinstance(value, str) else value for name, value in vars(parsed).items()}
     return from_flags(config_class, **values)
+
+
+def _with_config_path(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the path of --config_path as YAML quotes it, after a look whether that file holds flags.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read, or holds something else.
+    """
+    flag, checked = "--config_path", list(arguments)
+    for number, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}=") or (number and arguments[number - 1] == flag and not argument.startswith("--")):
+            path = argument.removeprefix(f"{flag}=")
+            _check_file(path)
+            checked[number] = argument[: len(argument) - len(path)] + json.dumps(os.path.abspath(path), ensure_ascii=False)
+    return checked
+
+
+def _check_file(path: str) -> None:
+    from draccus.cfgparsing import load_config
+    from draccus.utils import ParsingError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = load_config(file, file=path)
+    except FileNotFoundError as error:
+        raise ValueError(f"--config_path: there is no file {path}") from error
+    except ParsingError as error:
+        raise ValueError(f"--config_path: {path} cannot be read ({_in_short(error.__cause__ or error)})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"--config_path: {path} holds {_KINDS.get(type(content), 'one value')}; expected lines such as max_steps: 100")
+
+
+def _quote_texts(arguments: Sequence[str], config_class: type) -> list[str]:
+    """The arguments with the values of texts and paths as YAML quotes them, for the parser reads every value as YAML: of "cube #3" it
+    would take "cube", of 2026_11_30 a number without lines, of "pick: the cup" a table.
+
+    yes, no and null stay what they are: some flags take them beside words, as --compile does.
+    """
+    texts = {f"--{name}" for name, kind in typing.get_type_hints(config_class).items() if _is_text(kind)}
+    quoted: list[str] = []
+    for before, argument in itertools.pairwise(["", *arguments]):
+        flag, is_joined, value = argument.partition("=")
+        if before in texts and not argument.startswith("--"):
+            quoted.append(_quote(argument))
+        else:
+            quoted.append(flag + is_joined + _quote(value) if flag in texts else argument)
+    return quoted
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether the type of a flag is a text or a path, or either or none."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return set(typing.get_args(kind) if is_union else [kind]) <= {str, Path, types.NoneType}
+
+
+def _quote(text: str) -> str:
+    if not text or text.lower() in _PLAIN_WORDS:
+        return text
+    return json.dumps(f"{_TYPED}{text}" if text.startswith("include") else text, ensure_ascii=False)
+
+
+def _unread(error: Exception, arguments: Sequence[str]) -> str:
+    """The flag and the value that the parser of YAML stumbled over."""
+    text = str(getattr(getattr(error, "problem_mark", None), "buffer", None) or "").rstrip("\0")
+    flag = next((before for before, argument in itertools.pairwise(["", *arguments]) if argument == text), "")
+    flag = flag or next((argument.partition("=")[0] for argument in arguments if text and argument.endswith(f"={text}")), "")
+    return f"{flag} {text}".strip() or "a flag"
+
+
+def _in_short(error: BaseException) -> str:
+    """What is wrong, on one line."""
+    place = getattr(error, "problem_mark", None)
+    said = getattr(error, "problem", None) or " ".join(str(error).split())
+    return str(said) if place is None else f"line {place.line + 1}, column {place.column + 1}: {said}"
 
 
 def split_flags(flag: str, text: str) -> list[str]:

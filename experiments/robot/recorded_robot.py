@@ -20,6 +20,7 @@ import numpy as np
 
 from prismatic.acting.robot import Robot
 from prismatic.vla.constants import ActionKind, near_names
+from prismatic.vla.datasets.manifest import is_manifest
 from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.types import Observation
@@ -43,6 +44,8 @@ class RecordedRobot(Robot):
         if not bare.exists():
             near = near_names(bare.name, [other.name for other in bare.parent.iterdir()]) if bare.parent.is_dir() else "nor is its parent"
             raise ValueError(f"--robot recorded:{folder}: {bare} is not there; {near}")
+        if path.is_file() and not is_manifest(path.name):
+            raise ValueError(f"--robot recorded:{folder}: {path} is a file; pass the folder of the data set, recorded:{path.parent}")
         spec = resolve_datasets(path.name, path.parent, robot_platform, stride=None if stride is None else str(stride))[0]
         self._index = index = open_index(spec)
         self._episodes = index.episodes_of("val" if "val" in index.splits else next(iter(index.splits)))

@@ -53,6 +53,8 @@ class InspectConfig:
             return
         if self.suggest in (None, "False", "True") and not self.dataset_name:
             raise ValueError("--dataset_name is missing: name a data set to look at, or pass --suggest FOLDER for an unregistered one")
+        if self.output is not None and self.output.is_dir():
+            raise ValueError(f"--output {self.output} is a folder; name the page in it, such as {self.output / 'page.html'}")
         if self.control_hz is not None and not self.control_hz > 0:
             raise ValueError(f"--control_hz is {self.control_hz}; it must be above 0")
 

@@ -1,7 +1,7 @@
 """Makes a data set out of others without copying them: merges, leaves episodes out, weighs, trims idle beginnings and ends, relabels.
 
 python scripts/make_manifest.py --output runs/all.json --recordings "[runs/demo/recordings, runs/round_1/manifest.json]" --trim_idle True
-python scripts/make_manifest.py --output runs/mended.json --recordings "[my_robot]" --drop "[episode_7.hdf5]" --weights "{by person: 2}"
+python scripts/make_manifest.py --output data/mended.json --dataset_name my_robot --recordings data/my_robot --drop episode_7.hdf5
 
 What it writes is a manifest (docs/rollouts.md), checked against the recordings first; pass it as --dataset_name.
 """

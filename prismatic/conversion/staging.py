@@ -68,9 +68,11 @@ class StagedEpisode:
         """
         for what in ("images", "proprio_dim", "action_dim"):
             if getattr(self, what) != getattr(other, what):
+                only_sizes = what == "images" and self.images.keys() == other.images.keys()
+                remedy = "bring the pictures to one size with --image_size" if only_sizes else "convert them separately"
                 raise ValueError(
                     f"{other.name} has {what} {getattr(other, what)}, but {self.name} has {getattr(self, what)}; "
-                    "one data set holds one robot: convert them separately"
+                    f"one data set holds one robot: {remedy}"
                 )
 
     def read(self) -> EncodedEpisode:

@@ -81,6 +81,10 @@ class ExportedPolicy:
     def _prompt(self, instruction: str) -> np.ndarray:
         """int64 [1, L]."""
         described = self.described["prompt"]
+        if not isinstance(instruction, str):
+            raise ValueError(
+                f"the instruction must be a text (str), found {type(instruction).__name__} {instruction!r}; decode bytes first"
+            )
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what the robot should do, for example 'open the drawer'")
         ids = self._tokenizer.encode(described["template"].format(instruction=instruction.lower())).ids

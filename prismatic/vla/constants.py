@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral, Real
 from typing import NoReturn
 
 from prismatic.vla.stated_limits import StatedLimits
@@ -119,6 +120,7 @@ class RobotPlatform:
     limits: StatedLimits | None = None  # of its actions; where nothing is stated, a robot keeps to what the demonstrations did
 
     def __post_init__(self) -> None:
+        self._check_types()
         kinds = as_action_kinds(self.action_kinds) or tuple(_kind_of(name) for name in self.action_names)
         object.__setattr__(self, "action_kinds", kinds)
         for field, items, size in (
@@ -133,11 +135,44 @@ class RobotPlatform:
         if self.num_actions_chunk < 1:
             raise ValueError(f"robot platform {self.name}: num_actions_chunk is {self.num_actions_chunk}, must be at least 1")
 
+    def _check_types(self) -> None:
+        """Returns if what was written into the table are numbers, names and a kind of normalization, not texts that look like them.
+
+        Raises:
+            ValueError: the message names the field and what to write.
+        """
+        for field in ("num_actions_chunk", "action_dim", "proprio_dim"):
+            if not isinstance(value := getattr(self, field), Integral):
+                raise ValueError(f"robot platform {self.name}: {field} is {value!r}; write a whole number, such as 7")
+        if not isinstance(self.control_hz, Real) or not self.control_hz > 0:
+            raise ValueError(f"robot platform {self.name}: control_hz is {self.control_hz!r}; write a number above 0, such as 25")
+        if not isinstance(self.normalization, NormalizationType):
+            known = " or ".join(map(str, NormalizationType))
+            raise ValueError(f"robot platform {self.name}: normalization is {self.normalization!r}; write {known}")
+        for field in ("action_names", "proprio_names"):
+            if isinstance(value := getattr(self, field), str):
+                raise ValueError(f'robot platform {self.name}: {field} is the text {value!r}; a single name needs a comma: ("{value}",)')
+
 
 def _kind_of(name: str) -> ActionKind:
     if _VELOCITY.fullmatch(name):
         return ActionKind.VELOCITY
     return ActionKind.MOTION if _MOTION.fullmatch(name) else ActionKind.TARGET
+
+
+def _by_name(platforms: Iterable[RobotPlatform]) -> dict[str, RobotPlatform]:
+    """The table.
+
+    Raises:
+        ValueError: a name would never be found: another platform has it, too, or it is not in capitals, as names are looked up.
+    """
+    table: dict[str, RobotPlatform] = {}
+    for platform in platforms:
+        if platform.name != platform.name.upper():
+            raise ValueError(f"ROBOT_PLATFORMS of prismatic/vla/constants.py has {platform.name!r}; write {platform.name.upper()!r}")
+        if table.setdefault(platform.name, platform) is not platform:
+            raise ValueError(f"ROBOT_PLATFORMS of prismatic/vla/constants.py has {platform.name} twice; give one another name")
+    return table
 
 
 def _both_arms(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -158,9 +193,8 @@ _ALOHA_LIMITS = StatedLimits(
 
 # Facts of the published system (openvla-oft 213c5ff); METAWORLD is ours. Control rates: LIBERO 20 Hz (robosuite),
 # ALOHA 25 Hz, BridgeData V2 5 Hz, MetaWorld 80 Hz (5 physics steps of 2.5 ms).
-ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
-    platform.name: platform
-    for platform in (
+ROBOT_PLATFORMS: dict[str, RobotPlatform] = _by_name(
+    (
         RobotPlatform(
             name="LIBERO",
             num_actions_chunk=8,
@@ -244,7 +278,7 @@ ROBOT_PLATFORMS: dict[str, RobotPlatform] = {
             proprio_names=_both_arms(_EEF_POSE),
         ),
     )
-}
+)
 
 
 # The robots of published data sets; the others are templates, or somebody's own.

@@ -26,8 +26,10 @@ def build_prompt(instruction: str, template: str = PROMPT_TEMPLATE) -> str:
     """`template` with the instruction in lower case.
 
     Raises:
-        ValueError: the instruction is empty.
+        ValueError: the instruction is empty, or no text.
     """
+    if not isinstance(instruction, str):  # as HDF5 and RLDS files hold it
+        raise ValueError(f"the instruction must be a text (str), found {type(instruction).__name__} {instruction!r}; decode bytes first")
     if not instruction.strip():
         raise ValueError("the instruction is empty; say what the robot should do, for example 'open the drawer'")
     return template.format(instruction=instruction.lower())

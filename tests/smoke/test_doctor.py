@@ -166,7 +166,7 @@ def test_folders_that_are_something_else(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "run--100_chkpt").mkdir()
     for folder, found, remedy in (
         (sound.parent / "base", "is a base model", "Fine-tune it first"),
-        (run, "holds no checkpoint", "Pass run--100_chkpt"),
+        (run, "holds no checkpoint", f"Pass {run}--100_chkpt"),
         (tmp_path / "nothing", "is not a folder", "hf download"),
     ):
         (finding,) = check_checkpoint(folder)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,62 @@ def test_words_that_are_no_list_are_refused(arguments: list[str], message: str) 
         parse_flags(Lists, arguments)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pick: the cup",
+        "cube #3",
+        "# 3",
+        "2026_11_30",
+        "007",
+        "12:30",
+        "1e5",
+        "[cube]",
+        "{a: b}",
+        '"red" cup',
+        "it's",
+        "*",
+        "a=b",
+        "include the cup",
+        "included",
+        "杯子😀",
+        "a\\b",
+    ],
+)
+def test_a_text_is_what_was_typed(text: str) -> None:
+    for arguments in (["--note", text], [f"--note={text}"]):
+        assert parse_flags(Base, arguments).note == text
+        assert parse_flags(Sectioned, arguments).base.note == text
+    assert parse_flags(DoctorConfig, ["--data", text]).data == Path(text)
+
+
+def test_a_file_of_flags_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("include.yaml", "my: recipe #2.yaml", "配方.yaml", "2026_11_30"):
+        Path(name).write_text("size: 7\n", encoding="utf-8")
+        assert parse_flags(Base, ["--config_path", name]).size == parse_flags(Base, [f"--config_path={name}"]).size == 7
+
+
+def test_words_of_yaml_that_some_flags_take_beside_texts() -> None:
+    assert parse_flags(FinetuneConfig, ["--compile", "true"]).speed.compile == "True"
+    assert parse_flags(Base, ["--note", "null"]).note is None
+    assert parse_flags(Base, ["--note="]).note == ""
+
+
+@dataclass
+class Table:
+    """Names and values."""
+
+    ports: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("text", ["port=/dev/ttyACM0", "[1]", "3"])
+def test_what_is_no_table_is_one_line(text: str) -> None:
+    assert parse_flags(Table, ["--ports", '{"port": "/dev/ttyACM0", "id": 3}']).ports == {"port": "/dev/ttyACM0", "id": 3}
+    with pytest.raises(ValueError, match=rf"^--ports: '{re.escape(text)}' is no table; write it as '{{name: value, other: value}}'$"):
+        parse_flags(Table, ["--ports", text])
+
+
 def test_help_has_groups_of_the_source_with_default_and_comment() -> None:
     groups = {heading: [(flag.name, flag.default, flag.text) for flag in flags] for heading, flags in flag_groups(Derived).items()}
     own, inherited = [("names", "[a,b]", "of the things")], [("size", "3", "pixels"), ("note", "-", "")]
@@ -180,6 +237,31 @@ def test_flags_that_must_be_given_are_named_as_flags() -> None:
 def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_flags(FinetuneConfig, arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"max_steps: 3\n use_film: true\n", "cannot be read (line 2, column 10: mapping values are not allowed here)"),
+        (b"use_film: [true", "cannot be read (line 1, column 16: expected ',' or ']', but got '<stream end>')"),
+        (b"\xff\xfe\x00", "cannot be read ('utf-8' codec can't decode"),
+        (b"- max_steps\n", "holds a list; expected lines such as max_steps: 100"),
+        (b"# max_steps: 3\n", "holds no flags; expected"),
+        (b"max_steps=3\n", "holds one value; expected"),
+    ],
+)
+def test_a_file_that_holds_no_flags_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    recipe = tmp_path / "my recipe #2.yaml"
+    recipe.write_bytes(content)
+    for arguments in (["--config_path", str(recipe)], [f"--config_path={recipe}"]):
+        with pytest.raises(ValueError, match=re.escape(f"--config_path: {recipe} {message}")):
+            parse_flags(FinetuneConfig, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--names", "[camera,", "light"], ["--names=[camera, light"]])
+def test_brackets_that_are_not_closed_are_named(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^--names \[camera, light cannot be read \(line 1, column 15: expected ',' or '\]'"):
+        parse_flags(Lists, arguments)
 
 
 def test_an_unknown_key_of_a_file_is_named_with_its_neighbour(tmp_path: Path) -> None:

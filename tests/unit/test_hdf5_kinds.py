@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from rlds_writer import encode_png, smooth_image
 from rollout_files import write_rollout
 
+from prismatic.conversion.staging import StagedEpisode
 from prismatic.vla.datasets.episodes import RawEpisode, standardize
 from prismatic.vla.datasets.hdf5.source import Hdf5Source
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
@@ -642,3 +644,54 @@ def test_libero_files_keep_their_own_rules(tmp_path: Path) -> None:
     assert index.splits == {"train": (0, 1), "val": (1, 2)}
     assert os.path.basename(index.names[0]) == "x_demo.hdf5, demo_1"
     assert index.instructions == ("put the bowl on the plate",)
+
+
+def test_a_file_in_the_place_of_the_folder_is_called_one(tmp_path: Path) -> None:
+    path = write_act(tmp_path / "a.hdf5")
+    with pytest.raises(ValueError, match=r"a.hdf5 is a file, not a folder; .* pass the folder that holds them"):
+        Hdf5Source(path)
+
+
+def test_pictures_of_two_sizes_are_told_how_they_become_one(tmp_path: Path) -> None:
+    first = StagedEpisode(tmp_path, "a", "train", "go", {"primary": (96, 128, 3)}, 7, 7)
+    with pytest.raises(ValueError, match="one robot: bring the pictures to one size with --image_size"):
+        first.check(replace(first, name="b", images={"primary": (64, 64, 3)}))
+    with pytest.raises(ValueError, match="one robot: convert them separately"):
+        first.check(replace(first, name="b", images={"wrist": (96, 128, 3)}))
+    with pytest.raises(ValueError, match="one robot: convert them separately"):
+        first.check(replace(first, name="b", action_dim=8))
+
+
+def test_a_camera_that_the_first_episode_lacks_is_a_camera_of_the_others(tmp_path: Path) -> None:
+    for number in range(4):
+        write_act(tmp_path / f"episode_{number}.hdf5", **({"observations__images__top": PICTURES[::-1]} if number else {}))
+    assert Hdf5Source(tmp_path).cameras == ("cam_high", "top")
+    assert suggest_entry(tmp_path, "mine").entry.cameras == {"primary": "cam_high", "secondary": "top"}
+    described = entry(image_obs_keys={"primary": "top"})
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, LENGTH, LENGTH]
+    assert "episode_0.hdf5: no key 'top'" in index.refused[0]
+    np.testing.assert_array_equal(frames(index), np.concatenate([PICTURES[::-1]] * 3))
+    np.testing.assert_array_equal(frames(index_of(tmp_path)), np.concatenate([PICTURES] * 4))
+
+
+def test_a_camera_that_the_first_demonstration_lacks_is_a_camera_of_the_others(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.hdf5", ["demo_0", "demo_1"], language_instruction="go")
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_0/obs/front_image", "data/demo_0/obs/top_image")
+    described = entry(**DEMO)
+    index = load_index(Hdf5Source(tmp_path, described), described, identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH]
+    np.testing.assert_array_equal(frames(index), PICTURES)
+
+
+def test_an_episode_without_pictures_is_refused_by_itself_wherever_it_stands(tmp_path: Path) -> None:
+    for number in range(4):
+        write_act(tmp_path / f"episode_{number}.hdf5")
+    for number in (0, 2):
+        with h5py.File(tmp_path / f"episode_{number}.hdf5", "a") as file:
+            del file["observations/images"]
+    index = load_index(Hdf5Source(tmp_path, entry()), entry(), identity_dataset_transform, is_lenient=True)
+    assert index.lengths.tolist() == [0, LENGTH, 0, LENGTH]
+    assert all("no images: /observations/images is missing or empty" in index.refused[number] for number in (0, 2))
+    assert index.repairs == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from rlds_writer import encode_png, make_episode, write_dataset
 
+from prismatic.commands.inspect_dataset import InspectConfig
 from prismatic.vla import constants
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.datasets.dataset import DatasetOptions
@@ -347,3 +349,8 @@ def test_the_page_shows_what_was_mended_apart_from_what_looks_wrong(tmp_path: Pa
     assert "<b>Clocks that run backwards are set right</b>" in text.partition("Mended while reading")[2]
     assert "3 cases" in text
     assert text.count("episode 1: step 7") == 1
+
+
+def test_a_folder_in_the_place_of_the_page_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"--output {tmp_path} is a folder; name the page in it")):
+        InspectConfig(dataset_name="my_robot", output=tmp_path)

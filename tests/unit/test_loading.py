@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.policy.checkpoint.files import ACTION_HEAD, read_component
-from prismatic.policy.checkpoint.loading import load_base
+from prismatic.policy.checkpoint.loading import load_base, load_config
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.checkpoint.told import load_statistics
 from prismatic.policy.lora.adapters import adapter_state, add_lora, load_adapter, merge_adapter, merge_component, published_state
@@ -202,3 +202,32 @@ def test_statistics_that_stand_in_the_config_alone_are_used(tmp_path: Path) -> N
     assert load_statistics(tmp_path) == {"arm": {"action": {"q01": [0]}}}
     (tmp_path / "dataset_statistics.json").write_text("{}")
     assert load_statistics(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("run", r"units; it holds no checkpoint: pass .*/run--1000_chkpt"),
+        ("", r"units; it holds no checkpoint: pass .*/run--1000_chkpt"),  # the folder of all runs
+        ("elsewhere", r"units; it holds no checkpoint: pass a folder that finetune.py saved"),
+        ("base", r"units; it is a base model, .*: fine-tune it first"),
+        ("run--500_chkpt", "units; copy the whole checkpoint folder"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_answered_with_what_to_pass(tmp_path: Path, name: str, message: str) -> None:
+    for folder in ("run", "run--500_chkpt", "run--1000_chkpt", "elsewhere", "base"):
+        (tmp_path / folder).mkdir()
+    for folder in ("base", "run--500_chkpt"):
+        (tmp_path / folder / "config.json").write_text("{}")
+    (tmp_path / "run--500_chkpt" / "policy.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"lacks dataset_statistics.json, without which actions have no {message}"):
+        load_statistics(tmp_path / name)
+
+
+def test_the_folder_of_a_run_as_a_base_is_answered_with_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"run lacks config.json; copy the whole model folder"):
+        load_config(tmp_path / "run")
+    (tmp_path / "run--100_chkpt").mkdir()
+    with pytest.raises(ValueError, match=rf"run lacks config.json; pass {tmp_path / 'run--100_chkpt'}"):
+        load_config(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_name_without_its_owner_is_answered_with_where_the_set_is(root: Path) 
         find_dataset_folder(root, "so101_pick")
     with pytest.raises(ValueError, match=r"'you/other' has no folder .*; --data_root_dir holds: me"):
         find_dataset_folder(root, "you/other")
+
+
+@pytest.mark.parametrize("inside", ["", "1.0.0"])
+def test_a_folder_one_too_deep_is_answered_with_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    (tmp_path / "data" / "my_robot" / "1.0.0").mkdir(parents=True)
+    where = tmp_path / "data" / "my_robot" / inside
+    with pytest.raises(ValueError, match=re.escape(f"above the data sets: pass --data_root_dir {tmp_path / 'data'}")):
+        find_dataset_folder(where, "my_robot")
+    monkeypatch.chdir(where)
+    with pytest.raises(ValueError, match=re.escape(f"above the data sets: pass --data_root_dir {tmp_path / 'data'}")):
+        find_dataset_folder(Path("."), "My_Robot")
 
 
 def test_an_entry_of_the_whole_name_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,8 @@ def test_a_dimension_that_never_changed_keeps_its_value(folder: Path) -> None:
         ({"proprio": None}, "proprio must hold 4 values .* found none"),
         ({"proprio": np.zeros(7)}, "proprio must hold 4 values .* found 7 values"),
         ({"instruction": " "}, "instruction is empty"),
+        ({"instruction": b"open"}, r"the instruction must be a text \(str\), found bytes b'open'; decode bytes first"),
+        ({"instruction": None}, r"the instruction must be a text \(str\), found NoneType None"),
     ],
 )
 def test_an_observation_that_does_not_fit_is_described(folder: Path, changes: dict[str, Any], message: str) -> None:

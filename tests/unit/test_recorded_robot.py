@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from pathlib import Path
 
 import h5py
@@ -149,4 +150,7 @@ def test_what_cannot_be_rehearsed_says_why(folder: Path) -> None:
         make_robot(f"recorded:{folder}", {"port": 1})
     with pytest.raises(ValueError, match="mobile_tst is not there; did you mean mobile_test"):
         make_robot(f"recorded:{folder.parent / 'mobile_tst'}", {})
+    file = next(folder.rglob("*.hdf5"))
+    with pytest.raises(ValueError, match=re.escape(f"{file} is a file; pass the folder of the data set, recorded:{file.parent}")):
+        make_robot(f"recorded:{file}", {})
     assert make_robot(f"recorded:{folder}", {"stride": 2}).max_steps == LENGTH // 2

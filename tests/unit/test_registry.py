@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,50 @@ def test_mistakes_in_an_entry_name_it() -> None:
         DatasetEntry(aux_kwargs={"chunk_filter_fn": 1})
     with pytest.raises(ValueError, match="9 is not a valid ActionEncoding"):
         as_entry("mine", {"action_encoding": 9})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_obs_keys": "front"}, "image_obs_keys is 'front'; it says which camera is which: {\"primary\": "),
+        (
+            {"action_encoding": "JOINT_POSS"},
+            "action_encoding is the text 'JOINT_POSS'; write ActionEncoding.NAME without quotes, did you mean",
+        ),
+        ({"state_encoding": "JOINT"}, "state_encoding is the text 'JOINT'; write StateEncoding.NAME without quotes, did you mean JOINT"),
+        ({"fps": "30"}, "stride is 1 and fps '30'; write a whole number for the one, a number for the other"),
+        ({"stride": "2"}, "stride is '2' and fps None; write a whole number"),
+        ({"stride": 2.0}, "stride is 2.0 and fps None; write a whole number"),
+    ],
+)
+def test_values_of_another_kind_in_an_entry_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DatasetEntry(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"control_hz": "25"}, "robot platform LIBERO: control_hz is '25'; write a number above 0"),
+        ({"control_hz": 0}, "control_hz is 0; write a number above 0"),
+        ({"action_dim": "7"}, "action_dim is '7'; write a whole number"),
+        ({"num_actions_chunk": 8.0}, "num_actions_chunk is 8.0; write a whole number"),
+        ({"normalization": "BOUNDS"}, "normalization is 'BOUNDS'; write NormalizationType.BOUNDS or NormalizationType.BOUNDS_Q99"),
+        ({"action_names": "gripper", "action_dim": 7}, "action_names is the text 'gripper'; a single name needs a comma: (\"gripper\",)"),
+    ],
+)
+def test_values_of_another_kind_in_a_platform_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(get_robot_platform("LIBERO"), **fields)
+
+
+def test_platforms_whose_names_would_never_be_found_are_refused() -> None:
+    mine = replace(get_robot_platform("LIBERO"), name="MY_ARM")
+    assert constants._by_name([mine, get_robot_platform("ALOHA")])["MY_ARM"] is mine
+    with pytest.raises(ValueError, match="has MY_ARM twice; give one another name"):
+        constants._by_name([mine, get_robot_platform("ALOHA"), replace(mine, control_hz=5)])
+    with pytest.raises(ValueError, match="has 'my_arm'; write 'MY_ARM'"):
+        constants._by_name([replace(mine, name="my_arm")])
 
 
 def test_cameras_come_primary_first_then_wrists_whatever_the_order_of_the_entry() -> None:

@@ -96,6 +96,8 @@ def test_instructions_are_replaced_without_touching_the_recordings(tmp_path: Pat
         ({"weights": {"by person": 2}}, r"recordings 0: no recording here says who commanded its steps \(\'by person\' asks\)"),
         ({"weights": {"by person": -1}}, r"the weight of 'by person' is -1; it must be a number, 0 \(left out\) or more"),
         ({"weights": {"by robot": 2}}, "'by robot' is neither a column nor an episode"),
+        ({"weights": {"by persn": 2}}, r"'by persn' is neither a column nor an episode; did you mean by person or .*\? by file: "),
+        ({"weights": {"sucess": 2}}, r"'sucess' is neither a column nor an episode; did you mean success\? by file: "),
         ({"instructions": {"c.hdf5": "pull"}}, "'c.hdf5' is neither a column nor an episode; by file: .*a.hdf5"),
         ({"instructions": {"*": " "}}, r'"instructions": expected an object such as \{"\*": "open the drawer"\}'),
     ],

@@ -526,6 +526,51 @@ def test_cameras_are_found_by_their_names(tmp_path: Path, paste: Callable[..., P
     assert numbered.entry.cameras == {"primary": "image_2", "secondary": "image_10"}
 
 
+def test_a_camera_of_recordings_with_one_observation_more_is_offered_once(tmp_path: Path, paste: Callable[..., Pasted]) -> None:
+    write_act(tmp_path, targets(7), ("cam_high",))
+    for path in (tmp_path / "mine").iterdir():
+        with h5py.File(path, "a") as file:
+            actions = file["action"][:-1]
+            del file["action"]
+            file["action"] = actions
+    pasted = paste(tmp_path)
+    assert "one step more than actions" in pasted.text
+    assert pasted.entry.cameras == {"primary": "cam_high"}  # "image" is another name of it
+    assert "Other keys" not in pasted.text
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"), [("action", "'action' is inf at step 4"), ("observations/images/cam_high", "no key 'cam_high'")]
+)
+def test_one_damaged_episode_does_not_keep_the_entry_back(tmp_path: Path, key: str, problem: str) -> None:
+    write_act(tmp_path, targets(7, 2), ("cam_high", "cam_left_wrist", "cam_right_wrist"))
+    sound = suggest_entry(tmp_path / "mine", "mine")
+    with h5py.File(tmp_path / "mine" / "episode_1.hdf5", "a") as file:
+        if key == "action":
+            file[key][4, 1] = np.inf
+        else:
+            del file[key]
+    suggestion = suggest_entry(tmp_path / "mine", "mine")
+    assert (suggestion.entry, suggestion.platform) == (sound.entry, sound.platform)
+    assert "1 of the first 3 episodes cannot be used" in suggestion.text()
+    assert f"First: {tmp_path / 'mine' / 'episode_1.hdf5'}: {problem}" in suggestion.text()
+    with h5py.File(tmp_path / "mine" / "episode_2.hdf5", "a") as file:
+        del file["observations/images/cam_high"]
+    if key != "action":
+        with pytest.raises(ValueError, match="no key 'cam_high'"):  # most of them
+            suggest_entry(tmp_path / "mine", "mine")
+
+
+@pytest.mark.parametrize(("folders", "told"), [(("pick", "place"), "of 2 folders are one data set: pick, place. "), (("train", "val"), "")])
+def test_folders_that_are_read_as_one_data_set_are_named(tmp_path: Path, folders: tuple[str, str], told: str) -> None:
+    for name in folders:
+        write_act(tmp_path / "all", targets(7, 2))
+        (tmp_path / "all" / "mine").rename(tmp_path / "all" / name)
+    text = suggest_entry(tmp_path / "all", "all").text()
+    assert told in text
+    assert ("one data set" in text) == bool(told)
+
+
 def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
     episode = make_episode(5)
     episode["command"] = episode.pop("action")

@@ -38,7 +38,7 @@ from prismatic.policy.checkpoint.prismatic_layout import is_prismatic, prismatic
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
-from prismatic.policy.checkpoint.told import load_reference, load_statistics, warn_of_changes
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
 from prismatic.policy.lora.scaling import AdapterScaling
@@ -149,7 +149,8 @@ def load_config(name_or_path: str | Path) -> OpenVLAConfig:
     """
     folder = resolve_folder(name_or_path, with_weights=False)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} lacks config.json; copy the whole model folder")
+        saved = newest_checkpoint(folder)
+        raise ValueError(f"{folder} lacks config.json; {f'pass {saved}' if saved else 'copy the whole model folder'}")
     with described_in(folder / "config.json"):
         return prismatic_config(folder) if is_prismatic(folder) else OpenVLAConfig.from_pretrained(folder)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from prismatic.models.json_files import read_object
-from prismatic.policy.checkpoint.files import STATISTICS_FILE, changed_texts
+from prismatic.policy.checkpoint.files import ADAPTER_FOLDER, STATISTICS_FILE, changed_texts
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.vla.reference import Reference
+
+_WHAT_IS_SAVED = "a folder that finetune.py saved (its name ends in _chkpt)"
 
 logger = logging.getLogger(__name__)
 
@@ -60,5 +63,26 @@ def load_statistics(folder: Path) -> dict[str, Any]:
         config = folder / "config.json"
         if config.is_file() and (carried := read_object(config).get("norm_stats")):
             return carried
-        raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; copy the whole checkpoint folder")
+        what, remedy = other_than_checkpoint(folder) or ("", "copy the whole checkpoint folder")
+        raise ValueError(f"{folder} lacks {STATISTICS_FILE}, without which actions have no units; {what and f'it {what}: '}{remedy}")
     return read_object(path)
+
+
+def other_than_checkpoint(folder: Path) -> tuple[str, str] | None:
+    """(what `folder` is or holds, what to pass in its place) of what is no checkpoint; None: it is one, or part of one."""
+    if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
+        return "holds no checkpoint", f"pass {newest_checkpoint(folder) or _WHAT_IS_SAVED}"
+    if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and not any(folder.glob("*--*checkpoint.pt")):
+        return "is a base model, without action head and statistics", f"fine-tune it first, then pass {_WHAT_IS_SAVED}"
+    return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The one of the latest step beside the folder of a run, or in a folder of runs."""
+    saved = sorted(folder.parent.glob(f"{folder.name}--*_chkpt"), key=_step) or sorted(folder.glob("*_chkpt"), key=_step)
+    return saved[-1] if saved else None
+
+
+def _step(folder: Path) -> int:
+    found = re.search(r"--(\d+)_chkpt$", folder.name)
+    return int(found[1]) if found else 0

@@ -37,6 +37,7 @@ from prismatic.policy.checkpoint.loading import check_weights, load_config
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
+from prismatic.policy.checkpoint.told import other_than_checkpoint
 from prismatic.policy.lora.adapters import merge_component, stored_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.vla.diagnosis import Finding, Status
@@ -69,13 +70,9 @@ def _recognise_other(folder: Path) -> Finding | None:
     if not folder.is_dir():
         remedy = "Pass the folder of a checkpoint; one on the Hub is downloaded with hf download."
         return Finding("folder", Status.PROBLEM, f"{folder} is not a folder", remedy)
-    if not any((folder / name).exists() for name in ("config.json", POLICY_FILE, ADAPTER_FOLDER)):
-        saved = sorted(path.name for path in folder.parent.glob(f"{folder.name}--*_chkpt"))
-        remedy = f"Pass {saved[-1]}, which is beside it." if saved else "Pass a folder that finetune.py saved (its name ends in _chkpt)."
-        return Finding("folder", Status.PROBLEM, f"{folder} holds no checkpoint", remedy)
-    if not any((folder / name).exists() for name in (POLICY_FILE, STATISTICS_FILE)) and _listed(folder) == "none":
-        remedy = "Fine-tune it first; pass the folder that finetune.py saves (its name ends in _chkpt)."
-        return Finding("folder", Status.PROBLEM, f"{folder} is a base model: no action head, no statistics", remedy)
+    if (other := other_than_checkpoint(folder)) is not None:
+        what, remedy = other
+        return Finding("folder", Status.PROBLEM, f"{folder} {what}", f"{remedy[:1].upper()}{remedy[1:]}.")
     return None
 
 

@@ -134,4 +134,7 @@ def column_value(column: str, episode: int, index: EpisodeIndex, where: str) -> 
 
 def advice(rule: str, index: EpisodeIndex) -> str:
     """What could be meant by a rule that fits nothing."""
-    return f"{rule!r} is neither a column nor an episode; by file: {near_names(rule, index.names[:10_000])}"
+    columns = sorted({name for each in index.facts for name in each if name != PART})
+    near = near_names(rule, (*STEP_RULES, *columns))
+    hint = f"{near} " if near.startswith("did you mean") else ""
+    return f"{rule!r} is neither a column nor an episode; {hint}by file: {near_names(rule, index.names[:10_000])}"

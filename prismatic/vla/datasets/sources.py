@@ -43,10 +43,7 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
     spellings = (name, name.lower(), short, short.lower())
     folder = next((data_root_dir / spelling for spelling in spellings if (data_root_dir / spelling).is_dir()), None)
     if folder is None:
-        present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-        nested = sorted(str(path.relative_to(data_root_dir)) for path in data_root_dir.glob(f"*/{short}") if path.is_dir())
-        near = f"; did you mean {' or '.join(nested)}?" if nested else f"; --data_root_dir holds: {_some(present)}"
-        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}{near}")
+        raise ValueError(f"data set {name!r} has no folder {data_root_dir / name.lower()}; {_where_else(data_root_dir, short)}")
     versions = {path.name: path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and _is_rlds(path)}
     if version:
         if version not in versions:
@@ -56,6 +53,18 @@ def find_dataset_folder(data_root_dir: Path, name: str) -> Path:
         return versions[max(versions, key=lambda text: tuple(map(int, text.split("."))))]
     source_kind(folder)
     return folder
+
+
+def _where_else(data_root_dir: Path, name: str) -> str:
+    """Where a data set that is not in `data_root_dir` may be: further down, or around it."""
+    nested = sorted(str(path.relative_to(data_root_dir)) for path in data_root_dir.glob(f"*/{name}") if path.is_dir())
+    if nested:
+        return f"did you mean {' or '.join(nested)}?"
+    whole = data_root_dir.absolute()
+    if around := next((folder for folder in (whole, whole.parent) if folder.name.lower() == name.lower()), None):
+        return f"--data_root_dir is the folder above the data sets: pass --data_root_dir {around.parent}"
+    present = sorted(path.name for path in data_root_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return f"--data_root_dir holds: {_some(present)}"
 
 
 def _is_rlds(folder: Path) -> bool:

@@ -77,7 +77,7 @@ def _nothing_found(folder: Path) -> str:
     mcap = next((path for path in files_below(folder) if path.suffix == ".mcap"), None)
     if mcap is not None:
         return f"{mcap} is an MCAP recording, which is not supported; export it to HDF5 or LeRobot with the recorder's tools"
-    state = "holds no *.hdf5 file" if folder.is_dir() else "does not exist"
+    state = "holds no *.hdf5 file" if folder.is_dir() else "is a file, not a folder" if folder.exists() else "does not exist"
     return f"{folder} {state}; record demonstrations first, or pass the folder that holds them"
 
 

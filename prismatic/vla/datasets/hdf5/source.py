@@ -15,11 +15,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,12 +39,15 @@ from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
 from prismatic.vla.datasets.texts import TEXT_FILES, draw_text, read_text
 from prismatic.vla.rollout_record import COMMANDED_BY
 
+T = TypeVar("T")
+
 _SLOTS = slots_by_name(NamedBy.ACT_FILE, NamedBy.ROBOMIMIC_FILE)
 _LOST_STEPS = (
     "rollouts lack commands for which no picture was there in time, and are read without a gap; --exclude_episodes leaves them out"
 )
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
-_READER_VERSION = 4  # changes where the same files give other episodes
+_MOST_EXAMPLES = 50  # files or demonstrations that are looked at to learn which cameras there are
+_READER_VERSION = 5  # changes where the same files give other episodes
 _FRAMES_VERSION = 3  # where the same places in them give other pictures
 
 
@@ -150,34 +153,49 @@ class Hdf5Source:
             except ValueError as error:
                 problem = problem or error
             else:
-                return path, layout, self._look_at_demos(path) if layout else self._look_at_act(path)
+                return path, layout, self._find_cameras(path, layout)
         assert problem is not None, "there is at least one file"
         if self._only:
             return self.files[0], False, {}
         raise problem
 
-    def _look_at_act(self, example: Path) -> dict[str, str]:
-        with open_file(example) as file:
-            images = act_images(file)
-            if not images:
-                raise ValueError(f"no images: /observations/{IMAGES} is missing or empty; found {sorted(file)}. Record with cameras")
-            return {name: stored.name for name, stored in images.items()}
+    def _find_cameras(self, example: Path, of_demos: bool) -> dict[str, str]:
+        """Camera -> its path in the files, of all cameras that `example` or another of some files has: any episode may lack one.
 
-    def _look_at_demos(self, example: Path) -> dict[str, str]:
-        """Camera -> its path in obs of the first demonstration that is not empty."""
-        for path in self.files[self.files.index(example) :]:
-            with open_file(path) as file:
-                for demo in robomimic.demos(file).values():
-                    if demo is None or robomimic.is_empty(demo):
-                        continue
-                    images = robomimic.demo_images(demo)
-                    if not images:
-                        raise ValueError(
-                            f"no images in {demo.name}/obs; found {', '.join(robomimic.contents(demo))}. "
-                            "Record or render the demonstrations with cameras (uint8): a policy needs pictures"
-                        )
-                    return {name: name for name in images}
-        raise ValueError(f"{self.folder} holds no demonstration with steps; record some, or copy the data set again")
+        Raises:
+            ValueError: none has pictures; the message is about the first.
+        """
+        found: dict[str, str] = {}
+        problem: ValueError | None = None
+        some = _some(self.files)
+        for number, path in enumerate((example, *some, *self.files)):
+            if found and number > len(some):
+                break
+            try:
+                with open_file(path) as file:
+                    if is_robomimic(file) is of_demos:
+                        cameras = self._demo_cameras(file) if of_demos else _act_cameras(file)
+                        found |= {name: place for name, place in cameras.items() if name not in found}
+            except ValueError as error:
+                problem = problem or error
+        if found:
+            return found
+        raise problem or ValueError(f"{self.folder} holds no demonstration with steps; record some, or copy the data set again")
+
+    def _demo_cameras(self, file: Any) -> dict[str, str]:
+        """Camera -> its path in obs, of some demonstrations that are not empty; {} where all are.
+
+        Raises:
+            ValueError: they have no pictures.
+        """
+        filled = [demo for demo in robomimic.demos(file).values() if demo is not None and not robomimic.is_empty(demo)]
+        cameras = {name: name for demo in _some(filled, _MOST_EXAMPLES // len(self.files) + 1) for name in robomimic.demo_images(demo)}
+        if filled and not cameras:
+            raise ValueError(
+                f"no images in {filled[0].name}/obs; found {', '.join(robomimic.contents(filled[0]))}. "
+                "Record or render the demonstrations with cameras (uint8): a policy needs pictures"
+            )
+        return cameras
 
     def _find_demos(self, splits: Mapping[Path, str]) -> list[_Place]:
         """The demonstrations of all files, split by split; those that are empty or masked out are noted."""
@@ -208,6 +226,8 @@ class Hdf5Source:
 
     def _act_episode(self, file: Any, path: Path, place: _Place) -> RawEpisode | None:
         episode = read_act_episode(file, path, self.folder)
+        if not episode.images and len(episode.trajectory.get("action", ())):
+            raise ValueError(_no_images(file))
         if not any(map(len, episode.images.values())):
             self.repairs.note(NO_STEPS, str(path))
             return None
@@ -273,6 +293,27 @@ class Hdf5Source:
                 f"{where}: {list(values.shape)}, up to {largest:.3g}; action_keys=({keys}) joins it, in a conversion --action "
                 f"{','.join((*used, key))}",
             )
+
+
+def _act_cameras(file: Any) -> dict[str, str]:
+    """Camera -> its path in the file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    images = act_images(file)
+    if not images:
+        raise ValueError(_no_images(file))
+    return {name: stored.name for name, stored in images.items()}
+
+
+def _no_images(file: Any) -> str:
+    return f"no images: /observations/{IMAGES} is missing or empty; found {sorted(file)}. Record with cameras"
+
+
+def _some(items: Sequence[T], most: int = _MOST_EXAMPLES) -> Sequence[T]:
+    """At most so many of them, the first among them, and from everywhere."""
+    return items[:: max(len(items) - 1, 0) // most + 1]
 
 
 def _may_be_text(path: Path) -> bool:

@@ -5,6 +5,7 @@ Letters: M steps of all peeked episodes, A action dim, P proprio dim.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Descrip
             raise ValueError(
                 f"{folder}: {what} have {widths[0]} dimensions in one episode, {widths[-1]} in another; a data set has one robot"
             )
+    finite = [bool(np.isfinite(rows).all() and np.isfinite(state).all()) for rows, state in zip(actions, states, strict=True)]
+    if any(finite):  # training refuses the others
+        actions, states = list(itertools.compress(actions, finite)), list(itertools.compress(states, finite))
     starts = np.concatenate([np.arange(len(rows)) > 0 for rows in actions])
     action_dims = _dimensions(first, action_keys, said)
     state_dims = _dimensions(observation, state_keys, said)
@@ -122,6 +126,11 @@ def choose_cameras(folder: Path, observation: Mapping[str, Any], said: Descripti
     if incomplete := [camera.key for camera in said.cameras if not camera.is_depth and not camera.is_complete]:
         notes.append(f"Cameras whose files are not all there are left out: {', '.join(incomplete)}.")
     return cameras
+
+
+def num_pictures(observation: Mapping[str, Any]) -> int:
+    """How many names of cameras an episode has."""
+    return sum(getattr(find_value(observation, path), "dtype", None) == IMAGE_REF for path in leaf_paths(observation))
 
 
 def _found(observation: Mapping[str, Any]) -> str:

@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.constants import ActionKind, RobotPlatform, get_robot_platform
-from prismatic.vla.datasets.episodes import FrameReader, RawEpisode, readable, standardize
+from prismatic.vla.datasets.episodes import Episode, FrameReader, RawEpisode, readable, standardize
+from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE, ActionEncoding, DatasetEntry, StateEncoding, encoded_kinds, find_entry
 from prismatic.vla.datasets.rlds.oxe.locations import CONSTANTS_FILE, entry_location
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, make_spec
 from prismatic.vla.datasets.sources import describe_recordings, instruction_remedy, open_source, source_kind
+from prismatic.vla.datasets.split_names import usual_split
 from prismatic.vla.datasets.striding import whole_factor
-from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, read_columns
+from prismatic.vla.datasets.suggestion.columns import MIN_WIDTH_OF_TWO_ARMS, Recorded, choose_cameras, num_pictures, read_columns
 from prismatic.vla.datasets.suggestion.dimensions import Recognition, recognise
 from prismatic.vla.datasets.suggestion.pasted import entry_text, platform_text
 from prismatic.vla.datasets.suggestion.platforms import is_same_rate, known_platform, new_platform, recorder_of, units_unsaid
-from prismatic.vla.diagnosis import counted
+from prismatic.vla.diagnosis import counted, listed
 
 _NUM_PEEKED_EPISODES = 5
 _PLURAL = {"target": "targets", "motion": "motions", "velocity": "velocities"}
@@ -95,12 +97,13 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     if registered is not None:
         return registered
     trajectories, said, notes = [raw.trajectory for raw in episodes], describe_recordings(folder), list[str]()
-    observation = trajectories[0].get("observation", {})
+    observation = max((item.get("observation", {}) for item in trajectories), key=num_pictures)  # any episode may lack a camera
     recorded = read_columns(folder, trajectories, said, notes)
     recorder, rate = recorder_of(source_kind(folder), observation), _Rate(said.hz, control_hz)
     recognised = recognise(recorded, ActionKind.MOTION if recorder == "robosuite" else None)
     two_arms = recognised.arms.num_arms == 2 or (recognised.arms.num_arms == 0 and len(recorded.action_dims) >= MIN_WIDTH_OF_TWO_ARMS)
     cameras = choose_cameras(folder, observation, said, two_arms, notes)
+    notes += _told_of_folders(folder)
     if "language_instruction" not in trajectories[0]:
         notes.append(f"The recordings do not say what the robot was told. {instruction_remedy(folder)}.")
     if recorder == "LIBERO":
@@ -116,6 +119,17 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
     return replace(suggestion, notes=(*suggestion.notes, *repairs))
 
 
+def _told_of_folders(folder: Path) -> list[str]:
+    """What to know where HDF5 files lie in several folders, which are tasks of one robot, or data sets of their own."""
+    if source_kind(folder) != "hdf5":
+        return []
+    inside = dict.fromkeys(path.relative_to(folder).parts[0] for path in find_files(folder) if path.parent != folder)
+    several = [name for name in inside if usual_split(name) is None]
+    if len(several) < 2:
+        return []
+    return [f"The recordings of {len(several)} folders are one data set: {listed(several)}. If they are several, pass one of them."]
+
+
 def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str], FrameReader]:
     """The first episodes, what the source left out or mended in them, and what decodes their images."""
     source = open_source(folder, entry)
@@ -124,13 +138,25 @@ def _peek(folder: Path, entry: DatasetEntry) -> tuple[list[RawEpisode], list[str
 
 
 def _try(spec: DatasetSpec) -> list[str]:
-    """Reads the first episodes as training does; what was left out or mended.
+    """Reads the first episodes as training does; what was left out or mended, and which of them training would refuse.
 
     Raises:
-        ValueError: training would refuse them.
+        ValueError: it would refuse most of them.
     """
     raw_episodes, repairs, reader = _peek(spec.folder, spec.entry)
-    episodes = [standardize(raw, spec.entry, spec.transform) for raw in raw_episodes]
+    episodes, problems = list[Episode](), list[str]()
+    for raw in raw_episodes:
+        try:
+            episodes.append(standardize(raw, spec.entry, spec.transform))
+        except ValueError as error:
+            problems.append(str(error))
+    if len(problems) > len(episodes):
+        raise ValueError(problems[0])
+    if problems:
+        repairs.append(
+            f"{len(problems)} of the first {len(raw_episodes)} episodes cannot be used, and training refuses the data set unless "
+            f"--exclude_episodes leaves out what is not repaired. First: {problems[0]}."
+        )
     for episode in episodes:
         spec.check_widths(episode.actions.shape[1], episode.proprio.shape[1])
         spec.normalization_mask(episode.actions.shape[1])
@@ -161,12 +187,12 @@ def _registered(folder: Path, name: str, hz: float | None) -> Suggestion | None:
     try:
         entry = find_entry(name)
         spec = make_spec(name, entry, folder, get_robot_platform(entry.robot_platform or ""))
-        _try(spec)
+        repairs = _try(spec)
     except ValueError:
         return None
     if hz is not None and not is_same_rate(spec.platform.control_hz, hz):
         return None
-    return Suggestion(name, entry, spec.platform, platform_is_new=False, is_registered=True)
+    return Suggestion(name, entry, spec.platform, platform_is_new=False, is_registered=True, notes=tuple(repairs))
 
 
 def _of_libero(name: str, cameras: dict[str, str], notes: list[str]) -> Suggestion:

@@ -14,12 +14,15 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 import numpy as np
 
 from prismatic.vla.cameras import CAMERA_ORDER, ONE_ARM, TWO_ARMS, stored_keys
 from prismatic.vla.constants import ActionKind, as_action_kinds, near_names
+
+E = TypeVar("E", bound=IntEnum)
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -134,8 +137,10 @@ class DatasetEntry:
         for name in ("state_obs_keys", "action_keys"):
             object.__setattr__(self, name, _as_keys(getattr(self, name)))
         object.__setattr__(self, "action_kinds", as_action_kinds(self.action_kinds or ()))
-        object.__setattr__(self, "action_encoding", ActionEncoding(self.action_encoding))
-        object.__setattr__(self, "state_encoding", StateEncoding(self.state_encoding))
+        object.__setattr__(self, "action_encoding", _as_encoding(ActionEncoding, self.action_encoding, "action_encoding"))
+        object.__setattr__(self, "state_encoding", _as_encoding(StateEncoding, self.state_encoding, "state_encoding"))
+        if not isinstance(self.image_obs_keys, Mapping):
+            raise ValueError(f'image_obs_keys is {self.image_obs_keys!r}; it says which camera is which: {{"primary": "its stored key"}}')
         for name in self.image_obs_keys:
             if name not in CAMERA_ORDER:
                 raise ValueError(f"image_obs_keys has the camera {name!r}; {near_names(name, CAMERA_ORDER)}")
@@ -143,6 +148,8 @@ class DatasetEntry:
             raise ValueError(f"image_obs_keys needs a key for a camera, mostly the primary one, found {dict(self.image_obs_keys)}")
         if not self.action_keys or not all(isinstance(key, str) for key in self.action_keys):
             raise ValueError(f'action_keys lists {list(self.action_keys)}; it needs the stored key of the actions, mostly ("action",)')
+        if not isinstance(self.stride, Integral) or not isinstance(self.fps, Real | None):
+            raise ValueError(f"stride is {self.stride!r} and fps {self.fps!r}; write a whole number for the one, a number for the other")
         if self.stride < 1 or (self.fps is not None and not self.fps > 0):
             raise ValueError(f"stride is {self.stride} and fps {self.fps}; a stride is at least 1, a rate above 0")
         if self.stride > 1 and self.action_encoding == ActionEncoding.EEF_R6:
@@ -153,6 +160,14 @@ class DatasetEntry:
             raise ValueError(f"image_channel_order is {self.image_channel_order!r}; {near_names(self.image_channel_order, CHANNEL_ORDERS)}")
         if self.aux_kwargs:
             raise ValueError(f"aux_kwargs {sorted(self.aux_kwargs)} are not supported; do this in a trajectory transform instead")
+
+
+def _as_encoding(kind: type[E], value: Any, field: str) -> E:
+    """The encoding, also of its published number."""
+    if isinstance(value, str):
+        near = near_names(value.rpartition(".")[2], [item.name for item in kind])
+        raise ValueError(f"{field} is the text {value!r}; write {kind.__name__}.NAME without quotes, {near}")
+    return kind(value)
 
 
 def _as_keys(keys: str | Iterable[str | None] | None) -> tuple[str | None, ...]:

@@ -71,11 +71,17 @@ def with_observed_instruction(trajectory: Trajectory) -> Trajectory:
 
 
 def select_steps(trajectory: Mapping[str, Any], steps: slice) -> Trajectory:
-    """Those steps of every array, images included."""
-    return {
-        key: select_steps(value, steps) if isinstance(value, Mapping) else value[steps] if np.ndim(value) else value
-        for key, value in trajectory.items()
-    }
+    """Those steps of every array, images included; one array under several names stays one array, by which its names are told apart."""
+    chosen: dict[int, Any] = {}
+
+    def select(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: select(item) for key, item in value.items()}
+        if np.ndim(value):
+            return chosen.setdefault(id(value), value[steps])
+        return value
+
+    return {key: select(value) for key, value in trajectory.items()}
 
 
 def find_value(group: Mapping[str, Any], path: str) -> Any:
