@@ -5,7 +5,8 @@ actor = RemoteActor(client, ChunkExecutor(options, limits, client.info.control_h
 actor.reset(Sensed(position, time.monotonic()), time.monotonic())
 while running:                                              # every 1 / control_hz seconds
     command = actor.tick(time.monotonic(), Sensed(position, measured_at), observe)   # never waits for the network
-    send(command.action)
+    if command.is_due:
+        send(command.action)
 """
 
 from __future__ import annotations

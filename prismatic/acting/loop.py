@@ -250,6 +250,8 @@ class RealTimeRollout:
     def _send(self, command: Command) -> None:
         """Commands the robot; one that does not take a command is held at the next tick."""
         self._trouble = ""
+        if not command.is_due:
+            return
         try:
             self._robot.send(command.action)
         except Exception as error:
@@ -258,10 +260,14 @@ class RealTimeRollout:
             logger.warning("%s", self._trouble)
 
     def _hold(self) -> None:
-        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are; repeated until taken."""
+        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are; repeated until taken.
+
+        A robot of which nobody knows where it stands keeps its targets by itself; one whose power comes back now must not jump to them.
+        """
         try:
+            executor = self._actor.executor
             for _ in range(_HOLD_ATTEMPTS if self._has_begun else 0):
-                self._send(Command(State.STOPPED, self._actor.executor.neutral()))
+                self._send(Command(State.STOPPED, executor.neutral(), is_due=not executor.is_lost))
                 if not self._trouble:
                     return
                 time.sleep(_HOLD_PAUSE_S)

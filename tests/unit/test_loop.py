@@ -178,6 +178,56 @@ def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path
     assert rollout.finish().ending == "failure"
 
 
+class Switched(SimulatedArm):
+    """An arm whose power somebody switches off ("off") and on."""
+
+    def position(self) -> np.ndarray:
+        self.check_power()
+        return super().position()
+
+    def send(self, action: np.ndarray) -> None:
+        self.check_power()
+        super().send(action)
+
+    def check_power(self) -> None:
+        if self.fault == "off":
+            raise ConnectionError("no status packet")
+
+
+@pytest.mark.parametrize("fault", ["off", "refuses"])
+def test_an_arm_that_sank_without_power_does_not_jump_to_its_old_target(tmp_path: Path, fault: str) -> None:
+    arm = Switched()
+    rollout = Rollout(tmp_path, arm, stop_after_s=20.0)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    rollout.keys.queue.append("p")
+    rollout.wait_for(lambda: rollout.state() is State.WAITING)
+    arm.fault = fault
+    time.sleep(0.2)
+    num_before = len(arm.commands)
+    arm.at = arm.target = arm.at - 50.0
+    time.sleep(1.0)
+    arm.fault = ""
+    rollout.wait_for(lambda: len(arm.commands) > num_before + 5)
+    sent, arm.commands = np.array(arm.commands[num_before:]), []
+    rollout.keys.queue.append("q")
+    rollout.finish()
+    assert np.ptp(sent[:, :5], axis=0).max() < 1.0, "what it was told last of all is where it lies"
+    assert np.abs(sent[0, :5] - arm.at[:5]).max() < 1.0
+
+
+def test_nothing_is_sent_at_the_end_to_an_arm_of_which_nobody_knows_where_it_is(tmp_path: Path) -> None:
+    arm = Switched()
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    arm.fault = "off"
+    rollout.wait_for(lambda: rollout.actor.executor.is_lost)
+    num_before, arm.check_power = len(arm.commands), lambda: None  # type: ignore[method-assign]
+    arm.position = lambda: np.full(6, np.nan)  # type: ignore[method-assign]
+    assert rollout.finish().ending.startswith("stopped: ")
+    assert len(arm.commands) == num_before
+    assert arm.calls == ["stop"]
+
+
 def test_warnings_wait_for_a_person_before_the_first_motion(tmp_path: Path) -> None:
     arm = SimulatedArm()
     rollout = Rollout(tmp_path, arm, Policy(("The cameras are exchanged.",)), waits=True, stop_after_s=0.2)
