@@ -56,7 +56,8 @@ class Whereabouts:
         position = np.asarray(sensed.position)
         if position.shape != self._is_target.shape:
             found = f"{len(position)}" if position.ndim == 1 else f"shape {list(position.shape)}"
-            return f"the robot's position must be {len(self._is_target)} numbers, one for each action (any number for a velocity), found {found}"
+            wanted = f"{len(self._is_target)} numbers, one for each action (any number for a velocity)"
+            return f"the robot's position must be {wanted}, found {found}"
         is_bad = self._is_target & ~np.isfinite(position)
         if is_bad.any():
             return f"the position of {', '.join(name for name, bad in zip(self._names, is_bad, strict=True) if bad)} is not finite"
