@@ -55,8 +55,8 @@ class ExecutionOptions:
         if self.ensemble_decay is not None and self.num_blend_steps:
             raise ValueError("ensemble_decay and num_blend_steps both smooth the passage between chunks; choose one of them")
         for name in ("max_observation_age_s", "stop_after_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be more than 0")
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0")
 
 
 @dataclass(frozen=True)
