@@ -11,7 +11,6 @@ while running:                                              # every 1 / control_
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -108,9 +107,7 @@ class RemoteActor:
             self.num_failed_observations += 1
             logger.warning("no observation: %s: %s", type(error).__name__, error)
             return f"no observation: {type(error).__name__}: {error}"[:160]
-        images = {name: image.copy() for name, image in observation.images.items()}  # a camera may use its memory again
-        observation = dataclasses.replace(observation, images=images)
-        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation, self._begins), now)
+        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation.copy(), self._begins), now)
         return ""
 
     def _infer(self, observation: Observation, begins: bool) -> _Answer:

@@ -257,6 +257,11 @@ class ChunkExecutor:
         """The policy commands again, after a new observation."""
         self._happen(Event.HAND_BACK, _WAITING)
 
+    def notice_lost_time(self) -> None:
+        """Time has passed that `now` does not count."""
+        self._last_now = -np.inf
+        self._whereabouts.reset(-np.inf)
+
     def next(self, now: float, sensed: Sensed, person: np.ndarray | None = None, trouble: str = "") -> Command:
         """The command of this control step.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from prismatic.acting.limits import ActionLimits
@@ -19,7 +17,7 @@ class Whereabouts:
     say that follow each other and agree, as at the start of a rollout; a target of before would make it jump.
     """
 
-    def __init__(self, limits: ActionLimits, names: Sequence[str], max_age_s: float, long_s: float) -> None:
+    def __init__(self, limits: ActionLimits, names: tuple[str, ...], max_age_s: float, long_s: float) -> None:
         """`names` [A] are for messages; a robot of which nothing was known for more than `long_s` may stand elsewhere."""
         self._is_target, self._resting_gap, self._names = limits.is_target, limits.resting_gap, names
         self._max_age_s, self._long_s = max_age_s, long_s

@@ -447,7 +447,7 @@ def test_a_base_is_told_to_stand_still_whether_or_not_it_is_known_where_the_arm_
 
 
 def test_what_was_planned_before_the_program_stood_still_is_not_done_after_it() -> None:
-    """Ctrl-Z and fg, a computer that slept, a driver that did not return for seconds: nobody held, and the scene is another one."""
+    """Ctrl-Z and fg, a driver that did not return for seconds: nobody held, and the scene is another one."""
     robot = make(limits=wide((VELOCITY,)), num_open_loop_steps=20)
     robot.answer(np.full((20, 1), 0.25))
     assert robot.values(2) == [0.25, 0.25]

@@ -31,6 +31,7 @@ from prismatic.acting.limits import per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.acting.recorder import RECORDINGS, BackgroundRecorder, EpisodeRecorder, RecordingError
 from prismatic.acting.robot import Robot, RobotError
+from prismatic.acting.signals import undisturbed
 from prismatic.acting.start_check import check_observation, check_range, check_start
 from prismatic.wire.policy_info import PolicyInfo
 
@@ -122,11 +123,12 @@ class Session:
                 if not (self._reset(number) and self._prepare(number) and self._looks_right()):
                     break
                 outcome, video = self._play(number)
-                if outcome.ending == "quit":
-                    break
-                self._report(number, outcome, video)
+                if outcome.ending != "quit":
+                    self._report(number, outcome, video)
                 if self._unrecorded is not None:
                     raise self._unrecorded
+                if outcome.ending == "quit":
+                    break
         finally:
             self._write_summary()
 
@@ -134,7 +136,7 @@ class Session:
         """Brings the robot to its start; False: quit."""
         while True:
             try:
-                self._robot.reset(number)
+                self._bring_to_start(number)
                 self._label = self._options.instruction or self._robot.instruction or self._label
                 return True
             except RobotError as error:
@@ -143,6 +145,18 @@ class Session:
                 question = f"The robot did not reach its start: {error}\nPress c to try again, q to quit"
                 if self._ask(question, CONTINUE + QUIT) == QUIT:
                     return False
+
+    def _bring_to_start(self, number: int) -> None:
+        """Resets the robot; where that is broken off, by Ctrl-C or an error, the motion that its driver has begun is ended, too."""
+        try:
+            self._robot.reset(number)
+        except BaseException:
+            with undisturbed():
+                try:
+                    self._robot.stop()
+                except Exception as error:  # of any driver; what broke the reset off is said all the same
+                    logger.error("the robot could not be stopped (%s: %s); use its emergency stop", type(error).__name__, error)
+            raise
 
     def _prepare(self, number: int) -> bool:
         """Asks for the instruction and for a sign that the scene is ready; False: quit."""
@@ -241,6 +255,7 @@ class Session:
         try:
             recorder.close({"success": bool(outcome and outcome.success), "ending": ending, "num_left_out": num_left_out})
         except RecordingError as error:
+            logger.error("this rollout is not recorded: %s", error)  # at once: what ends the session may be another error, or Ctrl-C
             self._unrecorded = error
 
     def _ask_success(self) -> bool:
