@@ -17,6 +17,7 @@ from prismatic.acting.recorder import RecordingError
 from prismatic.acting.robot import RobotError
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.types import Observation
 from prismatic.wire.policy_info import PolicyInfo
 
 INFO = PolicyInfo(
@@ -106,3 +107,24 @@ def test_a_recording_that_was_lost_is_told_however_the_rollout_ended(
         play(tmp_path, SimulatedArm(), Person("c", pressed=f"..{key}"), records=True)
     assert "this rollout is not recorded: rollout_001.hdf5 cannot be written" in caplog.text
     assert (tmp_path / "run" / "rollouts.jsonl").exists() == (key == "s")
+
+
+def test_a_camera_that_is_late_does_not_cost_the_look_at_where_the_robot_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session_module, "_LOOK_AGAIN_S", 0.001)
+    arm = SimulatedArm(120.0)  # beyond its limits
+    observe, num_looks = arm.observe, [0]
+
+    def observe_late(instruction: str) -> Observation:
+        num_looks[0] += 1
+        if num_looks[0] <= 7:
+            raise TimeoutError("no frame")
+        return observe(instruction)
+
+    arm.observe = observe_late  # type: ignore[method-assign]
+    play(tmp_path, arm, Person("c", "c", "q"))  # the scene is ready; look again; not so
+    assert num_looks == [8]
+    assert "gripper is at 120 before the start; its limits are 0 and 100" in caplog.text
+    assert arm.calls == ["connect", "disconnect"]
+    assert arm.commands == []

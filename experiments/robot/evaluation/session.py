@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
 from prismatic.acting.actor import ChunkSource, RemoteActor
@@ -33,6 +35,7 @@ from prismatic.acting.recorder import RECORDINGS, BackgroundRecorder, EpisodeRec
 from prismatic.acting.robot import Robot, RobotError
 from prismatic.acting.signals import undisturbed
 from prismatic.acting.start_check import check_observation, check_range, check_start
+from prismatic.vla.types import Observation
 from prismatic.wire.policy_info import PolicyInfo
 
 _LOOKS, _LOOK_AGAIN_S = 5, 0.2  # before a rollout: a camera that misses one picture must not cost the look at the start
@@ -175,15 +178,14 @@ class Session:
         Raises:
             ValueError: the observation lacks what the policy needs.
         """
-        for attempt in range(_LOOKS):
-            try:
-                observation, position = self._robot.observe(self._label), self._robot.position()
-                break
-            except Exception as error:
-                if attempt == _LOOKS - 1:  # the loop holds the robot for it, and says so
-                    logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
-                    return True
-                time.sleep(_LOOK_AGAIN_S)
+        is_asked = self._options.waits_for_person and self._keyboard.is_terminal
+        while (seen := self._look()) is None:
+            if not is_asked:  # the loop holds the robot for it, and says so
+                return True
+            question = "Whether the robot stands as in the demonstrations cannot be seen. Press c to look again, q to quit"
+            if self._ask(question, CONTINUE + QUIT) == QUIT:
+                return False
+        observation, position = seen
         check_observation(observation, self._driver.info)
         info = self._driver.info
         found = check_start(observation.proprio, info) + check_range(position, self._driver.limits.limits, info.action_names)
@@ -191,9 +193,21 @@ class Session:
         self._known |= {told.partition(" ")[0] for told in warnings}
         for told in warnings:
             logger.warning("%s", told)
-        if not warnings or not (self._options.waits_for_person and self._keyboard.is_terminal):
+        if not warnings or not is_asked:
             return True
         return self._ask("Nothing has moved. Press c to go on all the same, q to quit", CONTINUE + QUIT) == CONTINUE
+
+    def _look(self) -> tuple[Observation, np.ndarray] | None:
+        """What the robot sees, and where it is [A]; None: it does not say, which is logged."""
+        for attempt in range(_LOOKS):
+            try:
+                return self._robot.observe(self._label), self._robot.position()
+            except Exception as error:
+                if attempt == _LOOKS - 1:
+                    logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
+                else:
+                    time.sleep(_LOOK_AGAIN_S)
+        return None
 
     def _play(self, number: int) -> tuple[RolloutOutcome, Path | None]:
         options, film = self._options, None
