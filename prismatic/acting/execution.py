@@ -113,7 +113,7 @@ class ChunkExecutor:
         if len(self._names) != self._dim:
             raise ValueError(f"the limits have {self._dim} dimensions, the robot's actions have {len(self._names)}")
         self._long_s = max(options.max_observation_age_s, 3 * self._dt)  # after which the world may have changed
-        self._whereabouts = Whereabouts(limits, self._names, options.max_observation_age_s, self._long_s)
+        self._whereabouts = Whereabouts(limits, self._names, options.max_observation_age_s, self._long_s, self._dt / 2)
         self._number = 0
         self._step, self._last_now = 0, np.inf
         self.state, self._reason = State.STOPPED, "no rollout has begun"

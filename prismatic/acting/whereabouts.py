@@ -17,10 +17,13 @@ class Whereabouts:
     say that follow each other and agree, as at the start of a rollout; a target of before would make it jump.
     """
 
-    def __init__(self, limits: ActionLimits, names: tuple[str, ...], max_age_s: float, long_s: float) -> None:
-        """`names` [A] are for messages; a robot of which nothing was known for more than `long_s` may stand elsewhere."""
+    def __init__(self, limits: ActionLimits, names: tuple[str, ...], max_age_s: float, long_s: float, apart_s: float) -> None:
+        """`names` [A] are for messages; a robot of which nothing was known for more than `long_s` may stand elsewhere.
+
+        `apart_s`: so much later is a reading another one; the tick after one that was late follows at once.
+        """
         self._is_target, self._resting_gap, self._names = limits.is_target, limits.resting_gap, names
-        self._max_age_s, self._long_s = max_age_s, long_s
+        self._max_age_s, self._long_s, self._apart_s = max_age_s, long_s, apart_s
         self.reset(-np.inf)
 
     def reset(self, now: float) -> None:
@@ -35,8 +38,8 @@ class Whereabouts:
         trouble = self.find_trouble(sensed, now)
         if trouble:
             self._found = None
-        elif is_long and (self._found is None or sensed.time <= self._found.time):
-            self._found, trouble = sensed, "a second reading must confirm where the robot stands now"
+        elif is_long and (self._found is None or sensed.time < self._found.time + self._apart_s):
+            self._found, trouble = self._found or sensed, "a second reading must confirm where the robot stands now"
         elif is_long and self._found is not None and (trouble := self.find_motion(self._found, sensed)):
             self._found = sensed
         else:

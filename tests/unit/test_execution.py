@@ -427,6 +427,20 @@ def test_an_arm_that_was_not_heard_of_for_long_is_taken_over_where_two_readings_
     assert robot.step().is_due
 
 
+def test_two_readings_at_once_are_one() -> None:
+    """The step after one that was late follows at once, and a driver that began anew says zeros for a while."""
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    robot.follows, robot.position, robot.now = False, np.array([-40.0]), robot.now + 9.0
+    assert not robot.step().is_due
+    robot.now -= DT - 0.001
+    assert not robot.step().is_due
+    robot.position = np.array([0.0])
+    assert not robot.step().is_due
+    assert robot.step().action.tolist() == [0.0]
+
+
 def test_an_arm_that_stands_where_it_was_goes_on_after_a_long_silence() -> None:
     robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
     robot.answer(np.zeros((20, 1)))
@@ -707,9 +721,10 @@ class World:
     def look(self, sensed: Sensed) -> tuple[bool, bool]:
         """Whether it is known where the arm stands, and whether two readings that agree say so for the first time after long."""
         is_sound, is_long, before = not self.executor.find_trouble(sensed, self.now), self.now - self.known_at > 0.5, self.before
-        agrees = before is not None and sensed.time > before.time and abs(sensed.position[0] - before.position[0]) <= 0.1
-        is_known = is_sound and (agrees or not is_long)
-        self.known_at, self.before = self.now if is_known else self.known_at, sensed if is_sound and not is_known else None
+        is_another = before is not None and sensed.time >= before.time + DT / 2
+        is_known = is_sound and (not is_long or (is_another and abs(sensed.position[0] - before.position[0]) <= 0.1))  # type: ignore[union-attr]
+        self.known_at = self.now if is_known else self.known_at
+        self.before = None if is_known or not is_sound else sensed if is_another or before is None else before
         return is_known, is_known and is_long
 
     def judge(self, command: Command, position: np.ndarray, is_known: bool, may_move: bool) -> None:
