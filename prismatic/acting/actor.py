@@ -5,12 +5,12 @@ actor = RemoteActor(client, ChunkExecutor(options, limits, client.info.control_h
 actor.reset(Sensed(position, time.monotonic()), time.monotonic())
 while running:                                              # every 1 / control_hz seconds
     command = actor.tick(time.monotonic(), Sensed(position, measured_at), observe)   # never waits for the network
-    send(command.action)
+    if command.is_due:
+        send(command.action)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -107,9 +107,7 @@ class RemoteActor:
             self.num_failed_observations += 1
             logger.warning("no observation: %s: %s", type(error).__name__, error)
             return f"no observation: {type(error).__name__}: {error}"[:160]
-        images = {name: image.copy() for name, image in observation.images.items()}  # a camera may use its memory again
-        observation = dataclasses.replace(observation, images=images)
-        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation, self._begins), now)
+        self._waiting = (self.executor.request(), self._pool.submit(self._infer, observation.copy(), self._begins), now)
         return ""
 
     def _infer(self, observation: Observation, begins: bool) -> _Answer:

@@ -22,9 +22,9 @@ from prismatic.acting.limits import WALKING, ActionLimits, Motion
 from prismatic.acting.plans import Plan, make_plan
 from prismatic.acting.robot import Sensed
 from prismatic.acting.states import TRANSITIONS, Event, State
+from prismatic.acting.whereabouts import Whereabouts
 from prismatic.vla.rollout_record import Commander
 
-_FUTURE_S = 0.1  # a measurement may be so much newer than the step that uses it
 _WAITING = "waiting for the server"
 _BLOCKED = ": is something in the way, or is the emergency stop pressed?"
 _MAX_REASONS = 32
@@ -55,8 +55,8 @@ class ExecutionOptions:
         if self.ensemble_decay is not None and self.num_blend_steps:
             raise ValueError("ensemble_decay and num_blend_steps both smooth the passage between chunks; choose one of them")
         for name in ("max_observation_age_s", "stop_after_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be more than 0")
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Command:
     reason: str = ""  # why it does not act
     by: Commander | None = None  # who wants it; None: the robot is held
     mode: str = ""  # of a command that somebody wants: acting, approaching or intervention
+    # False: where the robot stands has not been known for long, so that a target of before, repeated, might make it jump: send nothing
+    is_due: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class ChunkExecutor:
         self._names = names or tuple(f"dimension {number}" for number in range(self._dim))
         if len(self._names) != self._dim:
             raise ValueError(f"the limits have {self._dim} dimensions, the robot's actions have {len(self._names)}")
+        self._long_s = max(options.max_observation_age_s, 3 * self._dt)  # after which the world may have changed
+        self._whereabouts = Whereabouts(limits, self._names, options.max_observation_age_s, self._long_s, self._dt / 2)
         self._number = 0
         self._step, self._last_now = 0, np.inf
         self.state, self._reason = State.STOPPED, "no rollout has begun"
@@ -148,33 +152,21 @@ class ChunkExecutor:
         self.clear()
         self._motion = Motion(np.where(self._is_target, sensed.position, 0.0), np.zeros(self._dim))
         self._last_now, self._is_straying = now, np.zeros(self._dim, bool)
+        self._whereabouts.reset(now)
         self._happen(Event.RESET)
 
     def find_trouble(self, sensed: Sensed, now: float) -> str:
         """Why nothing may move on this measurement; "" if it may."""
-        age = now - sensed.time
-        if not age <= self.options.max_observation_age_s:
-            return "stale observation"
-        if age < -_FUTURE_S:
-            return "observation from the future: its time must be that of time.monotonic()"
-        position = np.asarray(sensed.position)
-        if position.shape != (self._dim,):
-            found = f"{len(position)}" if position.ndim == 1 else f"shape {list(position.shape)}"
-            return f"the robot's position must be {self._dim} numbers, one for each action (any number for a velocity), found {found}"
-        is_bad = self._is_target & ~np.isfinite(position)
-        if is_bad.any():
-            return f"the position of {', '.join(name for name, bad in zip(self._names, is_bad, strict=True) if bad)} is not finite"
-        return ""
+        return self._whereabouts.find_trouble(sensed, now)
 
     def find_motion(self, before: Sensed, sensed: Sensed) -> str:
-        """Why a rollout cannot begin between these two sound measurements, one right after the other; "" if it can.
+        """Why a rollout cannot begin between these two sound measurements, one right after the other; "" if it can."""
+        return self._whereabouts.find_motion(before, sensed)
 
-        Its first command is where the robot stands, which a single wrong reading must not decide.
-        """
-        gap = np.where(self._is_target, np.abs(np.asarray(sensed.position) - before.position), 0.0)
-        moved = [f"{self._names[dim]} by {gap[dim]:.3g}" for dim in np.flatnonzero(self._is_target & (gap > self._limits.resting_gap))]
-        more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
-        return f"two readings of the position differ ({', '.join(moved[:3])}{more}): it moves, or one of them is wrong" if moved else ""
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing has said for long where the robot stands, which keeps its targets by itself."""
+        return self._whereabouts.is_lost
 
     def _forget(self) -> None:
         """Drops every prediction, also the one that is on its way; what comes next is approached."""
@@ -265,20 +257,27 @@ class ChunkExecutor:
         """The policy commands again, after a new observation."""
         self._happen(Event.HAND_BACK, _WAITING)
 
+    def notice_lost_time(self) -> None:
+        """Time has passed that `now` does not count."""
+        self._last_now = -np.inf
+        self._whereabouts.reset(-np.inf)
+
     def next(self, now: float, sensed: Sensed, person: np.ndarray | None = None, trouble: str = "") -> Command:
         """The command of this control step.
 
         `person` [A]: what a person commands, if one has taken over; `trouble`: what the caller has found wrong.
         """
-        if now - self._last_now > max(self.options.max_observation_age_s, 3 * self._dt):  # the program stood still, the world did not
+        if now - self._last_now > self._long_s:  # the program stood still, the world did not
             self._drop_plan()
             self._pending = None
         self._last_now = now
-        trouble = trouble or self.find_trouble(sensed, now)
-        if not trouble and (strayed := self._find_strayed(sensed)):
+        unknown, is_found = self._whereabouts.look(sensed, now)
+        # Whatever else is wrong: a robot that takes no command, behind an emergency stop, must not jump back when it takes one again.
+        if not unknown and (strayed := self._find_strayed(sensed, is_found)):
             self._is_approaching = True
             self._happen(Event.BLOCKED, f"{strayed}{_BLOCKED}")
             return self._hold(now)
+        trouble = trouble or unknown
         if self.state in _FOLLOWING:
             return self._follow_plan(now, trouble)
         if self.state is State.INTERVENTION and person is not None and not trouble and np.isfinite(person).all():
@@ -287,28 +286,36 @@ class ChunkExecutor:
             self._reason, self._is_approaching = trouble or "a person is to command, and no command comes", True
         return self._hold(now)
 
-    def _find_strayed(self, sensed: Sensed) -> str:
+    def _find_strayed(self, sensed: Sensed, is_found: bool) -> str:
         """Which dimensions are away from where they were told to be; these are told to be where they are from now on.
 
         Their command goes there at the limit of speed, within the limits of values: a single wrong measurement is worth one step. The
-        others keep their targets, a gripper its grip and a shoulder its load.
+        others keep their targets, a gripper its grip and a shoulder its load. Where the robot has been found again (`is_found`), the
+        command goes there at once, as at the start of a rollout.
         """
         command = self._motion.command
         measured = np.where(self._is_target, sensed.position, command)
         gap = np.abs(command - measured)
         allowed = self._limits.max_gap if self.state in (*_FOLLOWING, State.INTERVENTION) else self._limits.resting_gap
         is_new = (gap > allowed) & ~self._is_straying
+        if is_found:
+            self._motion = Motion(np.where(gap > self._limits.resting_gap, measured, self.neutral()), np.zeros(self._dim))
+            self._is_straying = np.zeros(self._dim, bool)
+            return self._describe(is_new, gap)
         self._is_straying |= is_new
         if not self._is_straying.any():
             return ""
-        names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(is_new)]
         step = self._limits.max_speed * self._dt
         low, high = np.minimum(self._limits.low, command), np.maximum(self._limits.high, command)
         followed = np.clip(command + np.clip(measured - command, -step, step), low, high)
         self._motion = Motion(np.where(self._is_straying, followed, self.neutral()), np.zeros(self._dim))
         self._is_straying &= followed != np.clip(measured, low, high)
-        said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return said or self._reason.partition(_BLOCKED)[0] or "away from its target"
+        return self._describe(is_new, gap) or self._reason.partition(_BLOCKED)[0] or "away from its target"
+
+    def _describe(self, is_away: np.ndarray, gap: np.ndarray) -> str:
+        """The first of the dimensions `is_away` [A], and how far they are from their targets; "" where there is none."""
+        names = [f"{self._names[dim]} is {gap[dim]:.3g} from its target" for dim in np.flatnonzero(is_away)]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def _follow_plan(self, now: float, trouble: str) -> Command:
         action = self._plan.at(self._step) if self._step < self._end else None
@@ -382,7 +389,7 @@ class ChunkExecutor:
         if held_s >= self.options.stop_after_s:
             self._happen(Event.TOO_LONG, f"{reason} for {held_s:.1f} s")
         self._motion = Motion(self.neutral(), np.zeros(self._dim))
-        return Command(self.state, self.neutral(), self._reason)
+        return Command(self.state, self.neutral(), self._reason, is_due=not self.is_lost)
 
     def neutral(self) -> np.ndarray:
         """What holds the robot still: the last targets, motions and velocities of 0."""

@@ -29,6 +29,7 @@ PAUSE_KEYS, CONTINUE, TAKE_OVER, SUCCESS, FAILURE, QUIT = "p ", "c", "t", "s", "
 KEY_HELP = "keys: p or space pause, c continue, t take over and hand back, s success, f failure, q quit"
 _LATE = 0.1  # of a period; a tick that starts later than this counts as late
 _HOLD_ATTEMPTS, _HOLD_PAUSE_S = 20, 0.05  # of the last command, by which a base comes to rest
+_SLEPT_S = 0.1  # shorter is the inaccuracy of two clocks that are read one after the other
 _IDLE_LOG_S = 1.0  # while a person is waited for, a line and a frame so often
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,12 @@ class Ticker:
         return found
 
 
+def _asleep_s() -> float:
+    """Seconds for which this computer has slept since it was started; Linux does not count them in time.monotonic()."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.clock_gettime(clock) - time.monotonic()
+
+
 class RealTimeRollout:
     """Plays one rollout."""
 
@@ -123,6 +130,7 @@ class RealTimeRollout:
         self._stride = max(1, round(plan.control_hz / plan.video_hz)) if plan.film and plan.video_hz else 0
         self._trouble = ""  # of the robot: a reading that failed, or a command that it did not take
         self._has_begun = False
+        self._slept_s, self._woke_at = _asleep_s(), -np.inf
         self._cameras = FrozenCameras()
         self._seen: np.ndarray | None = None  # the primary camera's picture, as last observed
         self._observation: Observation | None = None  # of this tick
@@ -179,8 +187,22 @@ class RealTimeRollout:
                 return f"stopped: {trouble} for {executor.options.stop_after_s:.1f} s before the start"
             time.sleep(ticker.period)
 
+    def _notice_sleep(self) -> None:
+        """Says that the world may have changed, if the computer has slept since the last step."""
+        slept_s = _asleep_s()
+        if slept_s - self._slept_s > _SLEPT_S:
+            logger.warning("this computer has slept for %.1f s; the policy looks again", slept_s - self._slept_s)
+            self._slept_s, self._woke_at = slept_s, time.monotonic()
+            self._actor.executor.notice_lost_time()
+
+    def _sensed_at(self) -> float:
+        """When what the robot says was measured; before the computer slept counts as long ago."""
+        measured = self._robot.sensed_at()
+        return -np.inf if measured < self._woke_at else measured
+
     def _tick(self, elapsed: float, log: FileIO) -> str:
         """One control step; how the rollout ends with it, "" if it goes on."""
+        self._notice_sleep()
         if ending := self._read_key():
             return ending
         not_taken, sensed, self._observation = self._trouble, self._sense(), None
@@ -226,7 +248,8 @@ class RealTimeRollout:
         """Where the robot is; a reading that fails is trouble."""
         self._trouble = ""
         try:
-            return Sensed(np.asarray(self._robot.position(), np.float64), self._robot.sensed_at())
+            position = np.array(self._robot.position(), np.float64)  # of our own: a driver may use its memory again
+            return Sensed(position, self._sensed_at())
         except Exception as error:  # drivers raise what they like, and a robot is moving
             self._num_failed_readings += 1
             self._trouble = f"no position: {type(error).__name__}: {error}"[:160]
@@ -250,6 +273,8 @@ class RealTimeRollout:
     def _send(self, command: Command) -> None:
         """Commands the robot; one that does not take a command is held at the next tick."""
         self._trouble = ""
+        if not command.is_due:
+            return
         try:
             self._robot.send(command.action)
         except Exception as error:
@@ -258,10 +283,14 @@ class RealTimeRollout:
             logger.warning("%s", self._trouble)
 
     def _hold(self) -> None:
-        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are; repeated until taken."""
+        """The last thing that a rollout does, however it ends: motions and velocities of 0, targets as they are; repeated until taken.
+
+        A robot of which nobody knows where it stands keeps its targets by itself; one whose power comes back now must not jump to them.
+        """
         try:
+            executor = self._actor.executor
             for _ in range(_HOLD_ATTEMPTS if self._has_begun else 0):
-                self._send(Command(State.STOPPED, self._actor.executor.neutral()))
+                self._send(Command(State.STOPPED, executor.neutral(), is_due=not executor.is_lost))
                 if not self._trouble:
                     return
                 time.sleep(_HOLD_PAUSE_S)

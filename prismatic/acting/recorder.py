@@ -198,9 +198,8 @@ class BackgroundRecorder:
         self._work = Background(recorder.add, "recorder", _MAX_WAITING)
 
     def add(self, step: RecordedStep) -> None:
-        """Takes a step, with copies of its pictures: a camera may use its memory again."""
-        images = {name: image.copy() for name, image in step.observation.images.items()}
-        self._work.offer(dataclasses.replace(step, observation=dataclasses.replace(step.observation, images=images)))
+        """Takes a step, with copies of its pictures and state: a camera or a driver may use its memory again."""
+        self._work.offer(dataclasses.replace(step, observation=step.observation.copy()))
 
     @property
     def num_left_out(self) -> int:

@@ -88,7 +88,10 @@ class Robot(ABC):
         return time.monotonic()
 
     def stop(self) -> None:
-        """Ends motion beyond the last command, which holds already; for robots that have such a thing."""
+        """Ends motion beyond the last command, which holds already; for robots that have such a thing.
+
+        Called after each rollout, and where `reset` raises or a signal interrupts it.
+        """
         return
 
     def is_solved(self) -> bool:

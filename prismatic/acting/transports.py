@@ -61,8 +61,8 @@ class ConnectionOptions:
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "reply_timeout_s", "first_backoff_s", "max_backoff_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be more than 0")
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0")
 
     @property
     def headers(self) -> dict[str, str]:

@@ -33,6 +33,11 @@ class Observation:
         if self.proprio is not None and (np.ndim(self.proprio) != 1 or not np.isfinite(self.proprio).all()):
             raise ValueError(f"observation: proprio must be one row of finite numbers, found {np.asarray(self.proprio)!r}")
 
+    def copy(self) -> Observation:
+        """The same in memory of its own: cameras and drivers may use theirs again."""
+        images = {name: image.copy() for name, image in self.images.items()}
+        return replace(self, images=images, proprio=None if self.proprio is None else np.array(self.proprio))
+
 
 def check_image(name: str, image: np.ndarray) -> None:
     """Accepts a uint8 RGB array [height, width, 3].

@@ -15,6 +15,7 @@ from experiments.robot.aloha.hardware import AlohaHardware
 from experiments.robot.aloha.robots import HIGH, LOW, RelativeTargets
 from experiments.robot.aloha.run_aloha_eval import AlohaEvalConfig, check_policy, make_limits, make_robot, with_kinds
 from prismatic.acting.client import PolicyInfo
+from prismatic.acting.leader import Leader, check_leader
 from prismatic.acting.loop import Ticker
 from prismatic.acting.robot import Robot, RobotError
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
@@ -101,6 +102,10 @@ def test_a_policy_that_cannot_drive_aloha_is_refused(changes: dict[str, Any], fl
         ({"control_hz": 50}, "the simulation executes 25 actions per second"),
         ({"prefetch_steps": 25}, "prefetch_steps is 25"),
         ({"vla_server_url": ""}, "--vla_server_url is missing"),
+        ({"max_joint_speed": float("inf")}, "--max_joint_speed is inf, must be a finite number more than 0"),
+        ({"max_joint_change": float("nan")}, "--max_joint_change is nan, must be a finite number more than 0"),
+        ({"max_observation_age_s": float("inf")}, "max_observation_age_s is inf, must be a finite number more than 0"),
+        ({"stop_after_s": float("nan")}, "stop_after_s is nan"),
     ],
 )
 def test_bad_flags_are_named(flags: dict[str, Any], message: str) -> None:
@@ -177,6 +182,24 @@ def test_relative_actions_add_up_within_the_arms_ranges() -> None:
     np.testing.assert_allclose(arm.commands[1], 0.7)
     np.testing.assert_allclose(arm.commands[-1], HIGH)
     assert (LOW < HIGH).all()
+
+
+def test_a_leader_of_angles_does_not_lead_a_robot_of_changes() -> None:
+    """Its angles would be added to the arm's at every step."""
+
+    class Angles(Leader):
+        action_names = ALOHA.action_names
+
+        def connect(self) -> None: ...
+        def disconnect(self) -> None: ...
+        def read(self) -> np.ndarray:
+            return np.zeros(14)
+
+    check_leader(Angles(), SlowArm.action_names)
+    with pytest.raises(ValueError, match=r"the leader commands left_waist.*, the robot takes delta_left_waist"):
+        check_leader(Angles(), RelativeTargets(SlowArm(), DELTAS.action_kinds).action_names)
+    mixed = RelativeTargets(SlowArm(), (*(ActionKind.MOTION,) * 13, ActionKind.TARGET))
+    assert mixed.action_names == (*DELTAS.action_names[:13], ALOHA.action_names[13])
 
 
 def test_the_base_of_relative_targets_is_where_the_arms_have_come_to_rest() -> None:

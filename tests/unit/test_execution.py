@@ -394,8 +394,74 @@ def test_a_wrong_reading_is_worth_one_step_and_other_dimensions_keep_their_targe
     np.testing.assert_allclose(command.action, [0.4, 0.0, 0.0], atol=1e-9)
 
 
+def test_an_arm_that_takes_no_command_and_is_moved_meanwhile_does_not_jump_back_when_it_takes_one_again() -> None:
+    """A driver behind an emergency stop refuses commands and goes on measuring; a camera may be missing, too."""
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.3), num_open_loop_steps=20, stop_after_s=9.0)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    robot.follows, robot.position = False, np.array([0.5])
+    for _ in range(20):
+        command = robot.step(trouble="the robot did not take a command")
+    assert (command.state, command.action.tolist()) == (State.BLOCKED, [0.5])
+    assert command.reason == "dimension 0 is 0.5 from its target: is something in the way, or is the emergency stop pressed?"
+
+
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_an_arm_that_was_not_heard_of_for_long_is_taken_over_where_two_readings_find_it(is_paused: bool) -> None:
+    robot = make(limits=wide((TARGET,) * 2, max_speed=2.0, max_gap=(0.4, np.inf)), num_open_loop_steps=20, stop_after_s=9.0)
+    robot.answer(np.zeros((20, 2)))
+    robot.steps(3)
+    if is_paused:
+        robot.executor.pause()
+    robot.follows = False
+    silent = [robot.step(age=9.0).is_due for _ in range(20)]
+    assert silent == [True] * 12 + [False] * 8, "its power may come back at any moment, and what is sent then is what it does"
+    robot.position = np.array([-40.0, 0.0])  # a driver that began anew says zeros, or anything, at first
+    assert not robot.step().is_due
+    robot.position = np.array([0.7, 0.2])
+    command = robot.step()
+    assert (command.is_due, command.action.tolist()) == (False, [0.0, 0.0]), "which of the two is right?"
+    command = robot.step()
+    assert (command.is_due, command.action.tolist()) == (True, [0.7, 0.0])
+    assert command.state is (State.WAITING if is_paused else State.BLOCKED)
+    assert robot.step().is_due
+
+
+def test_two_readings_at_once_are_one() -> None:
+    """The step after one that was late follows at once, and a driver that began anew says zeros for a while."""
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    robot.follows, robot.position, robot.now = False, np.array([-40.0]), robot.now + 9.0
+    assert not robot.step().is_due
+    robot.now -= DT - 0.001
+    assert not robot.step().is_due
+    robot.position = np.array([0.0])
+    assert not robot.step().is_due
+    assert robot.step().action.tolist() == [0.0]
+
+
+def test_an_arm_that_stands_where_it_was_goes_on_after_a_long_silence() -> None:
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    for _ in range(20):
+        robot.step(age=9.0)
+    assert [command.state for command in robot.steps(3)] == [State.HOLDING] * 3
+    robot.answer(np.zeros((20, 1)))
+    assert robot.step().state is State.ACTING
+
+
+def test_a_base_is_told_to_stand_still_whether_or_not_it_is_known_where_the_arm_on_it_is() -> None:
+    robot = make(limits=wide((TARGET, VELOCITY)), num_open_loop_steps=20)
+    robot.answer(np.tile([0.0, 0.5], (20, 1)))
+    robot.steps(3)
+    commands = [robot.step(age=9.0) for _ in range(20)]
+    assert all(command.is_due and command.action.tolist() == [0.0, 0.0] for command in commands)
+
+
 def test_what_was_planned_before_the_program_stood_still_is_not_done_after_it() -> None:
-    """Ctrl-Z and fg, a computer that slept, a driver that did not return for seconds: nobody held, and the scene is another one."""
+    """Ctrl-Z and fg, a driver that did not return for seconds: nobody held, and the scene is another one."""
     robot = make(limits=wide((VELOCITY,)), num_open_loop_steps=20)
     robot.answer(np.full((20, 1), 0.25))
     assert robot.values(2) == [0.25, 0.25]
@@ -602,6 +668,8 @@ class World:
         self.pending: list[tuple[int, float, ChunkRequest]] = []  # tick of the answer, value, request
         self.forgotten: set[int] = set()  # numbers of requests that were sent before a reset, a pause, a stop, ...
         self.num_acted = 0
+        self.known_at = self.now  # when it was known where the arm stands
+        self.before: Sensed | None = None  # a sound measurement that must be confirmed
         self.executor.reset(Sensed(self.position, self.now), self.now)
 
     def forget(self) -> None:
@@ -615,6 +683,7 @@ class World:
                 assert self.executor.find_trouble(sensed, self.now)
             else:
                 self.last = np.where(self.bounds.is_target, sensed.position, 0.0)
+                self.known_at, self.before = self.now, None
                 self.forget()
         elif event in ("pause", "go_on", "take_over", "hand_back"):
             getattr(self.executor, event)()
@@ -642,19 +711,31 @@ class World:
         command = self.executor.next(self.now, sensed, person, trouble)
         if command.state not in (State.ACTING, State.HOLDING):
             self.forget()
-        self.judge(command, position, may_move=not (self.executor.find_trouble(sensed, self.now) or trouble))
+        is_known, is_found = self.look(sensed)
+        if is_found and abs(position[0] - self.last[0]) > 0.1:  # where it lies now, as at the start of a rollout
+            self.last = np.where(self.bounds.is_target, position, self.last)
+        self.judge(command, position, is_known, may_move=is_known and not trouble)
         self.position = {"follows": command.action, "pushed": self.position + np.array([0.05, 0, 0])}.get(stretch.arm, self.position).copy()
         self.now, self.tick = self.now + stretch.wait, self.tick + 1
 
-    def judge(self, command: Command, position: np.ndarray, may_move: bool) -> None:
+    def look(self, sensed: Sensed) -> tuple[bool, bool]:
+        """Whether it is known where the arm stands, and whether two readings that agree say so for the first time after long."""
+        is_sound, is_long, before = not self.executor.find_trouble(sensed, self.now), self.now - self.known_at > 0.5, self.before
+        is_another = before is not None and sensed.time >= before.time + DT / 2
+        is_known = is_sound and (not is_long or (is_another and abs(sensed.position[0] - before.position[0]) <= 0.1))  # type: ignore[union-attr]
+        self.known_at = self.now if is_known else self.known_at
+        self.before = None if is_known or not is_sound else sensed if is_another or before is None else before
+        return is_known, is_known and is_long
+
+    def judge(self, command: Command, position: np.ndarray, is_known: bool, may_move: bool) -> None:
         action, last = command.action, self.last
         assert np.isfinite(action).all()
-        is_followed = may_move and abs(action[0] - position[0]) < abs(last[0] - position[0])  # the command goes to where the arm is
+        is_followed = is_known and abs(action[0] - position[0]) < abs(last[0] - position[0])  # the command goes to where the arm is
         assert abs(action[0]) <= max(1.0, abs(last[0])) + 1e-9, "beyond its range"
         assert abs(action[1]) <= 0.02 + 1e-12
         assert abs(action[2]) <= 0.5 + 1e-12
         assert abs(action[0] - last[0]) <= 1.0 * DT + 1e-9, "the command jumped"
-        if may_move:
+        if is_known:
             assert is_followed or abs(action[0] - position[0]) <= 0.4 + 2 * DT or action[0] == last[0], "the command ran away from the arm"
         if not may_move or command.state not in (State.ACTING, State.INTERVENTION):
             assert is_followed or action[0] == last[0], "a robot that is held moved"

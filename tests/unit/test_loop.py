@@ -178,6 +178,56 @@ def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path
     assert rollout.finish().ending == "failure"
 
 
+class Switched(SimulatedArm):
+    """An arm whose power somebody switches off ("off") and on."""
+
+    def position(self) -> np.ndarray:
+        self.check_power()
+        return super().position()
+
+    def send(self, action: np.ndarray) -> None:
+        self.check_power()
+        super().send(action)
+
+    def check_power(self) -> None:
+        if self.fault == "off":
+            raise ConnectionError("no status packet")
+
+
+@pytest.mark.parametrize("fault", ["off", "refuses"])
+def test_an_arm_that_sank_without_power_does_not_jump_to_its_old_target(tmp_path: Path, fault: str) -> None:
+    arm = Switched()
+    rollout = Rollout(tmp_path, arm, stop_after_s=20.0)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    rollout.keys.queue.append("p")
+    rollout.wait_for(lambda: rollout.state() is State.WAITING)
+    arm.fault = fault
+    time.sleep(0.2)
+    num_before = len(arm.commands)
+    arm.at = arm.target = arm.at - 50.0
+    time.sleep(1.0)
+    arm.fault = ""
+    rollout.wait_for(lambda: len(arm.commands) > num_before + 5)
+    sent, arm.commands = np.array(arm.commands[num_before:]), []
+    rollout.keys.queue.append("q")
+    rollout.finish()
+    assert np.ptp(sent[:, :5], axis=0).max() < 1.0, "what it was told last of all is where it lies"
+    assert np.abs(sent[0, :5] - arm.at[:5]).max() < 1.0
+
+
+def test_nothing_is_sent_at_the_end_to_an_arm_of_which_nobody_knows_where_it_is(tmp_path: Path) -> None:
+    arm = Switched()
+    rollout = Rollout(tmp_path, arm)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    arm.fault = "off"
+    rollout.wait_for(lambda: rollout.actor.executor.is_lost)
+    num_before, arm.check_power = len(arm.commands), lambda: None  # type: ignore[method-assign]
+    arm.position = lambda: np.full(6, np.nan)  # type: ignore[method-assign]
+    assert rollout.finish().ending.startswith("stopped: ")
+    assert len(arm.commands) == num_before
+    assert arm.calls == ["stop"]
+
+
 def test_warnings_wait_for_a_person_before_the_first_motion(tmp_path: Path) -> None:
     arm = SimulatedArm()
     rollout = Rollout(tmp_path, arm, Policy(("The cameras are exchanged.",)), waits=True, stop_after_s=0.2)
@@ -220,6 +270,27 @@ def test_a_lost_network_holds_and_then_stops_the_arm(tmp_path: Path) -> None:
     assert rollout.actor.executor.counts.failed_requests >= 2
 
 
+def test_a_computer_that_slept_looks_again_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux does not count in time.monotonic() how long it sleeps: what was measured and planned before seems new."""
+    asleep_s = [7.0]
+    monkeypatch.setattr("prismatic.acting.loop._asleep_s", lambda: asleep_s[0])
+    arm, of_before = SimulatedArm(), [0.0]
+    arm.max_steps = 10_000
+    rollout = Rollout(tmp_path, arm, num_open_loop_steps=10, prefetch_steps=0)
+    rollout.wait_for(lambda: rollout.actor.executor.step > 15)
+    of_before[0] = time.monotonic()
+    arm.sensed_at = lambda: of_before[0] or time.monotonic()  # type: ignore[method-assign]
+    asleep_s[0] += 3600.0
+    rollout.wait_for(lambda: rollout.lines()[-1]["reason"] == "stale observation")
+    assert rollout.actor.executor._plan.at(rollout.actor.executor.step) is None
+    of_before[0] = 0.0
+    step = rollout.actor.executor.step
+    rollout.wait_for(lambda: rollout.actor.executor.step > step + 15)
+    rollout.keys.queue.append("q")
+    rollout.finish()
+    assert "a second reading must confirm where the robot stands now" in {line["reason"] for line in rollout.lines()}
+
+
 def test_an_arm_whose_joints_are_not_known_is_not_moved_at_all(tmp_path: Path) -> None:
     arm = SimulatedArm(30.0)
     arm.fault = "stale"
@@ -246,6 +317,26 @@ def test_a_wrong_reading_at_the_start_is_no_place_to_begin(tmp_path: Path) -> No
     np.testing.assert_allclose(arm.commands[0], np.full(6, 12.0), atol=2.0)
     rollout.keys.queue.append("q")
     rollout.finish()
+
+
+def test_a_driver_may_use_the_memory_of_its_positions_again(tmp_path: Path) -> None:
+    """Two readings in the same memory would always agree; a state in it would be that of a later time when it is sent."""
+
+    class Reused(SimulatedArm):
+        memory = np.zeros(6)
+
+        def position(self) -> np.ndarray:
+            self.memory[:] = 400.0 * time.monotonic() % 90
+            return self.memory
+
+    arm = Reused()
+    assert Rollout(tmp_path, arm).finish().ending.startswith("stopped: two readings of the position differ")
+    assert arm.commands == []
+    seen = Observation({}, "go", arm.memory)
+    copied = seen.copy()
+    arm.memory[:] = 1e3
+    assert copied.proprio is not None
+    assert copied.proprio.max() < 1e3
 
 
 def test_an_arm_that_is_moved_by_hand_is_waited_for_and_then_named(tmp_path: Path) -> None:
@@ -330,23 +421,25 @@ def test_a_full_disk_does_not_end_the_loop(tmp_path: Path) -> None:
 
 
 def test_a_camera_may_use_its_memory_again_and_one_that_makes_the_loop_wait_holds_the_arm() -> None:
-    picture, seen = np.full((8, 8, 3), 7, np.uint8), threading.Event()
+    picture, state, seen = np.full((8, 8, 3), 7, np.uint8), np.zeros(6), threading.Event()
 
     class Late(Policy):
         def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
             seen.wait(5)
             assert observation.images["primary"].max() == 7
+            assert observation.proprio is not None
+            assert observation.proprio.max() == 0
             return super().infer(observation, begins)
 
     def observe() -> Observation:
         time.sleep(0.1)
-        return Observation({"primary": picture}, "go", np.zeros(6))
+        return Observation({"primary": picture}, "go", state)
 
     actor = RemoteActor(Late(), ChunkExecutor(ExecutionOptions(8, max_observation_age_s=0.05), LIMITS, HZ, NAMES))
     now = time.monotonic()
     actor.reset(Sensed(np.zeros(6), now), now)
     assert actor.tick(now, Sensed(np.zeros(6), now), observe).reason == "stale observation"
-    picture[:] = 0
+    picture[:], state[:] = 0, 9.0
     seen.set()
     assert actor._waiting is not None
     assert actor._waiting[1].result(60).actions.shape == (10, 6)

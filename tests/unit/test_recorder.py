@@ -155,12 +155,14 @@ def test_steps_for_which_there_is_no_time_are_left_out_and_counted_and_pictures_
     for item in steps:
         recorder.add(item)
         item.observation.images["primary"][:] = 0  # the camera's memory is used again
+        item.observation.proprio[:] = 99.0  # and that of the joints
     may_write.set()
     assert 9 - 3 <= recorder.num_left_out <= 9 - 2
     recorder.close({"success": True, "num_left_out": recorder.num_left_out})
     recording = read_recording(tmp_path / "rollout.hdf5")
     assert recording.num_steps == 9 - recorder.num_left_out
     assert recording.images["primary"].std() > 30
+    assert recording.proprio.max() < 99.0
 
 
 class SimulatedLeader(Leader):

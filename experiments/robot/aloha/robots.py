@@ -15,6 +15,7 @@ from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.acting.robot import Robot, RobotError
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
 from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import CHANGE_PREFIX
 
 ALOHA = ROBOT_PLATFORMS["ALOHA"]
 ACTION_DIM = ALOHA.action_dim
@@ -72,7 +73,9 @@ class RelativeTargets(Robot):
         self._robot = robot
         self._adds = np.array([kind is ActionKind.MOTION for kind in kinds], bool)
         self._target: np.ndarray | None = None  # None: to be read from the arms, once they are told to move
-        self.action_names, self.state_names = robot.action_names, robot.state_names
+        names = zip(robot.action_names, self._adds, strict=True)
+        self.action_names = tuple(CHANGE_PREFIX + name if adds else name for name, adds in names)  # that no leader takes them for targets
+        self.state_names = robot.state_names
         self.instruction, self.max_steps = robot.instruction, robot.max_steps
 
     def connect(self) -> None:

@@ -64,8 +64,8 @@ class AlohaEvalConfig(DrivingFlags):
             raise ValueError(f"--robot is {self.robot!r}, expected {HARDWARE} or a simulated task: {', '.join(ALOHA_TASKS)}")
         for name in ("control_hz", "max_joint_speed", "max_joint_change"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} is {value}, must be more than 0")
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"--{name} is {value}, must be a finite number more than 0")
         if self.robot != HARDWARE and self.control_hz != CONTROL_HZ:
             raise ValueError(f"--control_hz is {self.control_hz:g}; the simulation executes {CONTROL_HZ:g} actions per second")
         if self.max_joint_speed is not None and self.max_joint_change is not None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter
 from prismatic.acting.actor import ChunkSource, RemoteActor
@@ -31,7 +33,9 @@ from prismatic.acting.limits import per_dimension
 from prismatic.acting.loop import CONTINUE, FAILURE, KEY_HELP, QUIT, SUCCESS, RealTimeRollout, RolloutOutcome, RolloutPlan
 from prismatic.acting.recorder import RECORDINGS, BackgroundRecorder, EpisodeRecorder, RecordingError
 from prismatic.acting.robot import Robot, RobotError
+from prismatic.acting.signals import undisturbed
 from prismatic.acting.start_check import check_observation, check_range, check_start
+from prismatic.vla.types import Observation
 from prismatic.wire.policy_info import PolicyInfo
 
 _LOOKS, _LOOK_AGAIN_S = 5, 0.2  # before a rollout: a camera that misses one picture must not cost the look at the start
@@ -122,11 +126,12 @@ class Session:
                 if not (self._reset(number) and self._prepare(number) and self._looks_right()):
                     break
                 outcome, video = self._play(number)
-                if outcome.ending == "quit":
-                    break
-                self._report(number, outcome, video)
+                if outcome.ending != "quit":
+                    self._report(number, outcome, video)
                 if self._unrecorded is not None:
                     raise self._unrecorded
+                if outcome.ending == "quit":
+                    break
         finally:
             self._write_summary()
 
@@ -134,7 +139,7 @@ class Session:
         """Brings the robot to its start; False: quit."""
         while True:
             try:
-                self._robot.reset(number)
+                self._bring_to_start(number)
                 self._label = self._options.instruction or self._robot.instruction or self._label
                 return True
             except RobotError as error:
@@ -143,6 +148,18 @@ class Session:
                 question = f"The robot did not reach its start: {error}\nPress c to try again, q to quit"
                 if self._ask(question, CONTINUE + QUIT) == QUIT:
                     return False
+
+    def _bring_to_start(self, number: int) -> None:
+        """Resets the robot; where that is broken off, by Ctrl-C or an error, the motion that its driver has begun is ended, too."""
+        try:
+            self._robot.reset(number)
+        except BaseException:
+            with undisturbed():
+                try:
+                    self._robot.stop()
+                except Exception as error:  # of any driver; what broke the reset off is said all the same
+                    logger.error("the robot could not be stopped (%s: %s); use its emergency stop", type(error).__name__, error)
+            raise
 
     def _prepare(self, number: int) -> bool:
         """Asks for the instruction and for a sign that the scene is ready; False: quit."""
@@ -161,15 +178,14 @@ class Session:
         Raises:
             ValueError: the observation lacks what the policy needs.
         """
-        for attempt in range(_LOOKS):
-            try:
-                observation, position = self._robot.observe(self._label), self._robot.position()
-                break
-            except Exception as error:
-                if attempt == _LOOKS - 1:  # the loop holds the robot for it, and says so
-                    logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
-                    return True
-                time.sleep(_LOOK_AGAIN_S)
+        is_asked = self._options.waits_for_person and self._keyboard.is_terminal
+        while (seen := self._look()) is None:
+            if not is_asked:  # the loop holds the robot for it, and says so
+                return True
+            question = "Whether the robot stands as in the demonstrations cannot be seen. Press c to look again, q to quit"
+            if self._ask(question, CONTINUE + QUIT) == QUIT:
+                return False
+        observation, position = seen
         check_observation(observation, self._driver.info)
         info = self._driver.info
         found = check_start(observation.proprio, info) + check_range(position, self._driver.limits.limits, info.action_names)
@@ -177,9 +193,21 @@ class Session:
         self._known |= {told.partition(" ")[0] for told in warnings}
         for told in warnings:
             logger.warning("%s", told)
-        if not warnings or not (self._options.waits_for_person and self._keyboard.is_terminal):
+        if not warnings or not is_asked:
             return True
         return self._ask("Nothing has moved. Press c to go on all the same, q to quit", CONTINUE + QUIT) == CONTINUE
+
+    def _look(self) -> tuple[Observation, np.ndarray] | None:
+        """What the robot sees, and where it is [A]; None: it does not say, which is logged."""
+        for attempt in range(_LOOKS):
+            try:
+                return self._robot.observe(self._label), self._robot.position()
+            except Exception as error:
+                if attempt == _LOOKS - 1:
+                    logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
+                else:
+                    time.sleep(_LOOK_AGAIN_S)
+        return None
 
     def _play(self, number: int) -> tuple[RolloutOutcome, Path | None]:
         options, film = self._options, None
@@ -241,6 +269,7 @@ class Session:
         try:
             recorder.close({"success": bool(outcome and outcome.success), "ending": ending, "num_left_out": num_left_out})
         except RecordingError as error:
+            logger.error("this rollout is not recorded: %s", error)  # at once: what ends the session may be another error, or Ctrl-C
             self._unrecorded = error
 
     def _ask_success(self) -> bool:

@@ -30,7 +30,7 @@ from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.types import Observation
 from prismatic.wire.policy_info import PolicyInfo
 
-_SAME_READING_S = 0.01  # an observation within this time of the position is the same reading
+_SAME_READING_S = 0.01  # an observation within this time after the reading of the position is the same reading
 _SHORTENED = 1e-3  # of a command; what the driver sends may differ by so much
 _OURS = ("slots", "names", "units", "teleop", "holds_at_the_end")
 
@@ -58,7 +58,7 @@ class LeRobotArm(Robot):
         self._teleop_config: Any = devices.decode_config("teleoperator", teleop.pop("type", ""), teleop) if teleop else None
         self._robot: Any = None
         self._values: Mapping[str, Any] = {}  # the last reading
-        self._read_at = -np.inf
+        self._read_at = self._was_read_at = -np.inf  # when the last reading was begun, and when it was there
         self._ports: list[int] = []  # held
         self._has_told_of_shortening = False
 
@@ -139,14 +139,15 @@ class LeRobotArm(Robot):
         return np.array([float(self._values.get(key, np.nan)) for key in self._actions.keys]) * self._actions.factors
 
     def observe(self, instruction: str) -> Observation:
-        if time.monotonic() - self._read_at > _SAME_READING_S:
+        if time.monotonic() - self._was_read_at > _SAME_READING_S:
             self._read()
         images = {slot: self._values[name] for slot, name in self._cameras.items()}
         return Observation(images, instruction, self._states.read(self._values) if self.state_names else None)
 
     def _read(self) -> None:
         started, before = time.monotonic(), self._values
-        self._values = dict(self._robot.get_observation())
+        self._values = dict(self._robot.get_observation())  # may wait for the next frame of its cameras
+        self._was_read_at = time.monotonic()
         # A robot behind a network gives its last answer again where none has come; the values are then the very same objects.
         is_new = any(value is not before.get(name) for name, value in self._values.items())
         if is_new or self._type_name not in devices.HELD_BY_OTHERS:

@@ -1,0 +1,130 @@
+"""A session of rollouts with a simulated arm, and a person at the keys who is played by the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_arm import NAMES, SimulatedArm
+from test_loop import HZ, LIMITS, Policy
+
+from experiments.robot.evaluation import session as session_module
+from experiments.robot.evaluation.session import Driver, SessionOptions, drive
+from prismatic.acting.execution import ExecutionOptions
+from prismatic.acting.limit_sources import ChosenLimits
+from prismatic.acting.recorder import RecordingError
+from prismatic.acting.robot import RobotError
+from prismatic.vla.constants import ActionKind
+from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import PolicyInfo
+
+INFO = PolicyInfo(
+    platform="SO101",
+    cameras=("primary",),
+    num_actions_chunk=10,
+    action_names=NAMES,
+    action_kinds=(ActionKind.TARGET,) * 6,
+    proprio_names=NAMES,
+    control_hz=HZ,
+    needs_state=True,
+    center_crop=True,
+    jpeg_round_trip=True,
+    unnorm_key="arm",
+    demonstrated=Demonstrated((-50.0,) * 6, (50.0,) * 6, (2.0,) * 6, (6.0,) * 6),
+)
+
+
+class Person:
+    """Answers every question with the next key, and presses the last ones while the robot acts."""
+
+    is_terminal = True
+
+    def __init__(self, *answers: str, pressed: str = "") -> None:
+        self.answers, self.keys = list(answers), list(pressed)
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def forget(self) -> None: ...
+    def wait(self, keys: str) -> str:
+        return self.answers.pop(0)
+
+    def pressed(self) -> str:
+        return self.keys.pop(0) if self.keys else ""
+
+
+def play(folder: Path, arm: SimulatedArm, person: Person, **options: Any) -> None:
+    driver = Driver(Policy(), INFO, ExecutionOptions(8), ChosenLimits(LIMITS, ()))
+    drive(arm, driver, SessionOptions(folder / "run", num_rollouts=1, control_hz=HZ, **options), person)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RobotError("no way"), OSError("no bus")], ids=repr)
+def test_a_reset_that_is_broken_off_ends_the_motion_that_its_driver_has_begun(tmp_path: Path, error: BaseException) -> None:
+    class Homing(SimulatedArm):
+        def reset(self, rollout: int) -> None:
+            self.calls.append("go home")  # and its driver does so by itself
+            raise error
+
+    arm = Homing()
+    if isinstance(error, RobotError):
+        play(tmp_path, arm, Person("q"))
+    else:
+        with pytest.raises(type(error)):
+            play(tmp_path, arm, Person())
+    assert arm.calls == ["connect", "go home", "stop", "disconnect"]
+
+
+def test_a_stop_that_fails_does_not_hide_what_broke_the_reset_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Dead(SimulatedArm):
+        def reset(self, rollout: int) -> None:
+            raise ConnectionError("no status packet")
+
+        def stop(self) -> None:
+            raise ConnectionError("no port")
+
+    with pytest.raises(ConnectionError, match="no status packet"):
+        play(tmp_path, Dead(), Person())
+    assert "the robot could not be stopped (ConnectionError: no port); use its emergency stop" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["q", "s"])
+def test_a_recording_that_was_lost_is_told_however_the_rollout_ended(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full:
+        num_left_out = 0
+
+        def __init__(self, recorder: object) -> None: ...
+        def add(self, step: object) -> None: ...
+        def close(self, facts: object) -> None:
+            raise RecordingError("rollout_001.hdf5 cannot be written: no space left on device")
+
+    monkeypatch.setattr(session_module, "BackgroundRecorder", Full)
+    with pytest.raises(RecordingError, match="no space left"):
+        play(tmp_path, SimulatedArm(), Person("c", pressed=f"..{key}"), records=True)
+    assert "this rollout is not recorded: rollout_001.hdf5 cannot be written" in caplog.text
+    assert (tmp_path / "run" / "rollouts.jsonl").exists() == (key == "s")
+
+
+def test_a_camera_that_is_late_does_not_cost_the_look_at_where_the_robot_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session_module, "_LOOK_AGAIN_S", 0.001)
+    arm = SimulatedArm(120.0)  # beyond its limits
+    observe, num_looks = arm.observe, [0]
+
+    def observe_late(instruction: str) -> Observation:
+        num_looks[0] += 1
+        if num_looks[0] <= 7:
+            raise TimeoutError("no frame")
+        return observe(instruction)
+
+    arm.observe = observe_late  # type: ignore[method-assign]
+    play(tmp_path, arm, Person("c", "c", "q"))  # the scene is ready; look again; not so
+    assert num_looks == [8]
+    assert "gripper is at 120 before the start; its limits are 0 and 100" in caplog.text
+    assert arm.calls == ["connect", "disconnect"]
+    assert arm.commands == []
