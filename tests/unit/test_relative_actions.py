@@ -101,6 +101,8 @@ def test_aloha_adds_them_up() -> None:
     sent: list[np.ndarray] = []
 
     class Arms(SimulatedArm):
+        action_names = ALOHA.action_names
+
         def position(self) -> np.ndarray:
             return np.full(14, 0.6)
 
