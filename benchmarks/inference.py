@@ -30,7 +30,6 @@ from prismatic.models.processor import PrismaticImageProcessor, PrismaticProcess
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
-from prismatic.policy.inference.fp8_layers import DEFAULT_FP8_PARTS, fp8_parts
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.policy import Policy
@@ -73,7 +72,6 @@ class InferenceConfig:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
     num_calls: int = 1000  # at batch 1; larger batches as many observations
     frame_size: int = 256  # pixels, of the square camera images
-    fp8_parts: list[str] = field(default_factory=lambda: list(DEFAULT_FP8_PARTS))  # of the kind fp8; names of fp8_layers.py
     pace_s: float = 0.0  # from the start of a call to the start of the next, as of a robot that acts meanwhile; 0: without pause
     all_lengths: bool = True  # warm up for prompts of any usual length, as deploy.py does; else for the benchmark's own
     profile: bool = False  # also print where the time of a call goes
@@ -96,8 +94,7 @@ def main(config: InferenceConfig) -> None:
     for shape in config.shapes:
         expected: np.ndarray | None = None
         for kind in ["eager", *[kind for kind in config.kinds if kind != "eager"]]:
-            with fp8_parts(config.fp8_parts):
-                parts = build_parts(shape, KINDS[kind][1], torch.device(config.device))
+            parts = build_parts(shape, KINDS[kind][1], torch.device(config.device))
             actions = measure_kind(config, shape, kind, parts, expected, figures["rows"])
             expected = actions if kind == "eager" else expected
             del parts

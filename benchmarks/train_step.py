@@ -26,7 +26,6 @@ import torch
 from prismatic.cli import run_script
 from prismatic.models.base import build_tokenizer_for, random_weights, write_base
 from prismatic.models.configuration import openvla_7b, prismatic_qwen25_0_5b
-from prismatic.policy.inference.fp8_layers import DEFAULT_FP8_PARTS, fp8_parts
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.loop import Trainer
@@ -76,7 +75,6 @@ class TrainStepConfig:
     work_dir: Path  # receives the base models (15 and 2.5 GB), which are deleted again; a memory file system is quickest
     cases: list[str] = field(default_factory=lambda: list(CASES))  # which to run
     flags: dict[str, Any] = field(default_factory=dict)  # training flags for all of them, for instance {compile: "False"}
-    fp8_parts: list[str] = field(default_factory=lambda: list(DEFAULT_FP8_PARTS))  # of --quantize_base fp8; names of fp8_layers.py
     num_workers: int = 8
     warmup_steps: int = 12
     num_steps: int = 20  # timed ones
@@ -182,8 +180,7 @@ def build_trainer(case: Case, base: Path, config: TrainStepConfig) -> Trainer:
         **{**case.flags, **config.flags},
     )
     torch.cuda.reset_peak_memory_stats()
-    with fp8_parts(config.fp8_parts):
-        trainer = Trainer(prepare_run(flags, Ranks(0, 1, torch.device("cuda", 0))))
+    trainer = Trainer(prepare_run(flags, Ranks(0, 1, torch.device("cuda", 0))))
     trainer.model.train()
     return trainer
 

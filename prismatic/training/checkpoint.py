@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,7 +96,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     def write() -> None:
         try:
             with atomic_folder(folder) as temporary:
-                originals = _originals(run) if config.model.quantize_base != "none" else None
+                originals = open_weights(run.base_folder, parts.config) if config.model.quantize_base != "none" else None
                 save_policy(parts, temporary, None if config.saving.save_latest_checkpoint_only else state.step, merge, originals)
                 _write_trainer_state(temporary / TRAINER_STATE_FOLDER, state, trained, gathering, random_states)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -117,12 +116,6 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
 
     on_main(write, ranks)
     return folder
-
-
-def _originals(run: Run) -> Mapping[str, torch.Tensor]:
-    """By plain name, what the run's quantized layers were made from."""
-    base = open_weights(run.base_folder, run.parts.config)
-    return ChainMap(dict(run.towers), base) if run.towers else base  # type: ignore[arg-type]  # which is only read
 
 
 def checkpoint_bytes(model: ActionModel, trained: Trained, merge: bool = True) -> int:

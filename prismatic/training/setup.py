@@ -22,7 +22,7 @@ from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.policy.checkpoint.told import read_training
 from prismatic.policy.inference.compilation import NO_COMPILER, compile_blocks, has_compiler
-from prismatic.policy.inference.quantization import check_frozen_base, is_quantized, quantize_frozen_base
+from prismatic.policy.inference.quantization import check_frozen_base, quantize_frozen_base
 from prismatic.policy.inference.stacking import stack_projections
 from prismatic.policy.lora.adapters import add_lora
 from prismatic.training.alike import PACKAGES, check_same_base
@@ -73,7 +73,6 @@ class Run:
     eval_command: str | None  # evaluates a checkpoint in closed loop; None: no evaluation while training
     resumed: Checkpoint | None  # where the run goes on; None: it begins
     skeleton: ActionModel | None  # of a sharded model: the whole one, without memory
-    towers: Mapping[str, torch.Tensor]  # of a continued checkpoint with FiLM, where quantized ones were made from them, by plain name
     lock: RunLock | None = None  # on the main process, if nobody else may write the run's folders
 
     def check_writer(self) -> None:
@@ -173,7 +172,6 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         eval_command=command,
         resumed=resumed,
         skeleton=skeleton,
-        towers=on_all(lambda: _continued_towers(origin.continuation if ranks.is_main else None, parts.model), ranks),
     )
 
 
@@ -218,13 +216,6 @@ def _load_model(
         stack_projections(parts.model.bare_vla)
     torch.manual_seed(config.optimization.seed + ranks.rank)  # dropout differs between processes
     return parts, skeleton
-
-
-def _continued_towers(continuation: Continuation | None, model: ActionModel) -> dict[str, torch.Tensor]:
-    """What quantized towers were made from where the base does not hold it; kept, since the checkpoint that does may be gone by and by."""
-    if continuation is None or not is_quantized(model.bare_vla.bare_vision_backbone):
-        return {}
-    return {f"vision_backbone.{name}": value for name, value in continuation.towers().items()}
 
 
 def _download(name_or_path: str, ranks: Ranks) -> Path:

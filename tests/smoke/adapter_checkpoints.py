@@ -22,13 +22,13 @@ from prismatic.vla.images import ImageRecipe
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=2, llm_heads=2, llm_mlp_dim=64)
 
 
-def write_base(folder: Path, seed: int = 0, sizes: TinySizes = SIZES) -> Path:
-    write_tiny_base(folder, sizes, seed)
+def write_base(folder: Path, seed: int = 0) -> Path:
+    write_tiny_base(folder, SIZES, seed)
     return folder
 
 
-def write_run(folder: Path, base: Path, seed: int, heads: HeadSpec, rank: int = 4, limit: float = 1.0, strength: float = 0.3) -> Path:
-    """A LIBERO policy with the camera "primary", adapters that `seed` draws as large as `strength`, and actions within +-`limit`."""
+def write_run(folder: Path, base: Path, seed: int, heads: HeadSpec, rank: int = 4, limit: float = 1.0) -> Path:
+    """A LIBERO policy with the camera "primary", adapters that `seed` draws and actions within +-`limit`."""
     loaded = load_base(base, torch.float32)
     spec = PolicySpec(ROBOT_PLATFORMS["LIBERO"], ("primary",), ImageRecipe(28), "arm", heads, LoraSpec(rank), base_model=str(base))
     torch.manual_seed(seed)
@@ -38,7 +38,7 @@ def write_run(folder: Path, base: Path, seed: int, heads: HeadSpec, rank: int = 
     model = build_action_model(adapted, loaded.vla.config, spec).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(parameter, std=strength)
+            nn.init.normal_(parameter, std=0.3)
     bounds = {key: [sign * limit] * 7 for key, sign in (("min", -1), ("max", 1), ("q01", -1), ("q99", 1))}
     proprio = {key: values + values[:1] for key, values in bounds.items()}
     folder.mkdir()

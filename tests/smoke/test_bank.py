@@ -14,7 +14,6 @@ from adapter_checkpoints import write_base, write_run
 from prismatic.policy.checkpoint.files import STATISTICS_FILE, atomic_folder
 from prismatic.policy.checkpoint.loading import LoadOptions
 from prismatic.policy.checkpoint.spec import HeadSpec
-from prismatic.policy.inference.fp8_layers import fp8_parts
 from prismatic.policy.lora.bank import load_adapter_policies
 from prismatic.policy.policy import Policy
 from prismatic.vla.types import Observation
@@ -93,17 +92,14 @@ def test_statistics_that_were_edited_are_warned_of(workplace: Path, tmp_path: Pa
     assert f"{STATISTICS_FILE} changed since training saved it; actions may have other units" in caplog.text
 
 
-@pytest.mark.parametrize("part", ["language_model", "vision_backbone", "projector"])
-def test_the_base_may_be_quantized(workplace: Path, part: str) -> None:
-    with fp8_parts((part,)):
-        exact, coarse = (
-            load_adapter_policies({"plain": workplace / "plain"}, CPU, torch.float32, LoadOptions(quantization=kind))["plain"]
-            for kind in ("none", "fp8")
-        )
-    assert {part for part, counts in coarse.in_use()["fp8"].items() if "fp8" in counts} == {part}
+def test_the_base_may_be_quantized(workplace: Path) -> None:
+    exact, coarse = (
+        load_adapter_policies({"plain": workplace / "plain"}, CPU, torch.float32, LoadOptions(quantization=kind))["plain"]
+        for kind in ("none", "fp8")
+    )
     expected, found = actions(exact), actions(coarse)
     share = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
-    assert 0 < share < 0.4, share  # observed 0.13 to 0.14: tiny random weights with strong adapters make much of rounding
+    assert 0 < share < 0.4, share  # observed 0.14: tiny random weights with strong adapters make much of rounding
 
 
 def test_what_cannot_be_shared_is_named(workplace: Path, tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.models.base import TinySizes, write_tiny_base
-from prismatic.policy.checkpoint.continuing import Continuation
-from prismatic.policy.inference.fp8_layers import fp8_parts
 from prismatic.policy.policy import Policy
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import finetune
@@ -176,28 +174,6 @@ def test_a_continued_run_resumes_exactly(workplace: Path, checkpoint: Callable[[
     assert all(torch.equal(one[key], other[key]) for key in one)
     np.testing.assert_array_equal(act(whole), act(parts))
     assert continued(parts) == continued(whole)
-
-
-@pytest.mark.parametrize("name", ["film_adapters", "film_diffusion"])
-def test_towers_in_float8_are_saved_as_the_checkpoint_had_them(workplace: Path, checkpoint: Callable[[str], Path], name: str) -> None:
-    """With FiLM the towers are read from another file than the model; where that is gone, or resumed from, they are known all the same."""
-    shutil.copytree(checkpoint(name), folder := workplace / f"{name}_moved")
-    expected = Continuation(folder, keeps_adapters=name in UNMERGED).towers()
-    flags = {**VARIANTS[name], **STANDING_STILL, "vla_path": str(folder), "quantize_base": "fp8", "save_latest_checkpoint_only": False}
-    with fp8_parts(("vision_backbone", "projector")):
-        finetune(config_of(workplace, f"{name}_fp8", **flags))
-        if name in UNMERGED:  # the weights beneath are the base's
-            shutil.rmtree(folder)
-        finetune(config_of(workplace, f"{name}_fp8", max_steps=2, resume=True, **flags))
-    told = json.loads((workplace / f"{name}_fp8" / "in_use.json").read_text())
-    assert told["fp8"]["vision_backbone"]["fp8"] == 12  # of two blocks: DINOv2's, and SigLIP's attention
-    assert told["fp8"]["film"] == {"trained": 8, "never computed": 4}
-    on = workplace / f"{name}_fp8--2_chkpt"
-    saved = Continuation(on, keeps_adapters=True).towers()
-    assert saved.keys() == expected.keys()
-    assert all(torch.equal(saved[key], expected[key]) for key in expected)
-    before, after, untrained = act(checkpoint(name)), act(on), act(fresh(workplace, name))
-    assert np.abs(after - before).max() < 0.1 * np.abs(untrained - before).max()
 
 
 def test_adapters_over_a_policy_with_film_are_continued_twice(workplace: Path, checkpoint: Callable[[str], Path]) -> None:

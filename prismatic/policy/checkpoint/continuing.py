@@ -46,24 +46,20 @@ class Continuation:
 
     def fill_towers(self, vla: OpenVLAForActionPrediction) -> None:
         """The vision towers of a checkpoint with FiLM, into a model without adapters and FiLM; rounded as every stored model is."""
-        if has_component(self.folder, VISION_BACKBONE):
-            load_strictly(vla.vision_backbone, self.towers(), str(find_component(self.folder, VISION_BACKBONE)))
-
-    def towers(self) -> dict[str, torch.Tensor]:
-        """What `fill_towers` fills in, by name in the vision backbone; {} for a checkpoint without FiLM."""
         if not has_component(self.folder, VISION_BACKBONE):
-            return {}
+            return
         source = find_component(self.folder, VISION_BACKBONE)
         state = read_component(self.folder, VISION_BACKBONE)
         if self.keeps_adapters:
             state = {key.replace(".base_layer.", "."): value for key, value in state.items() if ".lora_" not in key}
         else:
             state = merge_component(state, str(source), AdapterScaling.read(self.folder / ADAPTER_FOLDER))
-        return {
+        towers = {
             without_film(f"vision_backbone.{key}").removeprefix("vision_backbone."): value.to(torch.bfloat16)
             for key, value in state.items()
             if not is_film_layer(key)
         }
+        load_strictly(vla.vision_backbone, towers, str(source))
 
     def fill_adapters(self, vla: nn.Module) -> None:
         """The adapters, into a model that PEFT wraps and that has no FiLM yet."""

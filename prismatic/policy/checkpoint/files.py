@@ -63,13 +63,11 @@ def component_suffix(step: int | None) -> str:
     return "latest_checkpoint.pt" if step is None else f"{step}_checkpoint.pt"
 
 
-def save_component(
-    module: torch.nn.Module, folder: Path, component: str, suffix: str, weights: Mapping[str, torch.Tensor] | None = None
-) -> None:
-    """Writes `folder`/`component`--`suffix` with the published key prefix and dtypes: `weights`, by default the module's state dict."""
+def save_component(module: torch.nn.Module, folder: Path, component: str, suffix: str) -> None:
+    """Writes `folder`/`component`--`suffix` with the published key prefix and dtypes."""
     prefix = "" if component == VISION_BACKBONE else _WRAPPER_PREFIX
     state = {}
-    for key, value in (module.state_dict() if weights is None else weights).items():
+    for key, value in module.state_dict().items():
         is_film = component == VISION_BACKBONE and is_film_layer(key)
         state[prefix + key] = value.detach().to("cpu", torch.float32 if is_film else _COMPONENT_DTYPES[component])
     torch.save(state, folder / f"{component}--{suffix}")

@@ -20,7 +20,7 @@ from prismatic.policy.checkpoint.files import (
 )
 from prismatic.policy.checkpoint.parts import PolicyParts, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.lora.adapters import LM_HEAD, adapter_config, adapter_state, is_adapted, published_state, unquantized_state
+from prismatic.policy.lora.adapters import LM_HEAD, adapter_config, adapter_state, is_adapted, published_state
 
 # The published checkpoints store the model and the adapters in bfloat16.
 _MODEL_DTYPE = torch.bfloat16
@@ -45,8 +45,7 @@ def save_policy(
     for component, module in head_components(model).items():
         save_component(module, folder, component, suffix)
     if model.bare_vla.uses_film:
-        towers = model.bare_vla.vision_backbone
-        save_component(towers, folder, VISION_BACKBONE, suffix, unquantized_state(towers, VISION_BACKBONE, originals))
+        save_component(model.bare_vla.vision_backbone, folder, VISION_BACKBONE, suffix)
     if is_adapted(model.vla):
         _save_adapter(model.vla, parts.spec, folder / ADAPTER_FOLDER)
     if merge or not is_adapted(model.vla):

@@ -53,28 +53,13 @@ FAST_PATHS = {
         "torch.nn.functional.linear",
         0.15,
         f"{_SHARE} of the gradient of each kind of projection's adapters, two layers",
-        (
-            "tests/unit/test_fp8_base.py::test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base",
-            "tests/unit/test_fp8_towers.py::test_adapters_over_them_learn_as_over_the_plain_ones",
-        ),
-    ),
-    "fp8 towers": FastPath(
-        "torch.nn.functional.linear",
-        0.04,
-        f"{_SHARE} of a product and of its input's gradient, each kind of layer of the vision towers and the projector",
-        (
-            "tests/unit/test_fp8_towers.py::test_every_kind_of_layer_is_near_the_plain_one",
-            "tests/smoke/test_gpu_quantization.py::test_layers_of_towers_and_projector_stay_close",
-        ),
+        ("tests/unit/test_fp8_base.py::test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base",),
     ),
     "fp8 policy": FastPath(
         "torch.nn.functional.linear",
         0.15,
         f"{_SHARE} of a small policy's actions",
-        (
-            "tests/smoke/test_gpu_quantization.py::test_actions_stay_close",
-            "tests/unit/test_fp8_towers.py::test_actions_stay_close",
-        ),
+        ("tests/smoke/test_gpu_quantization.py::test_actions_stay_close",),
     ),
     "recorded programs": FastPath(
         "prismatic.policy.inference.engine.EagerEngine",

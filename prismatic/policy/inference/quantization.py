@@ -5,14 +5,13 @@
     int8_weight_only    torchao: weights in 8 bits, one scale per row
     fp8_weight_only     torchao: weights as float8 (e4m3), one scale per row
     fp8                 weights and activations as float8, one scale per row of each; the fastest (see `fp8.py` beside this file);
-                        FiLM's layers too, half a gigabyte that is read for a single token, and what else `fp8_layers.py` names
+                        FiLM's layers too, half a gigabyte that is read for a single token
 
 Each layer computes in a dtype of its own, whatever its input has: `.to(device, dtype)` moves a quantized model, changes the dtype of
 what is not quantized, and leaves the rest as it is.
 
-The language model holds nine tenths of the weights. The vision towers themselves and the projector stay in the policy's dtype unless
-`fp8_layers.py` chooses them; the embeddings, the LM head and the action head always do: they are small, and actions are most sensitive
-to them. Adapters must be merged before.
+The language model holds nine tenths of the weights. The vision towers themselves, the projectors, the embeddings, the LM head and the
+action head stay in the policy's dtype: they are small, and actions are most sensitive to them. Adapters must be merged before.
 """
 
 from __future__ import annotations
@@ -28,15 +27,11 @@ from prismatic.models.film import FiLMedVisionBlock
 from prismatic.models.language import DecoderLayer
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.inference.fp8 import Fp8FrozenLinear, Fp8Linear, check_fp8
-from prismatic.policy.inference.fp8_layers import LANGUAGE, MULTIPLE, chosen_beside_language, fits, is_chosen
 from prismatic.vla.constants import near_names
 
 
 class QuantizedLinear(nn.Module):
-    """A quantized linear layer; its input is cast to `compute_dtype`, its output to the dtype that a plain layer would give.
-
-    That is the input's, or autocast's: norms give float32 there, and what is added to the residual stream would make all of it float32.
-    """
+    """A quantized linear layer; its input is cast to `compute_dtype`, its output back to the input's dtype."""
 
     def __init__(self, layer: nn.Module, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -45,9 +40,7 @@ class QuantizedLinear(nn.Module):
         self.compute_dtype = compute_dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return self.layer(x.to(self.compute_dtype)).to(dtype)
+        return self.layer(x.to(self.compute_dtype)).to(x.dtype)
 
 
 Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], QuantizedLinear]
@@ -57,8 +50,6 @@ _INSTALL = 'pip install "openvla-oft-robot[quant]"'
 def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
     """Quantizes the language model's layers in place, moving each to `device` on the way, so that they are never there unquantized.
 
-    In fp8 also FiLM's, and instead of the language model's alone those that `fp8_layers` chooses.
-
     Raises:
         ValueError: an unknown kind, or its package is not installed.
     """
@@ -67,25 +58,18 @@ def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.dev
     quantizer = _find(kind)
     assert not is_quantized(vla)
     with torch.random.fork_rng(devices=[]):  # packages fill new layers with random numbers before they get their weights
-        for owner, name in _quantized_places(vla, kind):
-            layer = getattr(owner, name)
-            quantized = quantizer(layer, device, compute_dtype)
-            quantized.in_features, quantized.out_features = layer.in_features, layer.out_features
-            setattr(owner, name, quantized)
-
-
-def _quantized_places(vla: OpenVLAForActionPrediction, kind: str) -> list[tuple[nn.Module, str]]:
-    """Owner and name of every layer that `quantize_model` replaces."""
-    owners = list(vla.language_model.model.layers.modules()) if kind != "fp8" or is_chosen(LANGUAGE) else []
-    owners += _film_blocks(vla) if kind == "fp8" else []
-    places = [(owner, name) for owner in owners for name, child in owner.named_children() if isinstance(child, nn.Linear)]
-    return places + (chosen_beside_language(vla) if kind == "fp8" else [])
+        for module in [*vla.language_model.model.layers.modules(), *(_film_blocks(vla) if kind == "fp8" else ())]:
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    quantized = quantizer(child, device, compute_dtype)
+                    quantized.in_features, quantized.out_features = child.in_features, child.out_features
+                    setattr(module, name, quantized)
 
 
 def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
     """The same for a base under adapters, through which gradients pass: "fp8" then holds two copies of each weight.
 
-    In fp8 the language model's last layer stays as it is: it computes a few rows only. So do FiLM's, which are trained.
+    In fp8 the last layer stays as it is: it computes a few rows only.
 
     Raises:
         ValueError: as `check_frozen_base`; or a layer's sizes are no multiples of 16, which fp8 products need, or there is but one.
@@ -94,12 +78,9 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
     if kind != "fp8":
         quantize_model(vla, kind, device, compute_dtype)
         return
-    beside = chosen_beside_language(vla)
-    if len(vla.language_model.model.layers) == 1 and not beside:
+    if len(vla.language_model.model.layers) == 1:
         raise ValueError("--quantize_base fp8 leaves the last layer as it is, and this language model has no other; leave the flag out")
-    for owner, name in beside:
-        _freeze_in_fp8(owner, (name,), device, compute_dtype)
-    for layer in vla.language_model.model.layers[:-1] if is_chosen(LANGUAGE) else ():
+    for layer in vla.language_model.model.layers[:-1]:
         assert isinstance(layer, DecoderLayer)
         for owner, names in (
             (layer.self_attn, ("q_proj", "k_proj", "v_proj")),
@@ -127,9 +108,8 @@ def _freeze_in_fp8(owner: nn.Module, names: Sequence[str], device: torch.device,
     weights = [getattr(owner, name).weight.detach().to(device) for name in names]
     biases = [_bias(getattr(owner, name), device, compute_dtype) for name in names]
     for name, weight in zip(names, weights, strict=True):
-        if not fits(getattr(owner, name)):
-            told = f"{name} is {list(weight.shape)}, fp8 products need multiples of {MULTIPLE}"
-            raise ValueError(f"--quantize_base fp8: {told}; leave the flag out")
+        if any(size % 16 for size in weight.shape):
+            raise ValueError(f"--quantize_base fp8: {name} is {list(weight.shape)}, fp8 products need multiples of 16; leave the flag out")
     largest = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
     for name, weight, bias in zip(names, weights, biases, strict=True):
         quantized = QuantizedLinear(Fp8FrozenLinear(weight, largest, bias), compute_dtype)
@@ -139,11 +119,6 @@ def _freeze_in_fp8(owner: nn.Module, names: Sequence[str], device: torch.device,
 
 def _film_blocks(vla: OpenVLAForActionPrediction) -> list[nn.Module]:
     return [module for module in vla.vision_backbone.modules() if isinstance(module, FiLMedVisionBlock)]
-
-
-def is_fp8(layer: nn.Module) -> bool:
-    """Whether it is a layer whose products are float8."""
-    return isinstance(layer, QuantizedLinear) and isinstance(layer.layer, (Fp8Linear, Fp8FrozenLinear))
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -237,7 +237,7 @@ def published_state(
     quantized = tuple(f"{name}.layer." for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
     assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
     owners = [name.removesuffix(".layer.") for name in quantized]
-    biases = [f"{owner}.bias" for owner in owners if plain_name(f"{owner}.bias") in (originals or ())]
+    biases = [f"{owner}.bias" for owner in owners if _plain_name(f"{owner}.bias") in (originals or ())]
     for key in [*(key for key in state if not key.startswith(quantized)), *(f"{owner}.weight" for owner in owners), *biases]:
         name = key.removeprefix(PEFT_PREFIX)
         if ".lora_" in name or is_film_layer(name):
@@ -246,7 +246,7 @@ def published_state(
         owner, _, leaf = name.rpartition(".")
         is_adapted_layer = owner.endswith(".base_layer")
         owner = owner.removesuffix(".base_layer")
-        value = state[key] if key in state else originals[plain_name(key)]  # type: ignore[index]
+        value = state[key] if key in state else originals[f"{owner}.{leaf}"]  # type: ignore[index]
         if is_adapted_layer and leaf == "weight" and not is_film:
             down, up = (state[f"{key.removesuffix('.base_layer.weight')}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
             value = _merge(value.to(down.device), (down, up), scalings[owner], owner, merge_dtype)
@@ -256,20 +256,9 @@ def published_state(
     return merged
 
 
-def unquantized_state(model: nn.Module, prefix: str, originals: Mapping[str, torch.Tensor] | None) -> State:
-    """The state dict of `model`, which its owner calls `prefix`; of quantized layers with what `originals` holds by plain name."""
-    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    assert originals is not None or not quantized, "a quantized model cannot be saved without the weights that it was made from"
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith(tuple(f"{name}.layer." for name in quantized))}
-    for key in (f"{name}.{leaf}" for name in quantized for leaf in ("weight", "bias")):
-        if (plain := plain_name(f"{prefix}.{key}")) in (originals or ()):
-            state[key] = originals[plain]  # type: ignore[index]
-    return state
-
-
-def plain_name(key: str) -> str:
-    """The name of a weight in the same model without adapters and FiLM."""
-    return without_film(key.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."))
+def _plain_name(key: str) -> str:
+    """The name in a model without adapters of a weight that PEFT wraps."""
+    return key.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
 
 
 def without_film(name: str) -> str:
