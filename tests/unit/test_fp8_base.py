@@ -105,6 +105,16 @@ def test_adapters_over_it_are_stacked_and_learn_as_over_the_plain_base(form: str
         assert float(torch.cosine_similarity(plain, quantized, dim=0)) > 0.99, kind
 
 
+def test_under_autocast_it_gives_the_dtype_of_a_plain_layer() -> None:
+    """Norms may give float32 there (RMS norms since torch 2.12): one float32 output would make the residual stream float32."""
+    plain = nn.Linear(32, 16, bias=False).bfloat16()
+    quantized = QuantizedLinear(frozen(plain.weight.detach().float()), torch.bfloat16)
+    x = torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantized(x).dtype == plain(x).dtype == torch.bfloat16
+    assert quantized(x).dtype == torch.float32
+
+
 def test_sizes_that_fp8_products_cannot_have_are_refused() -> None:
     vla = OpenVLAForActionPrediction(tiny(TinySizes(llm_dim=40, llm_layers=2, llm_heads=2, llm_mlp_dim=64), 512, 300))
     with pytest.raises(ValueError, match=r"--quantize_base fp8: q_proj is \[40, 40\]"):

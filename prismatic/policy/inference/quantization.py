@@ -31,7 +31,10 @@ from prismatic.vla.constants import near_names
 
 
 class QuantizedLinear(nn.Module):
-    """A quantized linear layer; its input is cast to `compute_dtype`, its output back to the input's dtype."""
+    """A quantized linear layer; its input is cast to `compute_dtype`, its output to the dtype that a plain layer would give.
+
+    That is the input's, or autocast's: norms give float32 there, and what is added to the residual stream would make all of it float32.
+    """
 
     def __init__(self, layer: nn.Module, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -40,7 +43,9 @@ class QuantizedLinear(nn.Module):
         self.compute_dtype = compute_dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.to(self.compute_dtype)).to(x.dtype)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return self.layer(x.to(self.compute_dtype)).to(dtype)
 
 
 Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], QuantizedLinear]
