@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from experiments.robot.libero.changed_states import change_state, displace_robot
+from experiments.robot.libero.experts import start_of
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
 from experiments.robot.simulators.episodes import NO_END, EpisodeSpec
@@ -73,7 +74,7 @@ class LiberoSimulator:
         from experiments.robot.libero.experts import make_expert
 
         assert isinstance(environment, LiberoEnvironment)
-        return make_expert(self.suite, environment.robosuite)
+        return make_expert(self.suite, environment.robosuite, environment.start)
 
     def check_expert(self) -> None:
         from experiments.robot.libero.experts import check_suite_with_expert
@@ -152,6 +153,7 @@ class LiberoEnvironment:
         if robot := size_of(changes, "robot"):
             displace_robot(self.robosuite, robot, robot.rng(episode))
             self._keep_snapshot()
+        self.start = start_of(self.robosuite)
 
     def _reset_to_fixed(self, number: int) -> np.ndarray:
         """Draws what the published evaluation has drawn by this episode: a state does not tell where cabinets and stoves stand.

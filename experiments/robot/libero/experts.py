@@ -3,8 +3,9 @@
     above the object -> down -> close -> up -> above the target -> down -> open -> up (-> again, if it fell beside the target)
 
 An object that fits between the fingers is taken across its narrowest side; a wider one, such as a bowl, by its rim. A grasp that comes
-up empty is tried again another way. The expert looks where everything is at each step, so noise on its actions does not lead it astray.
-It begins with the phase that the scene is in: one that takes over from a policy carries on with what the hand holds. Letters: V vertices.
+up empty is tried once more, then another way. The expert looks where everything is at each step, so noise on its actions does not lead
+it astray. One that takes over from a policy goes on with the phase that the scene is in, as the expert of the whole episode would from
+there: what it does is taught beside that expert's demonstrations, and must not contradict them. Letters: V vertices, B bodies.
 """
 
 from __future__ import annotations
@@ -26,10 +27,19 @@ _FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
 _RIM_DEPTH = 0.02  # m, the same for a rim
 _LOWEST = 0.012  # m, the point between the fingertips above what the object stands on: the tips reach 1.1 cm further
 _SAME_WIDTH = 0.004  # m
+_ATTEMPTS = 2  # at a grasp, before another one is tried
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
 _NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
+_ABOVE_TARGET = 0.012  # m beside it, where lowering begins
+_LIFT, _CARRY_LIFT = 0.15, 0.12  # m above where the object stood: the hand after lifting, and while carrying
+_RELEASE_HEIGHT = 0.05  # m above the target
 _STEPS_TO_CLOSE, _STEPS_TO_OPEN, _STEPS_TO_LEAVE = 12, 6, 15
 _PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
+_STRAIGHT, _UPRIGHT = 0.1, 0.3  # rad: where the hand may go down, and how far it turns while it does (grasps on a rim are 0.5 apart)
+_OPEN_GAP, _THIN_GAP, _EMPTY_GAP = 0.075, 0.0125, 0.0025  # m between the fingers: open; around a rim; around nothing
+_CLOSING_SPEED = 0.01  # m/s, less than that of fingers which are told to close and find nothing yet
+# Closing around nothing: m between the fingers after each step, of which the first two hardly move.
+_CLOSING = (0.0771, 0.0735, 0.0671, 0.0591, 0.0502, 0.0409, 0.0312, 0.0214, 0.0131, 0.0082, 0.0055, 0.0040)
 _MAX_PHASE_STEPS = 60  # a phase that does not reach its target goes on anyhow
 _DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand, pointing down, as every episode begins
 
@@ -48,14 +58,27 @@ def check_suite_with_expert(suite: str) -> None:
         raise ValueError(f"{suite} has no scripted expert; those with one: {', '.join(EXPERT_SUITES)}")
 
 
-def make_expert(suite: str, robosuite: Any) -> PickAndPlace:
-    """The expert of a task of `suite`, whose robosuite environment has been reset.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What an episode began with, for experts that join it later."""
+
+    bodies: np.ndarray  # [B, 3], m
+    hand_height: float  # m
+
+
+def start_of(robosuite: Any) -> Start:
+    """Of a robosuite environment that has just been reset."""
+    return Start(np.array(robosuite.sim.data.body_xpos), float(robosuite.sim.data.site_xpos[robosuite.robots[0].eef_site_id][2]))
+
+
+def make_expert(suite: str, robosuite: Any, start: Start) -> PickAndPlace:
+    """The expert of a task of `suite`, whose robosuite environment began its episode with `start`.
 
     Raises:
         ValueError: the suite has none.
     """
     check_suite_with_expert(suite)
-    return PickAndPlace(Scene(robosuite))
+    return PickAndPlace(Scene(robosuite), start)
 
 
 class Scene:
@@ -82,9 +105,41 @@ class Scene:
         return bool(self._env._check_grasp(gripper=self._env.robots[0].gripper, object_geoms=self._env.objects_dict[self.object_name]))
 
     @property
+    def finger_gap(self) -> float:
+        """m between the fingers."""
+        left, right = self._env.sim.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes]
+        return float(left - right)
+
+    @property
+    def are_fingers_closing(self) -> bool:
+        left, right = self._env.sim.data.qvel[self._env.robots[0]._ref_gripper_joint_vel_indexes]
+        return bool(left - right < -_CLOSING_SPEED)
+
+    @property
+    def is_robot_touching(self) -> bool:
+        """Whether any part of the robot touches anything else."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        bodies = model.geom_bodyid[data.contact.geom[: data.ncon]]
+        return any(_is_robot(model, int(one)) != _is_robot(model, int(two)) for one, two in bodies)
+
+    def touching(self) -> tuple[bool, bool]:
+        """Whether the robot touches the object, and whether anything else does."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        own = set(self._bodies(self.object_name))
+        bodies = model.geom_bodyid[data.contact.geom[: data.ncon]]
+        others = {int(two if one in own else one) for one, two in bodies if (one in own) != (two in own)}
+        by_robot = {body for body in others if _is_robot(model, body)}
+        return bool(by_robot), others != by_robot
+
+    @property
     def object(self) -> np.ndarray:
         """[3], m."""
         return self.position(self.object_name)
+
+    @property
+    def object_id(self) -> int:
+        """Of its body."""
+        return int(self._env.obj_body_id[self.object_name])
 
     @property
     def target(self) -> np.ndarray:
@@ -101,12 +156,8 @@ class Scene:
     def vertices(self, name: str) -> np.ndarray:
         """[V, 3], m: the surface of an object in the world."""
         model, data = self._env.sim.model._model, self._env.sim.data._data
-        bodies = {self._env.obj_body_id[name]}
-        for body in range(model.nbody):  # parents come before children
-            if model.body_parentid[body] in bodies:
-                bodies.add(body)
         points = []
-        for geom in np.flatnonzero(np.isin(model.geom_bodyid, list(bodies))):
+        for geom in np.flatnonzero(np.isin(model.geom_bodyid, self._bodies(name))):
             mesh = model.geom_dataid[geom]
             if mesh >= 0:
                 first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
@@ -114,15 +165,28 @@ class Scene:
                 points.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
         return np.concatenate(points)
 
+    def _bodies(self, name: str) -> list[int]:
+        """The bodies of an object."""
+        model = self._env.sim.model._model
+        bodies = {self._env.obj_body_id[name]}
+        for body in range(model.nbody):  # parents come before children
+            if model.body_parentid[body] in bodies:
+                bodies.add(body)
+        return sorted(bodies)
+
     def obstacles(self) -> np.ndarray:
         """[V, 3], m: points on everything around the object that a finger can hit."""
         model, data = self._env.sim.model._model, self._env.sim.data._data
-        robot = [body for body in range(model.nbody) if model.body(body).name.startswith(("robot0", "gripper0"))]
+        robot = [body for body in range(model.nbody) if _is_robot(model, body)]
         own = [body for body in range(model.nbody) if model.body(body).name.startswith(self.object_name)]
         solid = (model.geom_contype > 0) & ~np.isin(model.geom_bodyid, robot + own)
         near = np.linalg.norm(data.geom_xpos - self.object, axis=1) < model.geom_rbound + 0.15
         points = [_surface(model, data, int(geom)) for geom in np.flatnonzero(solid & near & (model.geom_rbound > 0))]
         return np.concatenate([*points, np.zeros((0, 3))])
+
+
+def _is_robot(model: Any, body: int) -> bool:
+    return model.body(body).name.startswith(("robot0", "gripper0"))
 
 
 def _surface(model: Any, data: Any, geom: int) -> np.ndarray:
@@ -211,35 +275,73 @@ def _raised(point: np.ndarray, height: float) -> np.ndarray:
 class PickAndPlace:
     """The phases above, one action at a time."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, start: Start) -> None:
         self._scene = scene
         self._grasps = plan_grasps(scene)
-        self._number = 0  # of the grasp being tried
-        self._start = scene.object
-        self._travel_height = scene.hand[2]
-        self._enter(self._present_phase())
+        self._num_failed = 0  # attempts at the grasps, _ATTEMPTS at each
+        self._start = start.bodies[scene.object_id]  # where the object stood
+        self._travel_height = start.hand_height
+        phase, steps = self._join()
+        self._enter(phase)
+        self._steps = steps
 
-    def _present_phase(self) -> str:
-        """Where an expert goes on that joins here; at the start of an episode it is above.
-
-        What is held must not be let go, and a hand that is about to grasp need not rise again.
-        """
+    def _join(self) -> tuple[str, int]:
+        """Where the expert of the whole episode would be by now, and for how many steps; above at its start."""
+        if self._holds():
+            self._num_failed = _ATTEMPTS * min(range(len(self._grasps)), key=self._turn_left)  # the hand stays as it is turned
+            return self._phase_of_holding(), 0
         scene = self._scene
-        if scene.is_grasped:
-            self._start[2] = min(self._start[2], scene.target[2])  # where it stood is not known; it is carried as if from the table
-            is_above_target = np.linalg.norm((self._held_over_target(0) - scene.hand)[:2]) < _NEAR
-            return "lower" if is_above_target else "carry" if self._is_held() else "up"
-        for number, _ in enumerate(self._grasps):
-            self._number = number
-            goal = self._at_object(0)
-            if np.linalg.norm((goal - scene.hand)[:2]) < _NEAR and scene.hand[2] < goal[2] + _HOVER and self._is_turned():
-                return "down"
-        self._number = 0
-        return "above"
+        self._start = scene.object
+        is_placed = np.linalg.norm((scene.object - scene.target)[:2]) < 3 * _NEAR and scene.object[2] < scene.target[2] + _RELEASE_HEIGHT
+        if is_placed and self._error(scene.object) < 2 * _CLOSE_BY:
+            return ("release" if scene.finger_gap < _OPEN_GAP else "leave"), 0
+        for number in range(len(self._grasps)):
+            goal = self._at_object(0, number)
+            height, beside = scene.hand[2] - goal[2], np.linalg.norm((goal - scene.hand)[:2])
+            if height > _HOVER - _NEAR:
+                is_at_grasp = height < _HOVER + _NEAR and beside < _NEAR and self._turn_left(number) < _STRAIGHT
+            else:
+                is_at_grasp = beside < 2 * _NEAR and self._turn_left(number) < _UPRIGHT
+            if is_at_grasp:
+                self._num_failed = _ATTEMPTS * number
+                steps = self._closed_for(self._error(goal))
+                return ("down", 0) if steps is None else ("close", steps)
+        return "above", 0
+
+    def _holds(self) -> bool:
+        """The object is between the fingers, also where for a moment one of them does not touch it."""
+        gap = self._scene.finger_gap
+        if self._scene.is_grasped:
+            return True
+        by_robot, by_others = self._scene.touching()
+        is_carried = by_robot and not by_others and gap < _OPEN_GAP
+        return is_carried or (by_robot and _EMPTY_GAP < gap < _THIN_GAP)
+
+    def _phase_of_holding(self) -> str:
+        scene = self._scene
+        beside = np.linalg.norm((scene.object - scene.target)[:2])
+        if beside < 2 * _NEAR and self._error(self._held_over_target(_RELEASE_HEIGHT)) < _NEAR:
+            return "release"
+        if beside < _ABOVE_TARGET or (beside < 2 * _NEAR and scene.hand[2] < self._carry_height() - _NEAR):
+            return "lower"
+        is_at_its_place = np.linalg.norm((scene.object - self._start)[:2]) < _CLOSE_BY
+        return "up" if scene.touching()[1] or (is_at_its_place and scene.hand[2] < self._lifted_height() - _NEAR) else "carry"
+
+    def _closed_for(self, error: float) -> int | None:
+        """Steps for which the fingers have been closing `error` m away from the grasp; None: it is not time."""
+        gap = self._scene.finger_gap
+        if error < 2 * _NEAR and _EMPTY_GAP < gap < _OPEN_GAP and self._scene.are_fingers_closing:
+            return int(np.count_nonzero(gap < np.array(_CLOSING)))
+        return 0 if error < _REACHED else None
 
     @property
     def _grasp(self) -> Grasp:
-        return self._grasps[self._number % len(self._grasps)]
+        return self._grasps[self._number]
+
+    @property
+    def _number(self) -> int:
+        """Of the grasp being tried."""
+        return self._num_failed // _ATTEMPTS % len(self._grasps)
 
     def act(self) -> np.ndarray:
         """float32 [7], the next action."""
@@ -257,7 +359,7 @@ class PickAndPlace:
         order = ("above", "down", "close", "up", "carry", "lower", "release", "leave")
         following = order[(order.index(self._phase) + 1) % len(order)]
         if self._phase == "up" and not self._is_held():
-            self._number, following = self._number + 1, "above"
+            self._num_failed, following = self._num_failed + 1, "above"
         if following == "above":
             self._replan()
         self._enter(following)
@@ -283,8 +385,9 @@ class PickAndPlace:
     def _is_held(self) -> bool:
         return self._scene.object[2] > self._start[2] + 0.04
 
-    def _at_object(self, height: float) -> np.ndarray:
-        return _raised(self._scene.object + self._grasp.offset, height)
+    def _at_object(self, height: float, number: int | None = None) -> np.ndarray:
+        grasp = self._grasp if number is None else self._grasps[number]
+        return _raised(self._scene.object + grasp.offset, height)
 
     def _error(self, goal: np.ndarray) -> float:
         return float(np.linalg.norm(goal - self._scene.hand))
@@ -293,23 +396,34 @@ class PickAndPlace:
         goal = self._at_object(_HOVER)
         if np.linalg.norm((goal - self._scene.hand)[:2]) > _CLOSE_BY:
             goal[2] = max(goal[2], self._travel_height)  # over whatever stands in between
-        return goal, _OPEN, self._error(goal) < _NEAR and self._is_turned()
+        return goal, _OPEN, self._error(goal) < _NEAR and self._turn_left(self._number) < _STRAIGHT
 
-    def _is_turned(self) -> bool:
-        orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
-        return bool(Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).magnitude() < 0.1)
+    def _turn_left(self, number: int) -> float:
+        """rad by which the hand has to turn for a grasp."""
+        orientation = Rotation.from_euler("z", self._grasps[number].yaw).as_matrix() @ _DOWN
+        return float(Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).magnitude())
 
     def _down(self) -> tuple[np.ndarray, float, bool]:
         goal = self._at_object(0)
-        return goal, _OPEN, self._error(goal) < _REACHED or self._is_stuck
+        error = self._error(goal)
+        is_blocked = self._is_stuck and (
+            error < 2 * _REACHED or self._scene.is_robot_touching
+        )  # else it swings, and comes nearer by and by
+        return goal, _OPEN, error < _REACHED or is_blocked
 
     def _close(self) -> tuple[np.ndarray, float, bool]:
         return self._entered_at, _CLOSE, self._steps >= _STEPS_TO_CLOSE
 
     def _up(self) -> tuple[np.ndarray, float, bool]:
-        hand = self._scene.hand
-        top = max(self._start[2] + 0.15, self._scene.target[2] + _CARRY)
-        return np.array([*hand[:2], top]), _CLOSE, bool(hand[2] > top - _NEAR)
+        hand, top = self._scene.hand, self._lifted_height()
+        is_empty = self._scene.finger_gap < _EMPTY_GAP and not self._scene.touching()[0]
+        return np.array([*hand[:2], top]), _CLOSE, is_empty or bool(hand[2] > top - _NEAR)
+
+    def _lifted_height(self) -> float:
+        return max(self._start[2] + _LIFT, self._scene.target[2] + _CARRY)
+
+    def _carry_height(self) -> float:
+        return max(self._start[2] + _CARRY_LIFT, self._scene.target[2] + _CARRY)
 
     def _held_over_target(self, height: float) -> np.ndarray:
         """The hand's place when the object is `height` above the target."""
@@ -317,12 +431,16 @@ class PickAndPlace:
 
     def _carry(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(0)
-        goal[2] = max(self._scene.target[2] + _CARRY, self._start[2] + 0.12)
+        goal[2] = self._carry_height()
         beside = float(np.linalg.norm((goal - self._scene.hand)[:2]))
-        return goal, _CLOSE, beside < 0.012 or (beside < _NEAR and self._is_stuck)  # at the end of its reach it stays a little beside
+        return (
+            goal,
+            _CLOSE,
+            beside < _ABOVE_TARGET or (beside < _NEAR and self._is_stuck),
+        )  # at the end of its reach it stays a little beside
 
     def _lower(self) -> tuple[np.ndarray, float, bool]:
-        goal = self._held_over_target(0.05)
+        goal = self._held_over_target(_RELEASE_HEIGHT)
         return goal, _CLOSE, self._error(goal) < _NEAR or (self._error(goal) < 2 * _NEAR and self._is_stuck)
 
     def _release(self) -> tuple[np.ndarray, float, bool]:
