@@ -72,10 +72,14 @@ class Places:
         """`place` holds so many bytes now.
 
         Raises:
-            BusyError: that is too much beside the others.
+            BusyError: that is too much beside the others. It weighs nothing then, as its holder, in another thread, leaves it later.
         """
         place.num_bytes = num_bytes
-        self._fit(place, lambda one: one.num_bytes, MAX_BYTES, f"requests with more than {MAX_BYTES >> 20} MB of pictures are pending")
+        try:
+            self._fit(place, lambda one: one.num_bytes, MAX_BYTES, f"requests with more than {MAX_BYTES >> 20} MB of pictures are pending")
+        except BusyError:
+            place.num_bytes = 0
+            raise
 
     def leave(self, place: Place) -> None:
         self._taken.pop(place, None)

@@ -15,6 +15,7 @@ pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 
 from serving_house import act_body, http_head, open_house
 
+from prismatic.serving import places
 from prismatic.serving.batching import Batcher, BatchingOptions, PolicyCalls
 from prismatic.serving.connections import HttpConnection
 from prismatic.serving.metrics import ServerMetrics
@@ -22,6 +23,7 @@ from prismatic.serving.observations import PolicyRequest
 from prismatic.serving.places import Place
 from prismatic.serving.waiting import answer_of, ended_by
 from prismatic.vla.types import ActionChunk, Observation
+from prismatic.wire.errors import BusyError
 
 BODY = act_body()
 
@@ -228,3 +230,16 @@ def test_what_is_read_for_one_who_has_left_is_not_queued() -> None:
     assert batcher.submit(PolicyRequest(Observation({}, "lift")), place=Place(is_read=True)).result(10).actions.shape == (1, 1)
     batcher.close()
     assert 'prismatic_requests_dropped_total{reason="client gone"} 1.0' in metrics.page().decode()
+
+
+def test_pictures_that_were_refused_weigh_nothing_until_their_place_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder's thread is refused, and the event loop leaves the place some time later: meanwhile its client may ask again."""
+    monkeypatch.setattr(places, "MAX_BYTES", 100)
+    batcher = Batcher(PolicyCalls(lambda *_: []), BatchingOptions(), ServerMetrics())
+    too_large = PolicyRequest(Observation({"primary": np.zeros((8, 8, 3), np.uint8)}, "lift"))
+    with batcher.admission("robot", 10), batcher.admission("robot", 10) as place:
+        with pytest.raises(BusyError, match="pictures are pending"):
+            batcher.submit(too_large, place=place)
+        with batcher.admission("robot", 10):
+            assert batcher.admitted == 3
+    batcher.close()
