@@ -289,8 +289,10 @@ class RealTimeRollout:
         """
         try:
             executor = self._actor.executor
+            self._notice_sleep()
+            is_due = not executor.is_lost(time.monotonic())  # now: the last step may be long ago, if a driver did not return
             for _ in range(_HOLD_ATTEMPTS if self._has_begun else 0):
-                self._send(Command(State.STOPPED, executor.neutral(), is_due=not executor.is_lost))
+                self._send(Command(State.STOPPED, executor.neutral(), is_due=is_due))
                 if not self._trouble:
                     return
                 time.sleep(_HOLD_PAUSE_S)

@@ -220,11 +220,36 @@ def test_nothing_is_sent_at_the_end_to_an_arm_of_which_nobody_knows_where_it_is(
     rollout = Rollout(tmp_path, arm)
     rollout.wait_for(lambda: rollout.actor.executor.step > 15)
     arm.fault = "off"
-    rollout.wait_for(lambda: rollout.actor.executor.is_lost)
+    rollout.wait_for(lambda: rollout.actor.executor.is_lost(time.monotonic()))
     num_before, arm.check_power = len(arm.commands), lambda: None  # type: ignore[method-assign]
     arm.position = lambda: np.full(6, np.nan)  # type: ignore[method-assign]
     assert rollout.finish().ending.startswith("stopped: ")
     assert len(arm.commands) == num_before
+    assert arm.calls == ["stop"]
+
+
+@pytest.mark.parametrize("is_asleep", [False, True])
+def test_nothing_is_sent_at_the_end_after_the_driver_or_the_computer_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_asleep: bool
+) -> None:
+    """A person who sees the arm sink presses q, which is read before the next position is."""
+    asleep_s = [7.0]
+    monkeypatch.setattr("prismatic.acting.loop._asleep_s", lambda: asleep_s[0])
+    arm, send = SimulatedArm(), SimulatedArm.send
+
+    def stand_still(action: np.ndarray) -> None:
+        send(arm, action)
+        if len(arm.commands) == 15:
+            if is_asleep:
+                asleep_s[0] += 3600.0
+            else:
+                time.sleep(0.8)
+            rollout.keys.queue.append("q")
+
+    arm.send = stand_still  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().ending == "quit"
+    assert len(arm.commands) == 15
     assert arm.calls == ["stop"]
 
 
