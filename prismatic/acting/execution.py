@@ -300,7 +300,7 @@ class ChunkExecutor:
         if is_found:
             self._motion = Motion(np.where(gap > self._limits.resting_gap, measured, self.neutral()), np.zeros(self._dim))
             self._is_straying = np.zeros(self._dim, bool)
-            return self._describe(is_new, gap)
+            return self._describe(gap > allowed, gap)
         self._is_straying |= is_new
         if not self._is_straying.any():
             return ""

@@ -42,6 +42,8 @@ class Whereabouts:
         """Why it is not known where the robot stands, "" if it is; and whether it was found just now, after a long time."""
         is_long = self._is_long(now)
         trouble = self.find_trouble(sensed, now)
+        if is_long and not trouble:  # in memory of our own: a driver may use its own again
+            sensed = Sensed(np.array(sensed.position), sensed.time)
         if trouble:
             self._found = None
         elif is_long and (self._found is None or sensed.time < self._found.time + self._apart_s):
