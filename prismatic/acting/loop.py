@@ -359,4 +359,5 @@ class RealTimeRollout:
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [round(float(value), 5) if np.isfinite(value) else None for value in values]
+    """`values` of any shape: a driver that has missed a packet may say None, and a robot is moving."""
+    return [round(float(value), 5) if np.isfinite(value) else None for value in values.ravel()]

@@ -160,6 +160,17 @@ def test_a_device_that_fails_for_a_moment_holds_the_arm_and_for_good_ends_the_ro
     assert sum(rollout.actor.executor.counts.held.values()) > 20
 
 
+@pytest.mark.parametrize(("said", "reason"), [(None, "found shape []"), (np.zeros((6, 1)), "found shape [6, 1]")])
+def test_a_driver_that_says_no_position_once_does_not_end_the_session(tmp_path: Path, said: np.ndarray | None, reason: str) -> None:
+    arm = SimulatedArm()
+    position, readings = arm.position, iter(range(10_000))
+    arm.position = lambda: said if next(readings) == 40 else position()  # type: ignore[method-assign, assignment, return-value]
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().ending == "out of steps"
+    (held,) = (line for line in rollout.lines() if line["reason"].endswith(reason))
+    assert held["position"] == ([None] if said is None else [0.0] * 6)
+
+
 def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path: Path) -> None:
     arm = SimulatedArm()
     arm.max_steps = 10_000
