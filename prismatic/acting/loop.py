@@ -209,6 +209,8 @@ class RealTimeRollout:
         person = self._read_leader() if self._actor.executor.state is State.INTERVENTION else None
         command = self._actor.tick(time.monotonic(), sensed, self._observe, person, self._trouble or not_taken)
         seen = self._see(command)
+        if command.by is not None and self._actor.executor.find_trouble(sensed, now := time.monotonic()):
+            command = self._actor.executor.next(now, sensed)  # a camera made it wait: what was decided is about a scene of before
         self._send(command)
         self._record(command, sensed, seen)
         self._log(elapsed, command, sensed, log)

@@ -19,7 +19,8 @@ from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ServerUnavailableError
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
 from prismatic.acting.limits import ActionLimits
-from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan, StepSink
+from prismatic.acting.recorder import RecordedStep
 from prismatic.acting.robot import Sensed
 from prismatic.acting.signals import end_at_signals
 from prismatic.acting.states import State
@@ -77,11 +78,13 @@ class Keys:
 class Rollout:
     """One rollout that runs in a thread while the test looks on."""
 
-    def __init__(self, folder: Path, arm: SimulatedArm, policy: Policy | None = None, waits: bool = False, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, arm: SimulatedArm, policy: Policy | None = None, waits: bool = False, recorder: StepSink | None = None, **changes: Any
+    ) -> None:
         options = ExecutionOptions(**{"num_open_loop_steps": 8, "prefetch_steps": 4, "stop_after_s": 0.6, **changes})
         self.policy, self.arm, self.keys, self.log = policy or Policy(), arm, Keys(), folder / "steps.jsonl"
         self.actor = RemoteActor(self.policy, ChunkExecutor(options, LIMITS, HZ, NAMES), waits)
-        plan = RolloutPlan(0, arm.instruction, arm.max_steps, HZ, self.log)
+        plan = RolloutPlan(0, arm.instruction, arm.max_steps, HZ, self.log, recorder=recorder)
         self.rollout = RealTimeRollout(arm, self.actor, self.keys, plan)  # type: ignore[arg-type]
         self.outcome: RolloutOutcome | None = None
         self.thread = threading.Thread(target=self._run)
@@ -262,6 +265,39 @@ def test_nothing_is_sent_at_the_end_after_the_driver_or_the_computer_stood_still
     assert rollout.finish().ending == "quit"
     assert len(arm.commands) == 15
     assert arm.calls == ["stop"]
+
+
+class Recording:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[RecordedStep] = []
+
+    def add(self, step: RecordedStep) -> None:
+        self.steps.append(step)
+
+
+def test_a_camera_that_hangs_while_a_step_is_recorded_holds_the_arm(tmp_path: Path) -> None:
+    """Between the policy's questions pictures are taken for the recording alone, after the command was decided."""
+    arm, recording = SimulatedArm(), Recording()
+    observe = arm.observe
+    hung: list[int] = []
+
+    def hang(instruction: str) -> Observation:
+        if len(recording.steps) == 21 and not hung:  # the policy is asked at other steps
+            time.sleep(0.8)
+            hung.append(len(arm.commands))
+        return observe(instruction)
+
+    arm.observe = hang  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm, recorder=recording, num_open_loop_steps=10, prefetch_steps=0)
+    assert rollout.finish().ending == "out of steps"
+    reasons = [line["reason"] for line in rollout.lines()]
+    assert reasons[hung[0]] == "stale observation"
+    assert reasons[hung[0] + 1] == "a second reading must confirm where the robot stands now"
+    assert len(arm.commands) == len(reasons) + 1 - sum("observation" in reason or "reading" in reason for reason in reasons)
+    sent = [command.tolist() for command in arm.commands]
+    assert all(step.action.tolist() in sent for step in recording.steps)
 
 
 def test_warnings_wait_for_a_person_before_the_first_motion(tmp_path: Path) -> None:
