@@ -79,7 +79,13 @@ class Rollout:
     """One rollout that runs in a thread while the test looks on."""
 
     def __init__(
-        self, folder: Path, arm: SimulatedArm, policy: Policy | None = None, waits: bool = False, recorder: StepSink | None = None, **changes: Any
+        self,
+        folder: Path,
+        arm: SimulatedArm,
+        policy: Policy | None = None,
+        waits: bool = False,
+        recorder: StepSink | None = None,
+        **changes: Any,
     ) -> None:
         options = ExecutionOptions(**{"num_open_loop_steps": 8, "prefetch_steps": 4, "stop_after_s": 0.6, **changes})
         self.policy, self.arm, self.keys, self.log = policy or Policy(), arm, Keys(), folder / "steps.jsonl"
