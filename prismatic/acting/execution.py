@@ -163,10 +163,9 @@ class ChunkExecutor:
         """Why a rollout cannot begin between these two sound measurements, one right after the other; "" if it can."""
         return self._whereabouts.find_motion(before, sensed)
 
-    @property
-    def is_lost(self) -> bool:
+    def is_lost(self, now: float) -> bool:
         """Whether nothing has said for long where the robot stands, which keeps its targets by itself."""
-        return self._whereabouts.is_lost
+        return self._whereabouts.is_lost(now)
 
     def _forget(self) -> None:
         """Drops every prediction, also the one that is on its way; what comes next is approached."""
@@ -301,7 +300,7 @@ class ChunkExecutor:
         if is_found:
             self._motion = Motion(np.where(gap > self._limits.resting_gap, measured, self.neutral()), np.zeros(self._dim))
             self._is_straying = np.zeros(self._dim, bool)
-            return self._describe(is_new, gap)
+            return self._describe(gap > allowed, gap)
         self._is_straying |= is_new
         if not self._is_straying.any():
             return ""
@@ -389,7 +388,7 @@ class ChunkExecutor:
         if held_s >= self.options.stop_after_s:
             self._happen(Event.TOO_LONG, f"{reason} for {held_s:.1f} s")
         self._motion = Motion(self.neutral(), np.zeros(self._dim))
-        return Command(self.state, self.neutral(), self._reason, is_due=not self.is_lost)
+        return Command(self.state, self.neutral(), self._reason, is_due=not self.is_lost(now))
 
     def neutral(self) -> np.ndarray:
         """What holds the robot still: the last targets, motions and velocities of 0."""

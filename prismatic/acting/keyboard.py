@@ -14,8 +14,9 @@ from typing import Any, TextIO
 
 # An arrow or a function key sends several bytes, among them letters: the right arrow ends in C, the End key in F. On a console of Linux
 # without a window system F1 to F5 are ESC [ [ and a letter: F3 ends in C.
-_SEQUENCE = re.compile(rb"\x1b(?:\[\[[ -~]|\[[0-?]*[ -/]*[@-Z\\-~]|O[ -~])")
-_BEGUN_SEQUENCE = re.compile(rb"\A\x1b(?:\[\[|\[[0-?]*[ -/]*|O)?")
+# Some terminals send ESC O 5 C for Ctrl and the right arrow, ESC O 2 S for Shift and F4.
+_SEQUENCE = re.compile(rb"\x1b(?:\[\[[ -~]|\[[0-?]*[ -/]*[@-Z\\-~]|O(?:[ -/]|[0-?]*[@-~]))")
+_BEGUN_SEQUENCE = re.compile(rb"\A\x1b(?:\[\[|\[[0-?]*[ -/]*|O[0-?]*)?")
 _SEQUENCE_S = 0.1  # within which the rest of one arrives, else somebody pressed Escape
 _REPEAT_S = 0.75  # a key that comes again within that time is held down; terminals wait up to 0.66 s before they repeat one
 

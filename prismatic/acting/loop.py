@@ -209,6 +209,8 @@ class RealTimeRollout:
         person = self._read_leader() if self._actor.executor.state is State.INTERVENTION else None
         command = self._actor.tick(time.monotonic(), sensed, self._observe, person, self._trouble or not_taken)
         seen = self._see(command)
+        if command.by is not None and self._actor.executor.find_trouble(sensed, now := time.monotonic()):
+            command = self._actor.executor.next(now, sensed)  # a camera made it wait: what was decided is about a scene of before
         self._send(command)
         self._record(command, sensed, seen)
         self._log(elapsed, command, sensed, log)
@@ -289,8 +291,10 @@ class RealTimeRollout:
         """
         try:
             executor = self._actor.executor
+            self._notice_sleep()
+            is_due = not executor.is_lost(time.monotonic())  # now: the last step may be long ago, if a driver did not return
             for _ in range(_HOLD_ATTEMPTS if self._has_begun else 0):
-                self._send(Command(State.STOPPED, executor.neutral(), is_due=not executor.is_lost))
+                self._send(Command(State.STOPPED, executor.neutral(), is_due=is_due))
                 if not self._trouble:
                     return
                 time.sleep(_HOLD_PAUSE_S)
@@ -357,4 +361,5 @@ class RealTimeRollout:
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [round(float(value), 5) if np.isfinite(value) else None for value in values]
+    """`values` of any shape: a driver that has missed a packet may say None, and a robot is moving."""
+    return [round(float(value), 5) if np.isfinite(value) else None for value in values.ravel()]

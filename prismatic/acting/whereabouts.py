@@ -30,12 +30,20 @@ class Whereabouts:
         """The robot is known to stand somewhere."""
         self._known_at = now
         self._found: Sensed | None = None  # the first sound measurement after a long time without one
-        self.is_lost = False  # nothing has said for long where the robot stands, and there are targets alone, which it keeps by itself
+
+    def is_lost(self, now: float) -> bool:
+        """Whether nothing has said for long where the robot stands, and there are targets alone, which it keeps by itself."""
+        return self._is_long(now) and bool(self._is_target.all())
+
+    def _is_long(self, now: float) -> bool:
+        return now - self._known_at > self._long_s
 
     def look(self, sensed: Sensed, now: float) -> tuple[str, bool]:
         """Why it is not known where the robot stands, "" if it is; and whether it was found just now, after a long time."""
-        is_long = now - self._known_at > self._long_s
+        is_long = self._is_long(now)
         trouble = self.find_trouble(sensed, now)
+        if is_long and not trouble:  # in memory of our own: a driver may use its own again
+            sensed = Sensed(np.array(sensed.position), sensed.time)
         if trouble:
             self._found = None
         elif is_long and (self._found is None or sensed.time < self._found.time + self._apart_s):
@@ -44,7 +52,6 @@ class Whereabouts:
             self._found = sensed
         else:
             self._known_at, self._found = now, None
-        self.is_lost = bool(trouble) and is_long and bool(self._is_target.all())
         return trouble, is_long and not trouble
 
     def find_trouble(self, sensed: Sensed, now: float) -> str:

@@ -235,6 +235,27 @@ def test_relative_targets_do_not_run_away_from_an_arm_that_something_stops() -> 
     assert arm.commands[-1][13] == 0.1  # a target stays one
 
 
+def test_arms_that_sank_while_they_were_silent_are_taken_over_where_they_lie() -> None:
+    """Their messages end with their power; sums of before, repeated, are what they would jump to."""
+    arm = SlowArm()
+    robot = RelativeTargets(arm, (ActionKind.MOTION,) * 14)
+    sensed, lies = [time.monotonic()], np.zeros(14)
+    arm.position = lambda: lies.copy()  # type: ignore[method-assign]
+    arm.sensed_at = lambda: sensed[0]  # type: ignore[method-assign]
+    robot.send(np.full(14, 0.05))
+    num_before, sensed[0] = len(arm.commands), sensed[0] - 9.0
+    robot.send(np.zeros(14))
+    lies[:6], sensed[0] = 0.0, time.monotonic()  # a driver that began anew says anything at first
+    robot.send(np.zeros(14))
+    robot.send(np.zeros(14))  # the same reading confirms nothing
+    for _ in range(2):
+        lies[:6], sensed[0] = -0.8, time.monotonic()
+        assert len(arm.commands) == num_before
+        robot.send(np.zeros(14))
+    (command,) = arm.commands[num_before:]
+    np.testing.assert_allclose(command, [-0.8] * 6 + [0.05] * 8)
+
+
 def _message(**content: Any) -> SimpleNamespace:
     return SimpleNamespace(**content)
 

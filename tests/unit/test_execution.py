@@ -441,6 +441,36 @@ def test_two_readings_at_once_are_one() -> None:
     assert robot.step().action.tolist() == [0.0]
 
 
+def test_a_driver_that_uses_its_memory_again_does_not_confirm_a_wrong_reading() -> None:
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    robot.follows, robot.now, memory = False, robot.now + 9.0, np.zeros(1)
+    are_due = []
+    for reading in (-40.0, 0.0, 0.0):
+        memory[:] = reading
+        are_due.append(robot.executor.next(robot.now, Sensed(memory, robot.now)).is_due)
+        robot.now += DT
+    assert are_due == [False, False, True]
+
+
+def test_an_arm_that_was_blocked_and_then_silent_is_blocked_where_it_is_found() -> None:
+    """A person's c before it was heard of again was no sign about where it lies now."""
+    robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20, stop_after_s=90.0)
+    robot.answer(np.zeros((20, 1)))
+    robot.steps(3)
+    robot.follows, robot.position = False, np.array([5.0])
+    assert robot.step().state is State.BLOCKED
+    for number in range(30):
+        robot.step(age=9.0)
+        if number == 25:
+            robot.executor.go_on()
+    robot.position = np.array([2.0])
+    robot.step()
+    command = robot.step()
+    assert (command.state, command.action.tolist()) == (State.BLOCKED, [2.0])
+
+
 def test_an_arm_that_stands_where_it_was_goes_on_after_a_long_silence() -> None:
     robot = make(limits=wide((TARGET,), max_speed=2.0, max_gap=0.4), num_open_loop_steps=20)
     robot.answer(np.zeros((20, 1)))

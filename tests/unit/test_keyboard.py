@@ -65,7 +65,11 @@ def test_a_key_that_is_held_down_counts_once(terminal: tuple[int, TextIO], monke
     assert [key for key in pressed if key] == ["t", "p", "p"]
 
 
-@pytest.mark.parametrize("sent", [b"\x1b[C", b"\x1b[F", b"\x1bOP", b"\x1bOS", b"\x1b[1;5C", b"\x1b[15~", b"\x1b[[C"], ids=ascii)
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x1b[C", b"\x1b[F", b"\x1bOP", b"\x1bOS", b"\x1b[1;5C", b"\x1b[15~", b"\x1b[[C", b"\x1bO5C", b"\x1bO2S", b"\x1bO "],
+    ids=ascii,
+)
 def test_arrows_and_function_keys_are_no_letters(terminal: tuple[int, TextIO], sent: bytes) -> None:
     """The right arrow's C would let a paused robot go on."""
     with Keyboard(terminal[1]) as keyboard:

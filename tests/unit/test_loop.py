@@ -19,7 +19,8 @@ from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ServerUnavailableError
 from prismatic.acting.execution import ChunkExecutor, ExecutionOptions
 from prismatic.acting.limits import ActionLimits
-from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan
+from prismatic.acting.loop import RealTimeRollout, RolloutOutcome, RolloutPlan, StepSink
+from prismatic.acting.recorder import RecordedStep
 from prismatic.acting.robot import Sensed
 from prismatic.acting.signals import end_at_signals
 from prismatic.acting.states import State
@@ -77,11 +78,19 @@ class Keys:
 class Rollout:
     """One rollout that runs in a thread while the test looks on."""
 
-    def __init__(self, folder: Path, arm: SimulatedArm, policy: Policy | None = None, waits: bool = False, **changes: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arm: SimulatedArm,
+        policy: Policy | None = None,
+        waits: bool = False,
+        recorder: StepSink | None = None,
+        **changes: Any,
+    ) -> None:
         options = ExecutionOptions(**{"num_open_loop_steps": 8, "prefetch_steps": 4, "stop_after_s": 0.6, **changes})
         self.policy, self.arm, self.keys, self.log = policy or Policy(), arm, Keys(), folder / "steps.jsonl"
         self.actor = RemoteActor(self.policy, ChunkExecutor(options, LIMITS, HZ, NAMES), waits)
-        plan = RolloutPlan(0, arm.instruction, arm.max_steps, HZ, self.log)
+        plan = RolloutPlan(0, arm.instruction, arm.max_steps, HZ, self.log, recorder=recorder)
         self.rollout = RealTimeRollout(arm, self.actor, self.keys, plan)  # type: ignore[arg-type]
         self.outcome: RolloutOutcome | None = None
         self.thread = threading.Thread(target=self._run)
@@ -160,6 +169,17 @@ def test_a_device_that_fails_for_a_moment_holds_the_arm_and_for_good_ends_the_ro
     assert sum(rollout.actor.executor.counts.held.values()) > 20
 
 
+@pytest.mark.parametrize(("said", "reason"), [(None, "found shape []"), (np.zeros((6, 1)), "found shape [6, 1]")])
+def test_a_driver_that_says_no_position_once_does_not_end_the_session(tmp_path: Path, said: np.ndarray | None, reason: str) -> None:
+    arm = SimulatedArm()
+    position, readings = arm.position, iter(range(10_000))
+    arm.position = lambda: said if next(readings) == 40 else position()  # type: ignore[method-assign, assignment, return-value]
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().ending == "out of steps"
+    (held,) = (line for line in rollout.lines() if line["reason"].endswith(reason))
+    assert held["position"] == ([None] if said is None else [0.0] * 6)
+
+
 def test_a_blocked_arm_is_held_where_it_is_until_a_person_lets_it_go_on(tmp_path: Path) -> None:
     arm = SimulatedArm()
     arm.max_steps = 10_000
@@ -220,12 +240,70 @@ def test_nothing_is_sent_at_the_end_to_an_arm_of_which_nobody_knows_where_it_is(
     rollout = Rollout(tmp_path, arm)
     rollout.wait_for(lambda: rollout.actor.executor.step > 15)
     arm.fault = "off"
-    rollout.wait_for(lambda: rollout.actor.executor.is_lost)
+    rollout.wait_for(lambda: rollout.actor.executor.is_lost(time.monotonic()))
     num_before, arm.check_power = len(arm.commands), lambda: None  # type: ignore[method-assign]
     arm.position = lambda: np.full(6, np.nan)  # type: ignore[method-assign]
     assert rollout.finish().ending.startswith("stopped: ")
     assert len(arm.commands) == num_before
     assert arm.calls == ["stop"]
+
+
+@pytest.mark.parametrize("is_asleep", [False, True])
+def test_nothing_is_sent_at_the_end_after_the_driver_or_the_computer_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_asleep: bool
+) -> None:
+    """A person who sees the arm sink presses q, which is read before the next position is."""
+    asleep_s = [7.0]
+    monkeypatch.setattr("prismatic.acting.loop._asleep_s", lambda: asleep_s[0])
+    arm, send = SimulatedArm(), SimulatedArm.send
+
+    def stand_still(action: np.ndarray) -> None:
+        send(arm, action)
+        if len(arm.commands) == 15:
+            if is_asleep:
+                asleep_s[0] += 3600.0
+            else:
+                time.sleep(0.8)
+            rollout.keys.queue.append("q")
+
+    arm.send = stand_still  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm)
+    assert rollout.finish().ending == "quit"
+    assert len(arm.commands) == 15
+    assert arm.calls == ["stop"]
+
+
+class Recording:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[RecordedStep] = []
+
+    def add(self, step: RecordedStep) -> None:
+        self.steps.append(step)
+
+
+def test_a_camera_that_hangs_while_a_step_is_recorded_holds_the_arm(tmp_path: Path) -> None:
+    """Between the policy's questions pictures are taken for the recording alone, after the command was decided."""
+    arm, recording = SimulatedArm(), Recording()
+    observe = arm.observe
+    hung: list[int] = []
+
+    def hang(instruction: str) -> Observation:
+        if len(recording.steps) == 21 and not hung:  # the policy is asked at other steps
+            time.sleep(0.8)
+            hung.append(len(arm.commands))
+        return observe(instruction)
+
+    arm.observe = hang  # type: ignore[method-assign]
+    rollout = Rollout(tmp_path, arm, recorder=recording, num_open_loop_steps=10, prefetch_steps=0)
+    assert rollout.finish().ending == "out of steps"
+    reasons = [line["reason"] for line in rollout.lines()]
+    assert reasons[hung[0]] == "stale observation"
+    assert reasons[hung[0] + 1] == "a second reading must confirm where the robot stands now"
+    assert len(arm.commands) == len(reasons) + 1 - sum("observation" in reason or "reading" in reason for reason in reasons)
+    sent = [command.tolist() for command in arm.commands]
+    assert all(step.action.tolist() in sent for step in recording.steps)
 
 
 def test_warnings_wait_for_a_person_before_the_first_motion(tmp_path: Path) -> None:

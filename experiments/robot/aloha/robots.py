@@ -22,6 +22,8 @@ ACTION_DIM = ALOHA.action_dim
 assert ALOHA.limits is not None
 LOW, HIGH = np.array(ALOHA.limits.low, np.float64), np.array(ALOHA.limits.high, np.float64)
 _MAX_LEAD = np.array([np.inf if "gripper" in name else 0.4 for name in ALOHA.action_names])  # of a target before its arm [rad]
+_OLD_S = 0.5  # age of a reading after which the arms may have sunk, without power
+_MOVED = 0.1  # [rad], by which two readings of an arm at rest do not differ
 _SETTLED, _SETTLING_S, _LOOK_S = 0.002, 3.0, 0.1  # [rad] that an arm at rest moves within _LOOK_S; how long to wait for that
 
 
@@ -73,6 +75,8 @@ class RelativeTargets(Robot):
         self._robot = robot
         self._adds = np.array([kind is ActionKind.MOTION for kind in kinds], bool)
         self._target: np.ndarray | None = None  # None: to be read from the arms, once they are told to move
+        self._is_silent = False  # the arms were not heard of for long
+        self._found: tuple[float, np.ndarray] | None = None  # time and positions of the first reading after that
         names = zip(robot.action_names, self._adds, strict=True)
         self.action_names = tuple(CHANGE_PREFIX + name if adds else name for name, adds in names)  # that no leader takes them for targets
         self.state_names = robot.state_names
@@ -88,7 +92,7 @@ class RelativeTargets(Robot):
             RobotError: it is not, after seconds.
         """
         self._robot.reset(rollout)
-        self._target = None
+        self._target, self._is_silent, self._found = None, False, None
         until, before = time.monotonic() + _SETTLING_S, self._robot.position()
         while True:
             time.sleep(_LOOK_S)
@@ -100,10 +104,17 @@ class RelativeTargets(Robot):
             before = now
 
     def send(self, action: np.ndarray) -> None:
-        """Raises RobotError where a joint's reading is not a number: a sum near it would not be one, either."""
+        """Sends nothing while it is not known where the arms are: their power may come back, and the sum of before would make them jump.
+
+        Raises:
+            RobotError: a joint's reading is not a number; a sum near it would not be one, either.
+        """
         position = self._robot.position()
         if not np.isfinite(position).all():
             raise RobotError("a joint's reading is not a number, so that nothing is known of where its target would be")
+        self._listen(position)
+        if self._is_silent:
+            return
         if self._target is None:
             self._target = position.copy()
         wanted = np.where(self._adds, self._target + action, action)
@@ -111,6 +122,18 @@ class RelativeTargets(Robot):
         target = np.clip(np.where(self._adds, near, wanted), LOW, HIGH)
         self._robot.send(target)
         self._target = target
+
+    def _listen(self, position: np.ndarray) -> None:
+        """After a silence, two readings that agree say where the sums of joints that have moved go on; a gripper keeps its grip."""
+        sensed_at, joints = self._robot.sensed_at(), np.isfinite(_MAX_LEAD)
+        if not time.monotonic() - sensed_at <= _OLD_S:
+            self._is_silent, self._found = True, None
+        elif self._is_silent and (self._found is None or sensed_at > self._found[0]):
+            before, self._found = self._found, (sensed_at, position.copy())
+            self._is_silent = before is None or bool((np.abs(position - before[1])[joints] > _MOVED).any())
+            if not self._is_silent and self._target is not None:
+                has_moved = self._adds & joints & (np.abs(position - self._target) > _MOVED)
+                self._target = np.where(has_moved, position, self._target)
 
     def position(self) -> np.ndarray:
         return self._robot.position()
