@@ -86,15 +86,18 @@ simulator = AlohaSimulator(image_size=32)
 
 def play(task, joins_at):
     environment.reset(EpisodeSpec(task, 0, seed=7, split="collection"))
-    expert, actions, is_done = simulator.make_expert(environment), [], False
+    expert, actions, is_done, differences = simulator.make_expert(environment), [], False, []
     while not is_done and len(actions) < 400:
         if len(actions) == joins_at:
             expert = simulator.make_expert(environment)
+        joined = simulator.make_expert(environment).act() if not joins_at and len(actions) % 5 == 2 else None
         actions.append(expert.act())
+        if joined is not None:
+            differences.append(np.abs(joined - actions[-1]).tolist())
         is_done = environment.step(actions[-1])
     changes = np.abs(np.diff(np.stack(actions), axis=0))
     changes[:, [6, 13]] = 0  # grippers are told to open or close at once
-    return {"is_done": is_done, "steps": len(actions), "change": float(changes[max(0, joins_at - 1)].max()) if joins_at else 0.0}
+    return {"is_done": is_done, "steps": len(actions), "differences": differences, "change": float(changes[max(0, joins_at - 1)].max())}
 
 found = {}
 for task in ("transfer_cube", "insertion"):
@@ -111,6 +114,10 @@ def test_an_expert_that_takes_over_goes_on_with_what_the_grippers_hold() -> None
     assert done.returncode == 0, done.stderr
     for task, plays in json.loads(done.stdout.splitlines()[-1]).items():
         whole = plays.pop("0")
+        differences = np.array(whole["differences"])  # what it teaches must not contradict the demonstrations
+        grippers = differences[:, [6, 13]]
+        assert (grippers < 0.5).all(), (task, np.flatnonzero(grippers.max(axis=1) >= 0.5))
+        assert np.delete(differences, [6, 13], axis=1).max() < 0.15, task  # rad
         for joins_at, joined in plays.items():
             assert joined["is_done"], (task, joins_at)
             assert joined["steps"] <= whole["steps"] + 15, (task, joins_at, joined, whole)  # to begin again takes 40 and more

@@ -28,6 +28,8 @@ _ABOVE = np.array([0.0, 0.0, 0.09])  # what is picked up, at first [m]
 _SOCKET, _APART, _TOUCHING = np.array([-0.06, 0.5, 0.2]), 0.15, 0.10
 _LOST = 0.06  # a part that lies so far from the finger tips has been dropped [m]
 _LIFTED = 0.06  # height of the middle of a part that does not lie on the table [m]; at a reset they fall from 0.042
+_RAISED = 0.035  # the same of a part between closed fingers
+_CLOSING = 0.9  # opening of a gripper, below which it closes or is closed
 _NUM_PUSHES, _PUSH_SECONDS = 8, 0.32
 _SPEED, _TURNING, _SHORTEST = 0.25, 1.5, 0.1  # of who joins, in m/s and rad/s, and the seconds of its shortest phase
 _THERE, _LEVEL = 0.03, 0.1  # m and rad: a gripper, or a part, is where the script wants it
@@ -169,10 +171,15 @@ class AlohaExpert:
         """Where an object is [m]."""
         return np.array(self._physics.named.data.xpos[name])
 
-    def _is_carried(self, name: str, arm: _Arm) -> bool:
-        """The part is off the table, in that gripper."""
+    def _is_gripped(self, name: str, pose: Pose) -> bool:
+        """The part is between the fingers of the gripper at `pose`, which close or are closed."""
+        return bool(pose.gripper < _CLOSING and np.linalg.norm(pose.tips - self._object(name)) < _THERE)
+
+    def _is_carried(self, name: str, pose: Pose) -> bool:
+        """The part is off the table, in the gripper at `pose`."""
         part = self._object(name)
-        return bool(part[2] > _LIFTED and np.linalg.norm(arm.tips() - part) < _LOST)
+        height = _RAISED if self._is_gripped(name, pose) else _LIFTED
+        return bool(part[2] > height and np.linalg.norm(pose.tips - part) < _LOST)
 
     def _joined(self, left: Pose, right: Pose) -> Phase:
         """A phase from wherever the arms are, in the time that it takes."""
@@ -185,7 +192,7 @@ class AlohaExpert:
         """The right arm picks the cube up and holds it out, the left one takes it from the other side."""
         waiting = Pose(_MEET - [0.12, 0, 0], 0.0, math.pi / 2, _OPEN)
         around = replace(waiting, tips=_MEET - [0.005, 0, 0])
-        if self._is_carried("box", self._right):
+        if self._is_carried("box", self._start.right):
             lifted = replace(self._start.right, tips=_MEET, gripper=_CLOSED)
             beside = self._start.left.tips - _MEET  # of the left gripper, which comes along x
             is_turned = abs(self._start.left.roll - waiting.roll) < 2 * _LEVEL
@@ -198,7 +205,7 @@ class AlohaExpert:
             return
         cube = self._object("box") * [1, 1, 0] + [0, 0, 0.018]  # on the table
         above = Pose(cube + _ABOVE, _DOWN, 0.0, _OPEN)
-        grasp = replace(above, tips=cube)
+        grasp = replace(above, tips=cube, gripper=_CLOSED if self._is_gripped("box", self._start.right) else _OPEN)
         if _is_over(self._start.right, grasp):
             yield self._joined(waiting, grasp)
         else:
@@ -215,10 +222,12 @@ class AlohaExpert:
         """Each arm picks up its part; they are lined up in the air, and the peg is pushed into the socket."""
         socket, peg = self._object("socket") * [1, 1, 0] + [-0.02, 0, 0.022], self._object("peg") * [1, 1, 0] + [0.02, 0, 0.012]
         starts = self._start.left, self._start.right
-        carried = self._is_carried("socket", self._left), self._is_carried("peg", self._right)
+        names = ("socket", "peg")
+        carried = [self._is_carried(name, now) for name, now in zip(names, starts, strict=True)]
+        grippers = [_CLOSED if self._is_gripped(name, now) else _OPEN for name, now in zip(names, starts, strict=True)]
         grasps = [
-            replace(now, gripper=_CLOSED) if held else Pose(part, _DOWN, 0.0, _OPEN)
-            for now, held, part in zip(starts, carried, (socket, peg), strict=True)
+            replace(now, gripper=_CLOSED) if held else Pose(part, _DOWN, 0.0, gripper)
+            for now, held, part, gripper in zip(starts, carried, (socket, peg), grippers, strict=True)
         ]
         left, right = (replace(grasp, gripper=_CLOSED) for grasp in grasps)
         if not all(carried):
@@ -244,7 +253,7 @@ class AlohaExpert:
         """Both parts are carried, level, the peg in front of the socket or in it."""
         offset = self._object("peg") - self._object("socket")
         tilts = [abs(float(self._physics.named.data.xmat[part, "zx"])) for part in ("socket", "peg")]
-        is_carried = self._is_carried("socket", self._left) and self._is_carried("peg", self._right)
+        is_carried = self._is_carried("socket", self._start.left) and self._is_carried("peg", self._start.right)
         return bool(is_carried and np.linalg.norm(offset[1:]) < 0.01 and max(tilts) < _LEVEL)
 
     def _lined_up(self, left: Pose, right: Pose, target: np.ndarray, distance: float) -> tuple[Pose, Pose]:
