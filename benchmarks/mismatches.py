@@ -24,9 +24,10 @@ import numpy as np
 from mismatch_cases import DATA_CASES, DataCase, PolicyCase, policy_cases
 
 from experiments.robot.aloha.environment import AlohaSimulator
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.controls import make_control
 from experiments.robot.evaluation.policies import SeededPolicy, check_policy
-from experiments.robot.evaluation.rollout import EXPERT_RUN, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import EXPERT_RUN, Rollout, RolloutOptions
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.controls import make_control
-from experiments.robot.evaluation.rollout import ChunkPolicy, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import ChunkPolicy, Rollout, RolloutOptions
 from experiments.robot.libero.environment import LiberoSimulator
 from experiments.robot.libero.run_libero_eval import EvalConfig, load_policy
 from experiments.robot.libero.tasks import load_initial_states, prepare_libero, suite_tasks

@@ -15,7 +15,8 @@ import pytest
 from experiments.robot.aloha.environment import AlohaSimulator
 from experiments.robot.aloha.robots import HIGH, LOW
 from experiments.robot.aloha.tasks import ALOHA_TASKS, get_aloha_task
-from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.backlog import PlannedEpisode
+from experiments.robot.evaluation.rollout import EpisodeResult, Rollout, RolloutOptions
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations
 from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.vla.datasets.hdf5.recording import read_recording

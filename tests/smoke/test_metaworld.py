@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.controls import make_control
-from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import EpisodeResult, Rollout, RolloutOptions
 from experiments.robot.metaworld.environment import MetaWorldEnvironment, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import BASE_TASKS, DEMO_TASKS, METAWORLD_TASKS, get_metaworld_task
 from experiments.robot.recording.record import RecordingOptions, record_demonstrations

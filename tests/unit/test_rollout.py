@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
+from experiments.robot.evaluation.backlog import Backlog, PlannedEpisode
 from experiments.robot.evaluation.controls import make_control, wrong_instructions
 from experiments.robot.evaluation.episode_worker import WorkerFailure
-from experiments.robot.evaluation.rollout import Backlog, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions, _Worker
+from experiments.robot.evaluation.rollout import EpisodeResult, Rollout, RolloutOptions, _Worker
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec
 from prismatic.vla.types import ActionChunk, Observation

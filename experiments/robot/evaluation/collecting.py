@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, TAKEOVER, check_help
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.journal import JOURNAL_FILE, JournalError, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, plan_episodes
-from experiments.robot.evaluation.rollout import PlannedEpisode, RolloutOptions
+from experiments.robot.evaluation.rollout import RolloutOptions
 from experiments.robot.evaluation.run import run_evaluation
 from prismatic.acting.recorder import RECORDINGS
 from prismatic.vla.constants import near_names

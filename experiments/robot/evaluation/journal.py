@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.evaluation.rollout import EpisodeResult, PlannedEpisode
+from experiments.robot.evaluation.backlog import PlannedEpisode
+from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.shards import Shard
 from prismatic.acting.recorder import RECORDINGS
 from prismatic.vla.aside import put_aside

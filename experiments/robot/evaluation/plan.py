@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, RELABEL
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.delays import read_delays
 from experiments.robot.evaluation.journal import fingerprint
-from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, PlannedEpisode
+from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy
 from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec

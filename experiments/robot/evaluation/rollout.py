@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,10 +24,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from experiments.robot.evaluation.actors import NO_HELP
+from experiments.robot.evaluation.backlog import Backlog, PlannedEpisode
 from experiments.robot.evaluation.controls import Control
 from experiments.robot.evaluation.episode_worker import EpisodeOutcome, EpisodeRequest, WorkerFailure, worker_main
 from experiments.robot.evaluation.stepping import ActingOptions
-from experiments.robot.simulators.episodes import EpisodeSpec
 from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.workers import single_threaded_children
 from prismatic.vla.rollout_record import Commander
@@ -49,14 +48,6 @@ class ChunkPolicy(Protocol):
 
 EXPERT_RUN = "expert"  # the run in which the scripted expert acts
 _RECORDED_RUNS = {"none": Commander.POLICY.value, EXPERT_RUN: Commander.EXPERT.value}  # -> folder; what controls show is no data
-
-
-@dataclass(frozen=True)
-class PlannedEpisode:
-    """An episode and the run that it belongs to: "none", the name of a control, or "expert"."""
-
-    spec: EpisodeSpec
-    run: str
 
 
 @dataclass(frozen=True)
@@ -238,37 +229,6 @@ def _close(workers: Sequence[_Worker]) -> None:
     latest = time.monotonic() + _PATIENCE_S
     for worker in workers:
         worker.close(max(0.0, latest - time.monotonic()))
-
-
-class Backlog:
-    """The episodes that nobody plays yet. A process keeps to its task as long as it can: another one costs a new environment.
-
-    So that the processes' questions still fill the policy's batches, which hold one instruction each, only `num_tasks` are played at a
-    time; a process whose task has no more episodes opens the next one, or joins the one with most to do for each process.
-    """
-
-    def __init__(self, episodes: Sequence[PlannedEpisode], num_tasks: int) -> None:
-        self._num_tasks = num_tasks
-        self._waiting: dict[str, deque[PlannedEpisode]] = {}
-        for episode in episodes:
-            self._waiting.setdefault(episode.spec.task, deque()).append(episode)
-
-    def take(self, task: str | None, playing: Iterable[str]) -> PlannedEpisode | None:
-        """The next episode for a process with the environment of `task`, while the others are `playing` these; None: all are taken."""
-        if task not in self._waiting:
-            players = Counter(playing)
-            begun = [name for name in self._waiting if players[name]]
-            untouched = [name for name in self._waiting if not players[name]]
-            if untouched and len(begun) < self._num_tasks:
-                task = untouched[0]
-            else:
-                task = max(begun, key=lambda name: len(self._waiting[name]) / players[name], default=None)
-        if task is None:
-            return None
-        episode = self._waiting[task].popleft()
-        if not self._waiting[task]:
-            del self._waiting[task]
-        return episode
 
 
 def _same_prompt(asking: list[tuple[_Worker, Observation]]) -> list[list[tuple[_Worker, Observation]]]:

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from experiments.robot.evaluation.actors import NO_HELP
+from experiments.robot.evaluation.backlog import PlannedEpisode
 from experiments.robot.evaluation.contact_sheet import write_contact_sheet
 from experiments.robot.evaluation.controls import Control, borrowed_instructions, make_control
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
 from experiments.robot.evaluation.report import Report, console_table, write_report
-from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, PlannedEpisode, Rollout, RolloutOptions
+from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, Rollout, RolloutOptions
 from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.simulators.changed import perturbed
 from experiments.robot.simulators.paraphrases import paraphrases

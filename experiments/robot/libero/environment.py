@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.robot.libero.changed_states import change_state, displace_robot
 from experiments.robot.libero.replay import NO_OP, axis_angle
+from experiments.robot.libero.scene import start_of
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
 from experiments.robot.simulators.episodes import NO_END, EpisodeSpec
 from experiments.robot.simulators.interfaces import Environment, Expert
@@ -139,8 +140,6 @@ class LiberoEnvironment:
 
     def reset(self, episode: EpisodeSpec, changes: tuple[Perturbation, ...] = ()) -> None:
         """Evaluation: the fixed initial state of the episode's number. Else: objects where the episode's generator puts them."""
-        from experiments.robot.libero.experts import start_of
-
         if episode.split == "evaluation":
             state = self._reset_to_fixed(episode.index)
         else:
