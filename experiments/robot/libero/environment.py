@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from experiments.robot.libero.changed_states import change_state, displace_robot
+from experiments.robot.libero.physics import SharedPhysics
 from experiments.robot.libero.replay import NO_OP, axis_angle
 from experiments.robot.libero.scene import start_of
 from experiments.robot.libero.tasks import MAX_STEPS, LiberoTask, load_initial_states, original_suite, prepare_libero
@@ -105,6 +106,7 @@ class LiberoEnvironment:
             bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False, hard_reset=False, horizon=NO_END
         )
         self._robot: Any = self.robosuite.robots[0]
+        self._physics = SharedPhysics(self.robosuite.sim)
         self._sensed = mujoco.MjData(self._model)
         self._renderer: OffscreenRenderer | None = None
         self._loaded_places = self._read_loaded_places()
@@ -149,7 +151,7 @@ class LiberoEnvironment:
         self._look.apply(episode, changes)
         self._wrapper.set_init_state(change_state(self.robosuite, state, episode, changes))
         for _ in range(self.simulator.num_steps_wait):
-            self._wrapper.step(list(NO_OP))
+            self.step(np.asarray(NO_OP))
         if robot := size_of(changes, "robot"):
             displace_robot(self.robosuite, robot, robot.rng(episode))
             self._keep_snapshot()
@@ -165,10 +167,11 @@ class LiberoEnvironment:
             raise ValueError(f"{source} has {len(self._states)} initial states for {self.task.name}, none with number {number}")
         initial = self._states[number]
         np.random.seed(0)
-        for _ in range(initial.num_resets_before):
-            self._as_loaded()
-            self.robosuite.sim.reset()
-            self.robosuite._reset_internal()
+        with self._physics.draws():
+            for _ in range(initial.num_resets_before):
+                self._as_loaded()
+                self.robosuite.sim.reset()
+                self.robosuite._reset_internal()
         self._reset_once()
         return initial.state
 
@@ -207,7 +210,8 @@ class LiberoEnvironment:
         return Observation(images=images, instruction=self.instruction, proprio=self.proprio())
 
     def step(self, action: np.ndarray) -> bool:
-        _, _, done, _ = self._wrapper.step(np.asarray(action, np.float64).tolist())
+        with self._physics.control_step():
+            _, _, done, _ = self._wrapper.step(np.asarray(action, np.float64).tolist())
         return bool(done)
 
     def render(self, size: int = VIDEO_SIZE) -> np.ndarray:
