@@ -166,8 +166,11 @@ def test_the_narrowest_side_of_a_turned_box_and_of_a_can() -> None:
 
 def test_hits_are_counted_where_the_fingers_and_the_palm_go() -> None:
     points = np.array([[0, 0.05, 0], [0, -0.05, 0.05], [0, 0, 0.1], [0, 0, 0], [0.05, 0, 0], [0, 0.05, -0.05]])
-    assert count_hits(points, np.pi / 2) == 3
-    assert count_hits(points, 0.0) == 2
+    assert count_hits(points, np.pi / 2) == 4
+    assert count_hits(points, 0.0) == 3
+    wall = np.array([[x, 0.02, z] for x in (-0.01, 0.0, 0.01) for z in (-0.05, -0.01, 0.0)])  # of a drawer, beside the rim
+    assert count_hits(wall, np.pi / 2) == 6, "closing fingers would hold the wall as well"
+    assert count_hits(wall, 0.0) == 0
 
 
 def test_grasps_tried_one_after_the_other_lie_apart() -> None:

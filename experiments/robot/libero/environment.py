@@ -148,6 +148,7 @@ class LiberoEnvironment:
             np.random.seed(episode.rng().integers(2**32))  # robosuite draws from numpy's global generator
             self._reset_once()
             state = self._wrapper.get_sim_state()
+            self._reset_once()  # fixtures of another draw than the objects, as with the fixed states
         self._look.apply(episode, changes)
         self._wrapper.set_init_state(change_state(self.robosuite, state, episode, changes))
         for _ in range(self.simulator.num_steps_wait):

@@ -22,7 +22,9 @@ from experiments.robot.libero.scene import Scene, Start
 EXPERT_SUITES = ("libero_object", "libero_spatial")
 
 _OPEN, _CLOSE = -1.0, 1.0
-_GAIN, _ROTATION_GAIN = 20.0, 2.0  # action per metre and per radian: the controller aims at the goal itself (5 cm, 0.5 rad at 1)
+# Action per metre and per radian. At 20 and 2 the controller aims at the goal itself (5 cm, 0.5 rad at 1), and far out comes to rest 2 cm
+# beside it. A phase that ends by patience there is one that a policy, which has no memory, never leaves.
+_GAINS, _ROTATION_GAIN = np.array([40.0, 40.0, 20.0]), 2.0
 _WIDEST_GRASP = 0.072  # m, between the open fingers
 _HOVER, _CARRY = 0.10, 0.24  # m above the grasp; above the target while carrying
 _FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
@@ -32,12 +34,14 @@ _SAME_WIDTH = 0.004  # m
 _ATTEMPTS = 2  # at a grasp, before another one is tried
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
 _NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
+_BESIDE, _TALL = 0.012, 0.03  # m beside a grasp, where the fingers may close; above where the hand waits, from where it may go down
+_BEYOND = 0.01  # m: it aims lower than it has to come
 _ABOVE_TARGET = 0.012  # m beside it, where lowering begins
 _LIFT, _CARRY_LIFT = 0.15, 0.12  # m above where the object stood: the hand after lifting, and while carrying
 _RELEASE_HEIGHT = 0.05  # m above the target
 _STEPS_TO_CLOSE, _STEPS_TO_OPEN, _STEPS_TO_LEAVE = 12, 6, 15
 _PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
-_STRAIGHT, _UPRIGHT = 0.1, 0.3  # rad: where the hand may go down, and how far it turns while it does (grasps on a rim are 0.5 apart)
+_STRAIGHT, _UPRIGHT = 0.15, 0.3  # rad: where the hand may go down, and how far it turns while it does (grasps on a rim are 0.5 apart)
 _OPEN_GAP, _THIN_GAP, _EMPTY_GAP = 0.075, 0.0125, 0.0025  # m between the fingers: open; around a rim; around nothing
 # Closing around nothing: m between the fingers after each step, of which the first two hardly move.
 _CLOSING = (0.0771, 0.0735, 0.0671, 0.0591, 0.0502, 0.0409, 0.0312, 0.0214, 0.0131, 0.0082, 0.0055, 0.0040)
@@ -100,13 +104,14 @@ def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Gr
 
 
 def count_hits(points: np.ndarray, angle: float) -> int:
-    """How many of `points` [V, 3], seen from between the fingertips, are inside the open fingers or the palm; they close along `angle`."""
+    """How many of `points` [V, 3], seen from between the fingertips, are in the way of fingers that close along `angle`, or of the palm."""
     along = np.abs(points @ [np.cos(angle), np.sin(angle), 0.0])
     across = np.abs(points @ [-np.sin(angle), np.cos(angle), 0.0])
     height = points[:, 2]
     fingers = (along > 0.03) & (along < 0.068) & (across < 0.025) & (height > -0.016) & (height < 0.06)  # with room for 5-10 mm of error
+    between = (along < 0.03) & (across < 0.012) & (height > -0.011) & (height < 0.02)  # a wall beside the rim would be held with it
     palm = (along < 0.105) & (across < 0.035) & (height > 0.06) & (height < 0.18)
-    return int((fingers | palm).sum())
+    return int((fingers | between | palm).sum())
 
 
 def _spread(grasps: list[Grasp]) -> list[Grasp]:
@@ -170,12 +175,12 @@ class PickAndPlace:
             goal = self._at_object(0, number)
             height, beside = scene.hand[2] - goal[2], np.linalg.norm((goal - scene.hand)[:2])
             if height > _HOVER - _NEAR:
-                is_at_grasp = height < _HOVER + _NEAR and beside < _NEAR and self._turn_left(number) < _STRAIGHT
+                is_at_grasp = height < _HOVER + _TALL and beside < _NEAR and self._turn_left(number) < _STRAIGHT
             else:
                 is_at_grasp = beside < 2 * _NEAR and self._turn_left(number) < _UPRIGHT
             if is_at_grasp:
                 self._num_failed = _ATTEMPTS * number
-                steps = self._closed_for(self._error(goal))
+                steps = self._closed_for(goal)
                 return ("down", 0) if steps is None else ("close", steps)
         return "above", 0
 
@@ -191,19 +196,19 @@ class PickAndPlace:
     def _phase_of_holding(self) -> str:
         scene = self._scene
         beside = np.linalg.norm((scene.object - scene.target)[:2])
-        if beside < 2 * _NEAR and self._error(self._held_over_target(_RELEASE_HEIGHT)) < _NEAR:
+        if self._is_down_at(self._held_over_target(_RELEASE_HEIGHT), _BEYOND, _NEAR):
             return "release"
         if beside < _ABOVE_TARGET or (beside < 2 * _NEAR and scene.hand[2] < self._carry_height() - _NEAR):
             return "lower"
         is_at_its_place = np.linalg.norm((scene.object - self._start)[:2]) < _CLOSE_BY
         return "up" if scene.touching()[1] or (is_at_its_place and scene.hand[2] < self._lifted_height() - _NEAR) else "carry"
 
-    def _closed_for(self, error: float) -> int | None:
-        """Steps for which the fingers have been closing `error` m away from the grasp; None: it is not time."""
+    def _closed_for(self, goal: np.ndarray) -> int | None:
+        """Steps for which the fingers have been closing around the grasp at `goal`; None: it is not time."""
         gap = self._scene.finger_gap
-        if error < 2 * _NEAR and _EMPTY_GAP < gap < _OPEN_GAP and self._scene.are_fingers_closing:
+        if self._error(goal) < 2 * _NEAR and _EMPTY_GAP < gap < _OPEN_GAP and self._scene.are_fingers_closing:
             return int(np.count_nonzero(gap < np.array(_CLOSING)))
-        return 0 if error < _REACHED else None
+        return 0 if self._is_down_at(goal, _REACHED, _BESIDE) else None
 
     @property
     def _grasp(self) -> Grasp:
@@ -220,7 +225,7 @@ class PickAndPlace:
         self._note_progress(float(np.linalg.norm(goal - self._scene.hand)))
         orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
         turn = Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).as_rotvec()
-        motion = np.concatenate([_GAIN * (goal - self._scene.hand), _ROTATION_GAIN * turn])
+        motion = np.concatenate([_GAINS * (goal - self._scene.hand), _ROTATION_GAIN * turn])
         self._steps += 1
         if is_done or self._steps >= _MAX_PHASE_STEPS:
             self._advance()
@@ -267,7 +272,7 @@ class PickAndPlace:
         goal = self._at_object(_HOVER)
         if np.linalg.norm((goal - self._scene.hand)[:2]) > _CLOSE_BY:
             goal[2] = max(goal[2], self._travel_height)  # over whatever stands in between
-        return goal, _OPEN, self._error(goal) < _NEAR and self._turn_left(self._number) < _STRAIGHT
+        return goal, _OPEN, self._is_down_at(goal, _TALL, _NEAR) and self._turn_left(self._number) < _STRAIGHT
 
     def _turn_left(self, number: int) -> float:
         """rad by which the hand has to turn for a grasp."""
@@ -280,7 +285,12 @@ class PickAndPlace:
         is_blocked = self._is_stuck and (
             error < 2 * _REACHED or self._scene.is_robot_touching
         )  # else it swings, and comes nearer by and by
-        return goal, _OPEN, error < _REACHED or is_blocked
+        return _raised(goal, -_BEYOND), _OPEN, self._is_down_at(goal, _REACHED, _BESIDE) or is_blocked
+
+    def _is_down_at(self, goal: np.ndarray, above: float, beside: float) -> bool:
+        """No more than that [m] above `goal` and beside it."""
+        x, y, z = goal - self._scene.hand
+        return bool(z > -above and np.hypot(x, y) < beside)
 
     def _close(self) -> tuple[np.ndarray, float, bool]:
         return self._entered_at, _CLOSE, self._steps >= _STEPS_TO_CLOSE
@@ -312,7 +322,8 @@ class PickAndPlace:
 
     def _lower(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(_RELEASE_HEIGHT)
-        return goal, _CLOSE, self._error(goal) < _NEAR or (self._error(goal) < 2 * _NEAR and self._is_stuck)
+        is_done = self._is_down_at(goal, _BEYOND, _NEAR) or (self._error(goal) < 2 * _NEAR and self._is_stuck)
+        return _raised(goal, -_BEYOND), _CLOSE, is_done
 
     def _release(self) -> tuple[np.ndarray, float, bool]:
         return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
