@@ -258,3 +258,46 @@ def test_another_wrong_instruction_is_another_episode(tmp_path: Path) -> None:
     assert play("left", "jump", "right") == {"left": "walk to the right", "jump": "walk to the left", "right": "walk to the left"}
     added = [(row["run"], row["task"]) for row in rows(tmp_path)[played:]]
     assert sorted(added) == [("none", "right"), ("wrong_instruction", "left"), ("wrong_instruction", "right")]
+
+
+def test_videos_that_come_too_late_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    played = evaluate(flags(tmp_path, num_trials_per_task=2)).main_run
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="first_1"))
+    assert "2 episodes were played before without the videos that --save_video first_1 asks for; --restart True" in caplog.text
+    caplog.clear()
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="failures"))
+    num_failures = sum(not result.success for result in played)
+    assert (f"{num_failures} episodes were played before" in caplog.text) == bool(num_failures)
+    caplog.clear()
+    for _ in range(2):
+        evaluate(flags(tmp_path / "filmed", num_trials_per_task=2, save_video="all"))
+    assert "without the videos" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "expert"}, r"--control is 'expert', expected one of \['none', 'grey', 'wrong_instruction'\]"),
+        ({"control": "none,gray"}, "--control is 'gray'"),
+        ({"num_control_trials_per_task": 0}, "--num_control_trials_per_task is 0, must be at least 1"),
+        (
+            {"policy": "expert", "control": "grey"},
+            "--control is grey, which is for a checkpoint's .*leave it out with --policy expert",
+        ),
+        ({"policy": "expert", "delay_steps": "4"}, "--delay_steps is 4, which is for a checkpoint's policy"),
+        ({"policy": "expert", "num_open_loop_steps": 4}, "--num_open_loop_steps is 4, which is for a checkpoint's policy"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_something_else_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A control called expert played the scripted expert, under the checkpoint's title."""
+    with pytest.raises(ValueError, match=message):
+        flags(tmp_path, **changes)
+
+
+def test_a_task_that_is_named_twice_is_played_once() -> None:
+    from experiments.robot.metaworld.run_metaworld_eval import EvalConfig, make_benchmark
+
+    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open"])
+    assert make_benchmark(config).tasks == ["faucet-open", "button-press-topdown"]
+    with pytest.raises(ValueError, match="--task_names is empty; pass at least one task"):
+        EvalConfig(policy="expert", task_names=[])

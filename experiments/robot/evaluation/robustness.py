@@ -169,10 +169,10 @@ def write_findings(findings: Sequence[Finding], title: str, folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     content = {"title": title, "command": ["python", *sys.argv], "conditions": [finding.content() for finding in findings]}
     for name, text in (("robustness.md", markdown(findings, title)), ("robustness.json", json.dumps(content, indent=1, allow_nan=False))):
-        temporary = folder / f".{name}.tmp"
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-    temporary = folder / ".robustness.tmp.png"
+    temporary = folder / f".robustness.{os.getpid()}.tmp.png"
     draw(findings, title, temporary)
     os.replace(temporary, folder / "robustness.png")
 
