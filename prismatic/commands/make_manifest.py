@@ -118,7 +118,8 @@ def _edited(part: Part, number: int, rules: dict[str, set[int]], weights: dict[s
     """The part with the rules that are about it."""
     own = {rule: weight for rule, weight in weights.items() if number in rules[rule]}
     own_texts = {rule: text for rule, text in texts.items() if number in rules[rule]}
-    return replace(part, weights={**part.weights, **own}, instructions={**part.instructions, **own_texts})
+    earlier = {rule: text for rule, text in part.instructions.items() if rule not in own_texts}  # of several that fit the last one counts
+    return replace(part, weights={**part.weights, **own}, instructions=earlier | own_texts)
 
 
 def run() -> None:

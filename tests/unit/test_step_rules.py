@@ -15,7 +15,10 @@ from rollout_files import ROBOT, load, manifest, shown, write_rollout
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.cli import parse_flags
 from prismatic.commands.make_manifest import ManifestConfig, main
+from prismatic.vla.datasets.episode_rules import check_texts
 from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
+from prismatic.vla.datasets.opening import open_index
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
@@ -181,3 +184,23 @@ def test_the_documented_commands_fit_a_demo_and_its_first_round(tmp_path: Path, 
     data = load("runs/mended.json")
     assert data.weights == {"metaworld_demo": {"0": 1, "1": 3}}
     assert set(data.train.parts[0].index.instructions) == {"push", "turn the faucet right"}
+
+
+def test_new_instructions_are_the_ones_that_count(tmp_path: Path) -> None:
+    """One for episodes that had been mended before stood before the earlier rule for all, which took its place again."""
+    write_steps(tmp_path / "one" / "a.hdf5", [0.1] * 5)
+    output = tmp_path / "all.json"
+    main(ManifestConfig(output, [str(tmp_path / "one")], "metaworld_demo", instructions={"a.hdf5": "pull", "*": "turn"}))
+    assert load(output).train.parts[0].instruction(0) == "turn"
+    main(ManifestConfig(output, [str(output)], instructions={"a.hdf5": "push"}))
+    assert load(output).train.parts[0].instruction(0) == "push"
+
+
+def test_a_text_of_another_data_set_is_no_slip(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with h5py.File(write_steps(tmp_path / name / "a.hdf5", [0.1] * 5), "a") as file:
+            file.attrs["task"] = name
+    index = {name: open_index(resolve_datasets(str(manifest(tmp_path, {"path": name})), tmp_path)[0]) for name in ("one", "two")}
+    check_texts(["task == one", "task != two"], list(index.values()), "--episode_weights")
+    with pytest.raises(ValueError, match="--episode_weights: 'task == one' compares with 'one', which no recording says; known: two"):
+        check_texts(["task == one"], [index["two"]], "--episode_weights")
