@@ -152,7 +152,9 @@ def test_a_crashed_episode_did_not_end_at_once(tmp_path: Path) -> None:
     *kept, last = (b / "episodes.jsonl").read_text().splitlines()
     crashed = {**json.loads(last), "success": False, "num_steps": 0, "error": "the simulator died"}
     (b / "episodes.jsonl").write_text("\n".join([*kept, json.dumps(crashed), ""]))
-    times = compare(a, b).times
+    comparison = compare(a, b)
+    assert comparison.cautions == ["B: 1 episodes crashed in the simulator and count as failures"]
+    times = comparison.times
     assert (times.mean_a, times.mean_b) == (10.5, 10.5)  # (10 + 11) / 2, and 10 and the longest there is
 
 

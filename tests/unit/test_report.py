@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments.robot.evaluation.actors import RELABEL, TAKEOVER
+from experiments.robot.evaluation.plan import EvaluationFlags
 from experiments.robot.evaluation.report import Report, console_table, report_to_dict, write_report
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.run import wandb_values
+from experiments.robot.evaluation.run import print_report, wandb_values
 from experiments.robot.evaluation.statistics import interval_of_mean, wilson_interval
 
 
@@ -151,3 +152,18 @@ def test_a_page_that_was_copied_links_to_the_videos_beside_it(tmp_path: Path) ->
     copied.parent.mkdir(parents=True)
     copied.touch()
     assert f'href="videos/{first.task}/episode_000_seed_7_success.mp4"' in write_report(report, tmp_path).read_text()
+
+
+def test_crashed_and_missing_episodes_are_told_wherever_the_figures_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Success that includes crashes as failures looked like any other."""
+    report = make_report()
+    last = report.main_run[-1]
+    report.main_run[-1] = replace(last, success=False, error="the simulator process died with exit code -9")
+    report.num_missing = 2
+    print_report(report, EvaluationFlags(pretrained_checkpoint="toy", local_log_dir=tmp_path))
+    page = write_report(report, tmp_path).read_text()
+    for text in (capsys.readouterr().out, page):
+        assert "1 episodes crashed in the simulator and count as failures; the same command plays them again" in text
+        assert "2 episodes are not there yet" in text
+    assert json.loads((tmp_path / "report.json").read_text())["num_crashed_episodes"] == 1
+    assert make_report().gaps == []

@@ -199,6 +199,8 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
     assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
     again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
     assert markdown(again, "Toy") == markdown(findings, "Toy")
+    crashed = [again[0], replace(again[1], num_crashed=2)]
+    assert "- brightness:1: 2 episodes crashed in the simulator and count as failures\n" in markdown(crashed, "Toy")
     fewer = make_conditions(replace(clean, num_trials_per_task=2), ["brightness"], [1, 3], [])
     for finding in measure(fewer, lambda config: benchmark(no_policy, broken=True), lambda so_far: None):
         assert finding.score.num_trials == 4

@@ -22,6 +22,7 @@ from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult
 from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
 from experiments.robot.evaluation.timing import restricted_mean
 
+_Key = tuple[str, int, int]  # task, number, seed
 _MAIN_RUNS = ("none", EXPERT_RUN)  # what an evaluation is about, unless it has controls alone
 _RUNS_SHOWN = {
     "grey": "the control with grey images, in which the policy is blind",
@@ -117,13 +118,19 @@ class Comparison:
     times: TimeComparison
     helped: tuple[str, ...] = ()  # "A", "B": in its episodes the expert may have taken over
     runs: tuple[str, str] = ("none", "none")  # of A and of B: whose episodes these are
+    num_crashed: tuple[int, int] = (0, 0)  # of A's and of B's episodes that are compared
 
     @property
     def cautions(self) -> list[str]:
-        """Whose successes are not those of a policy by itself that saw and heard what it should, a line each."""
+        """Whose successes are not those of a policy by itself that saw and heard what it should; failures that are no policy's."""
         shown = [f"{name}: {_RUNS_SHOWN[run]}" for name, run in zip("AB", self.runs, strict=True) if run in _RUNS_SHOWN]
         helped = "the expert took over where the policy drifted; successes are not the policy's own"
-        return shown + [f"{name}: {helped}" for name in self.helped]
+        crashed = [(name, num) for name, num in zip("AB", self.num_crashed, strict=True) if num]
+        return [
+            *shown,
+            *(f"{name}: {helped}" for name in self.helped),
+            *(f"{name}: {num} episodes crashed in the simulator and count as failures" for name, num in crashed),
+        ]
 
     @property
     def remarks(self) -> list[str]:
@@ -179,6 +186,7 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
         times=_compare_times([a[key] for key in common], [b[key] for key in common]),
         helped=tuple(name for name, said, rows in (("A", settings_a, a), ("B", settings_b, b)) if _is_helped(said, rows)),
         runs=(run_a, run_b),
+        num_crashed=(_num_crashed(a, common), _num_crashed(b, common)),
     )
 
 
@@ -194,8 +202,12 @@ def _is_told_alike(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> bool:
     return row_a["run"] != "wrong_instruction" or row_a.get("instruction") == row_b.get("instruction")
 
 
-def _is_helped(settings: Mapping[str, Any], rows: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> bool:
+def _is_helped(settings: Mapping[str, Any], rows: Mapping[_Key, Mapping[str, Any]]) -> bool:
     return settings.get("expert_help") == TAKEOVER and any(row["run"] == "none" for row in rows.values())
+
+
+def _num_crashed(rows: Mapping[_Key, Mapping[str, Any]], keys: Sequence[_Key]) -> int:
+    return sum(rows[key].get("error") is not None for key in keys)
 
 
 def pair_up(results_a: Iterable[EpisodeResult], results_b: Iterable[EpisodeResult]) -> PairedTable:
@@ -224,7 +236,7 @@ def _chosen_run(folder: Path, rows: Sequence[dict[str, Any]], run: str | None) -
     return run or next((name for name in _MAIN_RUNS if name in names), names[0])
 
 
-def _by_episode(rows: Sequence[dict[str, Any]], run: str) -> dict[tuple[str, int, int], dict[str, Any]]:
+def _by_episode(rows: Sequence[dict[str, Any]], run: str) -> dict[_Key, dict[str, Any]]:
     """(task, number, seed) -> its row."""
     return {(row["task"], row["index"], row["seed"]): row for row in rows if row["run"] == run}
 

@@ -106,6 +106,20 @@ class Report:
     def main_run(self) -> list[EpisodeResult]:
         return self.runs[self.main_name]
 
+    @property
+    def num_crashed(self) -> int:
+        """Episodes of all runs in which the simulator died twice; they count as failures, whatever the policy would have done."""
+        return sum(result.error is not None for results in self.runs.values() for result in results)
+
+    @property
+    def gaps(self) -> list[str]:
+        """What the figures lack, or count without knowing it, a line each."""
+        found = [f"{self.num_missing} episodes are not there yet: other shards play them, or the same command goes on"] * (
+            self.num_missing > 0
+        )
+        crashed = f"{self.num_crashed} episodes crashed in the simulator and count as failures; the same command plays them again"
+        return found + [crashed] * (self.num_crashed > 0)
+
     def instruction(self, task: str) -> str:
         """What the policy was told in the main run; "" where none of its episodes has been played."""
         return next((result.instruction for result in self.main_run if result.task == task), "")
@@ -175,6 +189,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
         "warnings": report.warnings,
         "changes": report.changes,
         "num_missing_episodes": report.num_missing,
+        "num_crashed_episodes": report.num_crashed,
         "padded_share": report.padded_share,
         "settings": report.settings,
         "timings_s": report.timings_s,

@@ -58,6 +58,7 @@ class Finding:
     difference: float  # of success, to the clean episodes
     p_value: float  # of no difference
     is_paired: bool
+    num_crashed: int = 0  # episodes in which the simulator died twice; they count as failures
 
     def cell(self) -> str:
         """For people."""
@@ -73,6 +74,7 @@ class Finding:
             "changes": self.condition.text,
             "num_successes": self.score.num_successes,
             "num_trials": self.score.num_trials,
+            "num_crashed": self.num_crashed,
             "rate": self.score.rate,
             "interval_95": list(self.score.interval),
             "difference_to_clean": self.difference,
@@ -139,11 +141,12 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
 def _find(condition: Condition, results: Sequence[EpisodeResult], unchanged: Sequence[EpisodeResult]) -> Finding:
     """What came out of the planned episodes, beside that of the clean ones."""
     score, clean = Score.of(results), Score.of(unchanged)
+    num_crashed = sum(result.error is not None for result in results)
     if condition.row == CLEAN or condition.severity is not None:
         table = pair_up(results, unchanged)
-        return Finding(condition, score, table.difference, table.p_value, True)
+        return Finding(condition, score, table.difference, table.p_value, True, num_crashed)
     p_value = fisher_p_value(score.num_successes, score.num_trials, clean.num_successes, clean.num_trials)
-    return Finding(condition, score, score.rate - clean.rate, p_value, False)
+    return Finding(condition, score, score.rate - clean.rate, p_value, False, num_crashed)
 
 
 def markdown(findings: Sequence[Finding], title: str) -> str:
@@ -161,6 +164,8 @@ def markdown(findings: Sequence[Finding], title: str) -> str:
     lines += ["", "Success, difference to the clean episodes in percentage points, p of no difference: McNemar's exact test over the same"]
     lines += ["initial states; for suites, which have their own, Fisher's exact test.", ""]
     lines += [f"- {finding.condition.text}" for finding in findings[1:]]
+    crashed = [finding for finding in findings if finding.num_crashed]
+    lines += [f"- {item.condition.name}: {item.num_crashed} episodes crashed in the simulator and count as failures" for item in crashed]
     return "\n".join([*lines, "", f"`{shlex.join(['python', *sys.argv])}`", ""])
 
 

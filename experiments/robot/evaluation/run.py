@@ -194,8 +194,8 @@ def print_report(report: Report, config: EvaluationFlags) -> None:
         print(f"\n{timing.line()}")
     if report.padded_share:
         print(f"{100 * report.padded_share:.0f} % of what the policy computed filled up batches; a smaller --batch_size may be faster")
-    if report.num_missing:
-        print(f"{report.num_missing} episodes are not there yet: other shards play them, or the same command goes on")
+    for line in report.gaps:
+        print(line)
     print(f"\nreport: {config.folder / 'report.html'}")
 
 
