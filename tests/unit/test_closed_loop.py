@@ -301,3 +301,11 @@ def test_a_task_that_is_named_twice_is_played_once() -> None:
     assert make_benchmark(config).tasks == ["faucet-open", "button-press-topdown"]
     with pytest.raises(ValueError, match="--task_names is empty; pass at least one task"):
         EvalConfig(policy="expert", task_names=[])
+
+
+@pytest.mark.parametrize("changes", [{"policy": "expert"}, {"with_expert": True}])
+def test_an_expert_that_does_not_exist_is_told_before_anything_is_played(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Each of its episodes crashed twice and counted as a failure."""
+    with pytest.raises(ValueError, match="the toy has no expert"):
+        evaluate(flags(tmp_path / "eval", **changes), simulator=ToySimulator(has_expert=False))
+    assert not (tmp_path / "eval").exists()

@@ -25,9 +25,8 @@ from experiments.robot.evaluation.journal import JournalError
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.report import Score
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.run import run_evaluation, with_batch_size
+from experiments.robot.evaluation.run import checked_simulator, run_evaluation, with_batch_size
 from experiments.robot.evaluation.statistics import fisher_p_value
-from experiments.robot.simulators.changed import perturbed
 from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS, PICTURE_AXES, Perturbation
 
@@ -114,12 +113,12 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
     """Plays what is missing, with one policy for all; `write` is called with what there is after each condition.
 
     Raises:
-        ValueError: an axis that the simulator cannot change, or instructions without other words, before anything is played; a
-            condition's folder holds episodes of other settings.
+        ValueError: an axis that the simulator cannot change, instructions without other words, or an expert that does not exist, before
+            anything is played; a condition's folder holds episodes of other settings.
     """
     benchmarks = [make_benchmark(condition.config) for condition in conditions]  # what is wrong is told before anything is played
     for condition, benchmark in zip(conditions, benchmarks, strict=True):
-        perturbed(benchmark.simulator, condition.config.perturbations, benchmark.tasks)
+        checked_simulator(condition.config, benchmark)
     load = cache(benchmarks[0].load_policy)
     batch_size = with_batch_size(conditions[0].config, dataclasses.replace(benchmarks[0], load_policy=load)).batch_size
     findings: list[Finding] = []

@@ -29,6 +29,7 @@ from experiments.robot.evaluation.report import VIDEOS, Report, console_table, w
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, Rollout, RolloutOptions
 from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.simulators.changed import perturbed
+from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.paraphrases import paraphrases
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS
 from prismatic.acting.recorder import RECORDINGS
@@ -44,7 +45,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     """Plays what the journal lacks and writes the report, also when it is interrupted; waits where another process plays the same."""
     if config.use_wandb:
         _check_wandb()
-    simulator = perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
+    simulator = checked_simulator(config, benchmark)
     benchmark = replace(benchmark, simulator=simulator, load_policy=cache(benchmark.load_policy))
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
@@ -61,6 +62,17 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
+
+
+def checked_simulator(config: EvaluationFlags, benchmark: Benchmark) -> Simulator:
+    """The benchmark's simulator, with the changes of the scenes that are wanted.
+
+    Raises:
+        ValueError: it cannot make one of them, a task's instruction has no other words, or an expert is to act and there is none.
+    """
+    if EXPERT_RUN in config.runs:
+        benchmark.simulator.check_expert()
+    return perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
 
 
 def _title(config: EvaluationFlags, benchmark: Benchmark) -> str:
