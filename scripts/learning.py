@@ -43,12 +43,13 @@ class BenchmarkEntry:
     controls: str  # what remains if the policy sees nothing, or is told something else
     size_flag: str  # of the evaluation: pixels of the rendered images
     num_demonstrations: int  # per task, unless the user says how many
+    most_trials: int | None = None  # per task, where the initial states are fixed
 
 
 def _libero(suite: str) -> BenchmarkEntry:
     record = ("experiments/robot/libero/record_demos.py", "--task_suite_name", suite, "--env_img_res")
     evaluate = ("experiments/robot/libero/run_libero_eval.py", "--task_suite_name", suite, "--fast_rendering", "True")
-    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res", 30)
+    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res", 30, 50)
 
 
 BENCHMARKS = {
@@ -144,6 +145,9 @@ class LearningConfig(TinySizes):
         for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        most = max(self.num_trials_per_task, self.num_control_trials_per_task)
+        if self.entry.most_trials is not None and most > self.entry.most_trials:  # told before hours of training
+            raise ValueError(f"{most} trials are wanted; {self.benchmark} has {self.entry.most_trials} fixed initial states a task")
 
     @property
     def entry(self) -> BenchmarkEntry:

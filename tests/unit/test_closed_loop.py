@@ -18,6 +18,7 @@ from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.policies import check_policy
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import run_evaluation
+from experiments.robot.recording.record import RecordingOptions
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.hdf5.recording import read_recording
@@ -309,3 +310,16 @@ def test_an_expert_that_does_not_exist_is_told_before_anything_is_played(tmp_pat
     with pytest.raises(ValueError, match="the toy has no expert"):
         evaluate(flags(tmp_path / "eval", **changes), simulator=ToySimulator(has_expert=False))
     assert not (tmp_path / "eval").exists()
+
+
+def test_numbers_below_what_can_be_are_refused_before_anything_is_played(tmp_path: Path) -> None:
+    """Nothing can be drawn from a negative seed: every episode crashed and counted as a failure."""
+    from experiments.robot.metaworld.run_metaworld_eval import EvalConfig
+
+    with pytest.raises(ValueError, match="--seed is -1, must be at least 0"):
+        evaluate(flags(tmp_path, seed=-1))
+    assert not (tmp_path / JOURNAL_FILE).exists()
+    with pytest.raises(ValueError, match="--image_size is 0; it must be at least 1"):
+        EvalConfig(policy="expert", image_size=0)
+    with pytest.raises(ValueError, match="--image_size is 0, must be at least 1"):
+        RecordingOptions(tmp_path, pictures={"image_size": 0})

@@ -88,6 +88,8 @@ def test_a_mistake_names_the_flag() -> None:
         learning.LearningConfig(variants=["filme"])
     with pytest.raises(ValueError, match=r"--benchmark is 'libero_objects'.*libero_object"):
         learning.LearningConfig(benchmark="libero_objects")
+    with pytest.raises(ValueError, match="51 trials are wanted; libero_object has 50 fixed initial states a task"):
+        learning.LearningConfig(num_trials_per_task=51)
     with pytest.raises(ValueError, match="aloha_transfer_cube is one task"):
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
 

@@ -42,6 +42,8 @@ class EvalConfig(EvaluationFlags):
             raise ValueError("--task_names is empty; pass at least one task, such as [transfer_cube]")
         for name in self.task_names:
             get_aloha_task(name)
+        if self.image_size < 1:
+            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1")
 
 
 def evaluate(config: EvalConfig) -> Report:
