@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: P
     assert fingerprint(checkpoint) != before
     with pytest.raises(JournalError, match="checkpoint_content was"):
         evaluate(config)
+
+
+def test_the_same_checkpoint_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slash at its end was another evaluation, and so were the shards of two machines."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "weights").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    config = flags(tmp_path / "log", pretrained_checkpoint="checkpoint")
+    evaluate(replace(config, num_trials_per_task=1, shard="1/2"))
+    evaluate(replace(config, num_trials_per_task=1, shard="2/2", pretrained_checkpoint="checkpoint/"))
+    (tmp_path / "checkpoint").rename(tmp_path / "moved")
+    report = evaluate(replace(config, num_trials_per_task=2, pretrained_checkpoint=tmp_path / "moved"))
+    assert (len(report.main_run), report.num_missing) == (4, 0)
+    (tmp_path / "moved" / "weights").write_bytes(b"2")
+    with pytest.raises(JournalError, match=r"another evaluation \(checkpoint_content was '\w+', is '\w+'\)"):
+        evaluate(replace(config, pretrained_checkpoint=tmp_path / "moved"))
 
 
 def test_other_starts_under_the_same_name_and_another_commit_of_a_hub_policy_are_another_evaluation(
