@@ -140,6 +140,20 @@ def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: P
         evaluate(config)
 
 
+@pytest.mark.parametrize("place", ["eval", "."])
+def test_an_evaluation_may_lie_in_its_checkpoints_folder(tmp_path: Path, place: str) -> None:
+    """What it had left there was taken for a part of the policy, so that no evaluation of it went on."""
+    checkpoint = tmp_path / "checkpoint"
+    (checkpoint / "lora_adapter").mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(b"1")
+    config = flags(checkpoint / place, pretrained_checkpoint=checkpoint, num_trials_per_task=1)
+    evaluate(config)
+    assert len(evaluate(replace(config, num_trials_per_task=2)).main_run) == 4
+    before = fingerprint(checkpoint)
+    (checkpoint / "lora_adapter" / "adapter_config.json").write_text("{}")
+    assert fingerprint(checkpoint) != before
+
+
 def test_the_same_checkpoint_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slash at its end was another evaluation, and so were the shards of two machines."""
     (tmp_path / "checkpoint").mkdir()
