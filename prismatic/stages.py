@@ -34,6 +34,11 @@ def run_stage(stage: str, command: list[str]) -> float:
     return round(time.monotonic() - started, 1)
 
 
+def seen_from_root(path: Path) -> Path:
+    """A path as it is typed in the working directory, as commands of the chain have to be told it, which run in the repository's root."""
+    return path if Path.cwd() == _ROOT else Path(os.path.abspath(path.expanduser()))
+
+
 def keep_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
     """Writes down what later calls in the same folder must share, or compares it; what there is without it is taken at its word.
 

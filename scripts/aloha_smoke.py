@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.stages import seen_from_root
 
 ROOT = Path(__file__).parents[1]
 _TASKS = ("transfer_cube", "insertion")
@@ -39,6 +40,7 @@ class SmokeConfig:
 
 def main(config: SmokeConfig) -> None:
     """Runs every command; stops at the first that fails."""
+    config = replace(config, output_dir=seen_from_root(config.output_dir))
     shutil.rmtree(config.output_dir, ignore_errors=True)
     started = time.monotonic()
     checkpoint, count = str(config.output_dir / "untrained"), str(config.num_trials_per_task)

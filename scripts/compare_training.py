@@ -1,6 +1,6 @@
 """Two ways to train, the same seeds and data: one table of their losses and a verdict whether they learn alike.
 
-python scripts/compare_training.py --output_dir runs/fp8_verdict --dataset_name metaworld_demo --data_root_dir runs/demo/data \
+python scripts/compare_training.py --output_dir runs/fp8_verdict --dataset_name metaworld_demo --data_root_dir runs/demo/rlds \
   --vla_path assets/tiny_base --second "{quantize_base: fp8}" --flags "{use_proprio: 'True', num_images_in_input: '2'}"
 
 Every run is `finetune` with the flags of its side, one after the other; what is trained already is not trained again. A side's loss is

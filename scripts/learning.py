@@ -25,7 +25,8 @@ from typing import Any
 from prismatic.cli import run_script
 from prismatic.interrupts import STOPPED
 from prismatic.models.sizes import TinySizes
-from prismatic.stages import keep_settings
+from prismatic.stages import keep_settings, seen_from_root
+from prismatic.vla.aside import put_aside
 from prismatic.vla.constants import near_names
 
 ROOT = Path(__file__).parents[1]
@@ -42,12 +43,13 @@ class BenchmarkEntry:
     controls: str  # what remains if the policy sees nothing, or is told something else
     size_flag: str  # of the evaluation: pixels of the rendered images
     num_demonstrations: int  # per task, unless the user says how many
+    most_trials: int | None = None  # per task, where the initial states are fixed
 
 
 def _libero(suite: str) -> BenchmarkEntry:
     record = ("experiments/robot/libero/record_demos.py", "--task_suite_name", suite, "--env_img_res")
     evaluate = ("experiments/robot/libero/run_libero_eval.py", "--task_suite_name", suite, "--fast_rendering", "True")
-    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res", 30)
+    return BenchmarkEntry(f"{suite}_scripted", 2, record, evaluate, "none,grey,wrong_instruction", "--env_img_res", 30, 50)
 
 
 BENCHMARKS = {
@@ -143,6 +145,9 @@ class LearningConfig(TinySizes):
         for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        most = max(self.num_trials_per_task, self.num_control_trials_per_task)
+        if self.entry.most_trials is not None and most > self.entry.most_trials:  # told before hours of training
+            raise ValueError(f"{most} trials are wanted; {self.benchmark} has {self.entry.most_trials} fixed initial states a task")
 
     @property
     def entry(self) -> BenchmarkEntry:
@@ -275,6 +280,11 @@ def main(config: LearningConfig) -> None:
     Raises:
         ValueError: a stage failed, or the folder holds policies of other settings.
     """
+    config = dataclasses.replace(
+        config,
+        output_dir=seen_from_root(config.output_dir),
+        frame_cache_dir=config.frame_cache_dir and seen_from_root(config.frame_cache_dir),
+    )
     fixed = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in _FREE}
     fixed["num_demonstrations"] = config.demonstrations
     keep_settings(config.output_dir / "settings.json", fixed, f"choose another --output_dir, or remove {config.output_dir}")
@@ -306,6 +316,8 @@ def train(config: LearningConfig, variant: str, stages: Stages) -> None:
         raise ValueError(f"--max_steps is {config.max_steps}, {variant} was trained for {trained}; choose another --output_dir")
     if trained == config.max_steps:
         return
+    if (evaluation := config.output_dir / variant / "eval").is_dir():  # of fewer steps; another policy's episodes do not go on
+        print(f"=== the evaluation after {trained} steps is kept in {put_aside(evaluation)}", flush=True)
     if not stages.run(f"train {variant}", train_command(config, variant), config.max_train_s):
         stages.run(f"finish {variant}", train_command(config, variant, _trained_steps(config, variant)))
     temporary = file.with_suffix(".tmp")

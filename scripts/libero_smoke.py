@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prismatic.cli import run_script
+from prismatic.stages import seen_from_root
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +44,7 @@ def smoke_commands(config: SmokeConfig) -> list[list[str]]:
 
 def main(config: SmokeConfig) -> None:
     """Runs every command; stops at the first that fails."""
+    config = replace(config, output_dir=seen_from_root(config.output_dir))
     shutil.rmtree(config.output_dir, ignore_errors=True)
     started = time.monotonic()
     for command in smoke_commands(config):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from experiments.robot.metaworld.tasks import BASE_TASKS, get_metaworld_task
 from prismatic.cli import run_script
 from prismatic.models.sizes import TinySizes
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.stages import run_stage
+from prismatic.stages import run_stage, seen_from_root
 from prismatic.training.curves import METRICS_FILE
 from prismatic.training.rows import read_rows
 
@@ -84,6 +84,7 @@ def pretraining_commands(config: PretrainConfig) -> dict[str, list[str]]:
 
 def main(config: PretrainConfig) -> None:
     """Runs every stage; stops at the first that fails."""
+    config = replace(config, output_dir=seen_from_root(config.output_dir), work_dir=seen_from_root(config.work_dir))
     commands = pretraining_commands(config)
     seconds = {stage: run_stage(stage, command) for stage, command in commands.items()}
     (config.output_dir / "README.md").write_text(_card(config, commands, seconds), encoding="utf-8")

@@ -30,7 +30,7 @@ class RobustnessConfig:
     num_trials_per_task: int = 10  # episodes of each task under each condition
     axes: list[str] = field(default_factory=list)  # all that the simulator can change by default
     severities: list[int] = field(default_factory=lambda: list(SEVERITIES))  # 1, 2, 3
-    pro_suites: bool = True  # libero: play LIBERO-PRO's changes of the suite, too
+    pro_suites: bool = True  # libero: play LIBERO-PRO's changes of the suite, too; no scripted expert knows them
     output_dir: Path = Path("runs/robustness")  # robustness.md, .json, .png, and a folder per condition
     evaluation_flags: str = ""  # further flags of the simulator's evaluation script, in one text: "--num_envs 8 --batch_size 0"
 
@@ -48,10 +48,12 @@ class RobustnessConfig:
 
 
 def changed_suites(clean: EvaluationFlags) -> list[str]:
-    """LIBERO-PRO's changes of the suite that is evaluated."""
+    """LIBERO-PRO's changes of the suite that is evaluated; none for the scripted expert, which does not know them."""
     from experiments.robot.libero.tasks import CHANGES, SUITES
 
     suite = getattr(clean, "task_suite_name", "")
+    if clean.policy == "expert":
+        return []
     return [name for change in CHANGES if (name := f"{suite}_{change}") in SUITES]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,8 +18,18 @@ import numpy as np
 
 from prismatic.cli import run_script
 from prismatic.vla.datasets.episode_rules import EVERYTHING, find_condition, fitting_episodes, fitting_steps, is_about_steps
+from prismatic.vla.datasets.exclusions import find_episodes
 from prismatic.vla.datasets.index import EpisodeIndex
-from prismatic.vla.datasets.manifest import Manifest, Part, check_weights, is_manifest, read_manifest, write_manifest
+from prismatic.vla.datasets.manifest import (
+    Manifest,
+    Part,
+    check_moved,
+    check_weights,
+    counts_episodes,
+    is_manifest,
+    read_manifest,
+    write_manifest,
+)
 from prismatic.vla.datasets.merged import PART
 from prismatic.vla.datasets.opening import check_trainable, open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
@@ -59,6 +70,8 @@ def main(config: ManifestConfig) -> None:
         raise ValueError("--dataset_name is missing: name the registry entry that reads these recordings")
     if others := [item for item in found if item.dataset not in ("", dataset)]:
         raise ValueError(f"{others[0].path} is of the data set {others[0].dataset!r}, not of {dataset!r}; one manifest has one")
+    for item in found[1:]:
+        check_moved(item.parts, item.path, "--recordings")
     weights = dict.fromkeys(config.drop, 0.0) | config.weights | (dict.fromkeys(_TRIMMED, 0.0) if config.trim_idle else {})
     parts = [part for item in found for part in item.parts]
     checked = config.output.with_name(f".unchecked-{config.output.name}")
@@ -66,8 +79,10 @@ def main(config: ManifestConfig) -> None:
         write_manifest(checked, dataset, parts)
         (spec,) = resolve_datasets(str(checked), checked.parent)
         index = open_index(spec)
-        rules = {rule: _parts_that_fit(rule, index, spec, len(parts)) for rule in (*weights, *config.instructions)}
-        write_manifest(checked, dataset, [_edited(part, number, rules, weights, config.instructions) for number, part in enumerate(parts)])
+        weights = {_by_name(rule, index, checked): weight for rule, weight in weights.items()}
+        texts = {_by_name(rule, index, checked): text for rule, text in config.instructions.items()}
+        rules = {rule: _parts_that_fit(rule, index, spec, len(parts)) for rule in (*weights, *texts)}
+        write_manifest(checked, dataset, [_edited(part, number, rules, weights, texts) for number, part in enumerate(parts)])
         check_trainable(resolve_datasets(str(checked), checked.parent), use_proprio=False)
         os.replace(checked, config.output)
     except ValueError as error:  # of a file that will not be there
@@ -79,6 +94,26 @@ def main(config: ManifestConfig) -> None:
 
 def _read(path: Path) -> Manifest:
     return read_manifest(path) if is_manifest(path.name) else Manifest(path, "", (Part(path),))
+
+
+def _by_name(rule: str, index: EpisodeIndex, manifest: Path) -> str:
+    """A rule that counts episodes ("train 12") as the name of that episode in its set: in others it has another number."""
+    if not counts_episodes(rule):
+        return rule
+    for episode in find_episodes(rule, index, "a rule"):
+        number = index.facts[episode][PART]
+        folder = read_manifest(manifest).parts[number].path
+        name = os.path.relpath(os.path.abspath(manifest.parent / index.names[episode]), os.path.abspath(folder))
+        among = {other for other, facts in enumerate(index.facts) if facts[PART] == number}
+        return name if _is_clear(name, index, among) else index.names[episode]
+    return rule
+
+
+def _is_clear(name: str, index: EpisodeIndex, among: Set[int]) -> bool:
+    try:
+        return len(find_episodes(name, index, "a rule", among)) == 1
+    except ValueError:  # a folder below has a file of that name, too
+        return False
 
 
 def _parts_that_fit(rule: str, index: EpisodeIndex, spec: DatasetSpec, num_parts: int) -> set[int]:
@@ -118,7 +153,8 @@ def _edited(part: Part, number: int, rules: dict[str, set[int]], weights: dict[s
     """The part with the rules that are about it."""
     own = {rule: weight for rule, weight in weights.items() if number in rules[rule]}
     own_texts = {rule: text for rule, text in texts.items() if number in rules[rule]}
-    return replace(part, weights={**part.weights, **own}, instructions={**part.instructions, **own_texts})
+    earlier = {rule: text for rule, text in part.instructions.items() if rule not in own_texts}  # of several that fit the last one counts
+    return replace(part, weights={**part.weights, **own}, instructions=earlier | own_texts)
 
 
 def run() -> None:

@@ -66,6 +66,7 @@ def build_card(folder: Path, options: CardOptions) -> str:
         report_title=report.get("title", ""),
         changes=report.get("changes", []),
         num_missing=report.get("num_missing_episodes", 0),
+        num_crashed=report.get("num_crashed_episodes", 0),
     )
 
 

@@ -232,9 +232,12 @@ def test_what_an_expert_helped_to_solve_is_not_published(checkpoint: Path, tmp_p
 
 def test_the_card_says_what_was_changed_and_is_of_this_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     own = {"settings": {"checkpoint_content": fingerprint(checkpoint), "split": "evaluation", "expert_help": "none"}}
-    report = write_report(tmp_path / "report.json", changes=["camera:2: turned by 8 degrees"], num_missing_episodes=3, **own)
+    report = write_report(
+        tmp_path / "report.json", changes=["camera:2: turned by 8 degrees"], num_missing_episodes=3, num_crashed_episodes=1, **own
+    )
     card = build_card(checkpoint, CardOptions("me/p", report))
-    assert "- Changed on purpose: camera:2: turned by 8 degrees\n- 3 planned episodes had not been played.\n\n| Task |" in card
+    assert "- Changed on purpose: camera:2: turned by 8 degrees\n- 3 planned episodes had not been played.\n" in card
+    assert "- 1 episode crashed in the simulator and counts as a failure.\n\n| Task |" in card
     assert "| mean | 90% | 60-98 % |" in card
     report = write_report(tmp_path / "report.json", **own)
     assert "Changed on purpose" not in build_card(checkpoint, CardOptions("me/p", report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.policies import check_policy
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import run_evaluation
+from experiments.robot.recording.record import RecordingOptions
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.hdf5.recording import read_recording
@@ -136,6 +138,36 @@ def test_another_checkpoint_in_the_same_folder_is_another_evaluation(tmp_path: P
     assert fingerprint(checkpoint) != before
     with pytest.raises(JournalError, match="checkpoint_content was"):
         evaluate(config)
+
+
+@pytest.mark.parametrize("place", ["eval", "."])
+def test_an_evaluation_may_lie_in_its_checkpoints_folder(tmp_path: Path, place: str) -> None:
+    """What it had left there was taken for a part of the policy, so that no evaluation of it went on."""
+    checkpoint = tmp_path / "checkpoint"
+    (checkpoint / "lora_adapter").mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(b"1")
+    config = flags(checkpoint / place, pretrained_checkpoint=checkpoint, num_trials_per_task=1)
+    evaluate(config)
+    assert len(evaluate(replace(config, num_trials_per_task=2)).main_run) == 4
+    before = fingerprint(checkpoint)
+    (checkpoint / "lora_adapter" / "adapter_config.json").write_text("{}")
+    assert fingerprint(checkpoint) != before
+
+
+def test_the_same_checkpoint_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slash at its end was another evaluation, and so were the shards of two machines."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "weights").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    config = flags(tmp_path / "log", pretrained_checkpoint="checkpoint")
+    evaluate(replace(config, num_trials_per_task=1, shard="1/2"))
+    evaluate(replace(config, num_trials_per_task=1, shard="2/2", pretrained_checkpoint="checkpoint/"))
+    (tmp_path / "checkpoint").rename(tmp_path / "moved")
+    report = evaluate(replace(config, num_trials_per_task=2, pretrained_checkpoint=tmp_path / "moved"))
+    assert (len(report.main_run), report.num_missing) == (4, 0)
+    (tmp_path / "moved" / "weights").write_bytes(b"2")
+    with pytest.raises(JournalError, match=r"another evaluation \(checkpoint_content was '\w+', is '\w+'\)"):
+        evaluate(replace(config, pretrained_checkpoint=tmp_path / "moved"))
 
 
 def test_other_starts_under_the_same_name_and_another_commit_of_a_hub_policy_are_another_evaluation(
@@ -258,3 +290,67 @@ def test_another_wrong_instruction_is_another_episode(tmp_path: Path) -> None:
     assert play("left", "jump", "right") == {"left": "walk to the right", "jump": "walk to the left", "right": "walk to the left"}
     added = [(row["run"], row["task"]) for row in rows(tmp_path)[played:]]
     assert sorted(added) == [("none", "right"), ("wrong_instruction", "left"), ("wrong_instruction", "right")]
+
+
+def test_videos_that_come_too_late_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    played = evaluate(flags(tmp_path, num_trials_per_task=2)).main_run
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="first_1"))
+    assert "2 episodes were played before without the videos that --save_video first_1 asks for; --restart True" in caplog.text
+    caplog.clear()
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="failures"))
+    num_failures = sum(not result.success for result in played)
+    assert (f"{num_failures} episodes were played before" in caplog.text) == bool(num_failures)
+    caplog.clear()
+    for _ in range(2):
+        evaluate(flags(tmp_path / "filmed", num_trials_per_task=2, save_video="all"))
+    assert "without the videos" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "expert"}, r"--control is 'expert', expected one of \['none', 'grey', 'wrong_instruction'\]"),
+        ({"control": "none,gray"}, "--control is 'gray'"),
+        ({"num_control_trials_per_task": 0}, "--num_control_trials_per_task is 0, must be at least 1"),
+        (
+            {"policy": "expert", "control": "grey"},
+            "--control is grey, which is for a checkpoint's .*leave it out with --policy expert",
+        ),
+        ({"policy": "expert", "delay_steps": "4"}, "--delay_steps is 4, which is for a checkpoint's policy"),
+        ({"policy": "expert", "num_open_loop_steps": 4}, "--num_open_loop_steps is 4, which is for a checkpoint's policy"),
+    ],
+)
+def test_flags_that_would_do_nothing_or_something_else_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """A control called expert played the scripted expert, under the checkpoint's title."""
+    with pytest.raises(ValueError, match=message):
+        flags(tmp_path, **changes)
+
+
+def test_a_task_that_is_named_twice_is_played_once() -> None:
+    from experiments.robot.metaworld.run_metaworld_eval import EvalConfig, make_benchmark
+
+    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open"])
+    assert make_benchmark(config).tasks == ["faucet-open", "button-press-topdown"]
+    with pytest.raises(ValueError, match="--task_names is empty; pass at least one task"):
+        EvalConfig(policy="expert", task_names=[])
+
+
+@pytest.mark.parametrize("changes", [{"policy": "expert"}, {"with_expert": True}])
+def test_an_expert_that_does_not_exist_is_told_before_anything_is_played(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Each of its episodes crashed twice and counted as a failure."""
+    with pytest.raises(ValueError, match="the toy has no expert"):
+        evaluate(flags(tmp_path / "eval", **changes), simulator=ToySimulator(has_expert=False))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_numbers_below_what_can_be_are_refused_before_anything_is_played(tmp_path: Path) -> None:
+    """Nothing can be drawn from a negative seed: every episode crashed and counted as a failure."""
+    from experiments.robot.metaworld.run_metaworld_eval import EvalConfig
+
+    with pytest.raises(ValueError, match="--seed is -1, must be at least 0"):
+        evaluate(flags(tmp_path, seed=-1))
+    assert not (tmp_path / JOURNAL_FILE).exists()
+    with pytest.raises(ValueError, match="--image_size is 0; it must be at least 1"):
+        EvalConfig(policy="expert", image_size=0)
+    with pytest.raises(ValueError, match="--image_size is 0, must be at least 1"):
+        RecordingOptions(tmp_path, pictures={"image_size": 0})

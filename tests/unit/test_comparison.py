@@ -152,5 +152,28 @@ def test_a_crashed_episode_did_not_end_at_once(tmp_path: Path) -> None:
     *kept, last = (b / "episodes.jsonl").read_text().splitlines()
     crashed = {**json.loads(last), "success": False, "num_steps": 0, "error": "the simulator died"}
     (b / "episodes.jsonl").write_text("\n".join([*kept, json.dumps(crashed), ""]))
-    times = compare(a, b).times
+    comparison = compare(a, b)
+    assert comparison.cautions == ["B: 1 episodes crashed in the simulator and count as failures"]
+    times = comparison.times
     assert (times.mean_a, times.mean_b) == (10.5, 10.5)  # (10 + 11) / 2, and 10 and the longest there is
+
+
+@pytest.mark.parametrize(
+    ("run", "caution"),
+    [
+        ("grey", "B: the control with grey images, in which the policy is blind"),
+        ("wrong_instruction", "B: the control with a wrong instruction"),
+        ("expert", "B: the scripted expert; successes are no policy's"),
+    ],
+)
+def test_what_is_no_policy_by_itself_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, caution: str) -> None:
+    """A control alone was compared with a policy as if it were another one."""
+    a = write_journal(tmp_path / "a", {"open": [True, True]})
+    b = write_journal(tmp_path / "b", {"open": [True, False]})
+    journal = b / "episodes.jsonl"
+    journal.write_text(journal.read_text().replace('"run": "none"', f'"run": "{run}"'))
+    main(CompareConfig(a, b, output=tmp_path / "comparison.html"))
+    assert caution in capsys.readouterr().out
+    assert caution.partition("'")[0] in (tmp_path / "comparison.html").read_text()
+    assert compare(a, a).cautions == []
+    assert len(compare(b, b).cautions) == 2

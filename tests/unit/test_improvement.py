@@ -12,6 +12,7 @@ import pytest
 from script_modules import load_script
 
 from experiments.robot.evaluation.comparison import PairedTable
+from experiments.robot.improvement import rounds
 from experiments.robot.improvement.config import METHODS, ImproveConfig
 from experiments.robot.improvement.judging import Round, reason_to_stop
 from experiments.robot.improvement.phases import collect_command, evaluate_command, run_phase, train_command
@@ -239,6 +240,24 @@ def test_flags_of_training_come_in_pairs(tmp_path: Path) -> None:
         config_of(tmp_path, finetune_flags="--run_root_dir elsewhere").own_finetune_flags()
     with pytest.raises(ValueError, match="--finetune_flags has --max_steps; this script has that flag itself"):
         config_of(tmp_path, finetune_flags="--lora_rank 4 --max_steps 5").own_finetune_flags()
+    with pytest.raises(ValueError, match="--finetune_flags has --max_steps; this script has that flag itself"):
+        config_of(tmp_path, finetune_flags="--max_steps=5 --lora_rank=4").own_finetune_flags()
+    pairs = config_of(tmp_path, finetune_flags="--lora_rank=4 --exclude_episodes 'a=b.txt'").own_finetune_flags()
+    assert pairs == {"lora_rank": "4", "exclude_episodes": "a=b.txt"}
+
+
+def test_more_trials_than_a_benchmark_has_are_told_before_anything_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the last evaluations were refused when all rounds had been played."""
+
+    def make_evaluation(simulator: str, flags: dict[str, Any]) -> None:
+        raise ValueError(f"there are 50, not {flags['num_trials_per_task']}")
+
+    monkeypatch.setattr(rounds, "make_evaluation", make_evaluation)
+    monkeypatch.setattr(rounds.PolicySpec, "load", lambda folder: SPEC)
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "policy.json").touch()
+    with pytest.raises(ValueError, match="there are 50, not 60"):
+        rounds.check_inputs(config_of(tmp_path, simulator="libero", num_trials=20, num_final_trials=60))
 
 
 def test_what_may_change_between_calls_is_said(tmp_path: Path) -> None:

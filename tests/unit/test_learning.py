@@ -10,6 +10,7 @@ import pytest
 from script_modules import load_script
 
 from prismatic.cli_sections import flag_names
+from prismatic.stages import seen_from_root
 from prismatic.training.config import FinetuneConfig
 
 learning = load_script("scripts/learning.py")
@@ -87,6 +88,8 @@ def test_a_mistake_names_the_flag() -> None:
         learning.LearningConfig(variants=["filme"])
     with pytest.raises(ValueError, match=r"--benchmark is 'libero_objects'.*libero_object"):
         learning.LearningConfig(benchmark="libero_objects")
+    with pytest.raises(ValueError, match="51 trials are wanted; libero_object has 50 fixed initial states a task"):
+        learning.LearningConfig(num_trials_per_task=51)
     with pytest.raises(ValueError, match="aloha_transfer_cube is one task"):
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
 
@@ -137,3 +140,34 @@ def test_policies_of_other_settings_are_not_taken_for_those_that_are_wanted(tmp_
     learning.main(dataclasses.replace(config, num_trials_per_task=5, num_demonstrations=50, num_envs=2))
     with pytest.raises(ValueError, match=r"with other flags \(--learning_rate was 0.0003, is 0.001; --seed was 7, is 8\); choose another"):
         learning.main(dataclasses.replace(config, learning_rate=1e-3, seed=8))
+
+
+def test_more_steps_are_evaluated_anew_and_the_earlier_evaluation_is_kept(tmp_path: Path) -> None:
+    """The evaluation refused to go on with another policy, so that more steps ended with an error."""
+
+    class Recorded(learning.Stages):
+        def run(self, stage: str, command: list[str], max_seconds: float | None = None) -> bool:
+            return True
+
+    evaluation = tmp_path / "l1" / "eval"
+    evaluation.parent.mkdir()
+    for steps in (700, 700, 900):
+        learning.train(learning.LearningConfig(output_dir=tmp_path, max_steps=steps), "l1", Recorded(tmp_path))
+        evaluation.mkdir(exist_ok=True)
+        (evaluation / f"{steps}").touch()
+    assert [path.name for path in evaluation.iterdir()] == ["900"]
+    assert [path.name for path in (tmp_path / "l1" / "eval.left1").iterdir()] == ["700"]
+
+
+def test_a_folder_is_the_same_for_the_script_and_for_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in the repository's root, where a folder of another working directory was looked for."""
+    told: list[Path] = []
+    monkeypatch.setattr(learning, "shared_commands", lambda config: told.extend((config.output_dir, config.frame_cache_dir)) or {})
+    monkeypatch.setattr(learning, "train", lambda *arguments: None)
+    monkeypatch.setattr(learning.Stages, "run", lambda *arguments: True)
+    config = learning.LearningConfig(output_dir=Path("out"), benchmark="metaworld", frame_cache_dir=Path("frames"))
+    monkeypatch.chdir(tmp_path)
+    learning.main(config)
+    assert told == [tmp_path / "out", tmp_path / "frames"]
+    monkeypatch.chdir(learning.ROOT)
+    assert seen_from_root(Path("out")) == Path("out")

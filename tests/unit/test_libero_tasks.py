@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from script_modules import load_script
 
 from experiments.robot.evaluation.policies import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
@@ -196,3 +197,9 @@ def test_the_horizons_are_the_published_ones() -> None:
         "libero_10": 520,
         "libero_90": 400,
     }
+
+
+def test_no_expert_is_asked_to_play_the_changed_suites() -> None:
+    changed_suites = load_script("scripts/robustness.py").changed_suites
+    assert changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_object"))[0] == "libero_object_lan"
+    assert changed_suites(EvalConfig(policy="expert", task_suite_name="libero_object")) == []

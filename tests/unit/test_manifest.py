@@ -230,6 +230,15 @@ def test_a_plain_data_set_takes_weights_too(tmp_path: Path, rollouts: Path) -> N
         ({"path": "rollouts", "weight": 1e9}, r"come to 1e\+09 .* at most 1000 times"),
         ({"path": "rollouts", "weights": {"not robot_platform": 0}}, "the text 'METAWORLD'; compare it: robot_platform == METAWORLD"),
         ({"path": "rollouts", "weights": {"success == yes": 0}}, r"recordings 0: 'success == yes': success is compared with 'yes'"),
+        (
+            {"path": "rollouts", "weights": {"robot_platform == 'METAWORLD'": 0}},
+            r"compares with \"'METAWORLD'\", which no recording says; did you mean METAWORLD\?",
+        ),
+        ({"path": "rollouts", "episodes": ["robot_platform != METAWORD"]}, r"compares with 'METAWORD', which no recording says"),
+        (
+            {"path": "rollouts", "instructions": {"robot_platform == ALOHA": "pull"}},
+            r"\"instructions\": .* with 'ALOHA', which no",
+        ),
         ({"path": "rollouts/a.hdf5", "episodes": ["b.hdf5"]}, r'a\.hdf5 is a file; write .*"episodes": \["a\.hdf5, demo_3"\]'),
         ({"path": "notes.txt"}, r"notes\.txt is no recording; expected a folder of recordings"),
         ({"path": "manifest.json"}, "list each other in a circle"),

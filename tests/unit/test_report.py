@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.robot.evaluation.actors import RELABEL, TAKEOVER
+from experiments.robot.evaluation.plan import EvaluationFlags
 from experiments.robot.evaluation.report import Report, console_table, report_to_dict, write_report
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.run import wandb_values
+from experiments.robot.evaluation.run import print_report, wandb_values
 from experiments.robot.evaluation.statistics import interval_of_mean, wilson_interval
 
 
@@ -137,3 +139,31 @@ def test_what_an_expert_may_have_solved_is_not_called_success(tmp_path: Path) ->
     assert "62 % (solved with the expert&#39;s help)" in write_report(report, tmp_path).read_text()
     report.settings["expert_help"] = RELABEL  # it only says what it would have done
     assert "success  " in console_table(report).splitlines()[0]
+
+
+def test_a_page_that_was_copied_links_to_the_videos_beside_it(tmp_path: Path) -> None:
+    """Shards of several machines are copied together; their journals tell where the videos lay before."""
+    report = make_report()
+    first = report.main_run[0]
+    report.runs[report.main_name][0] = replace(first, video=f"/elsewhere/eval/videos/{first.task}/episode_000_seed_7_success.mp4")
+    page = write_report(report, tmp_path).read_text()
+    assert f'href="videos/{first.task}' not in page
+    copied = tmp_path / "videos" / first.task / "episode_000_seed_7_success.mp4"
+    copied.parent.mkdir(parents=True)
+    copied.touch()
+    assert f'href="videos/{first.task}/episode_000_seed_7_success.mp4"' in write_report(report, tmp_path).read_text()
+
+
+def test_crashed_and_missing_episodes_are_told_wherever_the_figures_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Success that includes crashes as failures looked like any other."""
+    report = make_report()
+    last = report.main_run[-1]
+    report.main_run[-1] = replace(last, success=False, error="the simulator process died with exit code -9")
+    report.num_missing = 2
+    print_report(report, EvaluationFlags(pretrained_checkpoint="toy", local_log_dir=tmp_path))
+    page = write_report(report, tmp_path).read_text()
+    for text in (capsys.readouterr().out, page):
+        assert "1 episodes crashed in the simulator and count as failures; the same command plays them again" in text
+        assert "2 episodes are not there yet" in text
+    assert json.loads((tmp_path / "report.json").read_text())["num_crashed_episodes"] == 1
+    assert make_report().gaps == []

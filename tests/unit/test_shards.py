@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_simulator import ToyPolicy, ToySimulator
 
+from experiments.robot.evaluation import run
 from experiments.robot.evaluation.batching import best_size, measure_batch_size
 from experiments.robot.evaluation.comparison import compare
 from experiments.robot.evaluation.journal import Journal, JournalError, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes
-from experiments.robot.evaluation.report import report_to_dict
+from experiments.robot.evaluation.report import Report, report_to_dict, write_report
 from experiments.robot.evaluation.robustness import make_conditions, markdown, measure, write_findings
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import print_report, run_evaluation, with_batch_size
@@ -198,6 +199,8 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
     assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
     again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
     assert markdown(again, "Toy") == markdown(findings, "Toy")
+    crashed = [again[0], replace(again[1], num_crashed=2)]
+    assert "- brightness:1: 2 episodes crashed in the simulator and count as failures\n" in markdown(crashed, "Toy")
     fewer = make_conditions(replace(clean, num_trials_per_task=2), ["brightness"], [1, 3], [])
     for finding in measure(fewer, lambda config: benchmark(no_policy, broken=True), lambda so_far: None):
         assert finding.score.num_trials == 4
@@ -236,3 +239,36 @@ def test_two_at_once_play_one_after_the_other(tmp_path: Path, caplog: pytest.Log
             for task in ("left", "right"):
                 journal.add(EpisodeResult("none", task, 0, 7, "go", True, 3, 1, 1.0, 1.0))
         assert second.result(timeout=30).score("none").num_successes == 2
+
+
+def test_the_last_of_shards_that_end_at_once_tells_of_all_their_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had looked at the journals before the other's last line wrote its report over the whole one."""
+    second: list[Future[Report]] = []
+
+    def write_slowly(report: Report, folder: Path) -> Path:
+        if not second:
+            second.append(pool.submit(run_evaluation, flags(tmp_path, shard="2/2"), benchmark()))
+            path, latest = tmp_path / "episodes.shard-2-of-2.jsonl", time.monotonic() + 60
+            while (not path.exists() or len(path.read_text().splitlines()) < 4) and time.monotonic() < latest:
+                time.sleep(0.05)
+            wait(second, timeout=1.5)
+        return write_report(report, folder)
+
+    monkeypatch.setattr(run, "write_report", write_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        run_evaluation(flags(tmp_path, shard="1/2"), benchmark())
+        assert second[0].result().num_missing == 0
+    assert json.loads((tmp_path / "report.json").read_text())["num_missing_episodes"] == 0
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_what_another_shard_told_meanwhile_stays_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play_beside(*arguments: object) -> None:
+        run_evaluation(flags(tmp_path, shard="2/2"), benchmark())
+        content = json.loads((tmp_path / "report.json").read_text())
+        (tmp_path / "report.json").write_text(json.dumps(content | {"warnings": ["the cameras are exchanged"]}))
+
+    real = run._play
+    monkeypatch.setattr(run, "_play", lambda *given: (monkeypatch.setattr(run, "_play", real), play_beside(), real(*given)))
+    assert run_evaluation(flags(tmp_path, shard="1/2"), benchmark()).warnings == ["the cameras are exchanged"]
+    assert run_evaluation(flags(tmp_path, restart=True), benchmark()).warnings == [], "of episodes that are forgotten"

@@ -15,7 +15,10 @@ from rollout_files import ROBOT, load, manifest, shown, write_rollout
 from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.cli import parse_flags
 from prismatic.commands.make_manifest import ManifestConfig, main
+from prismatic.vla.datasets.episode_rules import check_texts
 from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
+from prismatic.vla.datasets.opening import open_index
+from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
@@ -181,3 +184,51 @@ def test_the_documented_commands_fit_a_demo_and_its_first_round(tmp_path: Path, 
     data = load("runs/mended.json")
     assert data.weights == {"metaworld_demo": {"0": 1, "1": 3}}
     assert set(data.train.parts[0].index.instructions) == {"push", "turn the faucet right"}
+
+
+def test_new_instructions_are_the_ones_that_count(tmp_path: Path) -> None:
+    """One for episodes that had been mended before stood before the earlier rule for all, which took its place again."""
+    write_steps(tmp_path / "one" / "a.hdf5", [0.1] * 5)
+    output = tmp_path / "all.json"
+    main(ManifestConfig(output, [str(tmp_path / "one")], "metaworld_demo", instructions={"a.hdf5": "pull", "*": "turn"}))
+    assert load(output).train.parts[0].instruction(0) == "turn"
+    main(ManifestConfig(output, [str(output)], instructions={"a.hdf5": "push"}))
+    assert load(output).train.parts[0].instruction(0) == "push"
+
+
+def test_a_text_of_another_data_set_is_no_slip(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with h5py.File(write_steps(tmp_path / name / "a.hdf5", [0.1] * 5), "a") as file:
+            file.attrs["task"] = name
+    index = {name: open_index(resolve_datasets(str(manifest(tmp_path, {"path": name})), tmp_path)[0]) for name in ("one", "two")}
+    check_texts(["task == one", "task != two"], list(index.values()), "--episode_weights")
+    with pytest.raises(ValueError, match="--episode_weights: 'task == one' compares with 'one', which no recording says; known: two"):
+        check_texts(["task == one"], [index["two"]], "--episode_weights")
+
+
+def test_an_episode_that_is_named_by_its_number_stays_that_episode_in_another_set(tmp_path: Path) -> None:
+    """A manifest that was listed behind another set left out another episode, without a word."""
+
+    def kept(path: Path) -> set[str]:
+        data = load(path).train
+        return {str((path.parent / data.origin(sample).recording).relative_to(tmp_path)) for sample in range(len(data))}
+
+    for name in ("one/a.hdf5", "one/more/a.hdf5", "one/more/b.hdf5", "two/c.hdf5"):
+        write_steps(tmp_path / name, [0.1] * 5)
+    first, both = tmp_path / "first.json", tmp_path / "elsewhere" / "both.json"
+    main(ManifestConfig(first, [str(tmp_path / "one")], "metaworld_demo", drop=["train 2"], instructions={"train 0": "pull"}))
+    part = read_manifest(first).parts[0]
+    assert (part.weights, part.instructions) == ({"more/b.hdf5": 0}, {"one/a.hdf5": "pull"})  # "a.hdf5" would not be clear
+    main(ManifestConfig(both, [str(tmp_path / "two"), str(first)]))
+    assert kept(both) == {"two/c.hdf5", "one/a.hdf5", "one/more/a.hdf5"}
+    assert [load(both).train.parts[0].instruction(sample) for sample in (0, 5, 10)] == ["push", "pull", "push"]
+    write_manifest(first, "metaworld_demo", [Part(tmp_path / "one", weights={"train 2": 0})])  # as a person may write it
+    assert kept(first) == {"one/a.hdf5", "one/more/a.hdf5"}
+    message = r"first\.json has the rule 'train 2', which counts episodes; .* Name the episode by its file"
+    with pytest.raises(ValueError, match=message):
+        main(ManifestConfig(both, [str(tmp_path / "two"), str(first)]))
+    both.write_text(json.dumps({"dataset": "metaworld_demo", "recordings": [{"path": "../two"}, {"path": "../first.json"}]}))
+    with pytest.raises(ValueError, match=message):
+        load(both)
+    main(ManifestConfig(both, [str(first), str(tmp_path / "two")]))  # the numbers are the same
+    assert kept(both) == {"two/c.hdf5", "one/a.hdf5", "one/more/a.hdf5"}

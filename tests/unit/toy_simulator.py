@@ -27,6 +27,7 @@ class ToySimulator:
     kill_file: str = ""  # while it exists, the third step of an episode deletes it and kills the process without a word
     broken: bool = False  # every reset raises
     lazy_expert: bool = False  # the expert stays where it is
+    has_expert: bool = True
 
     has_reactive_expert = True
 
@@ -38,7 +39,8 @@ class ToySimulator:
         return ToyExpert(environment)
 
     def check_expert(self) -> None:
-        """Every task has one."""
+        if not self.has_expert:
+            raise ValueError("the toy has no expert")
 
     def instruction(self, task: str) -> str:
         return INSTRUCTIONS[task]

@@ -9,6 +9,7 @@ how many steps it does not; how a server and a 25 Hz clock affect it is measured
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class EvalConfig(EvaluationFlags):
             raise ValueError("--task_names is empty; pass at least one task, such as [transfer_cube]")
         for name in self.task_names:
             get_aloha_task(name)
+        if self.image_size < 1:
+            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1")
 
 
 def evaluate(config: EvalConfig) -> Report:
@@ -52,11 +55,12 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
-    return Benchmark("ALOHA simulation", "ALOHA", simulator, config.task_names, lambda: _load_policy(config), config.image_size)
+    tasks = list(dict.fromkeys(config.task_names))
+    return Benchmark("ALOHA simulation", "ALOHA", simulator, tasks, lambda: _load_policy(config, tasks), config.image_size)
 
 
-def _load_policy(config: EvalConfig) -> ChunkPolicy:
-    sets = [f"aloha_sim_{task}_scripted" for task in config.task_names]
+def _load_policy(config: EvalConfig, tasks: Sequence[str]) -> ChunkPolicy:
+    sets = [f"aloha_sim_{task}_scripted" for task in tasks]
     key = choose_unnorm_key(config.pretrained_checkpoint, config.unnorm_key, sets if len(sets) == 1 else [])
     return load_policy(config.pretrained_checkpoint, config.engine, config.quantization, "ALOHA", CAMERAS, key)
 

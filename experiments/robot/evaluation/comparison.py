@@ -22,7 +22,13 @@ from experiments.robot.evaluation.rollout import EXPERT_RUN, EpisodeResult
 from experiments.robot.evaluation.statistics import ks_test, mcnemar_p_value, wilson_interval
 from experiments.robot.evaluation.timing import restricted_mean
 
+_Key = tuple[str, int, int]  # task, number, seed
 _MAIN_RUNS = ("none", EXPERT_RUN)  # what an evaluation is about, unless it has controls alone
+_RUNS_SHOWN = {
+    "grey": "the control with grey images, in which the policy is blind",
+    "wrong_instruction": "the control with a wrong instruction, in which the policy is told another task's",
+    EXPERT_RUN: "the scripted expert; successes are no policy's",
+}
 _STARTS = ("split", "benchmark", "task_suite_name", "initial states")  # what tells one start from another of the same number and seed
 
 
@@ -111,16 +117,25 @@ class Comparison:
     settings: dict[str, tuple[Any, Any]]  # flags that differ
     times: TimeComparison
     helped: tuple[str, ...] = ()  # "A", "B": in its episodes the expert may have taken over
+    runs: tuple[str, str] = ("none", "none")  # of A and of B: whose episodes these are
+    num_crashed: tuple[int, int] = (0, 0)  # of A's and of B's episodes that are compared
 
     @property
-    def help_remarks(self) -> list[str]:
-        """Whose successes are not its own, a line each."""
-        return [f"{name}: the expert took over where the policy drifted; successes are not the policy's own" for name in self.helped]
+    def cautions(self) -> list[str]:
+        """Whose successes are not those of a policy by itself that saw and heard what it should; failures that are no policy's."""
+        shown = [f"{name}: {_RUNS_SHOWN[run]}" for name, run in zip("AB", self.runs, strict=True) if run in _RUNS_SHOWN]
+        helped = "the expert took over where the policy drifted; successes are not the policy's own"
+        crashed = [(name, num) for name, num in zip("AB", self.num_crashed, strict=True) if num]
+        return [
+            *shown,
+            *(f"{name}: {helped}" for name in self.helped),
+            *(f"{name}: {num} episodes crashed in the simulator and count as failures" for name, num in crashed),
+        ]
 
     @property
     def remarks(self) -> list[str]:
         """What a reader of the table must know, a line each."""
-        found = self.help_remarks
+        found = self.cautions
         if self.num_unpaired:
             found.append(f"{self.num_unpaired} episodes have no partner and are left out")
         if self.settings:
@@ -149,7 +164,8 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
             f"{folder_a} and {folder_b} cannot be compared in pairs: episodes of the same number and seed are not the same ({listed}); "
             "play both on the same starts"
         )
-    a, b = _by_episode(folder_a, rows_a, run), _by_episode(folder_b, rows_b, run)
+    run_a, run_b = _chosen_run(folder_a, rows_a, run), _chosen_run(folder_b, rows_b, run)
+    a, b = _by_episode(rows_a, run_a), _by_episode(rows_b, run_b)
     common = [key for key in a if key in b and _is_told_alike(a[key], b[key])]
     if not common:
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
@@ -169,6 +185,8 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
         settings={name: (settings_a.get(name), settings_b.get(name)) for name in names},
         times=_compare_times([a[key] for key in common], [b[key] for key in common]),
         helped=tuple(name for name, said, rows in (("A", settings_a, a), ("B", settings_b, b)) if _is_helped(said, rows)),
+        runs=(run_a, run_b),
+        num_crashed=(_num_crashed(a, common), _num_crashed(b, common)),
     )
 
 
@@ -184,8 +202,12 @@ def _is_told_alike(row_a: Mapping[str, Any], row_b: Mapping[str, Any]) -> bool:
     return row_a["run"] != "wrong_instruction" or row_a.get("instruction") == row_b.get("instruction")
 
 
-def _is_helped(settings: Mapping[str, Any], rows: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> bool:
+def _is_helped(settings: Mapping[str, Any], rows: Mapping[_Key, Mapping[str, Any]]) -> bool:
     return settings.get("expert_help") == TAKEOVER and any(row["run"] == "none" for row in rows.values())
+
+
+def _num_crashed(rows: Mapping[_Key, Mapping[str, Any]], keys: Sequence[_Key]) -> int:
+    return sum(rows[key].get("error") is not None for key in keys)
 
 
 def pair_up(results_a: Iterable[EpisodeResult], results_b: Iterable[EpisodeResult]) -> PairedTable:
@@ -202,8 +224,8 @@ def _compare_times(rows_a: Sequence[dict[str, Any]], rows_b: Sequence[dict[str, 
     return TimeComparison(mean_a, mean_b, distance, p_value)
 
 
-def _by_episode(folder: Path, rows: Sequence[dict[str, Any]], run: str | None) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """(task, number, seed) -> its row; the latest of an episode that was played again.
+def _chosen_run(folder: Path, rows: Sequence[dict[str, Any]], run: str | None) -> str:
+    """The run whose episodes are compared: `run`, or else what the evaluation is about.
 
     Raises:
         ValueError: no episode is of `run`, or there is none at all.
@@ -211,8 +233,12 @@ def _by_episode(folder: Path, rows: Sequence[dict[str, Any]], run: str | None) -
     names = sorted({row["run"] for row in rows})  # the order of rows is that in which episodes ended
     if not rows or (run is not None and run not in names):
         raise ValueError(f"{folder} has no episode" + (f" of the run {run!r}; its runs are {', '.join(names)}" if names else " yet"))
-    chosen = run or next((name for name in _MAIN_RUNS if name in names), names[0])
-    return {(row["task"], row["index"], row["seed"]): row for row in rows if row["run"] == chosen}
+    return run or next((name for name in _MAIN_RUNS if name in names), names[0])
+
+
+def _by_episode(rows: Sequence[dict[str, Any]], run: str) -> dict[_Key, dict[str, Any]]:
+    """(task, number, seed) -> its row."""
+    return {(row["task"], row["index"], row["seed"]): row for row in rows if row["run"] == run}
 
 
 def _count(pairs: Iterable[tuple[bool, bool]]) -> PairedTable:

@@ -21,22 +21,27 @@ _GREY = 128
 Control = Callable[[str, Observation], Observation]
 
 
+def check_control(name: str) -> None:
+    """Raises ValueError where there is no such control."""
+    if name not in CONTROLS:
+        raise ValueError(f"--control is {name!r}, expected one of {list(CONTROLS)}")
+
+
 def make_control(name: str, simulator: Simulator, tasks: Sequence[str]) -> Control:
     """The control called `name` for an evaluation of `tasks`.
 
     Raises:
         ValueError: unknown name, or no task with another instruction to borrow.
     """
+    check_control(name)
     if name == "none":
         return lambda task, observation: observation
     if name == "grey":
         return lambda task, observation: replace(
             observation, images={camera: np.full_like(image, _GREY) for camera, image in observation.images.items()}
         )
-    if name == "wrong_instruction":
-        wrong = borrowed_instructions(name, simulator, tasks)
-        return lambda task, observation: replace(observation, instruction=wrong[task])
-    raise ValueError(f"--control is {name!r}, expected one of {list(CONTROLS)}")
+    wrong = borrowed_instructions(name, simulator, tasks)
+    return lambda task, observation: replace(observation, instruction=wrong[task])
 
 
 def borrowed_instructions(name: str, simulator: Simulator, tasks: Sequence[str]) -> dict[str, str]:

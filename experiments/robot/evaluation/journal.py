@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
 _IDENTITY = {"run", "task", "index", "seed", "success"}  # what every row says
+# Setting that says where something lies -> the one that says what it holds, which decides where both journals know it.
+_BY_CONTENT = {"pretrained_checkpoint": "checkpoint_content", "initial_states_path": "initial_states_path_content"}
 _ENDED = "ended_s"  # when an episode ended [s since 1970]; in rows alone, and not in those of earlier versions
 _Key = tuple[str, str, int, int]  # run, task, number, seed
 
@@ -210,8 +212,10 @@ def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def _list_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The settings that differ, in words; "" if none does."""
-    changed = [name for name in sorted(stored.keys() | settings.keys()) if stored.get(name) != settings.get(name)]
+    """The settings that differ, in words; "" if none does. A checkpoint may lie elsewhere by now, or on another machine."""
+    known = {name for name, content in _BY_CONTENT.items() if stored.get(content) and settings.get(content)}
+    names = sorted((stored.keys() | settings.keys()) - known)
+    changed = [name for name in names if stored.get(name) != settings.get(name)]
     return "; ".join(f"{name} was {stored.get(name)!r}, is {settings.get(name)!r}" for name in changed)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.robot.evaluation.actors import NO_HELP, RELABEL
 from experiments.robot.evaluation.backlog import PlannedEpisode
+from experiments.robot.evaluation.controls import check_control
 from experiments.robot.evaluation.delays import read_delays
 from experiments.robot.evaluation.journal import fingerprint
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy
@@ -36,6 +37,8 @@ _FREE_FLAGS = {
 }
 
 
+# Flags that say how a policy is asked: the scripted expert decides at every step, without delay.
+_OF_POLICY = ("control", "num_open_loop_steps", "delay_steps", "prefetch_steps", "num_blend_steps", "ensemble_decay")
 # Journals older than these flags go on: at its default, a flag is not written down.
 _LATER_FLAGS = ("delay_steps", "prefetch_steps", "num_blend_steps", "ensemble_decay", "perturb", "quantization")
 
@@ -85,8 +88,12 @@ class EvaluationFlags:
             raise ValueError(f"--policy is {self.policy!r}, expected checkpoint or expert")
         if self.policy == "checkpoint" and not self.pretrained_checkpoint:
             raise ValueError("--pretrained_checkpoint is missing; pass the checkpoint's folder, or --policy expert")
-        if self.num_trials_per_task < 1:
-            raise ValueError(f"--num_trials_per_task is {self.num_trials_per_task}, must be at least 1")
+        for name in ("num_trials_per_task", "num_control_trials_per_task"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, must be at least 1")
+        for name in self._controls:
+            check_control(name)
+        self._check_expert()
         self._acting(1.0)  # checks the flags that make it up
         self.perturbations  # noqa: B018  (checks the spelling)
         if self.batch_size < 0:
@@ -98,6 +105,20 @@ class EvaluationFlags:
         if self.use_wandb and not self.wandb_project:
             raise ValueError("--use_wandb True needs --wandb_project")
 
+    def _check_expert(self) -> None:
+        if self.policy != "expert":
+            return
+        for name in _OF_POLICY:
+            if getattr(self, name) != getattr(EvaluationFlags, name):
+                raise ValueError(
+                    f"--{name} is {getattr(self, name)}, which is for a checkpoint's policy; the scripted expert acts at every step and "
+                    "without delay, whatever a policy would be shown; leave it out with --policy expert"
+                )
+
+    @property
+    def _controls(self) -> list[str]:
+        return list(dict.fromkeys(name.strip() for name in self.control.split(",")))
+
     @property
     def perturbations(self) -> tuple[Perturbation, ...]:
         return parse_perturbations(self.perturb)
@@ -107,8 +128,7 @@ class EvaluationFlags:
         """Names of the runs of the report, in order."""
         if self.policy == "expert":
             return [EXPERT_RUN]
-        names = list(dict.fromkeys(name.strip() for name in self.control.split(",")))
-        return names + ([EXPERT_RUN] if self.with_expert else [])
+        return self._controls + ([EXPERT_RUN] if self.with_expert else [])
 
     @property
     def folder(self) -> Path:

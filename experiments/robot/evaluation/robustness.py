@@ -25,9 +25,8 @@ from experiments.robot.evaluation.journal import JournalError
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.report import Score
 from experiments.robot.evaluation.rollout import EpisodeResult
-from experiments.robot.evaluation.run import run_evaluation, with_batch_size
+from experiments.robot.evaluation.run import checked_simulator, run_evaluation, with_batch_size
 from experiments.robot.evaluation.statistics import fisher_p_value
-from experiments.robot.simulators.changed import perturbed
 from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS, PICTURE_AXES, Perturbation
 
@@ -58,6 +57,7 @@ class Finding:
     difference: float  # of success, to the clean episodes
     p_value: float  # of no difference
     is_paired: bool
+    num_crashed: int = 0  # episodes in which the simulator died twice; they count as failures
 
     def cell(self) -> str:
         """For people."""
@@ -73,6 +73,7 @@ class Finding:
             "changes": self.condition.text,
             "num_successes": self.score.num_successes,
             "num_trials": self.score.num_trials,
+            "num_crashed": self.num_crashed,
             "rate": self.score.rate,
             "interval_95": list(self.score.interval),
             "difference_to_clean": self.difference,
@@ -112,12 +113,12 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
     """Plays what is missing, with one policy for all; `write` is called with what there is after each condition.
 
     Raises:
-        ValueError: an axis that the simulator cannot change, or instructions without other words, before anything is played; a
-            condition's folder holds episodes of other settings.
+        ValueError: an axis that the simulator cannot change, instructions without other words, or an expert that does not exist, before
+            anything is played; a condition's folder holds episodes of other settings.
     """
     benchmarks = [make_benchmark(condition.config) for condition in conditions]  # what is wrong is told before anything is played
     for condition, benchmark in zip(conditions, benchmarks, strict=True):
-        perturbed(benchmark.simulator, condition.config.perturbations, benchmark.tasks)
+        checked_simulator(condition.config, benchmark)
     load = cache(benchmarks[0].load_policy)
     batch_size = with_batch_size(conditions[0].config, dataclasses.replace(benchmarks[0], load_policy=load)).batch_size
     findings: list[Finding] = []
@@ -139,11 +140,12 @@ def measure(conditions: Sequence[Condition], make_benchmark: MakeBenchmark, writ
 def _find(condition: Condition, results: Sequence[EpisodeResult], unchanged: Sequence[EpisodeResult]) -> Finding:
     """What came out of the planned episodes, beside that of the clean ones."""
     score, clean = Score.of(results), Score.of(unchanged)
+    num_crashed = sum(result.error is not None for result in results)
     if condition.row == CLEAN or condition.severity is not None:
         table = pair_up(results, unchanged)
-        return Finding(condition, score, table.difference, table.p_value, True)
+        return Finding(condition, score, table.difference, table.p_value, True, num_crashed)
     p_value = fisher_p_value(score.num_successes, score.num_trials, clean.num_successes, clean.num_trials)
-    return Finding(condition, score, score.rate - clean.rate, p_value, False)
+    return Finding(condition, score, score.rate - clean.rate, p_value, False, num_crashed)
 
 
 def markdown(findings: Sequence[Finding], title: str) -> str:
@@ -161,6 +163,8 @@ def markdown(findings: Sequence[Finding], title: str) -> str:
     lines += ["", "Success, difference to the clean episodes in percentage points, p of no difference: McNemar's exact test over the same"]
     lines += ["initial states; for suites, which have their own, Fisher's exact test.", ""]
     lines += [f"- {finding.condition.text}" for finding in findings[1:]]
+    crashed = [finding for finding in findings if finding.num_crashed]
+    lines += [f"- {item.condition.name}: {item.num_crashed} episodes crashed in the simulator and count as failures" for item in crashed]
     return "\n".join([*lines, "", f"`{shlex.join(['python', *sys.argv])}`", ""])
 
 
@@ -169,10 +173,10 @@ def write_findings(findings: Sequence[Finding], title: str, folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     content = {"title": title, "command": ["python", *sys.argv], "conditions": [finding.content() for finding in findings]}
     for name, text in (("robustness.md", markdown(findings, title)), ("robustness.json", json.dumps(content, indent=1, allow_nan=False))):
-        temporary = folder / f".{name}.tmp"
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-    temporary = folder / ".robustness.tmp.png"
+    temporary = folder / f".robustness.{os.getpid()}.tmp.png"
     draw(findings, title, temporary)
     os.replace(temporary, folder / "robustness.png")
 

@@ -8,7 +8,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -25,10 +25,11 @@ from experiments.robot.evaluation.controls import Control, borrowed_instructions
 from experiments.robot.evaluation.journal import Journal, journal_files, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags, outcome_settings, plan_episodes, recorded_facts
 from experiments.robot.evaluation.policies import SeededPolicy
-from experiments.robot.evaluation.report import Report, console_table, write_report
+from experiments.robot.evaluation.report import VIDEOS, Report, console_table, write_report
 from experiments.robot.evaluation.rollout import EXPERT_RUN, ChunkPolicy, EpisodeResult, Rollout, RolloutOptions
 from experiments.robot.evaluation.shards import parse_shard
 from experiments.robot.simulators.changed import perturbed
+from experiments.robot.simulators.interfaces import Simulator
 from experiments.robot.simulators.paraphrases import paraphrases
 from experiments.robot.simulators.perturbations import LANGUAGE_AXIS
 from prismatic.acting.recorder import RECORDINGS
@@ -44,7 +45,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     """Plays what the journal lacks and writes the report, also when it is interrupted; waits where another process plays the same."""
     if config.use_wandb:
         _check_wandb()
-    simulator = perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
+    simulator = checked_simulator(config, benchmark)
     benchmark = replace(benchmark, simulator=simulator, load_policy=cache(benchmark.load_policy))
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
     earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
@@ -61,6 +62,17 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
+
+
+def checked_simulator(config: EvaluationFlags, benchmark: Benchmark) -> Simulator:
+    """The benchmark's simulator, with the changes of the scenes that are wanted.
+
+    Raises:
+        ValueError: it cannot make one of them, a task's instruction has no other words, or an expert is to act and there is none.
+    """
+    if EXPERT_RUN in config.runs:
+        benchmark.simulator.check_expert()
+    return perturbed(benchmark.simulator, config.perturbations, benchmark.tasks)
 
 
 def _title(config: EvaluationFlags, benchmark: Benchmark) -> str:
@@ -84,6 +96,13 @@ def _only_one(config: EvaluationFlags) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    """Shards that end at the same time write the one report one after the other, so that the last tells of all their episodes."""
+    with locked(folder / ".lock.report", lambda owner: logger.info("waiting for %s, which writes the report", owner)):
+        yield
+
+
 def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, controls: Mapping[str, Control]) -> None:
     """Plays what the journal lacks; `report` holds and its files say what there is, also when it is interrupted."""
     config = with_batch_size(config, benchmark)
@@ -93,7 +112,7 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     facts = recorded_facts(settings, benchmark) if config.record else {}
     options = _options(config, get_robot_platform(benchmark.robot).control_hz, facts, benchmark.expert_help)
     shard = parse_shard(config.shard)
-    told_before = [] if config.restart else _warnings_of(config.folder)
+    forgotten = _warnings_of(config.folder) if config.restart else []
     planned = plan_episodes(config, benchmark)
     own = shard.of(planned)
     journal = Journal(config.folder, settings, config.restart, shard, own)
@@ -104,6 +123,7 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     again = [episode for episode in own if (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) in outdated]
     lacking = {*journal.missing(own), *again, *_unrecorded(own, options)}
     missing = [episode for episode in own if episode in lacking]
+    _say_unfilmed(own, lacking, journal, options)
     rollout = Rollout(benchmark.simulator, None, controls, options)
     needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
     load_policy = _timed(partial(_prepared_policy, config, benchmark, options), report.timings_s) if needs_policy else None
@@ -111,14 +131,16 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     try:
         _play(rollout, missing, journal, len(own), load_policy)
     finally:
-        journal.refresh()
         report.timings_s[_PLAYING] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         told = rollout.policy.warnings if isinstance(rollout.policy, SeededPolicy) else []
-        report.warnings = list(dict.fromkeys([*told_before, *told]))
-        outdated = _outdated(journal.results, words)
-        results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
-        _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
+        with _reporting(config.folder):
+            journal.refresh()
+            told_others = [warning for warning in _warnings_of(config.folder) if warning not in forgotten]
+            report.warnings = list(dict.fromkeys([*told_others, *told]))
+            outdated = _outdated(journal.results, words)
+            results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
+            _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:
@@ -184,8 +206,8 @@ def print_report(report: Report, config: EvaluationFlags) -> None:
         print(f"\n{timing.line()}")
     if report.padded_share:
         print(f"{100 * report.padded_share:.0f} % of what the policy computed filled up batches; a smaller --batch_size may be faster")
-    if report.num_missing:
-        print(f"{report.num_missing} episodes are not there yet: other shards play them, or the same command goes on")
+    for line in report.gaps:
+        print(line)
     print(f"\nreport: {config.folder / 'report.html'}")
 
 
@@ -213,13 +235,30 @@ def _unrecorded(planned: list[PlannedEpisode], options: RolloutOptions) -> list[
     return [episode for episode, path in paths if path is not None and not path.exists()]
 
 
+def _say_unfilmed(planned: list[PlannedEpisode], lacking: Set[PlannedEpisode], journal: Journal, options: RolloutOptions) -> None:
+    """Says that episodes were played before without the videos that are wanted now: they are not played again for them."""
+    wanted = {
+        (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed)
+        for episode in planned
+        if episode not in lacking and options.request(episode).video is not None
+    }
+    only_failures = options.save_video == "failures"
+    played = [item for item in journal.results if (item.run, item.task, item.index, item.seed) in wanted]
+    if unfilmed := sum(item.video is None and not (item.success and only_failures) for item in played):
+        logger.warning(
+            "%d episodes were played before without the videos that --save_video %s asks for; --restart True plays all of them again",
+            unfilmed,
+            options.save_video,
+        )
+
+
 def _options(config: EvaluationFlags, control_hz: float, facts: Mapping[str, Any], expert_help: str) -> RolloutOptions:
     return RolloutOptions(
         num_envs=config.num_envs,
         acting=config.acting(control_hz),
         batch_size=config.batch_size,
         save_video=config.save_video,
-        video_dir=config.folder / "videos",
+        video_dir=config.folder / VIDEOS,
         num_pictures=config.num_pictures,
         failure_frames=True,
         filmed_run=config.runs[0],

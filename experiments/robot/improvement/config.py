@@ -128,7 +128,8 @@ class ImproveConfig:
         Raises:
             ValueError: they are no pairs of flag and value.
         """
-        words = split_flags("--finetune_flags", self.finetune_flags)
+        said = split_flags("--finetune_flags", self.finetune_flags)
+        words = [part for word in said for part in (word.split("=", 1) if word.startswith("--") else [word])]
         names, values = words[::2], words[1::2]
         if len(names) != len(values) or not all(name.startswith("--") for name in names):
             raise ValueError(f"--finetune_flags is {self.finetune_flags!r}; give each flag its value: --lora_rank 8 --image_aug False")

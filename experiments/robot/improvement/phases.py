@@ -16,7 +16,7 @@ from experiments.robot.evaluation.journal import JOURNAL_FILE
 from experiments.robot.improvement.config import METHODS, ImproveConfig
 from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.stages import run_stage
-from prismatic.vla.datasets.manifest import Part, is_manifest, read_manifest, write_manifest
+from prismatic.vla.datasets.manifest import Part, check_moved, is_manifest, read_manifest, write_manifest
 
 DONE_FILE = "done.json"
 _DECAYED = 0.8  # of the steps, after which the learning rate falls tenfold
@@ -101,7 +101,12 @@ def merge(config: ImproveConfig, number: int, dataset: str) -> Path:
         ValueError: a manifest among the demonstrations is of another data set.
     """
     extra = METHODS[config.method][1]
-    parts = [part for path in config.demonstrations for part in _parts(Path(os.path.abspath(os.path.expanduser(path))), dataset)]
+    parts: list[Part] = []
+    for path in (Path(os.path.abspath(os.path.expanduser(name))) for name in config.demonstrations):
+        listed = _parts(path, dataset)
+        if parts:
+            check_moved(listed, path, "--demonstrations")
+        parts += listed
     for earlier in range(1, number + 1):
         collected = only_file(config.round_folder(earlier) / "collected", MANIFEST_FILE)
         parts += [replace(part, weights={**part.weights, **extra}) for part in read_manifest(collected).parts]

@@ -71,7 +71,8 @@ def check_inputs(config: ImproveConfig) -> tuple[str, PolicySpec]:
             "policy that was fine-tuned here, such as runs/demo/train/demo"
         )
     spec = PolicySpec.load(start)
-    flags = config.simulator_flags() | {"pretrained_checkpoint": config.start}
+    most = max(config.num_trials, config.num_final_trials)  # of which a benchmark may have too few
+    flags = config.simulator_flags() | {"pretrained_checkpoint": config.start, "num_trials_per_task": most}
     _, benchmark, usual = make_evaluation(config.simulator, flags)
     replace(benchmark, expert_help=config.expert_help)  # which refuses experts that cannot
     dataset = dataset_of(start, usual)

@@ -34,8 +34,12 @@ class EvalConfig(EvaluationFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"--max_steps is {self.max_steps}; it must be at least 1")
+        if not self.task_names:
+            raise ValueError(f"--task_names is empty; pass at least one task, such as [{DEMO_TASKS[0]}]")
+        for name in ("max_steps", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
 
 
 def evaluate(config: EvalConfig) -> Report:
@@ -46,7 +50,7 @@ def evaluate(config: EvalConfig) -> Report:
 def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
-    tasks = [get_metaworld_task(name).name for name in config.task_names]
+    tasks = [get_metaworld_task(name).name for name in dict.fromkeys(config.task_names)]
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering, config.max_steps)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
     return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)

@@ -51,6 +51,9 @@ class RecordingOptions:
         for name, smallest in (("num_episodes", 1), ("num_workers", 1), ("noise_scale", 0)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"--{name} is {getattr(self, name)}, must be at least {smallest}")
+        for name in _SIZE_FLAGS & self.pictures.keys():
+            if self.pictures[name] < 1:
+                raise ValueError(f"--{name} is {self.pictures[name]}, must be at least 1")
         if not 0 <= self.noise_correlation < 1:
             raise ValueError(f"--noise_correlation is {self.noise_correlation}, must be at least 0 and below 1")
 

@@ -39,9 +39,12 @@ def record(
     `pictures`: the script's own flags that decide how an episode looks, such as its size [pixels] and its suite, and their values.
 
     Raises:
-        ValueError: `flags.perturb` asks for what is unknown, or what the simulator cannot change; or the folder holds episodes of other
-            flags.
+        ValueError: there is no task, `flags.perturb` asks for what is unknown, or what the simulator cannot change; or the folder holds
+            episodes of other flags.
     """
+    if not tasks:
+        raise ValueError("--task_names is empty; pass at least one task, or leave the flag out")
+    tasks = list(dict.fromkeys(tasks))
     simulator = perturbed(simulator, parse_perturbations(flags.perturb), tasks)
     options = RecordingOptions(
         output_dir=flags.output_dir,

@@ -26,6 +26,8 @@ class EpisodeSpec:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"episode split is {self.split!r}, expected one of {list(SPLITS)}")
+        if self.seed < 0:  # numpy draws from none
+            raise ValueError(f"--seed is {self.seed}, must be at least 0")
 
     def rng(self, purpose: str = "reset") -> np.random.Generator:
         """A fresh generator for one purpose of this episode, the same on every machine."""

@@ -41,6 +41,7 @@ TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 _SIZES, _DIGESTS = "sizes", "sha256"  # of the manifest
 # What lies in a checkpoint folder beside the policy.
 _BESIDE = {TRAINER_STATE_FOLDER, MANIFEST_FILE, "wandb", "tensorboard"}
+_RESULTS = {"report.json", "robustness.json", "improve.json"}  # of evaluations that were told to write there, too
 _FOR_PEOPLE = {".md", ".html", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".mp4", ".jsonl", ".log", ".csv", ".ipynb"}
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|[a-z_]+--[a-z0-9_]*checkpoint\.pt")
 _END = 1 << 16  # bytes
@@ -351,10 +352,11 @@ def fingerprint(folder: Path) -> str:
 
 
 def policy_files(folder: Path) -> list[Path]:
-    """The files in `folder` that may change what the policy does, by name: no trainer state, logs, pictures and pages for people."""
-    found = (path for path in folder.rglob("*") if path.is_file())
+    """The files in `folder` that may change what the policy does, by name: no trainer state, logs, pictures and pages for people, and
+    nothing of an evaluation in a folder of its own."""
+    found = (path for path in (*folder.glob("*"), *(folder / ADAPTER_FOLDER).rglob("*")) if path.is_file())
     inside = ((path, path.relative_to(folder)) for path in found)
-    return sorted(path for path, name in inside if not _BESIDE.intersection(name.parts) and not _is_for_people(name))
+    return sorted(path for path, name in inside if not (_BESIDE | _RESULTS).intersection(name.parts) and not _is_for_people(name))
 
 
 def _is_for_people(name: Path) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,11 @@ class Condition:
     def __init__(self, column: str, is_negated: bool, sign: str | None, value: str | None) -> None:
         self.column, self._is_negated, self._sign, self._text = column, is_negated, sign, (value or "").strip()
 
+    @property
+    def text(self) -> str | None:
+        """What the column must, or must not, be; None: another question."""
+        return self._text if self._sign in ("==", "!=") else None
+
     def holds(self, value: bool | float | str, where: str) -> bool:
         """Whether a recording with this value is meant.
 
@@ -111,6 +117,21 @@ def find_condition(rule: str, index: EpisodeIndex) -> Condition | None:
     negated, column, sign, value = found.groups()
     is_column = negated or sign or any(column in facts for facts in index.facts)
     return Condition(column, bool(negated), sign, value) if is_column else None
+
+
+def check_texts(rules: Iterable[str], indexes: Sequence[EpisodeIndex], where: str) -> None:
+    """Accepts rules that compare columns with texts of some recording.
+
+    Raises:
+        ValueError: no recording says that text: a slip, by which == would mean none of them and != all.
+    """
+    for rule in rules:
+        asked = [(condition, index) for index in indexes if (condition := find_condition(rule, index)) is not None]
+        values = [facts.get(condition.column) for condition, index in asked for facts in index.facts]
+        said = sorted({value for value in values if isinstance(value, str)})
+        text = asked[0][0].text if asked else None
+        if text is not None and said and text not in said:
+            raise ValueError(f"{where}: {rule!r} compares with {text!r}, which no recording says; {near_names(text, said)}")
 
 
 def column_value(column: str, episode: int, index: EpisodeIndex, where: str) -> bool | float | str:

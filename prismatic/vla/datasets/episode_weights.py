@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.constants import near_names
-from prismatic.vla.datasets.episode_rules import advice, column_value, find_condition, fitting_episodes, fitting_steps, is_about_steps
+from prismatic.vla.datasets.episode_rules import (
+    advice,
+    check_texts,
+    column_value,
+    find_condition,
+    fitting_episodes,
+    fitting_steps,
+    is_about_steps,
+)
 from prismatic.vla.datasets.exclusions import find_episodes
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.manifest import SUFFIX, Manifest, check_weights, is_manifest, read_manifest
@@ -115,7 +123,7 @@ def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
     """What the manifest `spec.folder` says; 1 where it is no manifest but a folder.
 
     Raises:
-        ValueError: a rule fits nothing, or an episode is in two parts.
+        ValueError: a rule fits nothing, or asks for a text that no recording says, or an episode is in two parts.
     """
     weights = Weights(spec, index)
     if not is_manifest(spec.folder.name) or spec.folder.is_dir():
@@ -124,6 +132,7 @@ def manifest_weights(spec: DatasetSpec, index: EpisodeIndex) -> Weights:
     numbers = np.array([facts.get(PART, -1) for facts in index.facts])
     for number, part in enumerate(manifest.parts):
         among, where = numbers == number, part.where
+        check_texts((*part.episodes, *part.weights), [index], where)
         chosen = among.copy()
         if part.episodes:
             chosen = np.logical_or.reduce([fitting_episodes(rule, index, among, where) for rule in part.episodes])
@@ -158,7 +167,9 @@ def _multiply_by_flag(wanted: str, weights: Mapping[str, Weights], indexes: Mapp
         return
     where, fitted = f"{_FLAG} {wanted}", dict[str, bool]()
     for dataset, rule, factor in _rules(Path(wanted), tuple(indexes)):
-        for name in indexes if dataset is None else (dataset,):
+        names = tuple(indexes) if dataset is None else (dataset,)
+        check_texts([rule], [indexes[name] for name in names], where)
+        for name in names:
             index = indexes[name]
             if not _is_meant_for(rule, index, is_only=dataset is not None or len(indexes) == 1, where=where):
                 fitted.setdefault(rule, False)

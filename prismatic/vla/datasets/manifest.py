@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,26 @@ def write_manifest(path: Path, dataset: str, parts: Iterable[Part]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def counts_episodes(rule: str) -> bool:
+    """Whether a rule says which episode by a number over the whole data set: "train 12"."""
+    found = re.fullmatch(r"(\S+)\s+\d+", rule.strip())
+    return found is not None and usual_split(found[1]) is not None
+
+
+def check_moved(parts: Sequence[Part], path: Path, where: str) -> None:
+    """Accepts parts of the manifest `path` that are read behind other sets.
+
+    Raises:
+        ValueError: a rule of theirs counts episodes, which have other numbers there.
+    """
+    rules = (rule for part in parts for rule in (*part.episodes, *part.weights, *part.instructions))
+    if (counted := next(filter(counts_episodes, rules), None)) is not None:
+        raise ValueError(
+            f"{where}: {path} has the rule {counted!r}, which counts episodes; behind those of other sets another one has that number. "
+            "Name the episode by its file instead, or list that manifest first"
+        )
+
+
 def read_manifest(path: Path) -> Manifest:
     """The data set that the file lists, with those of manifests in it.
 
@@ -103,7 +124,10 @@ def _read(path: Path, depth: int) -> Manifest:
         where = f"{path}, recordings {number}"
         part = _part(row, path.parent, where)
         if is_manifest(part.path.name):
-            parts += _nested(part, content["dataset"], depth, where)
+            nested = _nested(part, content["dataset"], depth, where)
+            if parts:
+                check_moved(nested, part.path, where)
+            parts += nested
         else:
             parts.append(part)
     return Manifest(path, content["dataset"], tuple(parts))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prismatic.vla.datasets.episode_rules import EVERYTHING, fitting_episodes
+from prismatic.vla.datasets.episode_rules import EVERYTHING, check_texts, fitting_episodes
 from prismatic.vla.datasets.episode_weights import check_recorded, episode_weights
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.manifest import Manifest, is_manifest, read_manifest
@@ -38,8 +38,9 @@ def _with_instructions(manifest: Manifest, index: EpisodeIndex) -> EpisodeIndex:
     texts, ids = list(index.instructions), np.array(index.instruction_ids)
     parts = np.array([facts.get(PART, -1) for facts in index.facts])
     for number, part in enumerate(manifest.parts):
+        where = f'{part.where}, "instructions"'
+        check_texts((rule for rule in part.instructions if rule != EVERYTHING), [index], where)
         for rule, text in part.instructions.items():
-            where = f'{part.where}, "instructions"'
             among = parts == number
             chosen = among if rule == EVERYTHING else fitting_episodes(rule, index, among, where)
             if text not in texts:
