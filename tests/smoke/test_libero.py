@@ -361,6 +361,34 @@ print(json.dumps(found))
 """
 
 
+# Episodes in which the hand reaches far, by an expert that never goes on because nothing moves any more.
+IMPATIENT = """
+import json, sys
+from experiments.robot.simulators.episodes import EpisodeSpec
+from experiments.robot.libero import experts
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+prepare_libero()
+experts._STUCK_STEPS = experts._MAX_PHASE_STEPS = 10**9
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"))
+solved = []
+for number, trials in ((4, (0, 1, 47)), (6, (0, 9, 21)), (8, (0, 29)), (9, (1, 5, 13))):
+    environment = simulator.make_environment(simulator.tasks[number].name)
+    for trial in trials:
+        environment.reset(EpisodeSpec(environment.task.name, trial, seed=7))
+        expert = simulator.make_expert(environment)
+        solved.append(any(environment.step(expert.act()) for _ in range(environment.max_steps)))
+    environment.close()
+print(json.dumps(solved))
+"""
+
+
+def test_an_expert_waits_for_nothing_that_a_policy_without_a_memory_cannot_see() -> None:
+    done = run_python("-c", IMPATIENT)
+    assert done.returncode == 0, done.stderr
+    assert all(json.loads(done.stdout.splitlines()[-1])), done.stdout
+
+
 @pytest.mark.parametrize("number", [2, 4, 9])  # from the table, out of a drawer, down from a cabinet
 def test_an_expert_that_takes_over_goes_on_with_what_the_hand_does(number: int) -> None:
     done = run_python("-c", JOINING, str(number))
