@@ -132,7 +132,8 @@ def _parts_that_fit(rule: str, index: EpisodeIndex, spec: DatasetSpec, num_parts
         among = numbers == number
         try:
             if is_about_steps(rule):
-                fits = fitting_steps(rule, index, among, spec.entry.kinds(index.actions.shape[1]), where)
+                kinds = spec.entry.kinds(index.actions.shape[1])
+                fits = fitting_steps(rule, index, among, kinds, spec.platform.num_actions_chunk, where)
             else:
                 fits = fitting_episodes(rule, index, among, where)
         except ValueError as error:

@@ -16,6 +16,8 @@ from prismatic.acting.recorder import EpisodeRecorder, RecordedStep
 from prismatic.cli import parse_flags
 from prismatic.commands.make_manifest import ManifestConfig, main
 from prismatic.vla.datasets.episode_rules import check_texts
+from prismatic.vla.datasets.inspection.ranges import check_pauses
+from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.manifest import Part, read_manifest, write_manifest
 from prismatic.vla.datasets.opening import open_index
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
@@ -35,7 +37,7 @@ def write_steps(path: Path, motions: list[float], by: tuple[Commander, ...] = BY
     """A rollout whose state counts its steps and whose hand moves by `motions`."""
     with EpisodeRecorder(path, text) as recorder:
         for step, (motion, who) in enumerate(zip(motions, by, strict=True)):
-            picture = np.full((16, 16, 3), 10 * step, np.uint8)
+            picture = np.full((16, 16, 3), 5 * step, np.uint8)
             seen = Observation({"primary": picture, "wrist": picture}, text, np.full(4, step))
             recorder.add(RecordedStep(seen, np.array([motion, motion, 0, 1.0]), who))
         recorder.close({"action_names": ROBOT.action_names, "robot_platform": "METAWORLD", "success": True})
@@ -80,6 +82,17 @@ def test_idle_beginnings_and_ends_are_trimmed_and_pauses_stay(tmp_path: Path) ->
     write_steps(tmp_path / "rollouts" / "b.hdf5", [0.3, 0.3, 0.1, 0.2, 0.1])
     weights = {"idle start": 0, "idle end": 0}
     assert shares(load(manifest(tmp_path, {"path": "rollouts", "weights": weights}))) == [0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+
+
+def test_pauses_longer_than_a_chunk_are_told_of_and_left_out(tmp_path: Path) -> None:
+    motions = [0.0] * 9 + [0.3] + [0.0] * 10 + [0.3] + [0.0] * 7 + [0.3] + [0.0] * 9  # a chunk has 8 actions
+    write_steps(tmp_path / "rollouts" / "a.hdf5", motions, (Commander.POLICY,) * len(motions))
+    write_steps(tmp_path / "rollouts" / "b.hdf5", [0.3] * 5)
+    data = load(manifest(tmp_path, {"path": "rollouts", "weights": {"idle middle": 0}}))
+    assert [step for step, share in enumerate(shares(data)) if not share] == [10, 11, 12], "the others of a pause lead on"
+    (spec,) = resolve_datasets(str(manifest(tmp_path, {"path": "rollouts"})), tmp_path)
+    (finding,) = check_pauses(DatasetView.of(spec, open_index(spec)))
+    assert finding.found.endswith("later it goes on: in 1 of 2 (a chunk has 8 steps), 0")
 
 
 def test_instructions_are_replaced_without_touching_the_recordings(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
     num_person_steps > 0   a column compared: ==, !=, <, <=, >, >=
     episode_7.hdf5         as in --exclude_episodes: a file, "file, demo_3", "train 12" (counted over the whole data set)
     by person              the steps whose action is a person's; by policy, by expert (`vla.rollout_record`)
-    idle start             the steps before anything moves; idle end those after
+    idle start             the steps before anything moves; idle end those after; idle middle those from which nothing moves for a chunk
     *                      all of them, in "instructions" of a manifest
 
 Columns are the attributes of HDF5 recordings (`vla.rollout_record.ATTRIBUTES`). Letters: E episodes, M steps.
@@ -23,14 +23,15 @@ from prismatic.vla.constants import ActionKind, near_names
 from prismatic.vla.datasets.exclusions import find_episodes
 from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.merged import PART
-from prismatic.vla.datasets.stillness import idle_ends
+from prismatic.vla.datasets.stillness import idle_ends, idle_middles
 from prismatic.vla.rollout_record import COMMANDERS
 
 _COMPARED = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _CONDITION = re.compile(r"(?:(not)\s+)?([A-Za-z_]\w*)\s*(?:(==|!=|<=|>=|<|>)\s*(.+))?")
 EVERYTHING = "*"
 _IDLE = ("idle start", "idle end")
-STEP_RULES = (*(f"by {by.value}" for by in COMMANDERS), *_IDLE)
+_PAUSE = "idle middle"
+STEP_RULES = (*(f"by {by.value}" for by in COMMANDERS), *_IDLE, _PAUSE)
 
 
 def is_about_steps(rule: str) -> bool:
@@ -38,7 +39,9 @@ def is_about_steps(rule: str) -> bool:
     return " ".join(rule.split()) in STEP_RULES
 
 
-def fitting_steps(rule: str, index: EpisodeIndex, among: np.ndarray, kinds: tuple[ActionKind, ...], where: str) -> np.ndarray:
+def fitting_steps(
+    rule: str, index: EpisodeIndex, among: np.ndarray, kinds: tuple[ActionKind, ...], num_actions_chunk: int, where: str
+) -> np.ndarray:
     """bool [M]: the steps of the episodes `among` (bool [E]) that `rule` means; `kinds` of the actions tell what stands still.
 
     Raises:
@@ -48,6 +51,8 @@ def fitting_steps(rule: str, index: EpisodeIndex, among: np.ndarray, kinds: tupl
     chosen[index.steps_of(np.flatnonzero(among))] = True
     if name in _IDLE:
         return idle_ends(index, kinds)[_IDLE.index(name)] & chosen
+    if name == _PAUSE:
+        return idle_middles(index, kinds, num_actions_chunk) & chosen
     if not (index.commanders[chosen] > 0).any():
         raise ValueError(
             f"{where}: no recording here says who commanded its steps ({rule!r} asks); rollouts do, recorded with --record True or by "

@@ -59,7 +59,7 @@ class Weights:
         if self.steps is None:
             self.steps = np.ones(len(self._index.actions))
         kinds = self._spec.entry.kinds(self._index.actions.shape[1])
-        self.steps[fitting_steps(rule, self._index, among, kinds, where)] *= factor
+        self.steps[fitting_steps(rule, self._index, among, kinds, self._spec.platform.num_actions_chunk, where)] *= factor
 
     def settle(self) -> Weights:
         """Leaves out episodes none of whose steps is shown.

@@ -29,17 +29,39 @@ def idle_ends(index: EpisodeIndex, kinds: Sequence[ActionKind]) -> tuple[np.ndar
 
     An episode in which nothing moves at all is idle from its beginning.
     """
+    return _idle_ends(index, _still(index, kinds), has_motions=any(kind is not ActionKind.TARGET for kind in kinds))
+
+
+def idle_middles(index: EpisodeIndex, kinds: Sequence[ActionKind], num_actions_chunk: int) -> np.ndarray:
+    """bool [M]: the steps of a pause from which nothing moves for a whole chunk, though later it does.
+
+    A policy that is shown them learns to stay; from the others of a pause its chunk leads on.
+    """
+    still = _still(index, kinds)
+    before, after = _idle_ends(index, still, has_motions=any(kind is not ActionKind.TARGET for kind in kinds))
+    return is_long(still & ~before & ~after, num_actions_chunk)
+
+
+def is_long(still: np.ndarray, num_actions_chunk: int) -> np.ndarray:
+    """bool [M]: the rows of `still` [M] that begin at least `num_actions_chunk` rows without a False."""
+    ends = np.flatnonzero(~np.append(still, False))
+    return ends[np.searchsorted(ends, np.arange(len(still)))] - np.arange(len(still)) >= num_actions_chunk
+
+
+def _still(index: EpisodeIndex, kinds: Sequence[ActionKind]) -> np.ndarray:
     relative = np.array([kind is not ActionKind.TARGET for kind in kinds])
-    episodes = index.all_episodes()
-    still = still_steps(np.asarray(index.actions), relative, index.episode_starts[episodes], _TRIMMED)
+    return still_steps(np.asarray(index.actions), relative, index.episode_starts[index.all_episodes()], _TRIMMED)
+
+
+def _idle_ends(index: EpisodeIndex, still: np.ndarray, has_motions: bool) -> tuple[np.ndarray, np.ndarray]:
     before, after = np.zeros(len(still), bool), np.zeros(len(still), bool)
-    for episode in episodes:
+    for episode in index.all_episodes():
         first, end = (int(index.episode_starts[number]) for number in (episode, episode + 1))
         moving = first + np.flatnonzero(~still[first:end])
         if not len(moving):
             before[first:end] = True
             continue
-        is_first_unknown = moving[0] == first + 1 and not relative.any()  # a target moves: so may the one before
+        is_first_unknown = moving[0] == first + 1 and not has_motions  # a target moves: so may the one before
         before[first : first if is_first_unknown else moving[0]] = True
         after[moving[-1] + 1 : end] = True
     return before, after

@@ -16,7 +16,14 @@ import numpy as np
 
 from prismatic.vla.datasets.inspection.encodings import check_encoding
 from prismatic.vla.datasets.inspection.grippers import check_gripper_signs, check_grippers
-from prismatic.vla.datasets.inspection.ranges import check_clipping, check_constants, check_idle_steps, check_spread, check_units
+from prismatic.vla.datasets.inspection.ranges import (
+    check_clipping,
+    check_constants,
+    check_idle_steps,
+    check_pauses,
+    check_spread,
+    check_units,
+)
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -37,6 +44,7 @@ def check_arrays(view: DatasetView) -> list[Finding]:
     checks = (
         check_repairs, check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
         check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
+        check_pauses,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
 

@@ -1,4 +1,4 @@
-"""What looks wrong in the values of single dimensions: constant, squeezed, clipped, in odd units, still.
+"""What looks wrong in the values of single dimensions: constant, squeezed, clipped, in odd units, still, waiting.
 
 Letters: M steps, E episodes, A action dim, P proprio dim, D either.
 """
@@ -13,11 +13,12 @@ from prismatic.vla.constants import NormalizationType
 from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import TRANSFORMS_FILE
 from prismatic.vla.datasets.rlds.oxe.locations import platform_location
-from prismatic.vla.datasets.stillness import still_steps
+from prismatic.vla.datasets.stillness import idle_middles, still_steps
 from prismatic.vla.diagnosis import Finding, Status, counted, listed
 from prismatic.vla.normalization import Bounds
 
 _IMPOSSIBLE = 10.0  # for an angle in radians and for a length in metres
+_PAUSING = 0.05  # of the episodes, beyond which pauses are told of
 _TURN_RAD, _TURN_DEG = 5.0, 300.0  # a step that is larger is a jump from one end of the range to the other
 
 
@@ -165,6 +166,24 @@ def check_idle_steps(view: DatasetView) -> list[Finding]:
             Status.WARNING,
             f"The robot stands still in {share:.0%} of the steps",
             "Filter such steps when converting: a policy that learns them may stop and never move again.",
+        )
+    ]
+
+
+def check_pauses(view: DatasetView) -> list[Finding]:
+    """Pauses within episodes, at least as long as a chunk: one moment does not tell how long the robot has waited."""
+    chunk = view.platform.num_actions_chunk
+    waits = idle_middles(view.index, view.kinds, chunk)
+    counts = np.array([waits[view.index.steps_of(np.array([episode]))].sum() for episode in view.episodes])
+    if (counts > 0).mean() <= _PAUSING:
+        return []
+    return [
+        Finding(
+            "action",
+            Status.WARNING,
+            "Within episodes nothing moves for a whole chunk, and later it goes on: "
+            f"in {(counts > 0).sum()} of {len(counts)} (a chunk has {chunk} steps), {listed(view.episodes[counts > 0])}",
+            'A policy sees one moment, so it may wait there for good; {"idle middle": 0} in --episode_weights leaves such steps out.',
         )
     ]
 
