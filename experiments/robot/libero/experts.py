@@ -281,10 +281,8 @@ class PickAndPlace:
 
     def _down(self) -> tuple[np.ndarray, float, bool]:
         goal = self._at_object(0)
-        error = self._error(goal)
-        is_blocked = self._is_stuck and (
-            error < 2 * _REACHED or self._scene.is_robot_touching
-        )  # else it swings, and comes nearer by and by
+        # One that is stuck beside it swings, and comes nearer by and by.
+        is_blocked = self._is_stuck and (self._error(goal) < 2 * _REACHED or self._scene.is_robot_touching)
         return _raised(goal, -_BEYOND), _OPEN, self._is_down_at(goal, _REACHED, _BESIDE) or is_blocked
 
     def _is_down_at(self, goal: np.ndarray, above: float, beside: float) -> bool:
@@ -314,11 +312,8 @@ class PickAndPlace:
         goal = self._held_over_target(0)
         goal[2] = self._carry_height()
         beside = float(np.linalg.norm((goal - self._scene.hand)[:2]))
-        return (
-            goal,
-            _CLOSE,
-            beside < _ABOVE_TARGET or (beside < _NEAR and self._is_stuck),
-        )  # at the end of its reach it stays a little beside
+        is_done = beside < _ABOVE_TARGET or (beside < _NEAR and self._is_stuck)  # at the end of its reach it stays a little beside
+        return goal, _CLOSE, is_done
 
     def _lower(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(_RELEASE_HEIGHT)
