@@ -39,6 +39,8 @@ class RobustnessConfig:
         for axis in self.axes:
             if axis not in AXES:
                 raise ValueError(f"--axes names {axis!r}; {near_names(axis, AXES)}")
+        if not self.severities:
+            raise ValueError("--severities is empty; choose from 1, 2, 3")
         for severity in self.severities:
             if severity not in SEVERITIES:
                 raise ValueError(f"--severities names {severity}; choose from 1, 2, 3")

@@ -183,7 +183,7 @@ def test_a_measured_batch_size_stays_that_of_the_episodes_that_are_there(tmp_pat
 
 def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path) -> None:
     clean = flags(tmp_path, num_trials_per_task=4, num_pictures=0)
-    conditions = make_conditions(clean, ["brightness"], [1, 3], [])
+    conditions = make_conditions(clean, ["brightness", "brightness"], [1, 3, 1], [])  # what is named twice is played once
     assert [condition.name for condition in conditions] == ["clean", "brightness:1", "brightness:3"]
     assert [condition.config.folder.name for condition in conditions] == ["clean", "brightness_1", "brightness_3"]
     findings = measure(conditions, lambda config: benchmark(), lambda so_far: write_findings(so_far, "Toy", tmp_path))

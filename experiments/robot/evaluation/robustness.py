@@ -89,7 +89,7 @@ def available_axes(simulator: Simulator) -> tuple[str, ...]:
 
 
 def make_conditions(clean: EvaluationFlags, axes: Sequence[str], severities: Sequence[int], suites: Sequence[str]) -> list[Condition]:
-    """The clean evaluation first; every one in a folder of its own below that of `clean`.
+    """The clean evaluation first; every one in a folder of its own below that of `clean`, also where it is named twice.
 
     Raises:
         ValueError: an unknown axis, severity or suite.
@@ -100,8 +100,8 @@ def make_conditions(clean: EvaluationFlags, axes: Sequence[str], severities: Seq
         return dataclasses.replace(clean, local_log_dir=root / name.replace(":", "_"), **changes)
 
     found = [Condition(CLEAN, None, at(CLEAN), "nothing changed")]
-    for axis in axes:
-        for severity in severities:
+    for axis in dict.fromkeys(axes):
+        for severity in dict.fromkeys(severities):
             change = Perturbation(axis, severity)
             found.append(Condition(axis, severity, at(str(change), perturb=str(change)), change.describe()))
     for suite in suites:
