@@ -22,9 +22,9 @@ from experiments.robot.libero.scene import Scene, Start
 EXPERT_SUITES = ("libero_object", "libero_spatial")
 
 _OPEN, _CLOSE = -1.0, 1.0
-# Action per metre and per radian. At 20 and 2 the controller aims at the goal itself (5 cm, 0.5 rad at 1), and far out comes to rest 2 cm
-# beside it. A phase that ends by patience there is one that a policy, which has no memory, never leaves.
-_GAINS, _ROTATION_GAIN = np.array([40.0, 40.0, 20.0]), 2.0
+# Action per metre and per radian: the controller aims at the goal itself (5 cm, 0.5 rad at 1). Far out that leaves the hand 2 cm beside it,
+# and a phase that ends by patience there is one that a policy, which has no memory, never leaves. So the last centimetre counts twice.
+_GAIN, _ROTATION_GAIN, _LAST = 20.0, 2.0, 0.01
 _WIDEST_GRASP = 0.072  # m, between the open fingers
 _HOVER, _CARRY = 0.10, 0.24  # m above the grasp; above the target while carrying
 _FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
@@ -35,10 +35,10 @@ _ATTEMPTS = 2  # at a grasp, before another one is tried
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
 _NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
 _BESIDE, _TALL = 0.012, 0.03  # m beside a grasp, where the fingers may close; above where the hand waits, from where it may go down
-_BEYOND = 0.01  # m: it aims lower than it has to come
+_BEYOND = 0.008  # m: it aims lower than it has to come
 _ABOVE_TARGET = 0.012  # m beside it, where lowering begins
 _LIFT, _CARRY_LIFT = 0.15, 0.12  # m above where the object stood: the hand after lifting, and while carrying
-_RELEASE_HEIGHT = 0.05  # m above the target
+_RELEASE_HEIGHT, _RELEASED = 0.05, 0.01  # m above the target; above that, where the fingers open
 _STEPS_TO_CLOSE, _STEPS_TO_OPEN, _STEPS_TO_LEAVE = 12, 6, 15
 _PROGRESS, _STUCK_STEPS = 0.001, 6  # m; steps without it
 _STRAIGHT, _UPRIGHT = 0.15, 0.3  # rad: where the hand may go down, and how far it turns while it does (grasps on a rim are 0.5 apart)
@@ -196,7 +196,7 @@ class PickAndPlace:
     def _phase_of_holding(self) -> str:
         scene = self._scene
         beside = np.linalg.norm((scene.object - scene.target)[:2])
-        if self._is_down_at(self._held_over_target(_RELEASE_HEIGHT), _BEYOND, _NEAR):
+        if self._is_down_at(self._held_over_target(_RELEASE_HEIGHT), _RELEASED, _NEAR):
             return "release"
         if beside < _ABOVE_TARGET or (beside < 2 * _NEAR and scene.hand[2] < self._carry_height() - _NEAR):
             return "lower"
@@ -221,11 +221,15 @@ class PickAndPlace:
 
     def act(self) -> np.ndarray:
         """float32 [7], the next action."""
+        if self._phase in ("carry", "lower") and self._is_empty():
+            self._try_again()
         goal, gripper, is_done = getattr(self, f"_{self._phase}")()
-        self._note_progress(float(np.linalg.norm(goal - self._scene.hand)))
+        self._note_progress(self._error(goal))
         orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
         turn = Rotation.from_matrix(orientation @ self._scene.hand_orientation.T).as_rotvec()
-        motion = np.concatenate([_GAINS * (goal - self._scene.hand), _ROTATION_GAIN * turn])
+        error = goal - self._scene.hand
+        last = np.append(np.clip(error[:2], -_LAST, _LAST), 0.0)
+        motion = np.concatenate([_GAIN * (error + last), _ROTATION_GAIN * turn])
         self._steps += 1
         if is_done or self._steps >= _MAX_PHASE_STEPS:
             self._advance()
@@ -235,10 +239,17 @@ class PickAndPlace:
         order = ("above", "down", "close", "up", "carry", "lower", "release", "leave")
         following = order[(order.index(self._phase) + 1) % len(order)]
         if self._phase == "up" and not self._is_held():
-            self._num_failed, following = self._num_failed + 1, "above"
+            self._try_again()
+            return
         if following == "above":
             self._replan()
         self._enter(following)
+
+    def _try_again(self) -> None:
+        """The fingers have closed around nothing, or lost what they held."""
+        self._num_failed += 1
+        self._replan()
+        self._enter("above")
 
     def _enter(self, phase: str) -> None:
         self._phase, self._steps = phase, 0
@@ -295,8 +306,10 @@ class PickAndPlace:
 
     def _up(self) -> tuple[np.ndarray, float, bool]:
         hand, top = self._scene.hand, self._lifted_height()
-        is_empty = self._scene.finger_gap < _EMPTY_GAP and not self._scene.touching()[0]
-        return np.array([*hand[:2], top]), _CLOSE, is_empty or bool(hand[2] > top - _NEAR)
+        return np.array([*hand[:2], top]), _CLOSE, self._is_empty() or bool(hand[2] > top - _NEAR)
+
+    def _is_empty(self) -> bool:
+        return self._scene.finger_gap < _EMPTY_GAP and not self._scene.touching()[0]
 
     def _lifted_height(self) -> float:
         return max(self._start[2] + _LIFT, self._scene.target[2] + _CARRY)
@@ -317,8 +330,8 @@ class PickAndPlace:
 
     def _lower(self) -> tuple[np.ndarray, float, bool]:
         goal = self._held_over_target(_RELEASE_HEIGHT)
-        is_done = self._is_down_at(goal, _BEYOND, _NEAR) or (self._error(goal) < 2 * _NEAR and self._is_stuck)
-        return _raised(goal, -_BEYOND), _CLOSE, is_done
+        is_done = self._is_down_at(goal, _RELEASED, _NEAR) or (self._error(goal) < 2 * _NEAR and self._is_stuck)
+        return _raised(goal, -2 * _BEYOND), _CLOSE, is_done
 
     def _release(self) -> tuple[np.ndarray, float, bool]:
         return self._entered_at, _OPEN, self._steps >= _STEPS_TO_OPEN
