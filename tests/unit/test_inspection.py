@@ -207,6 +207,14 @@ def test_data_are_compared_with_what_a_checkpoint_was_trained_on(tmp_path: Path)
     assert "The actions have 3 dimensions, the checkpoint's 4" in told(actions=actions[:, :3])
 
 
+def test_instructions_that_come_later_in_an_episode_are_known_to_a_policy(tmp_path: Path) -> None:
+    episode = _scene_episode(0)
+    episode["language_instruction"] = [*["lift the cube"] * 20, *["put it down"] * 10]
+    specs = [spec_of(write_dataset(tmp_path, "toy", {"train": [episode]}))]
+    data = load_training_data(specs, DatasetOptions(("primary", "wrist"), image_size=32))
+    assert make_reference(data.train).instructions == ("lift the cube", "put it down")
+
+
 def _scene_episode(seed: int) -> Episode:
     """Two cameras that differ: bright above, or bright on the left."""
     episode, rng = sound_episode(seed), np.random.default_rng(seed)

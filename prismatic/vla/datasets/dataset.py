@@ -162,7 +162,13 @@ class RobotDataset:
 
     def instruction(self, sample: int) -> str:
         """What the robot was told, as recorded; else the default."""
-        number = int(self.index.instruction_ids[self.locate(sample)[0]])
+        return self._text(int(self.index.instruction_ids[self.locate(sample)[0]]))
+
+    def instructions(self) -> set[str]:
+        """What the robot was told in any step, which may change within an episode."""
+        return {self._text(number) for number in np.unique(self.index.instruction_ids[self.index.steps_of(self.episodes)]).tolist()}
+
+    def _text(self, number: int) -> str:
         if number < 0:
             assert self.options.default_instruction is not None, "episodes without instruction are left out"
             return self.options.default_instruction.strip()
