@@ -216,6 +216,24 @@ def test_a_policy_that_sees_by_its_wrist_alone_is_looked_at(tmp_path: Path) -> N
     assert inspect_dataset(alone).strips
 
 
+@pytest.mark.parametrize(
+    ("keys", "status", "found"),
+    [
+        ((), Status.WARNING, "states of 0 dimensions, robot platform METAWORLD expects 4"),
+        (("state", None), Status.PROBLEM, "states of 5 dimensions, robot platform METAWORLD expects 4"),
+    ],
+)
+def test_a_state_that_does_not_fit_hinders_policies_that_are_fed_it(
+    tmp_path: Path, keys: tuple[Any, ...], status: Status, found: str
+) -> None:
+    entry = replace(ENTRY, state_obs_keys=keys)
+    spec = spec_of(write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(3)]}), entry)
+    (finding,) = (item for item in inspect_dataset(spec).findings if item.subject == "dimensions")
+    assert (finding.status, found in finding.found) == (status, True)
+    assert finding.remedy == "Training refuses this data set with --use_proprio True."
+    assert len(load_training_data([spec], DatasetOptions(("primary",), image_size=16)).train) == 90
+
+
 def test_images_of_which_none_can_be_decoded_are_a_problem(tmp_path: Path) -> None:
     spec = spec_of(write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(4)]}))
     broken = replace(open_index(spec), reader=_BrokenReader())
