@@ -282,8 +282,9 @@ class VLADataset(Dataset[Sample]):
         for camera, frame in zip(self.options.cameras, frames, strict=True):
             if frame.shape[:2] != self.recorded_shape:
                 raise ValueError(
-                    f"data set {part.spec.name!r}, sample {local}: camera {camera!r} recorded {frame.shape[0]} x {frame.shape[1]} pixels, "
-                    f"earlier frames have {self.recorded_shape}; augment on the CPU, which resizes every frame by itself"
+                    f"--device_augmentation True resizes frames of one size, {self.recorded_shape}; {part.origin(local)} has "
+                    f"{frame.shape[:2]} (camera {camera}). Leave the flag out, or give --frame_cache_dir: then each frame is resized "
+                    "by itself"
                 )
         return np.stack(frames)
 
