@@ -141,6 +141,22 @@ def _check_file(path: str) -> None:
         raise ValueError(f"--config_path: {path} cannot be read ({_in_short(error.__cause__ or error)})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"--config_path: {path} holds {_KINDS.get(type(content), 'one value')}; expected lines such as max_steps: 100")
+    if not path.endswith(".toml") and (twice := _said_twice(Path(path).read_text(encoding="utf-8"))):
+        raise ValueError(f"--config_path: {path} says {twice}, of which the last would count; keep one")
+
+
+def _said_twice(text: str) -> str:
+    """The first key of the YAML mapping `text` that stands there twice, with its lines; "" if none does."""
+    import yaml
+
+    lines: dict[str, int] = {}
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            return f"{name} in the lines {lines[name]} and {line}"
+        lines[name] = line
+    return ""
 
 
 def _quote_texts(arguments: Sequence[str], config_class: type) -> list[str]:

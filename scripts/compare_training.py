@@ -27,6 +27,8 @@ _OWN = (
     "vla_path", "data_root_dir", "dataset_name", "seed", "max_steps", "run_root_dir", "run_id_override", "run_id_note", "resume",
     "auto_resume", "resume_step", "save_latest_checkpoint_only", "keep_checkpoints",
 )  # fmt: skip
+# Flags that decide what a loss is: with others on one side, its losses are errors of another kind, in other units or on other episodes.
+_OF_THE_LOSS = ("use_l1_regression", "use_diffusion", "robot_platform", "stride", "published_statistics", "use_val_set", "val_fraction")
 _MAY_CHANGE = (*_OWN, "save_freq", "wandb_log_freq", "num_workers")  # between the parts of one run
 
 
@@ -88,6 +90,7 @@ def main(config: CompareTrainingConfig) -> None:
     # Read as on a command line, so that '2' and 2 are the same; all flags are checked before the first run.
     words = {(side, seed): flag_words(training_flags(config, side, seed)) for seed in config.seeds for side in SIDES}
     runs = [(side, seed, parse_flags(FinetuneConfig, given)) for (side, seed), given in words.items()]
+    check_one_loss(*(next(run for side, _, run in runs if side == wanted) for wanted in SIDES))
     for _, _, run in runs:
         check_earlier(run)
     for side, seed, run in runs:
@@ -100,6 +103,21 @@ def main(config: CompareTrainingConfig) -> None:
     (config.output_dir / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
     (config.output_dir / "comparison.md").write_text(table(config, found, content) + "\n" + describe_ways(**content["in_use"]))
     print((config.output_dir / "comparison.md").read_text())
+
+
+def check_one_loss(first: FinetuneConfig, second: FinetuneConfig) -> None:
+    """Returns if both sides are judged by the same loss.
+
+    Raises:
+        ValueError: they are not, and a verdict on their losses would say nothing.
+    """
+    one, other = plain_values(first), plain_values(second)
+    odd = [f"--{name} {one[name]} and {other[name]}" for name in _OF_THE_LOSS if one[name] != other[name]]
+    if odd:
+        raise ValueError(
+            f"--first and --second have {', '.join(odd)}: their losses are not errors of one kind on the same episodes, and cannot be "
+            "compared. Give both sides the same in --flags; or train each by itself, and compare their success with scripts/compare_runs.py"
+        )
 
 
 def check_earlier(run: FinetuneConfig) -> None:

@@ -123,4 +123,7 @@ def _parse_cameras(text: str) -> Mapping[str, str]:
     for slot, equals, name in pairs:
         if not (equals and name.strip()) or slot.strip() not in CAMERA_ORDER:
             raise ValueError(f"--cameras is {text!r}, expected pairs such as primary=top,wrist=hand; slots: {', '.join(CAMERA_ORDER)}")
+    slots = [slot.strip() for slot, _, _ in pairs]
+    if twice := next((slot for slot in slots if slots.count(slot) > 1), None):
+        raise ValueError(f"--cameras is {text!r}, which names {twice} twice; slots: {', '.join(CAMERA_ORDER)}")
     return {slot.strip(): name.strip() for slot, _, name in pairs}

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file that is no checkpoint
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from prismatic.training.tensor_files import write_tensors
 _TRAINABLE_FILE = "trainable.safetensors"
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _RANDOM_FILE = "rng.pt"
+_ANOTHER = "resume from another checkpoint with --resume_step"
 _STEP = "step"  # in the metadata of both; names of weights have dots and slashes
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ def restore_checkpoint(checkpoint: Checkpoint, trained: Trained, ranks: Ranks) -
         weight, _, key = name.rpartition("/")
         trained.optimizer.state[trained.parameters[weight]][key] = json.loads(value)
     _fill_all(trained.optimizer_tensors(), source / _OPTIMIZER_FILE, ranks)
-    states = on_main(lambda: torch.load(source / _RANDOM_FILE, weights_only=True), ranks)
+    states = on_main(lambda: _read_random_states(source / _RANDOM_FILE), ranks)
     _restore_random_state(states, checkpoint.state, ranks)
 
 
@@ -190,7 +192,22 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); resume from another checkpoint with --resume_step") from error
+        raise ValueError(f"{path} cannot be read ({error}); {_ANOTHER}") from error
+
+
+def _read_random_states(path: Path) -> torch.Tensor:
+    """What `gather_random_states` returned.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
+    try:
+        states = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); {_ANOTHER}") from error
+    if not isinstance(states, torch.Tensor) or states.dtype != torch.uint8 or states.dim() != 2:
+        raise ValueError(f"{path} holds no random states; {_ANOTHER}")
+    return states
 
 
 def _describe(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

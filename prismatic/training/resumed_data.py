@@ -111,7 +111,8 @@ def _describe(part: RobotDataset, paraphrases: Mapping[str, Sequence[str]]) -> s
     for episode in part.episodes.tolist():
         number = int(index.instruction_ids[index.episode_starts[episode]])
         text = index.instructions[number] if number >= 0 else ""
-        words = "\0".join((text, *paraphrases.get(text, ())[1:]))  # the first is the instruction itself
+        told = text or (part.options.default_instruction or "").strip()
+        words = "\0".join((text, *paraphrases.get(told, ())[1:]))  # the first is the instruction itself
         digest.update(f"{index.names[episode]}\0{index.lengths[episode]}\0{words}\n".encode())
     if part.shares is not None:
         digest.update(part.shares.tobytes())

@@ -141,6 +141,8 @@ class OptimizationConfig:
         _check_at_least_one(self, ("batch_size", "grad_accumulation_steps", "max_steps"))
         _check_not_negative(self, ("lr_warmup_steps", "num_steps_before_decay", "weight_decay"))
         _check_choice(self, "optimizer", OPTIMIZERS)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed is {self.seed}; it must be a whole number from 0 to {2**63 - 1}")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:

@@ -83,7 +83,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
         if (num_frames := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"expected one picture, found a {kind} animation of {num_frames}")
         return np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # the last two: damaged chunks of a PNG, damaged sizes
         raise ValueError(f"damaged {kind} image of {len(encoded)} bytes: {error}") from error
 
 

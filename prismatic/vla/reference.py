@@ -78,7 +78,7 @@ class Reference:
                 sheet = np.asarray(image.convert("RGB"))
             rows = np.split(sheet, len(content["cameras"]))
             frames = {camera: np.stack(np.split(row, row.shape[1] // SIDE, axis=1)) for camera, row in zip(content["cameras"], rows)}  # noqa: B905
-        except (OSError, AttributeError, KeyError, ValueError) as error:
+        except (OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:  # the second: damaged chunks of a PNG
             raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); copy it again, or delete it") from error
         return cls(frames, tuple(content["instructions"]))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import ROOT
 from survival import make_workplace
 
@@ -93,6 +94,22 @@ def test_the_same_words_in_another_place_are_taken_and_none_are_not(workplace: P
     finetune(_config(workplace, resume=True, paraphrases=copied))  # there is nothing left to do: the run has all of its steps
     with pytest.raises(ValueError, match=r"has other training episodes, .*paraphrases"):
         _resume(workplace, paraphrases=None)
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 2000, b"", None])
+def test_a_random_state_that_cannot_be_read_is_named(workplace: Path, content: bytes | None) -> None:
+    file = workplace / "run--1_chkpt" / "trainer_state" / "rng.pt"
+    before = file.read_bytes()
+    if content is None:
+        torch.save({"state": 1}, file)
+    else:
+        file.write_bytes(content)
+    file.write_bytes(file.read_bytes().ljust(len(before), b"\0"))  # of the size that the manifest says
+    try:
+        with pytest.raises(ValueError, match=r"rng\.pt (cannot be read|holds no random states).*--resume_step"):
+            _resume(workplace)
+    finally:
+        file.write_bytes(before)
 
 
 @pytest.mark.parametrize(

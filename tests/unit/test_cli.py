@@ -248,6 +248,7 @@ def test_mistakes_name_the_flag(arguments: list[str], message: str) -> None:
         (b"- max_steps\n", "holds a list; expected lines such as max_steps: 100"),
         (b"# max_steps: 3\n", "holds no flags; expected"),
         (b"max_steps=3\n", "holds one value; expected"),
+        (b"max_steps: 3\nseed: 1\n\nmax_steps: 5\n", "says max_steps in the lines 1 and 4, of which the last would count; keep one"),
     ],
 )
 def test_a_file_that_holds_no_flags_is_named(tmp_path: Path, content: bytes, message: str) -> None:

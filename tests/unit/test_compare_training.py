@@ -49,6 +49,20 @@ def test_what_cannot_be_compared_is_refused(flags: dict[str, Any], message: str,
         config(tmp_path, **flags)
 
 
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"use_l1_regression": False, "use_diffusion": True}, "--use_l1_regression True and False, --use_diffusion False and True: their"),
+        ({"use_val_set": True}, "--use_val_set False and True"),
+        ({"robot_platform": "ALOHA"}, "--robot_platform None and ALOHA"),
+    ],
+)
+def test_losses_of_other_kinds_are_not_compared(second: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--first and --second have {told}"):
+        script.main(config(tmp_path, second=second))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("second", "learns"), [(0.100, True), (0.1009, True), (0.102, False), (0.05, True)])
 def test_the_verdict_follows_from_the_means(second: float, learns: bool, tmp_path: Path) -> None:
     runs = {"first": [{"training loss": 0.09, "seconds a step": 2.0}, {"training loss": 0.11, "seconds a step": 2.0}]}

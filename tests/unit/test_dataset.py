@@ -280,5 +280,6 @@ def test_frames_that_change_size_within_a_set_are_named(tmp_path: Path) -> None:
     episode = make_episode(3, size=40)
     episode["observation/image"][2] = make_episode(1, size=32)["observation/image"][0]
     data = _load(tmp_path, [episode], dataclasses.replace(OPTIONS, device_augmentation=True, frame_cache_bytes=0)).train
-    with pytest.raises(ValueError, match="sample 2: camera 'primary' recorded 32 x 32"):
+    told = r"metaworld_demo, train episode 0 \(.*\), step 2 has \(32, 32\) \(camera primary\). Leave the flag out"
+    with pytest.raises(ValueError, match=rf"--device_augmentation True .* \(40, 40\); {told}"):
         data[2]

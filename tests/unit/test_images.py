@@ -80,6 +80,21 @@ def test_what_is_not_an_image_is_refused() -> None:
         decode_image(buffer.getvalue())
 
 
+def test_what_a_damaged_file_does_to_its_decoder_is_told_as_damage() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8))
+    files = {}
+    for kind in ("PNG", "BMP", "GIF"):
+        buffer = io.BytesIO()
+        noise.save(buffer, kind)
+        files[kind] = bytearray(buffer.getvalue())
+    second = files["PNG"].index(b"IDAT", files["PNG"].index(b"IDAT") + 4)
+    files["PNG"][second] = 0x88  # the name of a chunk in the middle
+    files["BMP"][20], files["GIF"][6:10] = 0x7F, b"\xff\xff\xff\xff"  # sizes
+    for kind, content in files.items():
+        with pytest.raises(ValueError, match=rf"damaged {kind} image of {len(content)} bytes"):
+            decode_image(bytes(content))
+
+
 def test_lanczos_weights_sum_to_one_and_shrinking_uses_more_pixels() -> None:
     for length, size in ((256, 224), (64, 224), (480, 64), (7, 7), (1, 5)):
         np.testing.assert_allclose(lanczos3_weights(length, size).sum(1), 1, atol=1e-6)

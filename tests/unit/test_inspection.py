@@ -20,7 +20,7 @@ from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.inspection.against import check_against
 from prismatic.vla.datasets.inspection.checks import check_arrays, quick_checks
 from prismatic.vla.datasets.inspection.encodings import kind_by_values
-from prismatic.vla.datasets.inspection.frames import Strip, check_frames
+from prismatic.vla.datasets.inspection.frames import Strip, check_frames, read_strips
 from prismatic.vla.datasets.inspection.page import Inspection, inspect_dataset, write_page
 from prismatic.vla.datasets.inspection.ranges import check_clipping
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
@@ -205,6 +205,57 @@ def test_data_are_compared_with_what_a_checkpoint_was_trained_on(tmp_path: Path)
     assert "Actions have other ranges than the checkpoint's: dx 1e+03 times as wide" in told(actions=actions * [1000, 1, 1, 1])
     assert "gripper runs from 0 to 1, the checkpoint's from -1 to 1" in told(actions=actions * [1, 1, 1, 0.5] + np.array([0, 0, 0, 0.5]))
     assert "The actions have 3 dimensions, the checkpoint's 4" in told(actions=actions[:, :3])
+
+
+def test_a_policy_that_sees_by_its_wrist_alone_is_looked_at(tmp_path: Path) -> None:
+    spec = spec_of(write_dataset(tmp_path, "toy", {"train": [_scene_episode(seed) for seed in range(4)]}))
+    alone = replace(spec, entry=replace(spec.entry, image_obs_keys={"wrist": "wrist_image"}))
+    strips, damaged = read_strips(DatasetView.of(alone, open_index(alone)), 4, 4)
+    assert [list(strip.frames) for strip in strips] == [["wrist"]] * 4
+    assert damaged == check_frames(strips) == []
+    assert inspect_dataset(alone).strips
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "found"),
+    [
+        ((), Status.WARNING, "states of 0 dimensions, robot platform METAWORLD expects 4"),
+        (("state", None), Status.PROBLEM, "states of 5 dimensions, robot platform METAWORLD expects 4"),
+    ],
+)
+def test_a_state_that_does_not_fit_hinders_policies_that_are_fed_it(
+    tmp_path: Path, keys: tuple[Any, ...], status: Status, found: str
+) -> None:
+    entry = replace(ENTRY, state_obs_keys=keys)
+    spec = spec_of(write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(3)]}), entry)
+    (finding,) = (item for item in inspect_dataset(spec).findings if item.subject == "dimensions")
+    assert (finding.status, found in finding.found) == (status, True)
+    assert finding.remedy == "Training refuses this data set with --use_proprio True."
+    assert len(load_training_data([spec], DatasetOptions(("primary",), image_size=16)).train) == 90
+
+
+def test_images_of_which_none_can_be_decoded_are_a_problem(tmp_path: Path) -> None:
+    spec = spec_of(write_dataset(tmp_path, "toy", {"train": [sound_episode(seed) for seed in range(4)]}))
+    broken = replace(open_index(spec), reader=_BrokenReader())
+    strips, (finding,) = read_strips(DatasetView.of(spec, broken), 4, 4)
+    assert not strips
+    assert finding.status == Status.PROBLEM
+    assert finding.found.startswith("4 of 4 sampled episodes have a damaged image: ")
+
+
+class _BrokenReader:
+    is_sequential = False
+
+    def read(self, reference: np.void) -> np.ndarray:
+        raise ValueError("16 bits a channel")
+
+
+def test_instructions_that_come_later_in_an_episode_are_known_to_a_policy(tmp_path: Path) -> None:
+    episode = _scene_episode(0)
+    episode["language_instruction"] = [*["lift the cube"] * 20, *["put it down"] * 10]
+    specs = [spec_of(write_dataset(tmp_path, "toy", {"train": [episode]}))]
+    data = load_training_data(specs, DatasetOptions(("primary", "wrist"), image_size=32))
+    assert make_reference(data.train).instructions == ("lift the cube", "put it down")
 
 
 def _scene_episode(seed: int) -> Episode:

@@ -18,6 +18,7 @@ from rlds_writer import smooth_image
 
 from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions
+from prismatic.vla.datasets.episodes import FrameError
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
 from prismatic.vla.datasets.lerobot import video
 from prismatic.vla.datasets.lerobot.frame_tables import FrameTables, read_frame_table
@@ -258,6 +259,14 @@ def test_damaged_sets_say_what_is_wrong(tmp_path: Path) -> None:
     (folder / "meta" / "episodes.jsonl").unlink()
     with pytest.raises(ValueError, match=r"episodes.jsonl is absent"):
         index_of(folder)
+
+
+def test_a_video_in_an_unknown_codec_is_named(tmp_path: Path) -> None:
+    folder = write_v2(tmp_path / "door", EPISODES[:1])
+    path = folder / "videos/chunk-000/observation.images.top/episode_000000.mp4"
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1"))
+    with pytest.raises(FrameError, match=r"top/episode_000000.mp4 is in a codec that PyAV does not have here"):
+        index_of(folder).frame(3, 0)
 
 
 def test_a_file_of_texts_that_was_renamed_is_noticed(tmp_path: Path) -> None:

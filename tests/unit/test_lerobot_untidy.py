@@ -602,6 +602,7 @@ def test_a_rate_that_the_time_stamps_contradict_is_told(tmp_path: Path, fps: flo
         ({"features": None}, r"info.json says features None, expected an object"),
         ({"features": {"action": "float32"}}, r"info.json says of the feature 'action' 'float32', expected an object"),
         ({"features": {"action": {"dtype": "float32", "shape": [None]}}}, r"of the feature 'action' .*'shape': \[None\]"),
+        ({"features": {"action": {"dtype": "float32", "shape": [float("inf")]}}}, r"of the feature 'action' .*'shape': \[inf\]"),
         ({"chunks_size": "many"}, r"meta is not as LeRobot writes it \(invalid literal .*'many'\); correct it, or download meta/ again"),
         ({"data_path": 7}, r"meta is not as LeRobot writes it"),
     ],

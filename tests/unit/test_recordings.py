@@ -204,6 +204,9 @@ def test_cameras_by_their_usual_names() -> None:
         guess_cameras(("wrist", "left_wrist"))
     flags = RldsFlags(Path("a"), "b", Path("c"), cameras="primary=gopro, wrist=hand")
     assert flags.entry(()).cameras == {"primary": "gopro", "wrist": "hand"}
+    flags = RldsFlags(Path("a"), "b", Path("c"), cameras="primary=top,left_wrist=left, left_wrist=right")
+    with pytest.raises(ValueError, match=r"--cameras is .*, which names left_wrist twice; slots: primary"):
+        flags.entry(())
     with pytest.raises(ValueError, match=r"--cameras is 'top'"):
         RldsFlags(Path("a"), "b", Path("c"), cameras="top").entry(())
     with pytest.raises(ValueError, match=r"--action_encoding is 'JOINTPOS'; did you mean JOINT_POS"):

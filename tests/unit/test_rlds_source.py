@@ -119,6 +119,14 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         RldsSource(folder)
 
 
+def test_a_dtype_that_numpy_does_not_know_is_named(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, "odd", {"train": [make_episode(4)]})
+    text = (folder / "features.json").read_text()
+    (folder / "features.json").write_text(text.replace('"float32"', '"float42"', 1))
+    with pytest.raises(ValueError, match=r"features.json says that \S+ is of the dtype 'float42', which NumPy does not know"):
+        RldsSource(folder)
+
+
 def test_features_that_contradict_the_record_are_named(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path, "odd", {"train": [make_episode(4)]})
     text = (folder / "features.json").read_text()

@@ -12,8 +12,10 @@ import torch
 from rlds_writer import make_episode, write_dataset
 
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.resumed_data import describe_episodes
 from prismatic.vla.datasets.dataset import DatasetOptions, VLADataset
 from prismatic.vla.datasets.paraphrases import read_paraphrases
+from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
 from prismatic.vla.datasets.training_data import load_training_data
@@ -147,6 +149,20 @@ def test_other_words_are_drawn_for_training_samples_alone(tmp_path: Path) -> Non
     assert data.paraphrased[0] == 1
     assert data.val is not None
     assert len({data.val[number].instruction for number in range(9)}) == 1
+
+
+def test_the_default_instruction_is_said_in_other_words_too(tmp_path: Path) -> None:
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"open the window": ["let air in"]}), encoding="utf-8-sig")  # as editors on Windows save it
+    write_dataset(tmp_path, "metaworld_demo", {"train": [make_episode(60, instruction="")]})
+    specs, options = resolve_datasets("metaworld_demo", tmp_path), dataclasses.replace(OPTIONS, paraphrases=words)
+    data = load_training_data(specs, dataclasses.replace(options, default_instruction="open the window "))
+    assert {data.train[number].instruction for number in range(60)} == {"open the window", "let air in"}
+    assert make_reference(data.train).instructions == ("let air in", "open the window")
+    other = load_training_data(specs, dataclasses.replace(OPTIONS, default_instruction="open the window"))
+    assert describe_episodes(data) != describe_episodes(other)  # a run that is resumed is told other words
+    with pytest.raises(ValueError, match="has none of the data's instructions, such as 'sing'"):
+        load_training_data(specs, dataclasses.replace(options, default_instruction="sing"))
 
 
 @pytest.mark.parametrize(

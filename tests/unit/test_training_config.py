@@ -24,6 +24,8 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"weight_decay": -0.1}, "--weight_decay is -0.1", "cannot be negative"),
     ({"learning_rate": -1.0}, "--learning_rate is -1.0", "above 0"),
     ({"max_grad_norm": 0.0}, "--max_grad_norm is 0.0", "left out to clip nothing"),
+    ({"seed": -1}, "--seed is -1", "from 0 to"),
+    ({"seed": 2**63}, f"--seed is {2**63}", "from 0 to"),
     ({"lora_dropout": 1.0}, "--lora_dropout is 1.0", "in [0, 1)"),
     ({"val_fraction": 0.0}, "--val_fraction is 0.0", "in (0, 1)"),
     ({"precision": "fp8"}, "--precision is 'fp8'", "auto, bf16, fp32"),

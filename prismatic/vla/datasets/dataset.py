@@ -162,7 +162,13 @@ class RobotDataset:
 
     def instruction(self, sample: int) -> str:
         """What the robot was told, as recorded; else the default."""
-        number = int(self.index.instruction_ids[self.locate(sample)[0]])
+        return self._text(int(self.index.instruction_ids[self.locate(sample)[0]]))
+
+    def instructions(self) -> set[str]:
+        """What the robot was told in any step, which may change within an episode."""
+        return {self._text(number) for number in np.unique(self.index.instruction_ids[self.index.steps_of(self.episodes)]).tolist()}
+
+    def _text(self, number: int) -> str:
         if number < 0:
             assert self.options.default_instruction is not None, "episodes without instruction are left out"
             return self.options.default_instruction.strip()
@@ -276,8 +282,9 @@ class VLADataset(Dataset[Sample]):
         for camera, frame in zip(self.options.cameras, frames, strict=True):
             if frame.shape[:2] != self.recorded_shape:
                 raise ValueError(
-                    f"data set {part.spec.name!r}, sample {local}: camera {camera!r} recorded {frame.shape[0]} x {frame.shape[1]} pixels, "
-                    f"earlier frames have {self.recorded_shape}; augment on the CPU, which resizes every frame by itself"
+                    f"--device_augmentation True resizes frames of one size, {self.recorded_shape}; {part.origin(local)} has "
+                    f"{frame.shape[:2]} (camera {camera}). Leave the flag out, or give --frame_cache_dir: then each frame is resized "
+                    "by itself"
                 )
         return np.stack(frames)
 

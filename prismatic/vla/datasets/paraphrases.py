@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prismatic.vla.constants import near_names
+from prismatic.vla.datasets.texts import read_text
 
 
 def read_paraphrases(path: Path, instructions: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -18,7 +19,7 @@ def read_paraphrases(path: Path, instructions: Iterable[str]) -> dict[str, tuple
         ValueError: no such file, not of this form, or it knows none of the instructions.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f'--paraphrases {path} cannot be read ({error}); expected {{"instruction": ["in other words", ...]}}') from error
     if not isinstance(content, dict):

@@ -26,7 +26,8 @@ def make_reference(data: VLADataset) -> Reference:
         raise FrameError(f"none of {len(samples)} samples all over the data can be decoded; the first: {failures[0]}")
     cameras = data.options.cameras
     pictures = {camera: np.stack([small_picture(images[place]) for images in frames]) for place, camera in enumerate(cameras)}
-    instructions = sorted({text for part in data.parts for text in _instructions(part)})
+    told = {text for part in data.parts for text in part.instructions()}
+    instructions = sorted({way for text in told for way in (text, *data.paraphrases.get(text, ()))})
     return Reference(pictures, tuple(instructions) if len(instructions) <= MAX_INSTRUCTIONS else ())
 
 
@@ -46,8 +47,3 @@ def _spread_samples(part: RobotDataset, count: int) -> list[int]:
     first = starts[np.linspace(0, len(starts) - 1, count // 2).astype(int)]
     anywhere = np.linspace(0, len(part) - 1, count - count // 2).astype(int)
     return np.unique(np.concatenate([first, anywhere])).tolist()
-
-
-def _instructions(part: RobotDataset) -> set[str]:
-    starts = part.sample_starts[:-1][np.diff(part.sample_starts) > 0]
-    return {part.instruction(int(start)) for start in starts}

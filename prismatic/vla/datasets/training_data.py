@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,7 @@ def load_training_data(
         train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, weights[spec.name]), spec.name))
         if options.val_fraction is not None:
             val.append(_not_empty(RobotDataset(spec, frames, val_episodes, known[spec.name], options), spec.name))
-    told = {text for index in indexes.values() for text in index.instructions}
+    told = _instructions(indexes.values(), options.default_instruction)
     words = read_paraphrases(options.paraphrases, told) if options.paraphrases else {}
     return TrainingData(
         train=VLADataset(train, options, augment=options.augment, paraphrases=words),
@@ -87,6 +87,13 @@ def load_training_data(
         step_weights={name: describe_weights(found.steps) for name, found in weights.items() if found.steps is not None},
         excluded={name: tuple(index.label_of(episode) for episode in sorted(excluded[name])) for name, index in indexes.items()},
     )
+
+
+def _instructions(indexes: Collection[EpisodeIndex], default_instruction: str | None) -> set[str]:
+    """What the robot is told in any episode, be it by default."""
+    recorded = {text for index in indexes for text in index.instructions}
+    is_whole = all(index.is_labelled()[index.all_episodes()].all() for index in indexes)
+    return recorded if default_instruction is None or is_whole else recorded | {default_instruction.strip()}
 
 
 def _check_statistics(spec: DatasetSpec, given: DatasetStatistics, mask: np.ndarray, options: DatasetOptions) -> None:

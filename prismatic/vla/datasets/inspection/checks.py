@@ -63,11 +63,17 @@ def check_repairs(view: DatasetView) -> list[Finding]:
 
 
 def check_widths(view: DatasetView) -> list[Finding]:
-    """Dimensions against the robot platform."""
-    try:
-        view.spec.check_widths(view.index.actions.shape[1], view.index.proprio.shape[1] if view.use_proprio else None)
-    except ValueError as error:
-        return [Finding("dimensions", Status.PROBLEM, f"{str(error)[:1].upper()}{str(error)[1:]}", "Training refuses this data set.")]
+    """Dimensions against the robot platform. Those of the state matter to a policy that is fed it alone."""
+    action_dim, proprio_dim = view.index.actions.shape[1], view.index.proprio.shape[1]
+    cases = [(None, Status.PROBLEM, "Training refuses this data set.")]
+    if view.use_proprio:
+        status = Status.PROBLEM if proprio_dim else Status.WARNING  # an entry may name no state
+        cases.append((proprio_dim, status, "Training refuses this data set with --use_proprio True."))
+    for width, status, remedy in cases:
+        try:
+            view.spec.check_widths(action_dim, width)
+        except ValueError as error:
+            return [Finding("dimensions", status, f"{str(error)[:1].upper()}{str(error)[1:]}".removesuffix("."), remedy)]
     return []
 
 

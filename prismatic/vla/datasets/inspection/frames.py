@@ -44,9 +44,11 @@ def read_strips(view: DatasetView, num_episodes: int, num_steps: int) -> tuple[l
             damaged.append(str(error))
             continue
         strips.append(Strip(episode, steps, frames))
-    findings = [Finding("images", Status.WARNING, f"{len(damaged)} of {len(chosen)} sampled episodes have a damaged image: {damaged[0]}",
-                        "Copy or convert the data set again.")] if damaged else []  # fmt: skip
-    return strips, findings
+    if not damaged:
+        return strips, []
+    status = Status.WARNING if strips else Status.PROBLEM  # training stops at more than a few
+    found = f"{len(damaged)} of {len(chosen)} sampled episodes have a damaged image: {damaged[0]}"
+    return strips, [Finding("images", status, found, "Copy or convert the data set again.")]
 
 
 def check_frames(strips: list[Strip]) -> list[Finding]:
@@ -97,7 +99,7 @@ def _check_identical(small: dict[str, list[np.ndarray]]) -> list[Finding]:
 def _check_swapped(small: dict[str, list[np.ndarray]]) -> list[Finding]:
     """A fixed camera keeps most of its picture, one on the wrist does not."""
     findings = []
-    for wrist in filter(is_wrist, small):
+    for wrist in filter(is_wrist, small if "primary" in small else ()):
         moving = [(_still_share(fixed), _still_share(hand)) for fixed, hand in zip(small["primary"], small[wrist], strict=True)
                   if len(fixed) > 2]  # fmt: skip
         if moving and np.mean([hand > fixed + 0.25 for fixed, hand in moving]) > 0.7:

@@ -131,7 +131,7 @@ def _checked_features(info: Path, features: Any) -> Mapping[str, Mapping[str, An
     for name, said in features.items():
         try:
             feature_width(said)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"{info} says of the feature {name!r} {said!r}, expected an object {{dtype, shape, names}}") from error
     return features
 

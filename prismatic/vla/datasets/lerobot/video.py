@@ -31,6 +31,11 @@ class _Decoder:
         self._path, self._table = path, table
         self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise ValueError(
+                f"{path} is in a codec that PyAV does not have here: encode it as H.264, or download it again if it is damaged"
+            )
         self._stream.codec_context.thread_count = 1  # data loading has a process per core already
         # Elsewhere a search may end between key frames, behind which the first pictures are no sound ones.
         self._is_strict = has_index(self._container)

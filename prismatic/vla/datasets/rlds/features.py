@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 STEPS = "steps"
 
 
@@ -31,7 +33,30 @@ def step_features(features: Mapping[str, Any], folder: Path) -> dict[str, StepFe
     if step is None:
         found = ", ".join(sorted(top)) or "nothing"
         raise ValueError(f"{folder / 'features.json'} describes no data set of steps: not an RLDS data set; it describes: {found}")
-    return dict(_leaves(step, ""))
+    leaves = dict(_leaves(step, ""))
+    for path, feature in leaves.items():
+        if feature.kind == "tensor":
+            _check_dtype(path, feature.dtype, folder)
+    return leaves
+
+
+def _check_dtype(path: str, dtype: Any, folder: Path) -> None:
+    try:
+        number_type(dtype)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / 'features.json'} says that {path} is of the dtype {dtype!r}, which NumPy does not know; copy the data set "
+            "again, or store it as another one"
+        ) from error
+
+
+def number_type(dtype: str) -> np.dtype:
+    """Of the values of a tensor; bfloat16, which TFDS stores as float32, is that.
+
+    Raises:
+        TypeError: there is none of that name.
+    """
+    return np.dtype(dtype if dtype != "bfloat16" else "float32")
 
 
 def _leaves(feature: Mapping[str, Any], path: str) -> Iterator[tuple[str, StepFeature]]:

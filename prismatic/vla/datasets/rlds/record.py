@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prismatic.vla.datasets.episodes import IMAGE_REF
-from prismatic.vla.datasets.rlds.features import STEPS, StepFeature
+from prismatic.vla.datasets.rlds.features import STEPS, StepFeature, number_type
 from prismatic.vla.datasets.rlds.tfrecord import CorruptRecordError, Feature, parse_example
 from prismatic.vla.datasets.texts import as_text, instruction_names
 from prismatic.vla.images import image_format
@@ -87,7 +87,7 @@ class Record:
             if not feature.shape and self._are_images(values):
                 return _image_references(values, is_ranges)
             return self._texts(values).reshape(-1, *feature.shape)
-        dtype = np.dtype(feature.dtype if feature.dtype != "bfloat16" else "float32")
+        dtype = number_type(feature.dtype)
         if is_ranges:  # Tensor(encoding="bytes" or "zlib"): one byte string per step
             parts = [zlib.decompress(part) if feature.encoding == "zlib" else part for part in self._byte_strings(values)]
             return np.stack([np.frombuffer(part, dtype).reshape(feature.shape) for part in parts])
