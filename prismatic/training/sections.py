@@ -172,6 +172,7 @@ class SavingConfig:
 
     def __post_init__(self) -> None:
         _check_at_least_one(self, ("save_freq", "keep_checkpoints"))
+        _check_run_name(self.run_id_override)
         if self.resume and self.auto_resume:
             raise ValueError("--resume and --auto_resume are both True; --auto_resume also starts a run that has no checkpoint yet")
         if self.keep_checkpoints is not None and self.save_latest_checkpoint_only:
@@ -180,6 +181,12 @@ class SavingConfig:
             )
         if self.resume_step is not None and not self.resume:
             raise ValueError(f"--resume_step is {self.resume_step} without --resume True; add it, or leave --resume_step out")
+
+
+def _check_run_name(name: str | None) -> None:
+    parts = () if name is None else Path(name).parts
+    if name is not None and (not parts or ".." in parts or Path(name).is_absolute()):
+        raise ValueError(f"--run_id_override is {name!r}, which is no folder in --run_root_dir; give the run a name, such as bowl_1")
 
 
 @dataclass(frozen=True)
