@@ -29,7 +29,7 @@ def idle_ends(index: EpisodeIndex, kinds: Sequence[ActionKind]) -> tuple[np.ndar
 
     An episode in which nothing moves at all is idle from its beginning.
     """
-    return _idle_ends(index, _still(index, kinds), has_motions=any(kind is not ActionKind.TARGET for kind in kinds))
+    return _idle_ends(index, kinds, _still(index, kinds))
 
 
 def idle_middles(index: EpisodeIndex, kinds: Sequence[ActionKind], num_actions_chunk: int) -> np.ndarray:
@@ -38,11 +38,11 @@ def idle_middles(index: EpisodeIndex, kinds: Sequence[ActionKind], num_actions_c
     A policy that is shown them learns to stay; from the others of a pause its chunk leads on.
     """
     still = _still(index, kinds)
-    before, after = _idle_ends(index, still, has_motions=any(kind is not ActionKind.TARGET for kind in kinds))
-    return is_long(still & ~before & ~after, num_actions_chunk)
+    before, after = _idle_ends(index, kinds, still)
+    return _begins_long(still & ~before & ~after, num_actions_chunk)
 
 
-def is_long(still: np.ndarray, num_actions_chunk: int) -> np.ndarray:
+def _begins_long(still: np.ndarray, num_actions_chunk: int) -> np.ndarray:
     """bool [M]: the rows of `still` [M] that begin at least `num_actions_chunk` rows without a False."""
     ends = np.flatnonzero(~np.append(still, False))
     return ends[np.searchsorted(ends, np.arange(len(still)))] - np.arange(len(still)) >= num_actions_chunk
@@ -53,7 +53,8 @@ def _still(index: EpisodeIndex, kinds: Sequence[ActionKind]) -> np.ndarray:
     return still_steps(np.asarray(index.actions), relative, index.episode_starts[index.all_episodes()], _TRIMMED)
 
 
-def _idle_ends(index: EpisodeIndex, still: np.ndarray, has_motions: bool) -> tuple[np.ndarray, np.ndarray]:
+def _idle_ends(index: EpisodeIndex, kinds: Sequence[ActionKind], still: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    has_motions = any(kind is not ActionKind.TARGET for kind in kinds)
     before, after = np.zeros(len(still), bool), np.zeros(len(still), bool)
     for episode in index.all_episodes():
         first, end = (int(index.episode_starts[number]) for number in (episode, episode + 1))

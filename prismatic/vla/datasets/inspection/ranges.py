@@ -174,15 +174,15 @@ def check_pauses(view: DatasetView) -> list[Finding]:
     """Pauses within episodes, at least as long as a chunk: one moment does not tell how long the robot has waited."""
     chunk = view.platform.num_actions_chunk
     waits = idle_middles(view.index, view.kinds, chunk)
-    counts = np.array([waits[view.index.steps_of(np.array([episode]))].sum() for episode in view.episodes])
-    if (counts > 0).mean() <= _PAUSING:
+    pausing = np.array([rows.any() for rows in np.split(waits[view.steps], view.starts[1:])])
+    if pausing.mean() <= _PAUSING:
         return []
     return [
         Finding(
             "action",
             Status.WARNING,
             "Within episodes nothing moves for a whole chunk, and later it goes on: "
-            f"in {(counts > 0).sum()} of {len(counts)} (a chunk has {chunk} steps), {listed(view.episodes[counts > 0])}",
+            f"in {pausing.sum()} of {len(pausing)} (a chunk has {chunk} steps), {listed(view.episodes[pausing])}",
             'A policy sees one moment, so it may wait there for good; {"idle middle": 0} in --episode_weights leaves such steps out.',
         )
     ]
