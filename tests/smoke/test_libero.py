@@ -389,6 +389,36 @@ def test_an_expert_waits_for_nothing_that_a_policy_without_a_memory_cannot_see()
     assert all(json.loads(done.stdout.splitlines()[-1])), done.stdout
 
 
+# Bowls in a drawer, a few millimetres from one wall or another.
+DRAWER = """
+import json
+import numpy as np
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+from experiments.robot.simulators.episodes import EpisodeSpec
+prepare_libero()
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"))
+environment = simulator.make_environment(simulator.tasks[4].name)
+found = []
+for trial in range(8):
+    environment.reset(EpisodeSpec(environment.task.name, trial, seed=7, split="demonstration"))
+    expert = simulator.make_expert(environment)
+    grasp = expert._grasps[0]
+    while not (is_done := environment.step(expert.act())) and not expert._num_failed:
+        pass
+    found.append([int(np.degrees(np.arctan2(*grasp.offset[1::-1])) // 60), round(np.degrees(grasp.yaw)), is_done])
+print(json.dumps(found))
+"""
+
+
+def test_a_bowl_in_a_drawer_is_taken_in_one_way_and_at_once() -> None:
+    done = run_python("-c", DRAWER)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len({(side, yaw) for side, yaw, _ in found}) == 1, found
+    assert all(is_done for _, _, is_done in found), found
+
+
 @pytest.mark.parametrize("number", [2, 4, 9])  # from the table, out of a drawer, down from a cabinet
 def test_an_expert_that_takes_over_goes_on_with_what_the_hand_does(number: int) -> None:
     done = run_python("-c", JOINING, str(number))

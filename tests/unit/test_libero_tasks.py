@@ -15,7 +15,7 @@ from script_modules import load_script
 
 from experiments.robot.evaluation.policies import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
-from experiments.robot.libero.experts import _spread, _turn, count_hits, narrowest_side
+from experiments.robot.libero.experts import _spread, _turn, narrowest_side, room_for_hand
 from experiments.robot.libero.run_libero_eval import EvalConfig, episode_numbers
 from experiments.robot.libero.tasks import LiberoTask, changed_language, choose_tasks, load_initial_states, original_suite, prepare_libero
 
@@ -165,13 +165,16 @@ def test_the_narrowest_side_of_a_turned_box_and_of_a_can() -> None:
     assert np.rad2deg(_turn(np.deg2rad(-90))) == pytest.approx(0)  # the other finger is as good
 
 
-def test_hits_are_counted_where_the_fingers_and_the_palm_go() -> None:
-    points = np.array([[0, 0.05, 0], [0, -0.05, 0.05], [0, 0, 0.1], [0, 0, 0], [0.05, 0, 0], [0, 0.05, -0.05]])
-    assert count_hits(points, np.pi / 2) == 4
-    assert count_hits(points, 0.0) == 3
-    wall = np.array([[x, 0.02, z] for x in (-0.01, 0.0, 0.01) for z in (-0.05, -0.01, 0.0)])  # of a drawer, beside the rim
-    assert count_hits(wall, np.pi / 2) == 6, "closing fingers would hold the wall as well"
-    assert count_hits(wall, 0.0) == 0
+def test_room_is_what_fingers_and_palm_have_beside_them() -> None:
+    wall = np.array([[x, 0.066, z] for x in (-0.01, 0.0, 0.01) for z in (-0.05, -0.01, 0.0)])  # of a drawer, 1 cm beyond a finger
+    assert room_for_hand(wall, np.pi / 2) == pytest.approx(0.01)
+    assert room_for_hand(wall - [0, 0.02, 0], np.pi / 2) == pytest.approx(-0.01), "where the finger goes down"
+    assert room_for_hand(wall - [0, 0.046, 0], np.pi / 2) < -0.01, "closing fingers would hold the wall as well"
+    assert room_for_hand(wall - [0, 0.046, 0], 0.0) == pytest.approx(0.009), "fingers that close along it pass beside it"
+    shelf = np.array([[0.04, 0.0, 0.1]])
+    assert room_for_hand(shelf, 0.0) == pytest.approx(-0.032), "under the palm"
+    assert room_for_hand(shelf, np.pi / 2) == pytest.approx(0.008), "the palm is narrow across"
+    assert room_for_hand(np.array([[0.04, 0.0, 0.2]]), 0.0) == np.inf
 
 
 def test_grasps_tried_one_after_the_other_lie_apart() -> None:

@@ -31,6 +31,8 @@ _FINGER_DEPTH = 0.03  # m, how far below the top of an object its sides are held
 _RIM_DEPTH = 0.02  # m, the same for a rim
 _LOWEST = 0.012  # m, the point between the fingertips above what the object stands on: the tips reach 1.1 cm further
 _SAME_WIDTH = 0.004  # m
+_ROOM, _AMPLE_ROOM = 0.003, 0.01  # m beside an open hand: enough; enough to have the rim in its middle
+_INWARD = 0.015  # m, how far further in it stays otherwise
 _ATTEMPTS = 2  # at a grasp, before another one is tried
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
 _NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
@@ -55,6 +57,7 @@ class Grasp:
 
     offset: np.ndarray  # [3], m, in world axes
     yaw: float  # rad, from the initial orientation; the fingers close along the y axis turned by it
+    has_room: bool = True  # for the open hand
 
 
 def check_suite_with_expert(suite: str) -> None:
@@ -90,28 +93,38 @@ def plan_grasps(scene: Scene) -> list[Grasp]:
 
 
 def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Grasp]:
-    """Around the rim, those first whose fingers find room and that need little turning."""
+    """Around the rim, those first that have room, by how little they turn the hand.
+
+    Where a wall is close to the rim the hand stays further in, so that the rim is beside the outer finger and the wall beyond it: in a
+    drawer almost every bowl can then be taken in one and the same way, which is easier to learn than one that depends on a few millimetres.
+    """
     obstacles = scene.obstacles()
     top = points[:, 2].max()
     rim = points[points[:, 2] > top - 0.01]
     radius = float(np.median(np.linalg.norm(rim[:, :2] - centre[:2], axis=1)))
     found = []
     for angle in np.arange(0, 2 * np.pi, np.pi / 6):
-        point = np.array([*(centre[:2] + radius * np.array([np.cos(angle), np.sin(angle)])), top - _RIM_DEPTH])
-        grasp = Grasp(point - scene.object, _turn(angle))
-        found.append((abs(grasp.yaw) / np.pi + min(1.0, 0.02 * count_hits(obstacles - point, angle)), grasp))
+        for inward in (0.0, _INWARD):
+            point = np.array([*(centre[:2] + (radius - inward) * np.array([np.cos(angle), np.sin(angle)])), top - _RIM_DEPTH])
+            room = room_for_hand(obstacles - point, angle)
+            if room > _AMPLE_ROOM:
+                break
+        grasp = Grasp(point - scene.object, _turn(angle), room > _ROOM)
+        found.append(((0.0, round(abs(grasp.yaw), 3)) if grasp.has_room else (1.0, -room), grasp))
     return _spread([grasp for _, grasp in sorted(found, key=lambda pair: pair[0])])
 
 
-def count_hits(points: np.ndarray, angle: float) -> int:
-    """How many of `points` [V, 3], seen from between the fingertips, are in the way of fingers that close along `angle`, or of the palm."""
+def room_for_hand(points: np.ndarray, angle: float) -> float:
+    """m between an open hand whose fingers close along `angle` and the nearest of `points` [V, 3], seen from between its fingertips.
+
+    Negative where one is in the way of the fingers, of the palm, or between the fingers, where it would be held with the object.
+    """
     along = np.abs(points @ [np.cos(angle), np.sin(angle), 0.0])
     across = np.abs(points @ [-np.sin(angle), np.cos(angle), 0.0])
     height = points[:, 2]
-    fingers = (along > 0.03) & (along < 0.068) & (across < 0.025) & (height > -0.016) & (height < 0.06)  # with room for 5-10 mm of error
-    between = (along < 0.03) & (across < 0.012) & (height > -0.011) & (height < 0.02)  # a wall beside the rim would be held with it
-    palm = (along < 0.105) & (across < 0.035) & (height > 0.06) & (height < 0.18)
-    return int((fingers | between | palm).sum())
+    fingers = np.maximum(along - 0.056, across - 0.011)[(height > -0.011) & (height < 0.06)]
+    palm = np.maximum(along - 0.102, across - 0.032)[(height >= 0.06) & (height < 0.18)]
+    return float(min(fingers.min(initial=np.inf), palm.min(initial=np.inf)))
 
 
 def _spread(grasps: list[Grasp]) -> list[Grasp]:
@@ -171,7 +184,7 @@ class PickAndPlace:
         is_placed = np.linalg.norm((scene.object - scene.target)[:2]) < 3 * _NEAR and scene.object[2] < scene.target[2] + _RELEASE_HEIGHT
         if is_placed and self._error(scene.object) < 2 * _CLOSE_BY:
             return ("release" if scene.finger_gap < _OPEN_GAP else "leave"), 0
-        for number in range(len(self._grasps)):
+        for number in (number for number, grasp in enumerate(self._grasps) if grasp.has_room):
             goal = self._at_object(0, number)
             height, beside = scene.hand[2] - goal[2], np.linalg.norm((goal - scene.hand)[:2])
             if height > _HOVER - _NEAR:
