@@ -30,7 +30,6 @@ from prismatic.policy.checkpoint.files import (
     load_component,
     load_strictly,
     read_component,
-    read_safetensors,
 )
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
@@ -40,7 +39,16 @@ from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
 from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.policy.lora.adapters import (
+    FILM_PREFIX,
+    adapter_ranks,
+    add_lora,
+    load_adapter,
+    lora_rank,
+    merge_adapter,
+    merge_component,
+    read_adapter,
+)
 from prismatic.policy.lora.scaling import AdapterScaling
 
 # Of a model folder: weights of the model, in any format.
@@ -318,7 +326,7 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
         )
     check_base(folder, spec.base_files, base_model, resolve_base(folder, base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
-    adapter = read_safetensors(adapter_path)
+    adapter = read_adapter(adapter_path)
     if options.keep_adapters:
         return LoadedModel(_adapted(base.vla, spec, adapter, folder), base.processor)
     if spec.heads.use_film:
