@@ -56,11 +56,10 @@ def main(config: MakeBaseConfig) -> None:
 
 
 def _compose(config: MakeBaseConfig) -> None:
-    import torch
-
     from prismatic.models.base import build_tokenizer_for, random_weights, write_base
     from prismatic.models.configuration import openvla_7b, prismatic_qwen25_0_5b
     from prismatic.policy.checkpoint.loading import load_config, resolve_folder
+    from prismatic.policy.policy import default_device
 
     presets = {"openvla-7b": openvla_7b, "prismatic-qwen25-0.5b": prismatic_qwen25_0_5b}
     if config.sizes_from is None and config.preset not in presets:
@@ -70,7 +69,7 @@ def _compose(config: MakeBaseConfig) -> None:
     sizes = presets[config.preset]() if config.sizes_from is None else load_config(config.sizes_from)
     source = config.tokenizer or config.sizes_from
     tokenizer = build_tokenizer_for(sizes) if source is None else resolve_folder(source, with_weights=False)
-    weights = random_weights(sizes, config.seed, torch.device(config.device)) if config.weights is None else _read(config.weights, sizes)
+    weights = random_weights(sizes, config.seed, default_device(config.device)) if config.weights is None else _read(config.weights, sizes)
     write_base(config.output_dir, sizes, weights, tokenizer)
 
 

@@ -35,13 +35,11 @@ class MergeConfig:
 
 def main(config: MergeConfig) -> None:
     """Merges, compares and reports."""
-    import torch
-
     from prismatic.conversion.merging import MERGE_DTYPES, merge_checkpoint
     from prismatic.policy.checkpoint.loading import LoadOptions
     from prismatic.policy.policy import default_device, default_dtype
 
-    device = torch.device(config.device) if config.device else default_device()
+    device = default_device(config.device)
     options = LoadOptions(flags=config.flags, unnorm_key=config.unnorm_key)
     result = merge_checkpoint(
         config.lora_finetuned_checkpoint_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -20,7 +21,10 @@ from prismatic.vla.normalization import bounds_from_statistics
 from prismatic.vla.types import Observation
 
 MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_UNFINISHED = ".merging-"  # beginning of a hidden folder's name, of the size of the model
 _CAMERA_SIZE = 256  # pixels, of the sample observation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ def merge_checkpoint(
     sample = sample_observation(parts)
     key = options.unnorm_key or parts.spec.unnorm_key or next(iter(parts.norm_stats))  # of several data sets any compares as well
     before = Policy(parts, key).predict([sample], seeds=[0])[0].actions
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        logger.info("%s was left by a merge that died; it is removed", left)
+        shutil.rmtree(left, ignore_errors=True)
     check_free_space(folder, sum(2 * parameter.numel() for parameter in parts.model.bare_vla.parameters()))
-    temporary = Path(tempfile.mkdtemp(prefix=".merging-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     try:
         save_model(parts.model.vla, temporary, merge_dtype)
         if not (folder / "config.json").is_file():

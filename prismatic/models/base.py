@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from prismatic.models.chat_tokenizer import CHAT_SPECIAL_TOKENS, build_chat_tokenizer, chat_ids, line_break_id
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
-from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, load_tokenizer
+from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, check_tokenizer, load_tokenizer
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.models.weight_files import write_weights
 from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds
@@ -104,19 +104,20 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
     """Writes a base checkpoint (bfloat16) into the new folder `folder`, complete or not at all; `tokenizer` may be a folder to copy from.
 
     Raises:
-        ValueError: the folder exists already, or the weights do not fit the sizes; every key that differs is listed.
+        ValueError: the folder exists already, the weights are not finite, or the tokenizer is another model's.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another folder, or delete it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        write_tokenizer(partial, tokenizer)
+        check_tokenizer(load_tokenizer(partial), config.token_ids, str(folder))
         state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
         if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
             raise ValueError(f"{len(wrong)} weights hold values that are not finite in bfloat16 (first {wrong[0]}); download them again")
         write_weights(state, partial)
         config.save_published(partial)
-        write_tokenizer(partial, tokenizer)
         PrismaticImageProcessor(config.image_size, config.image_resize_strategy).save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp keeps other users out
         partial.rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from transformers import LlamaConfig, Qwen2Config
@@ -59,7 +60,7 @@ class DecoderSizes:
 def rope_theta(config: TextConfig) -> float:
     """The base of the rotary embedding's wavelengths."""
     theta = dict(config.rope_parameters or {}).get("rope_theta", 10000.0)
-    if not isinstance(theta, (int, float)) or theta <= 0:
+    if not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ValueError(f"text_config: rope_theta is {theta!r}; expected a number above 0")
     return float(theta)
 
@@ -71,6 +72,8 @@ def _check(config: TextConfig) -> None:
     for name in _COUNTS:
         if getattr(config, name) < 1:
             raise ValueError(f"text_config: {name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 <= config.rms_norm_eps < math.inf:
+        raise ValueError(f"text_config: rms_norm_eps is {config.rms_norm_eps}; it must be a small number, as 1e-6")
     rope = dict(config.rope_parameters or {})
     rope_type = rope.get("rope_type", "default")
     if rope_type != "default":
@@ -85,5 +88,5 @@ def _check(config: TextConfig) -> None:
     if other := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         raise ValueError(f"text_config: layer_types names {', '.join(sorted(other))}; the policy's attention sees the whole sequence")
     heads, shared = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
-    if heads % shared:
+    if shared < 1 or heads % shared:
         raise ValueError(f"text_config: num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}")

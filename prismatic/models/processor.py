@@ -127,10 +127,11 @@ class PrismaticImageProcessor:
         path = folder / PREPROCESSOR_FILE
         if not path.is_file():
             raise ValueError(f"checkpoint folder {folder} lacks {PREPROCESSOR_FILE}; copy it from the base model")
+        content = read_object(path)
         try:
-            return cls.from_dict(read_object(path))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{path} lacks a part of the image processor's description ({error}); copy it from the base model") from error
+            return cls.from_dict(content)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"{path} does not describe the image processor ({error}); copy it from the base model") from error
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, sou
                 f"{source}: the tokenizer lacks the {len(EXTRA_TOKENS)} extra tokens {EXTRA_TOKENS[0]} ... {EXTRA_TOKENS[-1]} at "
                 f"{first} ... {token_ids.base_vocab_size - 1}, which stand for actions; scripts/convert/prismatic_to_base.py adds them"
             )
-    elif "<|im_start|>" in vocabulary:
+        return
+    if "<|im_start|>" in vocabulary:
         raise ValueError(f"{source}: the language model is Llama's, but its tokenizer is Qwen's; copy the tokenizer files of its own base")
+    begins, space = tokenizer.encode("a")[:1], vocabulary.get("▁")
+    if begins != [token_ids.bos] or space != token_ids.empty:
+        raise ValueError(
+            f"{source}: config.json says that prompts begin with the id {token_ids.bos} and end in the lone space, {token_ids.empty}; the "
+            f"tokenizer begins them with {begins} and has that space at {space}, so it is another model's; copy both from the same base"
+        )
 
 
 _FILL = 127  # int(255 x 0.5): SigLIP's mean, which the published processor uses for both halves

@@ -192,3 +192,9 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                 # Positions as strong as the patches themselves (both about 1): with the usual 0.02 a tiny model that must point at
                 # things stays at a constant answer for several times as many steps.
                 init.trunc_normal_(parameter, std=1.0 if name == "pos_embed" else 0.02)
+
+
+def num_parameters(config: OpenVLAConfig) -> int:
+    """How many weights a model of these sizes has, each once."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in OpenVLAForActionPrediction(config).parameters())

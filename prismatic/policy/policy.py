@@ -34,8 +34,20 @@ from prismatic.vla.types import ActionChunk, Observation, select_cameras
 
 
 def default_device(wanted: torch.device | str | None = None) -> torch.device:
-    """`wanted`; by default the GPU if there is one."""
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """`wanted`; by default the GPU if there is one.
+
+    Raises:
+        ValueError: torch knows no such device, or does not see it here.
+    """
+    num_gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device {wanted!r} is unknown to torch; pass cuda, cuda:1 (of several GPUs) or cpu") from error
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        seen = f"torch sees {num_gpus} GPU{'s' if num_gpus > 1 else ''} here, from cuda:0 on" if num_gpus else "torch sees no GPU here"
+        raise ValueError(f"device {str(wanted)!r}: {seen} (scripts/doctor.py says more); pass another, or leave it out")
+    return device
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

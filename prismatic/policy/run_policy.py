@@ -36,8 +36,9 @@ class ExportedPolicy:
         from tokenizers import Tokenizer
 
         self.folder = Path(folder)
-        if not (self.folder / "processor.json").is_file():
-            raise ValueError(f"{folder} lacks processor.json; pass the whole folder that scripts/export.py wrote")
+        for name in ("processor.json", "tokenizer.json"):
+            if not (self.folder / name).is_file():
+                raise ValueError(f"{folder} lacks {name}; pass the whole folder that scripts/export.py wrote")
         self.described: dict[str, Any] = json.loads((self.folder / "processor.json").read_text())
         statistics = self.described["normalization"]["statistics"]
         key = unnorm_key or self.described["normalization"]["unnorm_key"]
@@ -45,6 +46,8 @@ class ExportedPolicy:
             raise ValueError(f"unnorm_key is {key!r}; choose one of {', '.join(statistics)}")
         self._statistics: dict[str, Any] = statistics[key]
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self._tokenizer.no_padding()  # a file keeps what its tokenizer was last used with
+        self._tokenizer.no_truncation()
         self._call = _open(self.folder, program)
         self._random = np.random.default_rng(7)
 
@@ -52,7 +55,8 @@ class ExportedPolicy:
         """Actions float64 [H, A] in the robot's units; a diffusion policy draws its `noise` [1, H, A] itself.
 
         Raises:
-            ValueError: a camera or the state is missing, has another shape, or the instruction is empty or too long.
+            ValueError: a camera or the state is missing or has another shape, the instruction is empty or too long, or the actions are
+                not finite.
         """
         wanted, inputs = self.described["inputs"], {"images": self._images(images), "prompt_ids": self._prompt(instruction)}
         if "proprio" in wanted:
@@ -61,6 +65,8 @@ class ExportedPolicy:
             drawn = self._random.standard_normal(wanted["noise"]["shape"]) if noise is None else noise
             inputs["noise"] = np.asarray(drawn, np.float32)
         actions = self._call(inputs)[0].astype(np.float64)
+        if not np.isfinite(actions).all():
+            raise ValueError("the program predicted actions that are not finite, which no robot may get; export it with --dtype float32")
         low, high, mask, constant = self._bounds("action")
         scaled = 0.5 * (actions + 1) * (high - low + _EPSILON) + low
         return np.where(constant, low, np.where(mask, scaled, actions))

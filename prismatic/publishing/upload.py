@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from prismatic.policy.checkpoint.files import TRAINER_STATE_FOLDER, is_weights
+from prismatic.policy.checkpoint.files import ADAPTER_FOLDER, TRAINER_STATE_FOLDER, is_result, is_weights
 from prismatic.policy.checkpoint.spec import POLICY_FILE
+from prismatic.policy.checkpoint.told import other_than_checkpoint
 from prismatic.policy.checkpoint.verification import adapter_base, verify_checkpoint
 from prismatic.vla.diagnosis import Status
 
@@ -22,8 +23,10 @@ def require_whole(folder: Path) -> None:
         ValueError: a part is missing or does not fit; every such part is named.
     """
     findings = verify_checkpoint(folder)
+    if folder.is_dir() and (other := other_than_checkpoint(folder)) is not None:
+        raise ValueError(f"{folder} {other[0]}: {other[1]}")
     if not (folder / POLICY_FILE).is_file() and folder.is_dir():
-        raise ValueError(f"{folder} has no {POLICY_FILE}: a base model or a published checkpoint, which says nothing to put on a card")
+        raise ValueError(f"{folder} has no {POLICY_FILE}: a published checkpoint, which says nothing to put on a card")
     problems = [f"\n  {finding.subject}: {finding.found}" for finding in findings if finding.status == Status.PROBLEM]
     if problems:
         raise ValueError(f"{folder} is not a whole checkpoint and is not uploaded:{''.join(problems)}")
@@ -33,10 +36,17 @@ def require_whole(folder: Path) -> None:
 
 
 def files_to_upload(folder: Path, with_trainer_state: bool) -> list[Path]:
-    """Every file of the checkpoint but hidden ones, the card and (unless wanted) the trainer state; relative, in order."""
+    """Every file of the checkpoint but hidden ones, the card and (unless wanted) the trainer state; relative, in order.
+
+    Other folders (an evaluation, logs of Weights & Biases) are no part of a checkpoint, nor are results of an evaluation beside its files.
+    """
+    own = {ADAPTER_FOLDER, TRAINER_STATE_FOLDER} if with_trainer_state else {ADAPTER_FOLDER}
+    others = [path.name for path in folder.iterdir() if (path.is_dir() and path.name not in own) or is_result(path.name)]
+    if told := sorted(name for name in others if not name.startswith(".") and name != TRAINER_STATE_FOLDER):
+        logger.info("no part of the checkpoint, and not uploaded: %s", ", ".join(told))
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    kept = [path for path in files if not any(part.startswith(".") for part in path.parts) and path != Path(CARD_FILE)]
-    return [path for path in kept if with_trainer_state or path.parts[0] != TRAINER_STATE_FOLDER]
+    kept = [path for path in files if path.parts[0] not in others and path != Path(CARD_FILE)]
+    return [path for path in kept if not any(part.startswith(".") for part in path.parts)]
 
 
 def upload(folder: Path, files: list[Path], card: str, repo_id: str, private: bool) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prismatic.cli_sections import plain_values
+from prismatic.models.json_files import read_object
 from prismatic.policy.checkpoint.files import (
     MANIFEST_FILE,
     TRAINER_STATE_FOLDER,
@@ -30,7 +31,6 @@ from prismatic.policy.checkpoint.files import (
     remove_folder,
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE
-from prismatic.policy.checkpoint.stored_weights import weight_paths
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.aside import put_aside
 
@@ -97,6 +97,8 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
     recover_run(config)
     found = find_checkpoints(config)
     if not found and (policies := [folder for folder in run_folders(config) if holds_policy(folder)]):
+        if (policies[-1] / POLICY_FILE).is_file():
+            read_object(policies[-1] / POLICY_FILE)  # a damaged one is no policy to continue either
         raise ValueError(
             f"run {config.run_id!r} has policies in {config.run_dir.parent} ({', '.join(folder.name for folder in policies)}) "
             f"that cannot be resumed, since {TRAINER_STATE_FOLDER}/ is missing or damaged in all of them, and that a new run of this name "
@@ -151,12 +153,18 @@ def find_checkpoints(config: FinetuneConfig) -> dict[int, Checkpoint]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`; None if it holds no trainer state, or not all of it."""
+    """The checkpoint in `folder`; None if it holds no trainer state, or not all of it, or a damaged policy.json."""
     path = folder / TRAINER_STATE_FOLDER / STATE_FILE
     if not path.is_file():
         return None
     if damage := find_damage(folder, part=f"{TRAINER_STATE_FOLDER}/"):
         logger.warning("%s cannot be resumed: %s", folder, damage)
+        return None
+    try:
+        if (folder / POLICY_FILE).is_file():
+            read_object(folder / POLICY_FILE)  # what the run was for stands there
+    except ValueError as error:
+        logger.warning("%s cannot be resumed: %s", folder, error)
         return None
     try:
         return Checkpoint(folder, TrainerState(**json.loads(path.read_text())))
@@ -193,16 +201,17 @@ def changed_flags(config: FinetuneConfig, state: TrainerState) -> list[tuple[str
     return [(flag, now, then) for flag, now, then in pairs if str(now) != str(then)]
 
 
-def check_disk(config: FinetuneConfig, base_folder: Path) -> None:
-    """Returns if the disk has room for one checkpoint of a run that starts from the model in `base_folder` (bfloat16), adapters apart.
+def check_disk(config: FinetuneConfig, num_parameters: int) -> None:
+    """Returns if the disk has room for one checkpoint of a run of a base with `num_parameters`, adapters apart.
+
+    However the base is stored, checkpoints hold the model in bfloat16.
 
     Raises:
         ValueError: it has not.
     """
-    model = sum(path.stat().st_size for path in weight_paths(base_folder))
     is_written_whole = config.saving.merge_lora_during_training or not config.model.use_lora
-    trained = 0 if config.model.use_lora else 6 * model  # weights and two moments in float32
-    check_room(config, config.run_dir, trained + (model if is_written_whole else 0))
+    trained = 0 if config.model.use_lora else 12 * num_parameters  # bytes of weights and two moments in float32
+    check_room(config, config.run_dir, trained + (2 * num_parameters if is_written_whole else 0))
 
 
 def check_room(config: FinetuneConfig, folder: Path, num_bytes: int) -> None:

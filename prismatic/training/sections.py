@@ -5,6 +5,7 @@ A comment behind a flag is its line in --help; a comment alone above one is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,13 @@ class OptimizationConfig:
         _check_choice(self, "optimizer", OPTIMIZERS)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed is {self.seed}; it must be a whole number from 0 to {2**63 - 1}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0, and finite")
+        if not self.learning_rate * self.weight_decay < 1:
+            raise ValueError(
+                f"--weight_decay is {self.weight_decay}; each step takes --learning_rate {self.learning_rate} times as much from every "
+                "weight, which must be less than all of it: 0.01 is usual"
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"--max_grad_norm is {self.max_grad_norm}; it must be above 0, or left out to clip nothing")
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from prismatic.models.action_model import ActionModel
+from prismatic.models.vla import num_parameters
 from prismatic.policy.checkpoint.base_files import describe_base
 from prismatic.policy.checkpoint.continuing import Continuation
 from prismatic.policy.checkpoint.loading import BaseModel, load_base, load_config, resolve_folder
@@ -125,7 +126,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
     origin = on_main(lambda: find_origin(config, specs[0].platform, cameras, names, resumed), ranks)
     model_config = on_all(lambda: load_config(origin.base_path), ranks)
     image_size = model_config.image_size
-    on_main(lambda: check_disk(config, resolve_folder(origin.base_path, with_weights=False)), ranks)
+    on_main(lambda: check_disk(config, num_parameters(model_config)), ranks)
     data = on_all(lambda: _prepare_data(specs, _dataset_options(config, cameras, image_size), origin, config, ranks), ranks)
     sampler = data.train.sampler(config.optimization.seed, ranks.rank, ranks.world_size)
     check_alike(data, ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,29 @@ def test_shards_of_an_earlier_merge_are_not_left_among_the_new_weights(run: Path
     (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
     merge_as_documented(run, monkeypatch)
     assert sorted(path.name for path in run.iterdir()) == once
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden, and as large as the model, it stayed, and filled the disk that the next merge needed."""
+    (run / ".merging-dead").mkdir()
+    (run / ".merging-dead" / "model.safetensors").write_bytes(b"half")
+    merge_as_documented(run, monkeypatch)
+    assert (run / "model.safetensors").is_file()
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_what_cannot_be_merged_is_told_with_what_helps(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / "lora_adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": ""}))
+    (run / "config.json").write_text((run.parent / "base" / "config.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"does not say which base model its adapters belong to\. .* merge_lora_weights_and_save\.py --base"
+    ):
+        Policy.from_pretrained(run, "cpu", options=FLAGS)
+    merge_as_documented(run, monkeypatch)  # as the message says
+    (run / "lora_adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds a whole model without lora_adapter/.* there is nothing to merge, take it as it is"):
+        Policy.from_pretrained(run, "cpu", options=replace(FLAGS, keep_adapters=True, base_model=str(run.parent / "base")))
 
 
 def test_it_is_served_as_an_adapter_examined_and_continued(run: Path) -> None:

@@ -168,6 +168,25 @@ def test_weights_of_an_earlier_upload_go_with_the_new_ones(hub: HubServer, check
     assert {"notes.md", "media/model.safetensors"} <= set(hub.files)
 
 
+def test_an_evaluation_in_the_folder_stays_here(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every file went along: videos of an evaluation, logs with the name of the machine."""
+    before = files_to_upload(checkpoint, with_trainer_state=False)
+    for name in ("eval/report.json", "eval/videos/lift/episode_000.mp4", "videos/episode_000.mp4", "wandb/run/files/metadata.json"):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_text("{}")
+    for name in ("report.json", "report.html", "episodes.jsonl", "failures.png", ".lock"):
+        (checkpoint / name).write_text("{}")
+    (checkpoint / "curves.png").write_text("of the training")
+    (checkpoint / "lora_adapter").mkdir()
+    (checkpoint / "lora_adapter/adapter_config.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        found = files_to_upload(checkpoint, with_trainer_state=False)
+    assert found == sorted([*before, Path("curves.png"), Path("lora_adapter/adapter_config.json")])
+    assert "not uploaded: episodes.jsonl, eval, failures.png, report.html, report.json, videos, wandb" in caplog.text
+    with_state = files_to_upload(checkpoint, with_trainer_state=True)
+    assert set(with_state) - set(found) == {Path("trainer_state/optimizer.pt")}
+
+
 def test_a_refusal_of_the_hub_is_one_line(hub: HubServer, checkpoint: Path) -> None:
     result = push(checkpoint, endpoint=hub.address, token="hf_wrong")
     assert result.returncode == 2
@@ -255,3 +274,11 @@ def test_a_broken_checkpoint_is_refused(checkpoint: Path) -> None:
         require_whole(checkpoint)
     with pytest.raises(ValueError, match="is not a folder"):
         require_whole(checkpoint / "nothing")
+
+
+def test_the_folder_of_a_run_is_answered_with_its_newest_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    saved = checkpoint.rename(tmp_path / "run--500_chkpt")
+    for folder in (tmp_path / "run", tmp_path):
+        with pytest.raises(ValueError, match=f"holds no checkpoint: pass {saved}"):
+            require_whole(folder)

@@ -113,6 +113,7 @@ def test_training_goes_on_only_with_adapters_that_count_as_its_own(workplace: Pa
         ({"peft_type": "LOHA"}, "peft_type = 'LOHA'"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern must map"),
         ({"lora_alpha": "16"}, "lora_alpha must be a positive number"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false, found 'false'"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -120,6 +121,28 @@ def test_other_kinds_of_adapters_are_refused_by_name(tmp_path: Path, changes: di
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=message):
         AdapterScaling.read(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["merged", "apart", "bank"])
+def test_a_file_without_an_adapter_is_refused(workplace: Path, tmp_path: Path, way: str) -> None:
+    """The policy acted as its base does, without a word: sharded training with PEFT alone leaves such files."""
+    edits: dict[str, Callable[[Tensors], Tensors]] = {
+        "holds no LoRA weights": lambda adapter: {},
+        "matrices are empty": lambda adapter: {key: value.new_empty(0) for key, value in adapter.items()},
+        "holds no floating-point weights: .* is int8": lambda adapter: {key: value.to(torch.int8) for key, value in adapter.items()},
+    }
+    for number, (message, edit) in enumerate(edits.items()):
+        with pytest.raises(ValueError, match=message):
+            actions(workplace, edited(workplace, tmp_path / str(number), {}, edit), way)
+
+
+def test_an_adapter_is_merged_only_into_a_weight_of_its_shape() -> None:
+    """As many numbers in another order were taken for it."""
+    adapter = {"base_model.model.fc1.lora_A.weight": torch.ones(4, 6), "base_model.model.fc1.lora_B.weight": torch.ones(8, 4)}
+    with pytest.raises(
+        ValueError, match=r"file: fc1: the adapter is for a weight of \[8, 6\], the model has \[6, 8\]; take the right base"
+    ):
+        list(merge_adapter({"fc1.weight": torch.zeros(6, 8)}, adapter, "file"))
 
 
 def test_matrices_of_another_rank_than_stated_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_given_weights_are_checked_and_kept(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"missing projector\.fc1\.bias"):
         script.main(script.MakeBaseConfig(output_dir=tmp_path / "other", **given))
     assert not (tmp_path / "other").exists()
+
+
+def test_no_base_is_written_with_another_models_tokenizer(folder: Path, tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "qwen", replace(SIZES, backbone="qwen"), seed=0)
+    script = load_script("scripts/make_base.py")
+    with pytest.raises(ValueError, match="the language model is Llama's, but its tokenizer is Qwen's"):
+        script.main(script.MakeBaseConfig(output_dir=tmp_path / "mixed", sizes_from=str(folder), tokenizer=str(tmp_path / "qwen")))
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen"]

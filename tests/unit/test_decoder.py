@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -95,6 +96,10 @@ def test_the_preset_has_the_published_sizes() -> None:
         ({"layer_types": ["full_attention"] * 23 + ["sliding_attention"]}, "layer_types names sliding_attention"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0; expected a number above 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": math.nan}}, "rope_theta is nan; expected a number above 0"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0; it must be a small number"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan; it must be a small number"),
+        ({"num_attention_heads": 14, "num_key_value_heads": -2}, "14 is not a multiple of num_key_value_heads -2"),
         ({"hidden_size": -896}, "hidden_size is -896; it must be at least 1"),
         ({"eos_token_id": [151645, 151643]}, r"eos_token_id is \[151645, 151643\]; expected the id of one token"),
         ({"num_attention_heads": 14, "num_key_value_heads": 3}, "14 is not a multiple of num_key_value_heads 3"),

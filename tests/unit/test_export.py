@@ -22,6 +22,7 @@ from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.export import ExportedCall, example_inputs, export_policy, export_program
 from prismatic.policy.policy import Policy
+from prismatic.policy.run_policy import ExportedPolicy
 
 LENGTHS = (24, 37)  # of the prompt; the first is the one that the program was traced with
 
@@ -188,6 +189,39 @@ def test_programs_of_other_heads_give_the_same_actions(head: str) -> None:
     for length in LENGTHS:
         example = example_inputs(parts, length)
         torch.testing.assert_close(program(**example), call(**example), atol=1e-4, rtol=0)
+
+
+def test_what_the_tokenizer_was_last_used_with_does_not_matter(tmp_path: Path) -> None:
+    """tokenizer.json keeps padding and truncation, which transformers leaves out of account: prompts were cut off, or filled up."""
+    parts, folder = _whole("l1", "llama"), tmp_path / "exported"
+    export_policy(parts, folder, ("torch",))
+    seen = make_observations(1)[0]
+    expected = ExportedPolicy(folder).act(seen.images, "push the block", seen.proprio)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    filled = {
+        "strategy": {"Fixed": 60},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<unk>",
+    }
+    cut = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "padding": filled, "truncation": cut}))
+    np.testing.assert_array_equal(ExportedPolicy(folder).act(seen.images, "push the block", seen.proprio), expected)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks tokenizer\.json; pass the whole folder"):
+        ExportedPolicy(folder)
+
+
+def test_actions_that_are_no_numbers_reach_no_robot(tmp_path: Path) -> None:
+    """As a policy's that overflows in float16; a server does not send them either."""
+    parts, seen = _whole("l1", "llama"), make_observations(1)[0]
+    for parameter in parts.model.action_head.parameters():
+        parameter.fill_(1e30)
+    export_policy(parts, tmp_path / "exported", ("torch",))
+    with pytest.raises(ValueError, match=r"predicted actions that are not finite.* --dtype float32"):
+        ExportedPolicy(tmp_path / "exported").act(seen.images, "push", seen.proprio)
 
 
 def test_without_the_packages_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

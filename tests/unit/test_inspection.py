@@ -99,6 +99,10 @@ def make_respelt(episodes: list[Episode]) -> None:
     episodes[1]["language_instruction"] = ["Push the  button."] * 30
 
 
+def make_wordy(episodes: list[Episode]) -> None:
+    episodes[1]["language_instruction"] = ["push the button " * 1250] * 30
+
+
 def make_short(episodes: list[Episode]) -> None:
     episodes[:] = [sound_episode(seed, length=4) for seed in range(5)] + [sound_episode(9, length=1)]
 
@@ -128,6 +132,7 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
         (make_wild, "action has outliers in dx"),
         (make_still, "stands still in"),
         (make_unlabelled, "1 of 6 episodes have no instruction"),
+        (make_wordy, "1 instruction has more than 500 characters, the longest 19,999: 'push the"),
         (make_respelt, "differ only in case, spaces or punctuation"),
         (make_short, "chunk of 8 actions is longer than 100% of the episodes"),
         (make_short, "1 episode has only one step"),

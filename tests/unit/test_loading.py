@@ -101,6 +101,11 @@ def _as_integers(folder: Path) -> None:
     save_file({key: value.to(torch.int8) for key, value in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
 
 
+def _without_begin(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+
+
 def _index(content: str) -> Callable[[Path], object]:
     return lambda folder: (
         (folder / "model.safetensors").unlink(),
@@ -115,13 +120,20 @@ def _index(content: str) -> Callable[[Path], object]:
         (_change("config.json", '"hidden_size": 32', '"hidden_size": "32"'), r"config\.json does not describe a model \(.*hidden_size"),
         (_change("config.json", '"depth": 2,', ""), r"config\.json does not describe a model \(.*'depth'"),
         (_change("preprocessor_config.json", "}", ""), r"preprocessor_config\.json is not valid JSON"),
-        (_change("preprocessor_config.json", '"means"', '"mean"'), r"preprocessor_config\.json lacks a part .*'means'"),
+        (_change("preprocessor_config.json", '"means"', '"mean"'), r"preprocessor_config\.json does not describe .*'means'"),
         (_change("preprocessor_config.json", "28", "56"), r"makes images of 56 pixels, config\.json describes vision towers for 28"),
         (_change("tokenizer.json", '"model"', '"models"'), r"tokenizer\.json is no tokenizer"),
         (_change("tokenizer_config.json", "{", "{{"), r"tokenizer_config\.json is not valid JSON"),
         (_as_integers, r"tensors are no float32, float16 or bfloat16 \(.* is I8\); take the model before it was quantized"),
         (_index("[]"), r"index\.json holds a JSON list, expected an object"),
         (_index("{}"), r"index\.json has no weight_map"),
+        (_index('{"weight_map": {}}'), r"index\.json has no \"metadata\", an object that may be empty"),
+        (
+            _change("preprocessor_config.json", '"means": [', '"means": [[1, 2],'),
+            r"preprocessor_config\.json does not describe .*; copy it",
+        ),
+        (_change("config.json", '"empty_token_id": ', '"empty_token_id": 1'), "end in the lone space, 1.* it is another model's"),
+        (_without_begin, "begins them with .* it is another model's"),
     ],
 )
 def test_a_file_that_is_damaged_or_of_another_base_is_named(

@@ -448,3 +448,9 @@ def test_merging_gives_what_the_adapters_give(tmp_path: Path, backbone: str) -> 
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
         Policy.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "'gpu' is unknown to torch; pass cuda"), ("cuda:99", "'cuda:99': torch sees ")])
+def test_a_device_that_is_not_here_is_named(folder: Path, device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"device {message}"):
+        Policy.from_pretrained(folder, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 from run_files import add_checkpoint
+from safetensors.torch import load_file
 
+from prismatic.models.base import tiny_base, write_tiny_base
+from prismatic.models.sizes import TinySizes
+from prismatic.models.vla import num_parameters
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.run_choice import choose_run
-from prismatic.training.run_folder import BEST_FILE, check_room, leave_later_checkpoints, open_run
+from prismatic.training.run_folder import BEST_FILE, check_disk, check_room, leave_later_checkpoints, open_run
 
 
 def make_config(root: Path, **flags: Any) -> FinetuneConfig:
@@ -54,6 +59,35 @@ def test_a_later_policy_without_trainer_state_is_put_aside_as_others_are(tmp_pat
     assert checkpoint.state.step == 2
     assert [place.name for place in leave_later_checkpoints(config, 2)] == ["run--4_chkpt.left1", "run--10_chkpt.left1"]
     assert (tmp_path / "run--4_chkpt.left1" / "model.safetensors").read_text() == "weights of step 4"
+
+
+def test_a_damaged_policy_file_is_passed_over_as_other_damage_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(tmp_path, run_id_override="run", resume=True)
+    newest = [add_checkpoint(config, step) for step in (2, 4)][-1]
+    (newest / "policy.json").write_text('{"format_version": 1,')
+    checkpoint = open_run(config, 1)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 2
+    assert f"{newest} cannot be resumed: {newest}/policy.json is not valid JSON" in caplog.text
+    assert [place.name for place in leave_later_checkpoints(config, 2)] == ["run--4_chkpt.left1"]
+    shutil.copy(tmp_path / "run--4_chkpt.left1" / "policy.json", tmp_path / "run--2_chkpt" / "policy.json")
+    with pytest.raises(ValueError, match=r"run--2_chkpt/policy\.json is not valid JSON .* copy or download it again"):
+        open_run(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_bytes"),
+    [({}, 2 * 10**18), ({"use_lora": False}, 14 * 10**18), ({"merge_lora_during_training": False}, 0)],
+    ids=["lora", "full", "adapters"],
+)
+def test_a_checkpoint_needs_what_it_will_hold_however_the_base_is_stored(tmp_path: Path, flags: dict[str, Any], num_bytes: int) -> None:
+    """Of a base in float32 twice as much was asked."""
+    config, _ = tiny_base(TinySizes())
+    write_tiny_base(tmp_path / "base", TinySizes(), seed=0)
+    assert num_parameters(config) == sum(value.numel() for value in load_file(tmp_path / "base" / "model.safetensors").values())
+    told = pytest.raises(ValueError, match=rf"needs .* GiB \({num_bytes:,} bytes\)") if num_bytes else contextlib.nullcontext()
+    with told:
+        check_disk(make_config(tmp_path, run_id_override="run", **flags), 10**18)
 
 
 def test_only_what_helps_is_advised_where_the_disk_is_full(tmp_path: Path) -> None:

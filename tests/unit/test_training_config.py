@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -23,6 +24,9 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"eval_every": -5}, "--eval_every is -5", "cannot be negative"),
     ({"weight_decay": -0.1}, "--weight_decay is -0.1", "cannot be negative"),
     ({"learning_rate": -1.0}, "--learning_rate is -1.0", "above 0"),
+    ({"learning_rate": math.inf}, "--learning_rate is inf", "finite"),
+    ({"weight_decay": math.inf}, "--weight_decay is inf", "0.01 is usual"),
+    ({"weight_decay": 2000.0}, "--weight_decay is 2000.0; each step takes --learning_rate 0.0005 times as much", "less than all of it"),
     ({"max_grad_norm": 0.0}, "--max_grad_norm is 0.0", "left out to clip nothing"),
     ({"seed": -1}, "--seed is -1", "from 0 to"),
     ({"seed": 2**63}, f"--seed is {2**63}", "from 0 to"),

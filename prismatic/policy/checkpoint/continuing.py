@@ -28,11 +28,10 @@ from prismatic.policy.checkpoint.files import (
     load_component,
     load_strictly,
     read_component,
-    read_safetensors,
 )
 from prismatic.policy.checkpoint.parts import build_action_model, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.lora.adapters import load_adapter, merge_component, without_film
+from prismatic.policy.lora.adapters import load_adapter, merge_component, read_adapter, without_film
 from prismatic.policy.lora.scaling import AdapterScaling
 
 
@@ -65,7 +64,7 @@ class Continuation:
         """The adapters, into a model that PEFT wraps and that has no FiLM yet."""
         if self.keeps_adapters:
             path = self.folder / ADAPTER_FOLDER / ADAPTER_FILE
-            load_adapter(vla, {without_film(key): value for key, value in read_safetensors(path).items()}, str(path))
+            load_adapter(vla, {without_film(key): value for key, value in read_adapter(path).items()}, str(path))
 
     def fill_film(self, vla: OpenVLAForActionPrediction) -> None:
         """FiLM's layers, into a model that has them."""

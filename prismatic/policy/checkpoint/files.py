@@ -41,7 +41,8 @@ TRAINER_STATE_FOLDER = "trainer_state"  # needed to resume, not to act
 _SIZES, _DIGESTS = "sizes", "sha256"  # of the manifest
 # What lies in a checkpoint folder beside the policy.
 _BESIDE = {TRAINER_STATE_FOLDER, MANIFEST_FILE, "wandb", "tensorboard"}
-_RESULTS = {"report.json", "robustness.json", "improve.json"}  # of evaluations that were told to write there, too
+# Files of evaluations that were told to write there, too, whatever their ending.
+_RESULTS = {"report", "robustness", "improve", "failures", "episodes"}
 _FOR_PEOPLE = {".md", ".html", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".mp4", ".jsonl", ".log", ".csv", ".ipynb"}
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|[a-z_]+--[a-z0-9_]*checkpoint\.pt")
 _END = 1 << 16  # bytes
@@ -356,7 +357,14 @@ def policy_files(folder: Path) -> list[Path]:
     nothing of an evaluation in a folder of its own."""
     found = (path for path in (*folder.glob("*"), *(folder / ADAPTER_FOLDER).rglob("*")) if path.is_file())
     inside = ((path, path.relative_to(folder)) for path in found)
-    return sorted(path for path, name in inside if not (_BESIDE | _RESULTS).intersection(name.parts) and not _is_for_people(name))
+    return sorted(
+        path for path, name in inside if not _BESIDE.intersection(name.parts) and not is_result(name.name) and not _is_for_people(name)
+    )
+
+
+def is_result(name: str) -> bool:
+    """Whether the file that is called so beside a policy tells of an evaluation."""
+    return Path(name).stem in _RESULTS and Path(name).suffix in {".json", *_FOR_PEOPLE}
 
 
 def _is_for_people(name: Path) -> bool:

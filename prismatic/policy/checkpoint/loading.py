@@ -30,7 +30,6 @@ from prismatic.policy.checkpoint.files import (
     load_component,
     load_strictly,
     read_component,
-    read_safetensors,
 )
 from prismatic.policy.checkpoint.flags import PolicyFlags, apply_flags
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
@@ -40,11 +39,21 @@ from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
 from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import FILM_PREFIX, adapter_ranks, add_lora, load_adapter, lora_rank, merge_adapter, merge_component
+from prismatic.policy.lora.adapters import (
+    FILM_PREFIX,
+    adapter_ranks,
+    add_lora,
+    load_adapter,
+    lora_rank,
+    merge_adapter,
+    merge_component,
+    read_adapter,
+)
 from prismatic.policy.lora.scaling import AdapterScaling
 
 # Of a model folder: weights of the model, in any format.
 _HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf", "checkpoints/*.pt"]
+_SAY_WHICH = "Say where it lies now: deploy.py takes --base_model, merge_lora_weights_and_save.py --base_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -293,10 +302,7 @@ def resolve_base(folder: Path, base_model: str, with_weights: bool = True) -> Pa
     try:
         return resolve_folder(base_model, with_weights)
     except ValueError as error:
-        raise ValueError(
-            f"{folder} holds adapters of the base model {base_model}: {error}. Say where it lies now: deploy.py takes --base_model, "
-            "merge_lora_weights_and_save.py --base_checkpoint"
-        ) from error
+        raise ValueError(f"{folder} holds adapters of the base model {base_model}: {error}. {_SAY_WHICH}") from error
 
 
 def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: torch.dtype) -> LoadedModel:
@@ -310,15 +316,17 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
         return LoadedModel(base.vla, base.processor)
     adapter_path = folder / ADAPTER_FOLDER / ADAPTER_FILE
     base_model = options.base_model or spec.base_model or named_base(folder)
-    if not adapter_path.is_file() or not base_model:
+    if not adapter_path.is_file():
         raise ValueError(
-            f"{folder} holds neither {WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/ with a known base model; copy the whole checkpoint"
-            if not has_whole_model
-            else f"{folder} has no {ADAPTER_FOLDER}/ with a known base model, so its adapters cannot be kept apart; pass the base model"
+            f"{folder} holds a whole model without {ADAPTER_FOLDER}/{ADAPTER_FILE} beside it: there is nothing to merge, take it as it is"
+            if has_whole_model
+            else f"{folder} holds neither {WEIGHT_FILES[0]} nor {ADAPTER_FOLDER}/{ADAPTER_FILE}; copy the whole checkpoint"
         )
+    if not base_model:
+        raise ValueError(f"{folder} does not say which base model its adapters belong to. {_SAY_WHICH}")
     check_base(folder, spec.base_files, base_model, resolve_base(folder, base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
-    adapter = read_safetensors(adapter_path)
+    adapter = read_adapter(adapter_path)
     if options.keep_adapters:
         return LoadedModel(_adapted(base.vla, spec, adapter, folder), base.processor)
     if spec.heads.use_film:

@@ -41,9 +41,14 @@ def open_weights(folder: Path, config: OpenVLAConfig) -> StoredWeights | Prismat
 
 def _listed(index: Path) -> list[str]:
     """The files that an index of weights names."""
-    places = read_object(index).get("weight_map")
+    content = read_object(index)
+    places = content.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index} has no weight_map of weights and files; copy or download it again")
+    if not isinstance(content.get("metadata"), dict):  # transformers wants it
+        raise ValueError(
+            f'{index} has no "metadata", an object that may be empty; copy or download it again, or write "metadata": {{}} into it'
+        )
     return sorted(set(places.values()))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from prismatic.models.language import TiedHead
-from prismatic.policy.checkpoint.files import check_keys, is_film_layer
+from prismatic.policy.checkpoint.files import check_keys, is_film_layer, read_safetensors
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.checkpoint.stored_weights import StoredWeights
 from prismatic.policy.inference.quantization import QuantizedLinear
@@ -136,6 +136,25 @@ def load_adapter(model: nn.Module, adapter: Mapping[str, torch.Tensor], source: 
 def adapted_modules(model: nn.Module) -> dict[str, Any]:
     """Name in the base model -> module that PEFT wraps."""
     return {name.removeprefix(PEFT_PREFIX): module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+def read_adapter(path: Path) -> State:
+    """The tensors of the adapter file `path`, on the CPU.
+
+    Raises:
+        ValueError: the file is absent or damaged, or holds no adapter: sharded training with other software leaves such files.
+    """
+    adapter = read_safetensors(path)
+    matrices = {key: value for key, value in adapter.items() if ".lora_" in key}
+    if empty := [key for key, value in matrices.items() if not value.numel()]:
+        raise ValueError(f"{path} holds no adapter: {len(empty)} matrices are empty (first {empty[0]}); save it again, gathered")
+    if not matrices:
+        raise ValueError(f"{path} holds no LoRA weights, without which the policy would act as its base does; copy or save it again")
+    if other := [f"{key} is {value.dtype}" for key, value in matrices.items() if not value.is_floating_point()]:
+        raise ValueError(
+            f"{path} holds no floating-point weights: {other[0].replace('torch.', '')}; take the adapter before it was quantized"
+        )
+    return adapter
 
 
 def adapter_ranks(adapter: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -271,7 +290,7 @@ def _merge(
 ) -> torch.Tensor:
     """W + scaling * B A in `dtype`, of a linear layer or of a convolution whose B is 1 x 1; `pair` is A and B."""
     down, up = pair
+    if weight.shape != (shape := torch.Size((up.shape[0], *down.shape[1:]))):
+        raise ValueError(f"{source}: the adapter is for a weight of {list(shape)}, the model has {list(weight.shape)}; take the right base")
     product = up.to(dtype).flatten(1) @ down.to(dtype).flatten(1)
-    if product.numel() != weight.numel():
-        raise ValueError(f"{source}: the adapter is for a weight of {list(product.shape)}, the model has {list(weight.shape)}")
     return weight.to(dtype) + scaling * product.view_as(weight)

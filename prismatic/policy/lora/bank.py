@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
 from prismatic.policy.checkpoint.base_files import check_base, named_base
-from prismatic.policy.checkpoint.files import ADAPTER_FILE, ADAPTER_FOLDER, load_component, read_safetensors
+from prismatic.policy.checkpoint.files import ADAPTER_FILE, ADAPTER_FOLDER, load_component
 from prismatic.policy.checkpoint.loading import (
     LoadOptions,
     check_spec,
@@ -40,7 +40,7 @@ from prismatic.policy.checkpoint.told import load_reference, load_statistics, wa
 from prismatic.policy.inference.engine import Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
-from prismatic.policy.lora.adapters import PEFT_PREFIX, State, adapter_pairs, lora_rank
+from prismatic.policy.lora.adapters import PEFT_PREFIX, State, adapter_pairs, read_adapter
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.policy.policy import Policy
 from prismatic.vla.constants import near_names
@@ -219,9 +219,7 @@ def _read_adapter(folder: Path, spec: PolicySpec, vla: OpenVLAForActionPredictio
     path = folder / ADAPTER_FOLDER / ADAPTER_FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {ADAPTER_FOLDER}/{ADAPTER_FILE}; --adapters takes runs that were fine-tuned with LoRA")
-    adapter = read_safetensors(path)
-    if lora_rank(adapter) is None:
-        raise ValueError(f"{path} holds no LoRA weights")
+    adapter = read_adapter(path)
     unused = vla.unused_modules(uses_lm_head=spec.heads.action_head == "discrete")
     names = {module: name for name, module in vla.named_modules()}
     prefixes = tuple(f"{PEFT_PREFIX}{names[module]}." for module in unused)

@@ -90,6 +90,8 @@ class AdapterScaling:
                 f"{self.source}: {', '.join(strange)} is not supported; adapters here are B A beside a weight. Merge the adapter with the "
                 "software that trained it, and take the whole model"
             )
+        if (said := self.config.get("use_rslora")) not in (None, False, True):
+            raise ValueError(f"{self.source}: use_rslora must be true or false, found {said!r}")
         for name in ("rank_pattern", "alpha_pattern"):
             table = self.config.get(name) or {}
             if not isinstance(table, dict) or not all(_is_pattern(key) and _is_positive(value) for key, value in table.items()):

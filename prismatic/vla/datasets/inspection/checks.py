@@ -32,6 +32,7 @@ from prismatic.vla.datasets.training_data import TrainingData
 from prismatic.vla.diagnosis import MAX_LISTED, Finding, Status, counted, listed
 
 REPAIRS = "repairs"  # subject of what the reader left out or mended
+_LONG_INSTRUCTION = 500  # characters; people say a task in fewer than 100
 
 
 def quick_checks(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[tuple[str, Finding]]:
@@ -125,6 +126,17 @@ def check_instructions(view: DatasetView) -> list[Finding]:
                 Status.WARNING,
                 f"Instructions differ only in case, spaces or punctuation: {', '.join(map(repr, texts))}",
                 "Use one spelling per task.",
+            )
+        )
+    if long := [text for text in view.index.instructions if len(text) > _LONG_INSTRUCTION]:
+        longest = max(long, key=len)
+        findings.append(
+            Finding(
+                "instructions",
+                Status.WARNING,
+                f"{counted(len(long), 'instruction has', 'instructions have')} more than {_LONG_INSTRUCTION} characters, "
+                f"the longest {len(longest):,}: {longest[:40]!r}...",
+                "Say the task in a sentence: a batch takes memory and time for its longest text, and exported programs take 256 tokens.",
             )
         )
     return findings
