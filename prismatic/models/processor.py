@@ -208,11 +208,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, token_ids: TokenIds, sou
         return
     if "<|im_start|>" in vocabulary:
         raise ValueError(f"{source}: the language model is Llama's, but its tokenizer is Qwen's; copy the tokenizer files of its own base")
-    begins, space = tokenizer.encode("a")[:1], vocabulary.get("▁")
-    if begins != [token_ids.bos] or space != token_ids.empty:
+    if (begins := tokenizer.encode("a")[:1]) != [token_ids.bos]:
         raise ValueError(
-            f"{source}: config.json says that prompts begin with the id {token_ids.bos} and end in the lone space, {token_ids.empty}; the "
-            f"tokenizer begins them with {begins} and has that space at {space}, so it is another model's; copy both from the same base"
+            f"{source}: the tokenizer begins prompts with {begins}, the model was trained with {token_ids.bos}; copy the tokenizer files "
+            "of its own base"
         )
 
 
