@@ -203,3 +203,6 @@ def test_no_expert_is_asked_to_play_the_changed_suites() -> None:
     changed_suites = load_script("scripts/robustness.py").changed_suites
     assert changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_object"))[0] == "libero_object_lan"
     assert changed_suites(EvalConfig(policy="expert", task_suite_name="libero_object")) == []
+    with pytest.raises(ValueError, match=r"--initial_states_path, whose states are those of the suite without .* add --pro_suites False"):
+        changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_object", initial_states_path="metainfo.json"))
+    assert changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_90", initial_states_path="metainfo.json")) == []
