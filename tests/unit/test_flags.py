@@ -123,6 +123,11 @@ def test_a_note_leads_nowhere_else(flags: Callable[..., Any]) -> None:
             flags(run_id_note=note)
 
 
+def test_an_endless_rate_of_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="--video_hz is inf, must be a finite number"):
+        DrivingFlags(video_hz=float("inf"))
+
+
 def test_every_flag_is_a_decision() -> None:
     names = flag_names(FinetuneConfig)
     assert len(names) == len(set(names)), "two sections have a flag of one name"

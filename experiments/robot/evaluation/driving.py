@@ -66,8 +66,8 @@ class DrivingFlags:
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}, must be more than 0")
         check_note(self.run_id_note)
-        if self.video_hz < 0:
-            raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
+        if not 0 <= self.video_hz < np.inf:
+            raise ValueError(f"--video_hz is {self.video_hz}, must be a finite number and not negative")
         self.execution(self.num_open_loop_steps or self.prefetch_steps + 1)  # checks the flags that make it up
         if self.record:
             check_recording_packages()
