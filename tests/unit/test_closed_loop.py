@@ -377,3 +377,22 @@ def test_numbers_below_what_can_be_are_refused_before_anything_is_played(tmp_pat
         EvalConfig(policy="expert", image_size=0)
     with pytest.raises(ValueError, match="--image_size is 0, must be at least 1"):
         RecordingOptions(tmp_path, pictures={"image_size": 0})
+    with pytest.raises(ValueError, match="--save_video is 'first_²', expected none, failures, all or first_<number>"):
+        evaluate(flags(tmp_path, save_video="first_²"))
+
+
+@pytest.mark.parametrize(
+    "content", ["hello", "{}", '[{"stage": "record"}]', '[{"stage": 1, "command": "make demo", "seconds": 2}]', "[null]"]
+)
+def test_a_file_of_stages_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "stages.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"--stages_file .*stages\.json (cannot be read|is no list of stages)"):
+        evaluate(flags(tmp_path, stages_file=path))
+
+
+def test_starts_of_which_none_is_left_are_told(tmp_path: Path) -> None:
+    """robustness.py ended in a stack trace; the script said that a shard had nothing to play."""
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), TASKS, ToyPolicy, episode_numbers=lambda task, count: [])
+    with pytest.raises(ValueError, match="no task has a start whose number is below --num_trials_per_task 3; choose more"):
+        run_evaluation(flags(tmp_path), benchmark)

@@ -91,6 +91,17 @@ def test_initial_states_of_the_benchmark_and_of_a_file(tmp_path: Path) -> None:
         episode_numbers({"open_it": task}, None, "open_it", 4)
     with pytest.raises(ValueError, match="has no task 'close_it'; did you mean open_it"):
         load_initial_states(make_task(tmp_path, "close_it"), path)
+    for content in (
+        b"\xff",
+        b"[",
+        b"[{}]",
+        b'{"open_it": [1]}',
+        b'{"open_it": {"demo_x": {"success": true}}}',
+        b'{"open_it": {"demo_1": {}}}',
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"--initial_states_path .*metainfo\.json.*; expected a metainfo\.json"):
+            load_initial_states(task, path)
 
 
 def test_published_initial_states_are_pickled(tmp_path: Path) -> None:
