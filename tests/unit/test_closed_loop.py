@@ -396,3 +396,18 @@ def test_starts_of_which_none_is_left_are_told(tmp_path: Path) -> None:
     benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), TASKS, ToyPolicy, episode_numbers=lambda task, count: [])
     with pytest.raises(ValueError, match="no task has a start whose number is below --num_trials_per_task 3; choose more"):
         run_evaluation(flags(tmp_path), benchmark)
+
+
+def test_a_policy_that_cannot_be_loaded_forgets_nothing(tmp_path: Path) -> None:
+    """A typing error beside --restart True cost the episodes that were there."""
+    evaluate(flags(tmp_path, num_trials_per_task=1))
+    before = (tmp_path / JOURNAL_FILE).read_text()
+
+    def missing() -> ToyPolicy:
+        raise ValueError("toi is neither a folder nor a Hub id")
+
+    config = flags(tmp_path, num_trials_per_task=1, restart=True, pretrained_checkpoint="toi")
+    with pytest.raises(ValueError, match="toi is neither a folder nor a Hub id"):
+        run_evaluation(config, Benchmark("Toy", "METAWORLD", ToySimulator(), TASKS, missing))
+    assert (tmp_path / JOURNAL_FILE).read_text() == before
+    assert len(evaluate(replace(config, pretrained_checkpoint="toy")).main_run) == 2

@@ -137,6 +137,10 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     if not planned:  # of a file of initial states in which the first demonstrations failed
         raise ValueError(f"no task has a start whose number is below --num_trials_per_task {config.num_trials_per_task}; choose more")
     own = shard.of(planned)
+    started = time.perf_counter()
+    load_policy = cache(_timed(partial(_prepared_policy, config, benchmark, options), report.timings_s))
+    if config.restart and _needs_policy(own):
+        load_policy()  # nothing is forgotten for a policy that cannot be loaded
     journal = Journal(config.folder, settings, config.restart, shard, own)
     words = {run: borrowed_instructions(run, benchmark.simulator, benchmark.tasks) for run in controls}
     outdated = _outdated(journal.results, words)
@@ -147,11 +151,8 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     missing = [episode for episode in own if episode in lacking]
     _say_unfilmed(own, lacking, journal, options)
     rollout = Rollout(benchmark.simulator, None, controls, options)
-    needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
-    load_policy = _timed(partial(_prepared_policy, config, benchmark, options), report.timings_s) if needs_policy else None
-    started = time.perf_counter()
     try:
-        _play(rollout, missing, journal, len(own), load_policy)
+        _play(rollout, missing, journal, len(own), load_policy if _needs_policy(missing) else None)
     finally:
         report.timings_s[_PLAYING] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
@@ -163,6 +164,10 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
             outdated = _outdated(journal.results, words)
             results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
             _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
+
+
+def _needs_policy(episodes: list[PlannedEpisode]) -> bool:
+    return any(episode.run != EXPERT_RUN for episode in episodes)
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:
