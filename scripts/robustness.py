@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.robot.evaluation.benchmarks import check_simulator, find_evaluation
 from experiments.robot.evaluation.plan import EvaluationFlags
@@ -19,6 +20,7 @@ from prismatic.cli import parse_flags, run_script, split_flags
 from prismatic.vla.constants import near_names
 
 _OWN_FLAGS = ("--pretrained_checkpoint", "--num_trials_per_task", "--local_log_dir", "--perturb", "--shard")
+_NEVER = ("perturb", "shard")  # nothing here says them on the command line, which would win over a file of --config_path
 
 
 @dataclass
@@ -50,24 +52,52 @@ class RobustnessConfig:
 
 
 def changed_suites(clean: EvaluationFlags) -> list[str]:
-    """LIBERO-PRO's changes of the suite that is evaluated; none for the scripted expert, which does not know them."""
+    """LIBERO-PRO's changes of the suite that is evaluated; none for the scripted expert, which does not know them.
+
+    Raises:
+        ValueError: the clean episodes begin in the states of a file, which would put objects back that a suite has moved.
+    """
     from experiments.robot.libero.tasks import CHANGES, SUITES
 
     suite = getattr(clean, "task_suite_name", "")
     if clean.policy == "expert":
         return []
-    return [name for change in CHANGES if (name := f"{suite}_{change}") in SUITES]
+    names = [name for change in CHANGES if (name := f"{suite}_{change}") in SUITES]
+    if names and getattr(clean, "states_path", None) is not None:
+        raise ValueError(
+            "--evaluation_flags has --initial_states_path, whose states are those of the suite without LIBERO-PRO's changes; "
+            "add --pro_suites False, or leave it out"
+        )
+    return names
 
 
-def main(config: RobustnessConfig) -> None:
-    flags_class, make_benchmark = find_evaluation(config.simulator)
+def clean_flags(config: RobustnessConfig, flags_class: type[Any]) -> Any:
+    """The flags of the clean episodes, from which all conditions differ in their change alone.
+
+    Raises:
+        ValueError: they are no flags of that script, or a file of --config_path among them changes scenes or leaves episodes out.
+    """
     own = ["--num_trials_per_task", str(config.num_trials_per_task), "--local_log_dir", str(config.output_dir), "--num_pictures", "1"]
     if config.pretrained_checkpoint:
         own += ["--pretrained_checkpoint", config.pretrained_checkpoint]
     clean = parse_flags(flags_class, [*own, *split_flags("--evaluation_flags", config.evaluation_flags)])
+    for name in _NEVER:
+        if said := getattr(clean, name):
+            raise ValueError(f"--evaluation_flags: its --config_path sets {name} to {said!r}; that is a matter of this script")
+    return clean
+
+
+def title_of(simulator: str, clean: EvaluationFlags) -> str:
+    """Who was measured where."""
+    return f"Changed scenes, {simulator}: {'scripted experts' if clean.policy == 'expert' else clean.pretrained_checkpoint}"
+
+
+def main(config: RobustnessConfig) -> None:
+    flags_class, make_benchmark = find_evaluation(config.simulator)
+    clean = clean_flags(config, flags_class)
     axes = config.axes or available_axes(make_benchmark(clean).simulator)
     suites = changed_suites(clean) if config.simulator == "libero" and config.pro_suites else []
-    title = f"Changed scenes, {config.simulator}: {config.pretrained_checkpoint or 'scripted experts'}"
+    title = title_of(config.simulator, clean)
     conditions = make_conditions(clean, axes, config.severities, suites)
     findings = measure(conditions, make_benchmark, lambda so_far: write_findings(so_far, title, config.output_dir))
     print(markdown(findings, title))

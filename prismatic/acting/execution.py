@@ -54,6 +54,8 @@ class ExecutionOptions:
             raise ValueError(f"num_blend_steps is {self.num_blend_steps}, must not be negative")
         if self.ensemble_decay is not None and self.num_blend_steps:
             raise ValueError("ensemble_decay and num_blend_steps both smooth the passage between chunks; choose one of them")
+        if self.ensemble_decay is not None and not np.isfinite(self.ensemble_decay):
+            raise ValueError(f"ensemble_decay is {self.ensemble_decay}, must be a finite number")
         for name in ("max_observation_age_s", "stop_after_s"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0")

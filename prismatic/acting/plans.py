@@ -53,8 +53,9 @@ class EnsembledPlan:
         predictions = [chunk[step - start] for start, chunk in self._chunks if step - start < len(chunk)]
         if not predictions:
             return None
-        weights = np.exp(-self._decay * np.arange(len(predictions)))
-        return np.average(predictions, axis=0, weights=weights)
+        ages = np.arange(len(predictions))
+        ranks = ages if self._decay >= 0 else ages[::-1]  # from the one that counts most: no weight is beyond all numbers
+        return np.average(predictions, axis=0, weights=np.exp(-abs(self._decay) * ranks))
 
 
 def make_plan(num_blend_steps: int, ensemble_decay: float | None) -> Plan:

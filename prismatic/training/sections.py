@@ -13,6 +13,7 @@ from typing import Any
 
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec
 from prismatic.vla.datasets.split_names import VAL_FRACTION
+from prismatic.vla.run_names import check_note
 from prismatic.vla.strong_augmentation import AUGMENTATIONS
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -179,6 +180,7 @@ class SavingConfig:
     def __post_init__(self) -> None:
         _check_at_least_one(self, ("save_freq", "keep_checkpoints"))
         _check_run_name(self.run_id_override)
+        check_note(self.run_id_note)
         if self.resume and self.auto_resume:
             raise ValueError("--resume and --auto_resume are both True; --auto_resume also starts a run that has no checkpoint yet")
         if self.keep_checkpoints is not None and self.save_latest_checkpoint_only:

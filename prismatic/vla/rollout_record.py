@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "task": "the simulator's name of the task",
     "episode": "number of the episode within its task, or of the rollout within its session, from 0",
     "seed": "of the start",
+    "perturb": "how the simulator's scenes, pictures or words were changed on purpose (--perturb)",
     "checkpoint": "the policy: its folder or Hub id, or its run and step",
     "checkpoint_content": "changes with the files of the checkpoint, not with their place",
     "robot": "the class of the robot, or the simulator",

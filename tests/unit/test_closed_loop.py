@@ -14,11 +14,12 @@ from PIL import Image
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.contact_sheet import choose_rows, write_contact_sheet
-from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal
+from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
 from experiments.robot.evaluation.policies import check_policy
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.run import run_evaluation
+from experiments.robot.evaluation.shards import Shard
 from experiments.robot.recording.record import RecordingOptions
 from prismatic.policy.checkpoint.spec import HeadSpec, PolicySpec
 from prismatic.vla.constants import get_robot_platform
@@ -213,6 +214,28 @@ def test_a_line_cut_short_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) 
     path.write_text(complete.replace('"task"', "task", 1))
     with pytest.raises(JournalError, match="line 2 is no JSON"):
         evaluate(flags(tmp_path, num_trials_per_task=2))
+    for damage, said in (
+        (("{", "\udcff{"), "line 1 is no JSON"),  # bytes that are no text
+        (('{"settings": {', '{"settings": [{'), "line 1 is no JSON"),
+        ((complete.splitlines()[0], '{"settings": [1]}'), "does not begin with the settings"),
+        ((complete.splitlines()[0], "[]"), "does not begin with the settings"),
+        (('"index": 0', '"index": [0]'), "line [2-5] is no row of a journal"),
+        (('"num_steps"', '"num_stops"'), "line 2 is no row of a journal"),
+    ):
+        path.write_bytes(complete.replace(*damage, 1).encode(errors="surrogateescape"))
+        with pytest.raises(JournalError, match=rf"episodes\.jsonl.* {said}.*with --restart True"):
+            read_journals(tmp_path)
+
+
+def test_a_journal_that_is_gone_is_not_begun_again_without_its_settings(tmp_path: Path) -> None:
+    """As where another process forgot it meanwhile (--restart True): the folder could not be read any more."""
+    result = evaluate(flags(tmp_path, num_trials_per_task=1)).main_run[0]
+    settings = read_journals(tmp_path)[0]
+    playing = Journal(tmp_path, settings, shard=Shard(1, 2))
+    Journal(tmp_path, settings, restart=True)
+    with pytest.raises(JournalError, match=r"shard-1-of-2\.jsonl is gone: .* another process has begun anew with --restart True"):
+        playing.add(result)
+    assert read_journals(tmp_path) == (settings, [])
 
 
 def test_an_evaluation_that_played_nothing_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -354,3 +377,37 @@ def test_numbers_below_what_can_be_are_refused_before_anything_is_played(tmp_pat
         EvalConfig(policy="expert", image_size=0)
     with pytest.raises(ValueError, match="--image_size is 0, must be at least 1"):
         RecordingOptions(tmp_path, pictures={"image_size": 0})
+    with pytest.raises(ValueError, match="--save_video is 'first_²', expected none, failures, all or first_<number>"):
+        evaluate(flags(tmp_path, save_video="first_²"))
+
+
+@pytest.mark.parametrize(
+    "content", ["hello", "{}", '[{"stage": "record"}]', '[{"stage": 1, "command": "make demo", "seconds": 2}]', "[null]"]
+)
+def test_a_file_of_stages_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "stages.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"--stages_file .*stages\.json (cannot be read|is no list of stages)"):
+        evaluate(flags(tmp_path, stages_file=path))
+
+
+def test_starts_of_which_none_is_left_are_told(tmp_path: Path) -> None:
+    """robustness.py ended in a stack trace; the script said that a shard had nothing to play."""
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), TASKS, ToyPolicy, episode_numbers=lambda task, count: [])
+    with pytest.raises(ValueError, match="no task has a start whose number is below --num_trials_per_task 3; choose more"):
+        run_evaluation(flags(tmp_path), benchmark)
+
+
+def test_a_policy_that_cannot_be_loaded_forgets_nothing(tmp_path: Path) -> None:
+    """A typing error beside --restart True cost the episodes that were there."""
+    evaluate(flags(tmp_path, num_trials_per_task=1))
+    before = (tmp_path / JOURNAL_FILE).read_text()
+
+    def missing() -> ToyPolicy:
+        raise ValueError("toi is neither a folder nor a Hub id")
+
+    config = flags(tmp_path, num_trials_per_task=1, restart=True, pretrained_checkpoint="toi")
+    with pytest.raises(ValueError, match="toi is neither a folder nor a Hub id"):
+        run_evaluation(config, Benchmark("Toy", "METAWORLD", ToySimulator(), TASKS, missing))
+    assert (tmp_path / JOURNAL_FILE).read_text() == before
+    assert len(evaluate(replace(config, pretrained_checkpoint="toy")).main_run) == 2

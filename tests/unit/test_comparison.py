@@ -62,6 +62,22 @@ def test_pairs_are_made_by_task_number_and_seed(tmp_path: Path, capsys: pytest.C
     assert "http" not in page
 
 
+def test_evaluations_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LIBERO's conditions of robustness.py: the page was headed EVAL-x twice; a folder named as . had no name."""
+    folders = []
+    for condition in ("clean", "robot_3"):
+        (tmp_path / condition).mkdir()
+        folders.append(write_journal(tmp_path / condition / "EVAL-x", {"open": [True]}))
+    comparison = compare(*folders)
+    assert (comparison.name_a, comparison.name_b) == ("clean/EVAL-x", "robot_3/EVAL-x")
+    other = write_journal(tmp_path / "clean" / "EVAL-y", {"open": [True]})
+    monkeypatch.chdir(folders[0])
+    comparison = compare(Path(), other)
+    assert (comparison.name_a, comparison.name_b) == ("EVAL-x", "EVAL-y")
+    comparison = compare(Path(), Path())
+    assert (comparison.name_a, comparison.name_b) == ("EVAL-x", "EVAL-x")
+
+
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     a = write_journal(tmp_path / "a", {"open": [True]})
     with pytest.raises(ValueError, match=r"has no episodes\.jsonl"):

@@ -160,6 +160,18 @@ def test_temporal_ensembling_weighs_predictions_as_act_does() -> None:
     np.testing.assert_allclose(last, predictions @ weights / weights.sum())
 
 
+@pytest.mark.parametrize(("decay", "expected"), [(-0.5, None), (-1000.0, 1000.0), (1000.0, 4.0)])
+def test_ensembling_of_any_decay_weighs_with_numbers(decay: float, expected: float | None) -> None:
+    """With a large negative one, by which the newest counts alone, the robot held for good."""
+    robot = make(num_open_loop_steps=2, ensemble_decay=decay)
+    for start in (0, 100, 1000):
+        robot.answer(ramp(start))
+        last = robot.values(2)
+    weights = np.exp(0.5 * np.arange(3))  # the newest counts most
+    mean = float(np.array([4.0, 102.0, 1000.0]) @ weights / weights.sum())
+    assert last[0] == pytest.approx(mean if expected is None else expected)
+
+
 def test_a_slow_server_makes_the_robot_hold_and_then_stop() -> None:
     robot = make(kinds=(TARGET, MOTION), stop_after_s=1.0)
     robot.answer(ramp(3, dim=2))
@@ -622,6 +634,7 @@ def test_the_executor_obeys_the_table(state: State, event: Event) -> None:
         ({"num_blend_steps": -1}, "num_blend_steps is -1"),
         ({"num_blend_steps": 2, "ensemble_decay": 0.1}, "choose one"),
         ({"stop_after_s": 0}, "stop_after_s is 0"),
+        ({"ensemble_decay": np.inf}, "ensemble_decay is inf, must be a finite number"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, float], message: str) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from experiments.robot.evaluation.driving import DrivingFlags
 from experiments.robot.evaluation.plan import EvaluationFlags
+from experiments.robot.libero.run_libero_eval import EvalConfig as LiberoConfig
 from prismatic.cli_sections import flag_names, flag_values
 from prismatic.training.config import FinetuneConfig
 
@@ -107,6 +113,19 @@ ROLLOUT_FLAGS = {
 def test_flags_of_rollouts_are_decisions() -> None:
     assert set(ROLLOUT_FLAGS) <= set(flag_names(DrivingFlags))
     assert "record" in flag_names(EvaluationFlags)
+
+
+@pytest.mark.parametrize("flags", [DrivingFlags, partial(LiberoConfig, policy="expert")])
+def test_a_note_leads_nowhere_else(flags: Callable[..., Any]) -> None:
+    assert flags(run_id_note="second/try").run_id_note == "second/try"
+    for note in ("../../x", "a/../b", ".."):
+        with pytest.raises(ValueError, match=r"--run_id_note is '.*', which leads out of the folder of the runs"):
+            flags(run_id_note=note)
+
+
+def test_an_endless_rate_of_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="--video_hz is inf, must be a finite number"):
+        DrivingFlags(video_hz=float("inf"))
 
 
 def test_every_flag_is_a_decision() -> None:

@@ -91,6 +91,17 @@ def test_initial_states_of_the_benchmark_and_of_a_file(tmp_path: Path) -> None:
         episode_numbers({"open_it": task}, None, "open_it", 4)
     with pytest.raises(ValueError, match="has no task 'close_it'; did you mean open_it"):
         load_initial_states(make_task(tmp_path, "close_it"), path)
+    for content in (
+        b"\xff",
+        b"[",
+        b"[{}]",
+        b'{"open_it": [1]}',
+        b'{"open_it": {"demo_x": {"success": true}}}',
+        b'{"open_it": {"demo_1": {}}}',
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"--initial_states_path .*metainfo\.json.*; expected a metainfo\.json"):
+            load_initial_states(task, path)
 
 
 def test_published_initial_states_are_pickled(tmp_path: Path) -> None:
@@ -206,3 +217,6 @@ def test_no_expert_is_asked_to_play_the_changed_suites() -> None:
     changed_suites = load_script("scripts/robustness.py").changed_suites
     assert changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_object"))[0] == "libero_object_lan"
     assert changed_suites(EvalConfig(policy="expert", task_suite_name="libero_object")) == []
+    with pytest.raises(ValueError, match=r"--initial_states_path, whose states are those of the suite without .* add --pro_suites False"):
+        changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_object", initial_states_path="metainfo.json"))
+    assert changed_suites(EvalConfig(pretrained_checkpoint="x", task_suite_name="libero_90", initial_states_path="metainfo.json")) == []

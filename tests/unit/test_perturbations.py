@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
@@ -263,3 +264,16 @@ def test_an_evaluation_says_what_was_changed_and_keeps_it_apart(tmp_path: Path) 
     assert "noise of 8 levels" in page
     with pytest.raises(ValueError, match=r"perturb was \['light:3', 'noise:1'\], is None"):
         run_evaluation(replace(config, perturb=""), benchmark)
+
+
+def test_recordings_of_changed_scenes_say_so(tmp_path: Path) -> None:
+    """Those of rollouts did not: among others they could not be told, nor weighed, apart."""
+    benchmark = Benchmark("Toy", "METAWORLD", ToySimulator(), ["left"], ToyPolicy)
+    said = {"": None, "noise:1,light:3": "light:3,noise:1"}
+    for number, (perturb, expected) in enumerate(said.items()):
+        known = {"pretrained_checkpoint": "toy", "num_trials_per_task": 1, "num_envs": 1, "num_pictures": 0, "record": True}
+        report = run_evaluation(EvaluationFlags(**known, perturb=perturb, local_log_dir=tmp_path / str(number)), benchmark)
+        recording = report.main_run[0].recording
+        assert recording is not None
+        with h5py.File(recording) as file:
+            assert file.attrs.get("perturb") == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
 from experiments.robot.evaluation.backlog import Backlog, PlannedEpisode
 from experiments.robot.evaluation.controls import make_control, wrong_instructions
-from experiments.robot.evaluation.episode_worker import WorkerFailure
+from experiments.robot.evaluation.episode_worker import EpisodeRequest, WorkerFailure, worker_main
 from experiments.robot.evaluation.rollout import EpisodeResult, Rollout, RolloutOptions, _Worker
 from experiments.robot.evaluation.stepping import ActingOptions
 from experiments.robot.simulators.episodes import EpisodeSpec
@@ -244,3 +245,11 @@ def test_episode_specs_draw_differently_for_every_field() -> None:
     assert specs[0].rng().random() == draws[0]
     with pytest.raises(ValueError, match="expected one of"):
         EpisodeSpec("left", 0, 0, "training")
+
+
+def test_a_worker_whose_parent_was_killed_ends_without_a_word() -> None:
+    """It wrote a stack trace for each process beneath the prompt of who had killed the evaluation."""
+    parent, worker = multiprocessing.Pipe()
+    parent.send(EpisodeRequest(EpisodeSpec("left", 0, seed=5)))
+    parent.close()
+    worker_main(worker, ToySimulator())

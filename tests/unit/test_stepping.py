@@ -153,7 +153,10 @@ def test_delays_are_a_number_or_what_was_measured(tmp_path: Path) -> None:
     for text, message in (("two", "no number of steps"), ("-1", "no number of steps")):
         with pytest.raises(ValueError, match=message):
             read_delays(text, 10)
-    for content, message in (("{}", "holds no list"), ("[-3]", "holds -3"), ("[]", "no measured delay"), ("[", "cannot be read")):
+    for content, message in (
+        *(("{}", "holds no list"), ("[-3]", "holds -3"), ("[]", "no measured delay"), ("[", "cannot be read")),
+        *(("[" * 100_000, "cannot be read"), (f"[1{'0' * 400}]", "finite and not negative"), ("[NaN]", "holds nan")),
+    ):
         milliseconds.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_delays(str(milliseconds), 10)

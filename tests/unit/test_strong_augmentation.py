@@ -171,6 +171,7 @@ def test_the_default_instruction_is_said_in_other_words_too(tmp_path: Path) -> N
         ("[", "cannot be read"),
         ("[]", "holds no object"),
         ('{"open the window": "air"}', "what stands at 'open the window' is no list"),
+        ('{"open the window": ["a"], "open the window": ["b"]}', "'open the window' stands there twice; put all texts into one list"),
         ('{"open the window": [" "]}', "is no list of texts that say something"),
         ('{"open the windw": ["air"]}', "has none of the data's instructions, such as 'open the window'.*open the windw"),
     ],

@@ -37,6 +37,7 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"keep_checkpoints": 0}, "--keep_checkpoints is 0", "at least 1"),
     ({"run_id_override": "../x"}, "--run_id_override is '../x'", "no folder in --run_root_dir"),
     ({"run_id_override": "."}, "--run_id_override is '.'", "no folder in --run_root_dir"),
+    ({"run_id_note": "../../x"}, "--run_id_note is '../../x'", "leads out of the folder of the runs"),
     ({"run_id_override": "/x"}, "--run_id_override is '/x'", "no folder in --run_root_dir"),
     ({"keep_checkpoints": 2, "save_latest_checkpoint_only": True}, "--keep_checkpoints is 2", "give one of both"),
     ({"resume": True, "auto_resume": True}, "--resume and --auto_resume are both True", "no checkpoint yet"),

@@ -10,6 +10,7 @@ Sources: McNemar, Psychometrika 12 (1947); Newcombe, Statistics in Medicine 17 (
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +172,11 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
         raise ValueError(f"{folder_a} and {folder_b} have no episode in common (task, number and seed must be the same)")
     tasks = list(dict.fromkeys(task for task, _, _ in common))
     names = [name for name in sorted(settings_a.keys() | settings_b.keys()) if settings_a.get(name) != settings_b.get(name)]
+    name_a, name_b = _names(folder_a, folder_b)
     won_a, won_b = ({key: row["success"] for key, row in rows.items()} for rows in (a, b))
     return Comparison(
-        name_a=folder_a.name,
-        name_b=folder_b.name,
+        name_a=name_a,
+        name_b=name_b,
         tables={task: _count((won_a[key], won_b[key]) for key in common if key[0] == task) for task in tasks},
         differing=[
             {"task": task, "index": index, "seed": seed, "winner": "A" if won_a[task, index, seed] else "B"}
@@ -188,6 +190,13 @@ def compare(folder_a: Path, folder_b: Path, run: str | None = None) -> Compariso
         runs=(run_a, run_b),
         num_crashed=(_num_crashed(a, common), _num_crashed(b, common)),
     )
+
+
+def _names(*folders: Path) -> list[str]:
+    """The folders as they are seen from the one that holds them: evaluations of one policy often have one name in different places."""
+    found = [folder.resolve() for folder in folders]
+    parent = os.path.commonpath([path.parent for path in found])
+    return [path.relative_to(parent).as_posix() for path in found]
 
 
 def _starts(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,11 @@ def _of_list(path: Path) -> list[float]:
     """[s] out of a JSON list of milliseconds."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--delay_steps {path} cannot be read ({error}); expected a JSON list of milliseconds") from error
     if not isinstance(values, list):
         raise ValueError(f"--delay_steps {path} holds no list; expected milliseconds, such as [81.5, 84.0]")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
             raise ValueError(f"--delay_steps {path} holds {value!r}; expected milliseconds, finite and not negative")
     return [value / 1e3 for value in values]

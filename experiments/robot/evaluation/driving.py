@@ -16,6 +16,7 @@ from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.leader import Leader
 from prismatic.acting.recorder import check_recording_packages
 from prismatic.vla.constants import near_names
+from prismatic.vla.run_names import check_note
 from prismatic.wire.api_key import read_api_key
 from prismatic.wire.policy_info import PolicyInfo
 
@@ -64,8 +65,9 @@ class DrivingFlags:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}, must be more than 0")
-        if self.video_hz < 0:
-            raise ValueError(f"--video_hz is {self.video_hz}, must not be negative")
+        check_note(self.run_id_note)
+        if not 0 <= self.video_hz < np.inf:
+            raise ValueError(f"--video_hz is {self.video_hz}, must be a finite number and not negative")
         self.execution(self.num_open_loop_steps or self.prefetch_steps + 1)  # checks the flags that make it up
         if self.record:
             check_recording_packages()

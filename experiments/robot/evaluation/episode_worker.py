@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -150,7 +150,8 @@ def worker_main(connection: Connection, simulator: Simulator) -> None:
     except (EOFError, KeyboardInterrupt):
         pass  # the parent has gone, and nobody is left to tell
     except Exception:  # whatever a simulator raises has to reach the parent
-        connection.send(WorkerFailure(traceback.format_exc()))
+        with suppress(ConnectionError):  # the parent may have gone meanwhile
+            connection.send(WorkerFailure(traceback.format_exc()))
     finally:
         slot.close()
 

@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = "episodes.jsonl"
 _PICTURES = {"pictures": "pictures", "failure_frames": "failures"}  # field of EpisodeResult -> folder
-_IDENTITY = {"run", "task", "index", "seed", "success"}  # what every row says
+_SAID = {"run": str, "task": str, "index": int, "seed": int, "success": bool, "num_steps": int}  # what every row says, and in which kind
 # Setting that says where something lies -> the one that says what it holds, which decides where both journals know it.
 _BY_CONTENT = {"pretrained_checkpoint": "checkpoint_content", "initial_states_path": "initial_states_path_content"}
+_ANEW = "play that evaluation anew with --restart True"
 _ENDED = "ended_s"  # when an episode ended [s since 1970]; in rows alone, and not in those of earlier versions
 _Key = tuple[str, str, int, int]  # run, task, number, seed
 
@@ -137,14 +138,23 @@ class Journal:
         return [planned for planned in episodes if not done(planned)]
 
     def add(self, result: EpisodeResult) -> None:
-        """Writes an episode down."""
+        """Writes an episode down.
+
+        Raises:
+            JournalError: the journal is no longer there.
+        """
         for name in _PICTURES:
             if pictures := getattr(result, name):
                 _save_strip(self._strip(name, result), pictures)
         row = {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in _PICTURES}
         line = json.dumps(row | {_ENDED: time.time()})
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8", opener=_open_existing) as file:
+                file.write(line + "\n")
+        except FileNotFoundError as error:
+            raise JournalError(
+                f"{self._path} is gone: it was removed, or another process has begun anew with --restart True", "start this one again"
+            ) from error
         row = json.loads(line)
         self._rows[self._path].append(row)
         self._counting[_key_of(row)], self._results[_key_of(row)] = row, result
@@ -155,9 +165,7 @@ class Journal:
             values.pop(_ENDED, None)
             result = EpisodeResult(**values)
         except TypeError as error:
-            raise JournalError(
-                f"{self._path} holds an episode of another version ({error})", "pass --restart True to begin anew"
-            ) from error
+            raise JournalError(f"{self._path} holds an episode of another version ({error})", _ANEW) from error
         pictures, frames = (_load_strip(self._strip(name, result)) for name in ("pictures", "failure_frames"))
         return dataclasses.replace(result, pictures=pictures, failure_frames=frames)
 
@@ -225,18 +233,27 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         JournalError: damaged elsewhere.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1]):  # what follows the last line break is not complete
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise JournalError(f"{path}, line {number + 1} is no JSON ({error})", "remove it, or pass --restart True") from error
-        if not isinstance(rows[-1], dict) or (number and not rows[-1].keys() >= _IDENTITY):
-            raise JournalError(f"{path}, line {number + 1} is no row of a journal", "remove it, or pass --restart True")
-    if not rows or "settings" not in rows[0]:
-        raise JournalError(f"{path} does not begin with the settings of an evaluation", "pass --restart True to begin anew")
+            rows.append(json.loads(line.decode("utf-8")))
+        except ValueError as error:
+            raise JournalError(f"{path}, line {number + 1} is no JSON ({error})", f"remove that line, or {_ANEW}") from error
+        if number and not _is_row(rows[-1]):
+            raise JournalError(f"{path}, line {number + 1} is no row of a journal", f"remove that line, or {_ANEW}")
+    if not rows or not isinstance(rows[0], dict) or not isinstance(rows[0].get("settings"), dict):
+        raise JournalError(f"{path} does not begin with the settings of an evaluation", _ANEW)
     return rows[0]["settings"], rows[1:]
+
+
+def _open_existing(path: str, flags: int) -> int:
+    """A new file would lack the settings, and could not be read."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _SAID.items())
 
 
 def fingerprint(folder: Path) -> str:

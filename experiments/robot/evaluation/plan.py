@@ -249,6 +249,7 @@ def recorded_facts(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[st
     """What every recording of an evaluation with these `outcome_settings` says (`vla.rollout_record.ATTRIBUTES`)."""
     platform = get_robot_platform(benchmark.robot)
     return {
+        "perturb": ",".join(settings.get("perturb", ())),
         "checkpoint": settings.get("pretrained_checkpoint", ""),
         "checkpoint_content": settings.get("checkpoint_content"),
         "robot": benchmark.title,

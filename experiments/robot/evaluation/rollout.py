@@ -82,7 +82,7 @@ class RolloutOptions:
         if self.save_video in fixed:
             return fixed[self.save_video]
         prefix, _, number = self.save_video.partition("_")
-        if prefix != "first" or not number.isdigit():
+        if prefix != "first" or not number.isdecimal():
             raise ValueError(f"--save_video is {self.save_video!r}, expected none, failures, all or first_<number>, such as first_3")
         return int(number)
 

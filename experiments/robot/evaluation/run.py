@@ -48,7 +48,7 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     simulator = checked_simulator(config, benchmark)
     benchmark = replace(benchmark, simulator=simulator, load_policy=cache(benchmark.load_policy))
     controls = {run: make_control(run, simulator, benchmark.tasks) for run in config.runs if run != EXPERT_RUN}
-    earlier = json.loads(config.stages_file.read_text()) if config.stages_file else []
+    earlier = _read_stages(config.stages_file) if config.stages_file else []
     report = Report(
         title=_title(config, benchmark),
         runs={},
@@ -62,6 +62,26 @@ def run_evaluation(config: EvaluationFlags, benchmark: Benchmark) -> Report:
     if config.use_wandb and report.runs:
         _log_to_wandb(report, config)
     return report
+
+
+def _read_stages(path: Path) -> list[dict[str, Any]]:
+    """What came before the evaluation.
+
+    Raises:
+        ValueError: `path` is no such list.
+    """
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--stages_file {path} cannot be read ({error})") from error
+    if not isinstance(stages, list) or not all(_is_stage(stage) for stage in stages):
+        raise ValueError(f"--stages_file {path} is no list of stages, each with a text as stage and as command, and a number of seconds")
+    return stages
+
+
+def _is_stage(stage: object) -> bool:
+    kinds = {"stage": str, "command": str, "seconds": int | float}
+    return isinstance(stage, dict) and all(isinstance(stage.get(name), kind) for name, kind in kinds.items())
 
 
 def checked_simulator(config: EvaluationFlags, benchmark: Benchmark) -> Simulator:
@@ -114,7 +134,13 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     shard = parse_shard(config.shard)
     forgotten = _warnings_of(config.folder) if config.restart else []
     planned = plan_episodes(config, benchmark)
+    if not planned:  # of a file of initial states in which the first demonstrations failed
+        raise ValueError(f"no task has a start whose number is below --num_trials_per_task {config.num_trials_per_task}; choose more")
     own = shard.of(planned)
+    started = time.perf_counter()
+    load_policy = cache(_timed(partial(_prepared_policy, config, benchmark, options), report.timings_s))
+    if config.restart and _needs_policy(own):
+        load_policy()  # nothing is forgotten for a policy that cannot be loaded
     journal = Journal(config.folder, settings, config.restart, shard, own)
     words = {run: borrowed_instructions(run, benchmark.simulator, benchmark.tasks) for run in controls}
     outdated = _outdated(journal.results, words)
@@ -125,11 +151,8 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     missing = [episode for episode in own if episode in lacking]
     _say_unfilmed(own, lacking, journal, options)
     rollout = Rollout(benchmark.simulator, None, controls, options)
-    needs_policy = any(episode.run != EXPERT_RUN for episode in missing)
-    load_policy = _timed(partial(_prepared_policy, config, benchmark, options), report.timings_s) if needs_policy else None
-    started = time.perf_counter()
     try:
-        _play(rollout, missing, journal, len(own), load_policy)
+        _play(rollout, missing, journal, len(own), load_policy if _needs_policy(missing) else None)
     finally:
         report.timings_s[_PLAYING] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
@@ -141,6 +164,10 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
             outdated = _outdated(journal.results, words)
             results = [item for item in journal.results if (item.run, item.task, item.index, item.seed) not in outdated]
             _conclude(report, _by_run(config.runs, planned, results), len(planned), config)
+
+
+def _needs_policy(episodes: list[PlannedEpisode]) -> bool:
+    return any(episode.run != EXPERT_RUN for episode in episodes)
 
 
 def _conclude(report: Report, runs: dict[str, list[EpisodeResult]], num_planned: int, config: EvaluationFlags) -> None:

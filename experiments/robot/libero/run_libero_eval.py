@@ -32,6 +32,7 @@ from experiments.robot.libero.tasks import (
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.policy.checkpoint.flags import PolicyFlags
+from prismatic.vla.run_names import check_note
 
 _DEFAULT_STATES = "DEFAULT"  # the familiar spelling
 
@@ -62,6 +63,7 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_suite("--task_suite_name", self.task_suite_name)
+        check_note(self.run_id_note)
         if self.model_family != "openvla":
             raise ValueError(f"--model_family is {self.model_family!r}; the only one is openvla")
         for name, smallest in (("num_steps_wait", 0), ("env_img_res", 1), ("max_steps", 1)):

@@ -194,14 +194,19 @@ def load_initial_states(task: LiberoTask, path: Path | None = None) -> dict[int,
     if path is None:
         return {number: InitialState(state, number) for number, state in enumerate(_benchmark_states(task.init_states_file))}
     try:
-        table = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"--initial_states_path {path} cannot be read ({error}); expected a metainfo.json") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"--initial_states_path {path} holds no tasks; expected a metainfo.json")
     demos = table.get(task.language.replace(" ", "_")) or table.get(task.name)
     if not demos:
         raise ValueError(f"--initial_states_path {path} has no task {task.name!r}; {near_names(task.name, table)}")
-    numbers = sorted(int(name.removeprefix("demo_")) for name, demo in demos.items() if demo["success"])
-    states = {number: np.asarray(demos[f"demo_{number}"]["initial_state"], np.float64) for number in numbers}
+    try:
+        numbers = sorted(int(name.removeprefix("demo_")) for name, demo in demos.items() if demo["success"])
+        states = {number: np.asarray(demos[f"demo_{number}"]["initial_state"], np.float64) for number in numbers}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"--initial_states_path {path}, task {task.name!r}, is damaged ({error!r}); expected a metainfo.json") from error
     return {number: InitialState(states[number], rank) for rank, number in enumerate(numbers)}
 
 
