@@ -419,6 +419,38 @@ def test_a_bowl_in_a_drawer_is_taken_in_one_way_and_at_once() -> None:
     assert all(is_done for _, _, is_done in found), found
 
 
+# An arm that is pushed over the drawer until its elbow bends the other way: the hand no longer comes where it is sent.
+STRETCHED = """
+import json
+import numpy as np
+from experiments.robot.libero.environment import LiberoSimulator
+from experiments.robot.libero.tasks import prepare_libero, suite_tasks
+from experiments.robot.simulators.episodes import EpisodeSpec
+prepare_libero()
+simulator = LiberoSimulator("libero_spatial", suite_tasks("libero_spatial"))
+environment = simulator.make_environment(simulator.tasks[4].name)
+found = []
+for trial, push in ((0, (1, 0, 0)), (0, (1, 0.3, 0.3)), (2, (1, 0, -0.5)), (3, (1, 0.3, 0.3))):
+    environment.reset(EpisodeSpec(environment.task.name, trial, seed=7, split="demonstration"))
+    expert = simulator.make_expert(environment)
+    while expert._phase == "above":
+        environment.step(expert.act())
+    for _ in range(15):
+        environment.step(np.array([*push, 0, 0, 0, -1], np.float32))
+    expert = simulator.make_expert(environment)
+    is_stretched = expert._scene.is_stretched_through
+    is_done = any(environment.step(expert.act()) for _ in range(160))
+    found.append([is_stretched, is_done, expert._num_failed])
+print(json.dumps(found))
+"""
+
+
+def test_an_expert_brings_an_arm_back_that_is_stretched_through() -> None:
+    done = run_python("-c", STRETCHED)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[True, True, 0]] * 4, done.stdout
+
+
 @pytest.mark.parametrize("number", [2, 4, 9])  # from the table, out of a drawer, down from a cabinet
 def test_an_expert_that_takes_over_goes_on_with_what_the_hand_does(number: int) -> None:
     done = run_python("-c", JOINING, str(number))

@@ -35,7 +35,7 @@ _ROOM, _AMPLE_ROOM = 0.003, 0.01  # m beside an open hand: enough; enough to hav
 _INWARD = 0.015  # m, how far further in it stays otherwise
 _ATTEMPTS = 2  # at a grasp, before another one is tried
 _APART = 0.06  # m, between grasps on the rim that are tried one after the other
-_NEAR, _REACHED, _CLOSE_BY = 0.02, 0.006, 0.05  # m
+_NEAR, _PRECISE, _REACHED, _CLOSE_BY = 0.02, 0.008, 0.006, 0.05  # m
 _BESIDE, _TALL = 0.012, 0.03  # m beside a grasp, where the fingers may close; above where the hand waits, from where it may go down
 _BEYOND = 0.008  # m: it aims lower than it has to come
 _ABOVE_TARGET = 0.012  # m beside it, where lowering begins
@@ -57,7 +57,16 @@ class Grasp:
 
     offset: np.ndarray  # [3], m, in world axes
     yaw: float  # rad, from the initial orientation; the fingers close along the y axis turned by it
-    has_room: bool = True  # for the open hand
+    room: float = np.inf  # m beside the open hand
+
+    @property
+    def has_room(self) -> bool:
+        return self.room > _ROOM
+
+    @property
+    def beside(self) -> float:
+        """m beside it, from where the hand may go down."""
+        return float(np.clip(self.room / 2, _PRECISE, _NEAR))
 
 
 def check_suite_with_expert(suite: str) -> None:
@@ -109,7 +118,7 @@ def _rim_grasps(scene: Scene, centre: np.ndarray, points: np.ndarray) -> list[Gr
             room = room_for_hand(obstacles - point, angle)
             if room > _AMPLE_ROOM:
                 break
-        grasp = Grasp(point - scene.object, _turn(angle), room > _ROOM)
+        grasp = Grasp(point - scene.object, _turn(angle), room)
         found.append(((0.0, round(abs(grasp.yaw), 3)) if grasp.has_room else (1.0, -room), grasp))
     return _spread([grasp for _, grasp in sorted(found, key=lambda pair: pair[0])])
 
@@ -184,13 +193,15 @@ class PickAndPlace:
         is_placed = np.linalg.norm((scene.object - scene.target)[:2]) < 3 * _NEAR and scene.object[2] < scene.target[2] + _RELEASE_HEIGHT
         if is_placed and self._error(scene.object) < 2 * _CLOSE_BY:
             return ("release" if scene.finger_gap < _OPEN_GAP else "leave"), 0
-        for number in (number for number, grasp in enumerate(self._grasps) if grasp.has_room):
+        for number, grasp in enumerate(self._grasps):
+            if not grasp.has_room:
+                continue
             goal = self._at_object(0, number)
             height, beside = scene.hand[2] - goal[2], np.linalg.norm((goal - scene.hand)[:2])
             if height > _HOVER - _NEAR:
-                is_at_grasp = height < _HOVER + _TALL and beside < _NEAR and self._turn_left(number) < _STRAIGHT
+                is_at_grasp = height < _HOVER + _TALL and beside < grasp.beside and self._turn_left(number) < _STRAIGHT
             else:
-                is_at_grasp = beside < 2 * _NEAR and self._turn_left(number) < _UPRIGHT
+                is_at_grasp = beside < 2 * grasp.beside and self._turn_left(number) < _UPRIGHT
             if is_at_grasp:
                 self._num_failed = _ATTEMPTS * number
                 steps = self._closed_for(goal)
@@ -236,6 +247,8 @@ class PickAndPlace:
         """float32 [7], the next action."""
         if self._phase in ("carry", "lower") and self._is_empty():
             self._try_again()
+        if self._phase == "down" and self._is_wrong_for_down():
+            self._enter("above")
         goal, gripper, is_done = getattr(self, f"_{self._phase}")()
         self._note_progress(self._error(goal))
         orientation = Rotation.from_euler("z", self._grasp.yaw).as_matrix() @ _DOWN
@@ -294,9 +307,11 @@ class PickAndPlace:
 
     def _above(self) -> tuple[np.ndarray, float, bool]:
         goal = self._at_object(_HOVER)
+        if self._is_stretched_too_far():
+            return _raised(self._scene.hand, _HOVER), _OPEN, False  # straight up the elbow comes back
         if np.linalg.norm((goal - self._scene.hand)[:2]) > _CLOSE_BY:
             goal[2] = max(goal[2], self._travel_height)  # over whatever stands in between
-        return goal, _OPEN, self._is_down_at(goal, _TALL, _NEAR) and self._turn_left(self._number) < _STRAIGHT
+        return goal, _OPEN, self._is_down_at(goal, _TALL, self._grasp.beside) and self._turn_left(self._number) < _STRAIGHT
 
     def _turn_left(self, number: int) -> float:
         """rad by which the hand has to turn for a grasp."""
@@ -308,6 +323,14 @@ class PickAndPlace:
         # One that is stuck beside it swings, and comes nearer by and by.
         is_blocked = self._is_stuck and (self._error(goal) < 2 * _REACHED or self._scene.is_robot_touching)
         return _raised(goal, -_BEYOND), _OPEN, self._is_down_at(goal, _REACHED, _BESIDE) or is_blocked
+
+    def _is_wrong_for_down(self) -> bool:
+        """Where there is little room: a wall would stop the hand, since it is too far beside the grasp, or will be with such an arm."""
+        beside = np.linalg.norm((self._at_object(0) - self._scene.hand)[:2])
+        return bool(beside > 2 * self._grasp.beside) or self._is_stretched_too_far()
+
+    def _is_stretched_too_far(self) -> bool:
+        return self._grasp.beside < _NEAR and self._scene.is_stretched_through
 
     def _is_down_at(self, goal: np.ndarray, above: float, beside: float) -> bool:
         """No more than that [m] above `goal` and beside it."""

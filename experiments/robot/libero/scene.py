@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# rad, of the Panda's fourth joint: its arm is longest at -0.467 = -atan(0.0825 / 0.316) - atan(0.0825 / 0.384) (the links' offsets and
+# lengths [m]); beyond that the elbow bends the other way, up to -0.07, and the hand comes to rest beside where it is sent.
+_LONGEST = -0.55
 _CLOSING_SPEED = 0.01  # m/s, less than that of fingers which are told to close and find nothing yet
 
 
@@ -40,6 +43,11 @@ class Scene:
     def hand_orientation(self) -> np.ndarray:
         """[3, 3]."""
         return np.array(self._env.sim.data.site_xmat[self._env.robots[0].eef_site_id]).reshape(3, 3)
+
+    @property
+    def is_stretched_through(self) -> bool:
+        """The arm is stretched as far as it goes, or its elbow bends the other way already."""
+        return bool(self._env.sim.data.qpos[self._env.robots[0]._ref_joint_pos_indexes[3]] > _LONGEST)
 
     @property
     def is_grasped(self) -> bool:
