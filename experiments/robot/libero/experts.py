@@ -325,12 +325,12 @@ class PickAndPlace:
         return _raised(goal, -_BEYOND), _OPEN, self._is_down_at(goal, _REACHED, _BESIDE) or is_blocked
 
     def _is_wrong_for_down(self) -> bool:
-        """Where there is little room: a wall would stop the hand, since it is too far beside the grasp, or will be with such an arm."""
+        """The hand is so far beside the grasp that a wall would stop it, or it will not come there with such an arm."""
         beside = np.linalg.norm((self._at_object(0) - self._scene.hand)[:2])
         return bool(beside > 2 * self._grasp.beside) or self._is_stretched_too_far()
 
     def _is_stretched_too_far(self) -> bool:
-        return self._grasp.beside < _NEAR and self._scene.is_stretched_through
+        return self._scene.is_stretched_through and self._scene.is_within_easy_reach(self._at_object(_HOVER))
 
     def _is_down_at(self, goal: np.ndarray, above: float, beside: float) -> bool:
         """No more than that [m] above `goal` and beside it."""

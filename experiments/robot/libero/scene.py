@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-# rad, of the Panda's fourth joint: its arm is longest at -0.467 = -atan(0.0825 / 0.316) - atan(0.0825 / 0.384) (the links' offsets and
-# lengths [m]); beyond that the elbow bends the other way, up to -0.07, and the hand comes to rest beside where it is sent.
-_LONGEST = -0.55
+# The Panda's upper arm is 0.316 m long, its forearm 0.384 m, both offset by 0.0825 m: from shoulder to wrist it is longest, 0.719 m, with
+# the fourth joint at -atan(0.0825 / 0.316) - atan(0.0825 / 0.384) = -0.467 rad. Beyond that the elbow bends the other way, up to -0.07 rad,
+# and the hand comes to rest beside where it is sent.
+_STRETCHED, _EASY_REACH = -0.55, 0.69  # rad; m
+_WRIST_ABOVE, _WRIST_BEHIND = 0.204, 0.088  # m, from between the fingertips of a hand that points down
 _CLOSING_SPEED = 0.01  # m/s, less than that of fingers which are told to close and find nothing yet
 
 
@@ -47,7 +49,13 @@ class Scene:
     @property
     def is_stretched_through(self) -> bool:
         """The arm is stretched as far as it goes, or its elbow bends the other way already."""
-        return bool(self._env.sim.data.qpos[self._env.robots[0]._ref_joint_pos_indexes[3]] > _LONGEST)
+        return bool(self._env.sim.data.qpos[self._env.robots[0]._ref_joint_pos_indexes[3]] > _STRETCHED)
+
+    def is_within_easy_reach(self, point: np.ndarray) -> bool:
+        """The fingertips of a hand that points down come to `point` [3] without stretching the arm."""
+        shoulder = np.array(self._env.sim.data.body_xpos[self._env.sim.model.body_name2id("robot0_link2")])
+        across, up = float(np.linalg.norm((point - shoulder)[:2])) - _WRIST_BEHIND, point[2] + _WRIST_ABOVE - shoulder[2]
+        return bool(np.hypot(across, up) < _EASY_REACH)
 
     @property
     def is_grasped(self) -> bool:
