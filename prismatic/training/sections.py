@@ -147,7 +147,7 @@ class OptimizationConfig:
             raise ValueError(f"--seed is {self.seed}; it must be a whole number from 0 to {2**63 - 1}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0, and finite")
-        if not self.learning_rate * self.weight_decay < 1:
+        if self.learning_rate < 1 and not self.learning_rate * self.weight_decay < 1:  # a greater one is told by the loss that it ruins
             raise ValueError(
                 f"--weight_decay is {self.weight_decay}; each step takes --learning_rate {self.learning_rate} times as much from every "
                 "weight, which must be less than all of it: 0.01 is usual"
