@@ -10,7 +10,7 @@ import numpy as np
 # The Panda's upper arm is 0.316 m long, its forearm 0.384 m, both offset by 0.0825 m: from shoulder to wrist it is longest, 0.719 m, with
 # the fourth joint at -atan(0.0825 / 0.316) - atan(0.0825 / 0.384) = -0.467 rad. Beyond that the elbow bends the other way, up to -0.07 rad,
 # and the hand comes to rest beside where it is sent.
-_STRETCHED, _EASY_REACH = -0.55, 0.69  # rad; m
+_STRETCHED, _EASY_REACH = -0.55, 0.68  # rad; m
 _WRIST_ABOVE, _WRIST_BEHIND = 0.204, 0.088  # m, from between the fingertips of a hand that points down
 _CLOSING_SPEED = 0.01  # m/s, less than that of fingers which are told to close and find nothing yet
 
