@@ -13,7 +13,7 @@ from typing import Any
 
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec
 from prismatic.vla.datasets.split_names import VAL_FRACTION
-from prismatic.vla.run_names import check_note
+from prismatic.vla.run_names import check_note, check_run_name
 from prismatic.vla.strong_augmentation import AUGMENTATIONS
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -179,7 +179,7 @@ class SavingConfig:
 
     def __post_init__(self) -> None:
         _check_at_least_one(self, ("save_freq", "keep_checkpoints"))
-        _check_run_name(self.run_id_override)
+        check_run_name(self.run_id_override)
         check_note(self.run_id_note)
         if self.resume and self.auto_resume:
             raise ValueError("--resume and --auto_resume are both True; --auto_resume also starts a run that has no checkpoint yet")
@@ -189,12 +189,6 @@ class SavingConfig:
             )
         if self.resume_step is not None and not self.resume:
             raise ValueError(f"--resume_step is {self.resume_step} without --resume True; add it, or leave --resume_step out")
-
-
-def _check_run_name(name: str | None) -> None:
-    parts = () if name is None else Path(name).parts
-    if name is not None and (not parts or ".." in parts or Path(name).is_absolute()):
-        raise ValueError(f"--run_id_override is {name!r}, which is no folder in --run_root_dir; give the run a name, such as bowl_1")
 
 
 @dataclass(frozen=True)
