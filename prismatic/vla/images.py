@@ -215,6 +215,8 @@ class AugmentationDraw:
         return np.stack([getattr(self, item.name) for item in fields(self)], axis=1)
 
 
+# As an evaluation sees: the centre crop and the colours that were recorded.
+AS_EVALUATED = AugmentationDraw(*(np.array([value], np.float32) for value in (*[(1 - CROP_AREA_FRACTION**0.5) / 2] * 2, 0, 1, 1, 0)))
 # Of the fields of AugmentationDraw, in their order.
 _DRAW_LOWEST = np.array([[0], [0], [-0.2], [0.8], [0.8], [-0.05]], np.float32)
 _DRAW_WIDTHS = np.array([[1 - CROP_AREA_FRACTION**0.5]] * 2 + [[0.4], [0.4], [0.4], [0.1]], np.float32)

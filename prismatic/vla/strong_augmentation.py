@@ -1,10 +1,12 @@
 """Training pictures as from other cameras and worse sensors, and with parts hidden: what `--augmentation strong` adds to crop and colour.
 
-The standard augmentation comes first, its colours in wider ranges; then, the same for every camera of a sample unless it says otherwise:
+Half of the samples are shown as an evaluation shows them, the centre crop and the colours that were recorded, so that the scene as it was
+is learnt as well as without augmentation. For the others the standard one comes first, its colours in wider ranges; then
 
-    viewpoint   the corners of the picture move by up to 0.12 of its side, each by itself: a perspective, as from elsewhere
+    viewpoint   of every camera that does not ride on a wrist, the corners of the picture move by up to 0.12 of its side, each by itself:
+                a perspective, as from elsewhere; a camera on the wrist keeps its place at the hand
     noise       on every pixel, standard deviation up to 16 levels
-    mask        one picture in two has a grey box, a tenth to a third of its side high and wide
+    mask        one sample in two has a grey box, a tenth to a third of the side high and wide, in every picture
     blindness   one sample in ten has one camera that shows nothing but grey, if there are several
 
 Everything is drawn with the sample's own generator after the standard numbers, which stay as they are. Both ways of augmenting, on the CPU
@@ -13,51 +15,60 @@ and on the training device, call `strengthen`. Letters: B batch, N cameras, S im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from prismatic.vla.cameras import is_wrist
 
 if TYPE_CHECKING:
     import torch
 
 AUGMENTATIONS = ("standard", "strong")
 _CORNER_SHIFT, _MAX_NOISE = 0.12, 16.0  # share of the side, levels
-_MASKED, _BLIND = 0.5, 0.1  # shares of the samples
+_PLAIN = 0.5  # share of the samples that are shown as in an evaluation
+_MASKED, _BLIND = 0.5, 0.1  # shares of the others
 _SMALLEST_BOX, _LARGEST_BOX = 0.1, 0.33
 _GREY = 128
 _BRIGHTER, _OTHERWISE = 2.0, 2.5  # times the standard range of brightness and hue, of contrast and saturation
-NUM_STRONG = 15  # numbers of a sample: eight of corners, noise and its seed, the box's top, left, height and width, the blind camera
+_NUM_SHARED = 7  # numbers of a row that all cameras share: noise and its seed, the box's top, left, height, width, the blind camera
+_NOTHING = (*[0.0] * (_NUM_SHARED - 1), -1.0)
 
 
-def widen(rows: np.ndarray) -> np.ndarray:
-    """float32 [B, 6], `AugmentationDraw.rows` with wider colours: brightness +-0.4, hue +-0.1, contrast and saturation 0.5 to 1.5."""
-    wide = rows.copy()
-    wide[:, [2, 5]] *= _BRIGHTER
-    wide[:, 3:5] = 1 + _OTHERWISE * (rows[:, 3:5] - 1)
-    return wide
-
-
-def draw_strong(rng: np.random.Generator, num_cameras: int) -> np.ndarray:
-    """float32 [NUM_STRONG], what one sample adds to the standard draw."""
-    corners = rng.uniform(-_CORNER_SHIFT, _CORNER_SHIFT, 8)
+def draw_strong(
+    standard: np.ndarray, as_evaluated: np.ndarray, rng: np.random.Generator, cameras: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [6], float32 [7 + 8 N]) for one sample, of the standard draw and of what an evaluation does, each a row [6]."""
+    if rng.random() < _PLAIN:
+        return as_evaluated, np.array([*_NOTHING, *np.zeros(8 * len(cameras))], np.float32)
+    corners = [rng.uniform(-_CORNER_SHIFT, _CORNER_SHIFT, 8) * (not is_wrist(camera)) for camera in cameras]
     noise, seed = rng.uniform(0, _MAX_NOISE), rng.integers(2**24)  # a float32 holds such integers exactly
     height, width = rng.uniform(_SMALLEST_BOX, _LARGEST_BOX, 2) * (rng.random() < _MASKED)
     top, left = rng.random() * (1 - height), rng.random() * (1 - width)
     is_blind = rng.random() < _BLIND
-    blind = rng.integers(num_cameras) if is_blind and num_cameras > 1 else -1
-    return np.array([*corners, noise, seed, top, left, height, width, blind], np.float32)
+    blind = rng.integers(len(cameras)) if is_blind and len(cameras) > 1 else -1
+    return _widen(standard), np.array([noise, seed, top, left, height, width, blind, *np.concatenate(corners)], np.float32)
+
+
+def _widen(standard: np.ndarray) -> np.ndarray:
+    """float32 [6], a row of `AugmentationDraw` with wider colours: brightness +-0.4, hue +-0.1, contrast and saturation 0.5 to 1.5."""
+    wide = standard.copy()
+    wide[[2, 5]] *= _BRIGHTER
+    wide[3:5] = 1 + _OTHERWISE * (standard[3:5] - 1)
+    return wide
 
 
 def strengthen(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, N, S, S, 3] out of the same, by rows float32 [B, NUM_STRONG], on the device of `images`."""
+    """uint8 [B, N, S, S, 3] out of the same, by rows float32 [B, 7 + 8 N], on the device of `images`."""
     import torch
 
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         pixels = images.permute(0, 1, 4, 2, 3).float()  # [B, N, 3, S, S]
-        pixels = _seen_from_elsewhere(pixels, rows[:, :8])
-        level, seed = (rows[:, column].to(pixels.device) for column in (8, 9))
+        pixels = _seen_from_elsewhere(pixels, rows[:, _NUM_SHARED:])
+        level, seed = (rows[:, column].to(pixels.device) for column in (0, 1))
         pixels = pixels + _noise(pixels.shape[1:], seed) * level.view(-1, 1, 1, 1, 1)
-        _hide(pixels, rows[:, 10:])
+        _hide(pixels, rows[:, 2:_NUM_SHARED])
         return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
 
 
@@ -87,18 +98,18 @@ def homographies(corners: np.ndarray) -> np.ndarray:
 
 
 def _seen_from_elsewhere(pixels: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
-    """[B, N, 3, S, S], bilinear; what lies outside the old picture repeats its edge."""
+    """[B, N, 3, S, S], bilinear, by corners [B, 8 N]; what lies outside the old picture repeats its edge."""
     import torch
     from torch.nn.functional import grid_sample
 
     batch, cameras, channels, height, width = pixels.shape
-    maps = torch.from_numpy(homographies(corners.cpu().numpy())).to(pixels.device)  # [B, 3, 3]
+    maps = torch.from_numpy(homographies(corners.reshape(-1, 8).cpu().numpy())).to(pixels.device)  # [B * N, 3, 3]
     rows, columns = (torch.linspace(-1, 1, length, device=pixels.device) for length in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)  # [1, S*S, 3]
-    moved = (places[:, :, None, :] * maps[:, None, :, :]).sum(-1)  # [B, S*S, 3]; a sum of products, the same on every device
-    grid = (moved[..., :2] / moved[..., 2:]).view(batch, height, width, 2)
-    flat = pixels.reshape(batch, cameras * channels, height, width)
+    moved = (places[:, :, None, :] * maps[:, None, :, :]).sum(-1)  # [B * N, S*S, 3]; a sum of products, the same on every device
+    grid = (moved[..., :2] / moved[..., 2:]).view(-1, height, width, 2)
+    flat = pixels.reshape(batch * cameras, channels, height, width)
     return grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=True).view(pixels.shape)
 
 

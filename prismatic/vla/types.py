@@ -88,7 +88,7 @@ class Sample:
     actions: np.ndarray  # float32 [H, A], normalised
     proprio: np.ndarray | None  # float32 [P], normalised; None when the policy does not use it
     sample_id: int  # position in the data set, for messages and resuming
-    draw: np.ndarray | None = None  # float32 [6 or 6 + NUM_STRONG]: how the device is to augment it; None: not at all
+    draw: np.ndarray | None = None  # float32 [6], of a strong one more: how the device is to augment it; None: not at all
     in_place_of: tuple[BadSample, ...] = ()  # samples whose turn it was, and which cannot be decoded
 
 
@@ -109,7 +109,9 @@ class Batch:
     actions: torch.Tensor  # float32 [B, H, A], normalised
     proprio: torch.Tensor | None  # float32 [B, P], normalised
     sample_ids: torch.Tensor = field(default_factory=_no_sample_ids)  # int64 [B]
-    draws: torch.Tensor | None = None  # float32 [B, 6 or 6 + NUM_STRONG]: the random numbers of an augmentation that the device has to do
+    draws: torch.Tensor | None = (
+        None  # float32 [B, 6], of strong ones more: the random numbers of an augmentation that the device has to do
+    )
     in_place_of: tuple[BadSample, ...] = ()  # samples that could not be decoded and have been replaced
 
     def to(self, device: torch.device) -> Batch:

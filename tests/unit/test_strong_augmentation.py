@@ -19,11 +19,13 @@ from prismatic.vla.datasets.reference_frames import make_reference
 from prismatic.vla.datasets.rlds.oxe.materialize import resolve_datasets
 from prismatic.vla.datasets.sampler import SampleKey
 from prismatic.vla.datasets.training_data import load_training_data
-from prismatic.vla.images import augment_cpu, draw_augmentation, prepare_batch_on_device
-from prismatic.vla.strong_augmentation import NUM_STRONG, draw_strong, homographies, strengthen, strengthen_cpu, widen
+from prismatic.vla.images import AS_EVALUATED, augment_cpu, center_crop, draw_augmentation, prepare_batch_on_device
+from prismatic.vla.strong_augmentation import draw_strong, homographies, strengthen, strengthen_cpu
 
-NOTHING = np.array([*[0.0] * 14, -1.0], np.float32)  # a row that changes nothing
-OPTIONS = DatasetOptions(cameras=("primary", "wrist"), image_size=24, augment=True)
+NOTHING = np.array([*[0.0] * 6, -1.0, *[0.0] * 16], np.float32)  # a row that changes nothing, of two cameras
+CAMERAS = ("primary", "wrist")
+SEEN = AS_EVALUATED.rows()[0]
+OPTIONS = DatasetOptions(cameras=CAMERAS, image_size=24, augment=True)
 
 
 def pictures(num_cameras: int = 2, size: int = 32) -> np.ndarray:
@@ -36,7 +38,7 @@ def row(**changes: float) -> np.ndarray:
     changed = NOTHING.copy()
     names = ["noise", "seed", "top", "left", "height", "width", "blind"]
     for name, value in changes.items():
-        changed[8 + names.index(name)] = value
+        changed[names.index(name)] = value
     return changed
 
 
@@ -51,10 +53,12 @@ def test_the_corners_of_the_new_picture_show_what_lay_where_they_came_from() -> 
     moved = homographies(corners)[0] @ np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]).T
     expected = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) + 2 * corners.reshape(4, 2)
     np.testing.assert_allclose((moved[:2] / moved[2]).T, expected, atol=1e-5)
-    images = pictures(1, 64)
+    images = pictures(2, 64)
     shifted = NOTHING.copy()
-    shifted[:8] = [0.1, 0] * 4  # everything comes from a tenth further right
-    np.testing.assert_allclose(strengthen_cpu(images, shifted)[0, :, :50].astype(int), images[0, :, 6:56], atol=3)
+    shifted[7:15] = [0.1, 0] * 4  # everything comes from a tenth further right, in the first picture
+    seen = strengthen_cpu(images, shifted).astype(int)
+    np.testing.assert_allclose(seen[0, :, :50], images[0, :, 6:56], atol=3)
+    assert np.abs(seen[1] - images[1]).max() <= 1
 
 
 def test_noise_has_its_strength_and_follows_from_its_seed_alone() -> None:
@@ -83,20 +87,32 @@ def test_boxes_and_blind_cameras_are_grey_and_the_rest_is_as_it_was() -> None:
 
 
 def test_draws_cover_what_they_should() -> None:
-    rows = np.stack([draw_strong(np.random.default_rng(seed), 2) for seed in range(600)])
-    assert rows.shape == (600, NUM_STRONG)
-    assert 0.11 < np.abs(rows[:, :8]).max() <= 0.12
-    assert 0.4 < (rows[:, 12] > 0).mean() < 0.6
-    assert (rows[:, 10] + rows[:, 12]).max() <= 1
-    assert set(rows[:, 14]) == {-1.0, 0.0, 1.0}
-    assert 0.05 < (rows[:, 14] >= 0).mean() < 0.15
-    assert {draw_strong(np.random.default_rng(seed), 1)[14] for seed in range(50)} == {-1.0}  # the only camera is never blind
-    plain = np.concatenate([draw_augmentation(np.random.default_rng(seed)).rows() for seed in range(300)])
-    wide = widen(plain)
-    assert np.array_equal(wide[:, :2], plain[:, :2])  # the crop
+    plain = np.concatenate([draw_augmentation(np.random.default_rng(seed)).rows() for seed in range(1200)])
+    drawn = [draw_strong(row, SEEN, np.random.default_rng(seed), CAMERAS) for seed, row in enumerate(plain)]
+    wide, rows = (np.stack(part) for part in zip(*drawn, strict=True))
+    assert rows.shape == (1200, 23)
+    is_plain = (rows == NOTHING).all(axis=1)
+    assert 0.45 < is_plain.mean() < 0.55
+    assert (wide[is_plain] == SEEN).all()
+    wide, rows = wide[~is_plain], rows[~is_plain]
+    assert 0.11 < np.abs(rows[:, 7:15]).max() <= 0.12
+    assert not rows[:, 15:].any()  # a camera on the wrist keeps its place at the hand
+    assert 0.4 < (rows[:, 4] > 0).mean() < 0.6
+    assert (rows[:, 2] + rows[:, 4]).max() <= 1
+    assert set(rows[:, 6]) == {-1.0, 0.0, 1.0}
+    assert 0.05 < (rows[:, 6] >= 0).mean() < 0.15
+    assert np.array_equal(wide[:, :2], plain[~is_plain, :2])  # the crop
     for column, (low, high) in {2: (-0.4, 0.4), 3: (0.5, 1.5), 4: (0.5, 1.5), 5: (-0.1, 0.1)}.items():
         assert low - 1e-6 <= wide[:, column].min() < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < wide[:, column].max() <= high + 1e-6
+
+
+def test_two_scene_cameras_move_each_by_itself_and_the_only_camera_is_never_blind() -> None:
+    standard = draw_augmentation(np.random.default_rng(0)).rows()[0]
+    rows = np.stack([draw_strong(standard, SEEN, np.random.default_rng(seed), ("primary", "secondary"))[1] for seed in range(100)])
+    moved = rows[rows[:, 0] > 0]
+    assert (moved[:, 7:15] != moved[:, 15:]).all()
+    assert {draw_strong(standard, SEEN, np.random.default_rng(seed), ("primary",))[1][6] for seed in range(100)} == {-1.0}
 
 
 def load(root: Path, **changes) -> VLADataset:
@@ -114,7 +130,7 @@ def test_the_device_does_what_the_loader_would_have_done(tmp_path: Path) -> None
         mine, theirs = here[number], there[number]
         assert mine.draw is None
         assert theirs.draw is not None
-        assert theirs.draw.shape == (6 + NUM_STRONG,)
+        assert theirs.draw.shape == (6 + 23,)
         draws = torch.from_numpy(theirs.draw)[None]
         done = prepare_batch_on_device(torch.from_numpy(theirs.images)[None], draws, 24)[0].numpy()
         difference = np.abs(mine.images.astype(int) - done)
@@ -122,15 +138,24 @@ def test_the_device_does_what_the_loader_would_have_done(tmp_path: Path) -> None
         assert difference.max() <= 3
 
 
-def test_the_standard_augmentation_is_what_it_was_and_the_strong_one_begins_with_the_same_crop(tmp_path: Path) -> None:
-    plain, standard, strong = load(tmp_path, augment=False), load(tmp_path), load(tmp_path, augmentation="strong")
+def test_the_standard_augmentation_is_what_it_was(tmp_path: Path) -> None:
+    plain, standard = load(tmp_path, augment=False), load(tmp_path)
     for key in (SampleKey(3, 0), SampleKey(3, 1)):
         rng = np.random.default_rng((OPTIONS.seed, key.num_earlier_passes, 3))
         expected = augment_cpu(plain[3].images.copy(), draw_augmentation(rng))  # as in earlier versions
         np.testing.assert_array_equal(standard[key].images, expected)
-        assert np.abs(strong[key].images.astype(int) - expected).mean() > 2
-        np.testing.assert_array_equal(strong[key].images, strong[key].images)
-    assert not np.array_equal(strong[SampleKey(3, 0)].images, strong[SampleKey(3, 1)].images)
+
+
+def test_half_of_the_strong_samples_are_what_an_evaluation_sees(tmp_path: Path) -> None:
+    plain, strong = load(tmp_path, augment=False), load(tmp_path, augmentation="strong")
+    seen = np.stack([center_crop(image) for image in plain[3].images]).astype(int)
+    keys = [SampleKey(3, number) for number in range(40)]
+    differences = np.array([np.abs(strong[key].images - seen).mean() for key in keys])
+    assert 10 <= (differences < 0.5).sum() <= 30
+    assert (differences[differences >= 0.5] > 2).all()
+    np.testing.assert_array_equal(strong[keys[0]].images, strong[keys[0]].images)
+    changed = [strong[key].images for key, difference in zip(keys, differences, strict=True) if difference >= 0.5]
+    assert not np.array_equal(changed[0], changed[1])
 
 
 def test_other_words_are_drawn_for_training_samples_alone(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from prismatic.vla.datasets.paraphrases import choose_words
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.sampler import MixtureSampler, SampleKey
 from prismatic.vla.datasets.statistics import DatasetStatistics, count_beyond
-from prismatic.vla.images import AugmentationDraw, augment_cpu, draw_augmentation
+from prismatic.vla.images import AS_EVALUATED, AugmentationDraw, augment_cpu, draw_augmentation
 from prismatic.vla.normalization import Bounds, normalize
-from prismatic.vla.strong_augmentation import draw_strong, strengthen_cpu, widen
+from prismatic.vla.strong_augmentation import draw_strong, strengthen_cpu
 from prismatic.vla.types import BadSample, Sample
 
 _MOST_BAD_IN_A_ROW = 100  # samples; more, and the disk is at fault
@@ -236,7 +236,8 @@ class VLADataset(Dataset[Sample]):
         draw = draw_augmentation(rng, self.options.published_crop)
         row = np.zeros(0, np.float32)
         if self.options.augmentation == "strong":
-            draw, row = AugmentationDraw(*widen(draw.rows()).T), draw_strong(rng, len(images))
+            standard, row = draw_strong(draw.rows()[0], AS_EVALUATED.rows()[0], rng, self.options.cameras)
+            draw = AugmentationDraw(*standard[:, None])
         if self.options.device_augmentation:
             return images, np.concatenate([draw.rows()[0], row])
         images = augment_cpu(images, draw, out=images)
