@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prismatic.vla.types import check_side
+
 BACKBONES = ("llama", "qwen")
 
 
@@ -24,6 +26,7 @@ class TinySizes:
     backbone: str = "llama"  # form of the language model: llama, or qwen (shared key/value heads, biases, tied embeddings, a chat prompt)
 
     def __post_init__(self) -> None:
+        check_side("--image_size", self.image_size)
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         if self.llm_dim % (2 * self.llm_heads):
