@@ -142,6 +142,24 @@ def test_policies_of_other_settings_are_not_taken_for_those_that_are_wanted(tmp_
         learning.main(dataclasses.replace(config, learning_rate=1e-3, seed=8))
 
 
+@pytest.mark.parametrize("content", ["", '{"seed": 7', "[7]"])
+def test_damaged_files_of_an_earlier_call_are_told_by_their_names(tmp_path: Path, content: str) -> None:
+    config = learning.LearningConfig(output_dir=tmp_path, benchmark="metaworld")
+    damaged = [tmp_path / "settings.json", tmp_path / "l1" / "trained.json", tmp_path / "l1" / "eval" / "report.json"]
+    damaged[2].parent.mkdir(parents=True)
+    for path in damaged:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{damaged[0]} is damaged .* choose another --output_dir.*delete this file alone"):
+        learning.main(config)
+    with pytest.raises(ValueError, match=rf"{damaged[1]} is damaged .* delete it: the training then goes on"):
+        learning.train(config, "l1", learning.Stages(tmp_path))
+    with pytest.raises(ValueError, match=rf"{damaged[2]} is damaged .* delete it: the evaluation then writes it again"):
+        learning.write_results(config, [])
+    damaged[1].write_text('{"max_steps": "many"}')
+    with pytest.raises(ValueError, match=rf"{damaged[1]} is damaged \(it says max_steps 'many'"):
+        learning.train(config, "l1", learning.Stages(tmp_path))
+
+
 def test_more_steps_are_evaluated_anew_and_the_earlier_evaluation_is_kept(tmp_path: Path) -> None:
     """The evaluation refused to go on with another policy, so that more steps ended with an error."""
 
