@@ -97,6 +97,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, indexes: dict[str, 
         _found(tmp_path, "[", indexes, "bad.json")
     with pytest.raises(ValueError, match=r"bad.json holds 3; it needs a list"):
         _found(tmp_path, "3", indexes, "bad.json")
+    with pytest.raises(ValueError, match=r"bad.json cannot be read \('fold' stands there twice; put its episodes into one list\)"):
+        _found(tmp_path, '{"fold": ["train 0"], "fold": ["train 1"]}', indexes, "bad.json")  # the first was trained on
 
 
 def _load(folder: Path, spec: DatasetSpec, *lines: str, **changes: object) -> TrainingData:
