@@ -134,12 +134,22 @@ def test_other_image_files_and_what_cannot_be_one(tmp_path: Path) -> None:
         write_act(tmp_path / str(number) / "episode_0.hdf5", as_objects(encoded), dtype=h5py.vlen_dtype(np.uint8))
         np.testing.assert_array_equal(frames(index_of(tmp_path / str(number))), PICTURES)
     floats = write_act(tmp_path / "floats" / "episode_0.hdf5", PICTURES.astype(np.float32) / 255)
-    with pytest.raises(ValueError, match=rf"{floats}, /observations/images/cam_high, row 0: .* holds float32 .*expected raw images uint8"):
-        frames(index_of(floats.parent))
+    with pytest.raises(ValueError, match=rf"{floats}: /observations/images/cam_high holds float32 .*expected raw images uint8"):
+        index_of(floats.parent)
     texts = [jpeg.replace(b"\0", b"\1") for jpeg in JPEGS]  # what is left of a JPEG file in an HDF5 text
     stored = write_act(tmp_path / "texts" / "episode_0.hdf5", texts, dtype=h5py.string_dtype())
     with pytest.raises(ValueError, match=r"row 0: .*stored as text, which cannot hold the zero bytes.*record it as bytes"):
         frames(index_of(stored.parent))
+
+
+def test_an_episode_of_pictures_that_cannot_be_read_is_refused_before_a_model_loads(tmp_path: Path) -> None:
+    """One of float32 among many cost a training each of its samples, until it stopped; an odd camera that nobody asks for costs nothing."""
+    write_act(tmp_path / "episode_0.hdf5", observations__images__thermal=PICTURES.astype(np.float32))
+    write_act(tmp_path / "episode_1.hdf5", PICTURES.astype(np.float32) / 255, observations__images__thermal=PICTURES)
+    with pytest.raises(ValueError, match=r"cam_high holds float32 .*\(1 of 2 episodes cannot be used; .*one a line: train 1\)"):
+        index_of(tmp_path)
+    with pytest.raises(ValueError, match=r"thermal holds float32 .*one a line: train 0\)"):
+        index_of(tmp_path, entry(image_obs_keys={"primary": "thermal"}))
 
 
 def test_depth_is_no_camera_and_that_is_said(tmp_path: Path) -> None:

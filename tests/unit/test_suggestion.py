@@ -416,7 +416,7 @@ def test_pictures_that_training_cannot_decode_are_not_proposed(tmp_path: Path) -
         with h5py.File(path, "a") as file:
             del file["observations/images/cam_high"]
             file["observations/images/cam_high"] = np.zeros((NUM_STEPS, 8, 8, 3), np.float32)
-    with pytest.raises(ValueError, match=r"no entry can be proposed, .*holds float32 \[60, 8, 8, 3\], expected raw images uint8"):
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: /observations/images/cam_high holds float32 \[60, 8, 8, 3\], expected raw"):
         suggest_entry(tmp_path / "mine", "mine")
 
 
