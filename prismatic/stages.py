@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,20 @@ def run_stage(stage: str, command: list[str]) -> float:
 def seen_from_root(path: Path) -> Path:
     """A path as it is typed in the working directory, as commands of the chain have to be told it, which run in the repository's root."""
     return path if Path.cwd() == _ROOT else Path(os.path.abspath(path.expanduser()))
+
+
+def empty_folder(folder: Path, mark: str) -> None:
+    """Removes what an earlier call has left in `folder`; `mark` is the name of what it makes there first.
+
+    Raises:
+        ValueError: what lies there was not made by such a call.
+    """
+    if folder.is_dir() and not (folder / mark).exists() and (others := sorted(path.name for path in folder.iterdir())):
+        raise ValueError(
+            f"--output_dir {folder} is emptied first, and holds what no earlier call has made ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}); choose another, or remove that folder"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
