@@ -24,6 +24,7 @@ from prismatic.vla.datasets.inspection.ranges import (
     check_spread,
     check_units,
 )
+from prismatic.vla.datasets.inspection.representations import check_mixed_units, check_quaternion_signs, check_turns
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -44,8 +45,8 @@ def check_arrays(view: DatasetView) -> list[Finding]:
     """Everything that the low-dimensional arrays and the image references tell."""
     checks = (
         check_repairs, check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
-        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
-        check_pauses,
+        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_turns,
+        check_quaternion_signs, check_mixed_units, check_idle_steps, check_pauses,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
 
