@@ -103,6 +103,10 @@ def make_wordy(episodes: list[Episode]) -> None:
     episodes[1]["language_instruction"] = ["push the button " * 1250] * 30
 
 
+def make_lines(episodes: list[Episode]) -> None:
+    episodes[0]["language_instruction"] = ["push the button\npress it"] * len(episodes[0]["action"])
+
+
 def make_short(episodes: list[Episode]) -> None:
     episodes[:] = [sound_episode(seed, length=4) for seed in range(5)] + [sound_episode(9, length=1)]
 
@@ -133,6 +137,7 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
         (make_still, "stands still in"),
         (make_unlabelled, "1 of 6 episodes have no instruction"),
         (make_wordy, "1 instruction has more than 500 characters, the longest 19,999: 'push the"),
+        (make_lines, r"1 instruction has several lines, which are taken for one text: 'push the button\npress it'"),
         (make_respelt, "differ only in case, spaces or punctuation"),
         (make_short, "chunk of 8 actions is longer than 100% of the episodes"),
         (make_short, "1 episode has only one step"),

@@ -129,6 +129,16 @@ def check_instructions(view: DatasetView) -> list[Finding]:
                 "Use one spelling per task.",
             )
         )
+    if broken := [text for text in view.index.instructions if len(text.splitlines()) > 1]:
+        findings.append(
+            Finding(
+                "instructions",
+                Status.WARNING,
+                f"{counted(len(broken), 'instruction has', 'instructions have')} several lines, which are taken for one text: "
+                f"{broken[0][:80]!r}",
+                "A robot is told one line. Ways to say a task are a list in instructions.json, of which one is drawn for each episode.",
+            )
+        )
     if long := [text for text in view.index.instructions if len(text) > _LONG_INSTRUCTION]:
         longest = max(long, key=len)
         findings.append(
