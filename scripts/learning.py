@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prismatic.cli import run_script
+from prismatic.cli import parse_flags, run_script
 from prismatic.interrupts import STOPPED
 from prismatic.models.sizes import TinySizes
 from prismatic.stages import keep_settings, read_note, seen_from_root
@@ -216,6 +216,18 @@ def train_command(config: LearningConfig, variant: str, num_steps_before_decay: 
     return ["python", "vla-scripts/finetune.py", *(part for name, value in flags.items() for part in (f"--{name}", value))]
 
 
+def check_training(config: LearningConfig) -> None:
+    """Accepts flags that the trainer takes, too: it would refuse them after hours of recording.
+
+    Raises:
+        ValueError: it does not; the message names the flag.
+    """
+    from prismatic.training.config import FinetuneConfig
+
+    for variant in config.variants:
+        parse_flags(FinetuneConfig, train_command(config, variant)[2:])
+
+
 def evaluate_command(config: LearningConfig, variant: str) -> list[str]:
     """Plays a variant's episodes; of the first also the controls."""
     entry = config.entry
@@ -285,6 +297,7 @@ def main(config: LearningConfig) -> None:
         output_dir=seen_from_root(config.output_dir),
         frame_cache_dir=config.frame_cache_dir and seen_from_root(config.frame_cache_dir),
     )
+    check_training(config)
     fixed = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in _FREE}
     fixed["num_demonstrations"] = config.demonstrations
     keep_settings(config.output_dir / "settings.json", fixed, f"choose another --output_dir, or remove {config.output_dir}")

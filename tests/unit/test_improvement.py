@@ -243,6 +243,7 @@ def test_damaged_settings_are_told_by_their_name(tmp_path: Path, monkeypatch: py
         ({"demonstrations": []}, "--demonstrations is empty; pass what the policy was trained on"),
         ({"demonstrations": ["/nowhere"]}, "--demonstrations: /nowhere does not exist"),
         ({"num_rollouts": 0}, "--num_rollouts is 0; it must be at least 1"),
+        ({"seed": -1}, "--seed is -1; it must be at least 0"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

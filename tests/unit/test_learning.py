@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from script_modules import load_script
@@ -92,6 +93,32 @@ def test_a_mistake_names_the_flag() -> None:
         learning.LearningConfig(num_trials_per_task=51)
     with pytest.raises(ValueError, match="aloha_transfer_cube is one task"):
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 60}, "--image_size is 60, no multiple of --patch_size 16; take 48 or 64"),
+        ({"image_size": 8}, "--image_size is 8, no multiple of --patch_size 16; take 16"),
+        ({"vision_heads": 3}, "--vision_dim is 256, no multiple of --vision_heads 3; take 255 or 258"),
+        ({"patch_size": 0}, "--patch_size is 0; it must be at least 1"),
+        ({"learning_rate": -1e-3}, "--learning_rate is -0.001; it must be above 0"),
+        ({"batch_size": 0}, "--batch_size is 0; it must be at least 1"),
+        ({"seed": -1}, "--seed is -1; it must be a whole number from 0"),
+    ],
+)
+def test_sizes_and_flags_of_training_are_refused_before_anything_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    """The base and the training refused them, after hours of demonstrations, and the folder was bound to them."""
+
+    def run(*arguments: Any) -> bool:
+        raise AssertionError("nothing is to be run")
+
+    monkeypatch.setattr(learning.Stages, "run", run)
+    with pytest.raises(ValueError, match=message):
+        learning.main(learning.LearningConfig(output_dir=tmp_path / "out", benchmark="metaworld", **changes))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
