@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,11 +40,25 @@ def seen_from_root(path: Path) -> Path:
     return path if Path.cwd() == _ROOT else Path(os.path.abspath(path.expanduser()))
 
 
+def empty_folder(folder: Path, mark: str) -> None:
+    """Removes what an earlier call has left in `folder`; `mark` is the name of what it makes there first.
+
+    Raises:
+        ValueError: what lies there was not made by such a call.
+    """
+    if folder.is_dir() and not (folder / mark).exists() and (others := sorted(path.name for path in folder.iterdir())):
+        raise ValueError(
+            f"--output_dir {folder} is emptied first, and holds what no earlier call has made ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}); choose another, or remove that folder"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def keep_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
     """Writes down what later calls in the same folder must share, or compares it; what there is without it is taken at its word.
 
     Raises:
-        ValueError: what lies there was made with other settings; every one is named, and the `remedy`.
+        ValueError: what lies there was made with other settings; every one is named, and the `remedy`. Or the file is damaged.
     """
     said = json.loads(json.dumps(settings, default=str))
     if not path.is_file():
@@ -52,11 +67,36 @@ def keep_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_settings(path, remedy)
     other = [name for name in stored if name in said and stored[name] != said[name]]
     if other:
         listed = "; ".join(f"--{name} was {stored[name]!r}, is {said[name]!r}" for name in other)
         raise ValueError(f"{path.parent} holds what was made with other flags ({listed}); {remedy}")
+
+
+def read_settings(path: Path, remedy: str) -> dict[str, Any]:
+    """The flags that an earlier call wrote down.
+
+    Raises:
+        ValueError: the file is damaged; the message says what depends on it, and the `remedy`.
+    """
+    what = f"it says with which flags the rest of {path.parent} was made"
+    return read_note(path, f"{what}: {remedy}; or, if the flags are the same now, delete this file alone")
+
+
+def read_note(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that an earlier call has left.
+
+    Raises:
+        ValueError: it is damaged; the message names it, and the `remedy`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the JSON, or of bytes that are no text
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds {str(content)[:80]!r}, expected an object); {remedy}")
+    return content
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prismatic.cli import run_script
-from prismatic.stages import seen_from_root
+from prismatic.stages import empty_folder, seen_from_root
 
 ROOT = Path(__file__).parents[1]
 _TASKS = ("transfer_cube", "insertion")
@@ -41,7 +40,7 @@ class SmokeConfig:
 def main(config: SmokeConfig) -> None:
     """Runs every command; stops at the first that fails."""
     config = replace(config, output_dir=seen_from_root(config.output_dir))
-    shutil.rmtree(config.output_dir, ignore_errors=True)
+    empty_folder(config.output_dir, "untrained")
     started = time.monotonic()
     checkpoint, count = str(config.output_dir / "untrained"), str(config.num_trials_per_task)
     run(["scripts/make_untrained_policy.py", "--output_dir", checkpoint, "--robot_platform", "ALOHA"])

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prismatic.cli import run_script
 from prismatic.models.sizes import BACKBONES
-from prismatic.stages import run_stage, seen_from_root
+from prismatic.stages import empty_folder, run_stage, seen_from_root
 
 STAGES_FILE = "stages.json"
 FROM_SCRATCH = "82 % (99/120; --from_scratch True, seed 7, 2026-11-25)"
@@ -97,7 +96,7 @@ def _learning_flags(config: DemoConfig) -> list[str]:
 def main(config: DemoConfig) -> None:
     """Runs every stage; stops at the first that fails."""
     config = replace(config, output_dir=seen_from_root(config.output_dir))
-    shutil.rmtree(config.output_dir, ignore_errors=True)
+    empty_folder(config.output_dir, STAGES_FILE)
     config.output_dir.mkdir(parents=True)
     stages: list[dict[str, str | float]] = []
     started = time.monotonic()

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prismatic.cli import run_script
+from prismatic.cli import parse_flags, run_script
 from prismatic.interrupts import STOPPED
 from prismatic.models.sizes import TinySizes
-from prismatic.stages import keep_settings, seen_from_root
+from prismatic.stages import keep_settings, read_note, seen_from_root
 from prismatic.vla.aside import put_aside
 from prismatic.vla.constants import near_names
 
@@ -216,6 +216,18 @@ def train_command(config: LearningConfig, variant: str, num_steps_before_decay: 
     return ["python", "vla-scripts/finetune.py", *(part for name, value in flags.items() for part in (f"--{name}", value))]
 
 
+def check_training(config: LearningConfig) -> None:
+    """Accepts flags that the trainer takes, too: it would refuse them after hours of recording.
+
+    Raises:
+        ValueError: it does not; the message names the flag.
+    """
+    from prismatic.training.config import FinetuneConfig
+
+    for variant in config.variants:
+        parse_flags(FinetuneConfig, train_command(config, variant)[2:])
+
+
 def evaluate_command(config: LearningConfig, variant: str) -> list[str]:
     """Plays a variant's episodes; of the first also the controls."""
     entry = config.entry
@@ -285,6 +297,7 @@ def main(config: LearningConfig) -> None:
         output_dir=seen_from_root(config.output_dir),
         frame_cache_dir=config.frame_cache_dir and seen_from_root(config.frame_cache_dir),
     )
+    check_training(config)
     fixed = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in _FREE}
     fixed["num_demonstrations"] = config.demonstrations
     keep_settings(config.output_dir / "settings.json", fixed, f"choose another --output_dir, or remove {config.output_dir}")
@@ -311,7 +324,7 @@ def train(config: LearningConfig, variant: str, stages: Stages) -> None:
         ValueError: it was trained for more steps than are wanted now.
     """
     file = config.trained_file(variant)
-    trained = json.loads(file.read_text())["max_steps"] if file.is_file() else 0
+    trained = _steps_said(file) if file.is_file() else 0
     if trained > config.max_steps:
         raise ValueError(f"--max_steps is {config.max_steps}, {variant} was trained for {trained}; choose another --output_dir")
     if trained == config.max_steps:
@@ -323,6 +336,15 @@ def train(config: LearningConfig, variant: str, stages: Stages) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps({"max_steps": config.max_steps}) + "\n")
     temporary.replace(file)  # it is read back: whole or absent
+
+
+def _steps_said(file: Path) -> int:
+    """For how many steps a training was meant that has ended."""
+    remedy = "delete it: the training then goes on where it stopped"
+    steps = read_note(file, remedy).get("max_steps")
+    if not isinstance(steps, int):
+        raise ValueError(f"{file} is damaged (it says max_steps {steps!r}, expected a number); {remedy}")
+    return steps
 
 
 def _trained_steps(config: LearningConfig, variant: str) -> int:
@@ -353,7 +375,7 @@ def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
     path = config.report_dir(variant) / "report.json"
     if not path.is_file():
         return []
-    report, rows = json.loads(path.read_text()), []
+    report, rows = read_note(path, "delete it: the evaluation then writes it again from its journal"), []
     for run, episodes in report["episodes"].items():
         successes = sum(episode["success"] for episode in episodes)
         tasks = {task: score["rate"] for task, score in report["summary"][run].items() if task != "mean"}

@@ -6,7 +6,6 @@ A thin driver like scripts/demo.py: it prints and runs commands that could be ty
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prismatic.cli import run_script
-from prismatic.stages import seen_from_root
+from prismatic.stages import empty_folder, seen_from_root
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +44,7 @@ def smoke_commands(config: SmokeConfig) -> list[list[str]]:
 def main(config: SmokeConfig) -> None:
     """Runs every command; stops at the first that fails."""
     config = replace(config, output_dir=seen_from_root(config.output_dir))
-    shutil.rmtree(config.output_dir, ignore_errors=True)
+    empty_folder(config.output_dir, "untrained")
     started = time.monotonic()
     for command in smoke_commands(config):
         print(f"\n$ {shlex.join(['python', *command])}", flush=True)

@@ -47,6 +47,7 @@ class RldsFlags:
         if self.stride < 1:
             raise ValueError(f"--stride is {self.stride}; it must be at least 1")
         _parse_kinds(self.action_kinds)
+        self.spec()  # which refuses others, before recordings are looked through
 
     def spec(self) -> RldsSpec:
         """What the writer needs."""

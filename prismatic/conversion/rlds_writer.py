@@ -48,6 +48,7 @@ from prismatic.vla.datasets.sources import describe_recordings
 from prismatic.vla.datasets.split_names import VAL_FRACTION, usual_split
 from prismatic.vla.datasets.splits import choose_validation
 from prismatic.vla.datasets.texts import draw_text
+from prismatic.vla.types import check_side
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ class RldsSpec:
             raise ValueError(f"--version is {self.version!r}, expected three numbers such as 1.0.0")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"--val_fraction is {self.val_fraction}; use a share of at least 0 and less than 1")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1 pixel")
+        check_side("--image_size", self.image_size)
         if self.instructions_file is not None and not self.instructions_file.is_file():
             raise ValueError(f"--instructions_file {self.instructions_file} does not exist")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prismatic.vla.types import check_side
+
 BACKBONES = ("llama", "qwen")
 
 
@@ -24,6 +26,15 @@ class TinySizes:
     backbone: str = "llama"  # form of the language model: llama, or qwen (shared key/value heads, biases, tied embeddings, a chat prompt)
 
     def __post_init__(self) -> None:
+        check_side("--image_size", self.image_size)
+        for name in ("patch_size", "vision_dim", "vision_layers", "vision_heads", "llm_dim", "llm_layers", "llm_heads", "llm_mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for whole, part in (("image_size", "patch_size"), ("vision_dim", "vision_heads")):
+            size, step = getattr(self, whole), getattr(self, part)
+            if size % step:
+                below = f"{size - size % step} or " if size > step else ""
+                raise ValueError(f"--{whole} is {size}, no multiple of --{part} {step}; take {below}{size + step - size % step}")
         if self.backbone not in BACKBONES:
             raise ValueError(f"--backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         if self.llm_dim % (2 * self.llm_heads):

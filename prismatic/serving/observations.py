@@ -12,8 +12,8 @@ from prismatic.policy.checkpoint.spec import PolicySpec
 from prismatic.vla.cameras import is_wrist
 from prismatic.vla.constants import near_names
 from prismatic.vla.images import decode_image, round_trip
-from prismatic.vla.types import Observation
-from prismatic.wire.arrays import MAX_SIDE, as_array, check_characters, check_pixels, describe, describe_names
+from prismatic.vla.types import MAX_SIDE, Observation
+from prismatic.wire.arrays import as_array, check_characters, check_pixels, describe, describe_names
 from prismatic.wire.errors import RequestError
 from prismatic.wire.pictures import jpeg_file
 

@@ -17,6 +17,8 @@ from prismatic.vla.constants import near_names
 if TYPE_CHECKING:  # simulator processes use Observation and need neither torch's memory nor its import time
     import torch
 
+MAX_SIDE = 8192  # pixels of a picture
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -48,6 +50,17 @@ def check_image(name: str, image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"camera {name!r}: expected a uint8 RGB array [height, width, 3], found {found}")
+
+
+def check_side(flag: str, pixels: int | None) -> None:
+    """Accepts the side of square pictures as `flag` states it; None: as they are.
+
+    Raises:
+        ValueError: no picture has such a side.
+    """
+    if pixels is not None and not 1 <= pixels <= MAX_SIDE:
+        limit = "at least 1 pixel" if pixels < 1 else f"at most {MAX_SIDE} pixels, the side of the picture (256 is usual)"
+        raise ValueError(f"{flag} is {pixels}; it must be {limit}")
 
 
 def select_cameras(images: Mapping[str, np.ndarray], cameras: tuple[str, ...]) -> list[np.ndarray]:

@@ -19,10 +19,10 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from prismatic.vla.types import MAX_SIDE
 from prismatic.wire.errors import RequestError
 from prismatic.wire.msgpack_reader import text_keys
 
-MAX_SIDE = 8192  # pixels of a camera image
 MAX_PIXELS = 4096 * 4096  # of a compressed image, whose size the body limit does not bound
 _MAX_NAMES, _MAX_NAME_CHARACTERS = 8, 64  # that a message quotes
 _MAX_JSON_STRUCTURE = 50_000  # brackets and commas; an observation has a few dozen, base64 has none

@@ -59,6 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_entry(folder, suggested)
     _run(folder, "python scripts/make_base.py --output_dir openvla/openvla-7b --image_size 28 --patch_size 14 --llm_layers 1")
     _run(folder, "python scripts/make_untrained_policy.py --output_dir runs/demo/train/demo --robot_platform METAWORLD")
+    (folder / "runs/demo/stages.json").write_text("[]")  # as `make demo` leaves that folder, which it empties
     for number in range(3):
         write_aloha(folder / f"recordings/episode_{number}.hdf5", 30, number, instruction="fold the shirt")
         write_aloha(folder / f"raw/fold_shirt/episode_{number}.hdf5", 30, number)

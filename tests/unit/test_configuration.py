@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prismatic.models.configuration import OpenVLAConfig, TinySizes, openvla_7b, tiny
+from prismatic.models.configuration import OpenVLAConfig, TinySizes, TowerConfig, openvla_7b, tiny
 from prismatic.vla.constants import TokenIds
 
 # As openvla/openvla-7b's config.json has it, norm_stats shortened.
@@ -100,8 +100,18 @@ def test_bad_config(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"vision_layers": 0}, "depth is 1"), ({"vision_heads": 3}, "embed_dim 64"), ({"llm_heads": 3}, "llm_dim 128 is not")],
+    [
+        ({"vision_layers": 0}, "--vision_layers is 0; it must be at least 1"),
+        ({"vision_heads": 3}, "--vision_dim is 64, no multiple of --vision_heads 3"),
+        ({"llm_heads": 3}, "llm_dim 128 is not"),
+    ],
 )
 def test_bad_tiny_sizes(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(TinySizes(**sizes), base_vocab_size=500, empty_token_id=259)
+
+
+@pytest.mark.parametrize(("depth", "num_heads", "message"), [(1, 1, "depth is 1"), (2, 3, "embed_dim 64 is not a multiple of num_heads 3")])
+def test_bad_towers(depth: int, num_heads: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TowerConfig.dino(32, 16, 64, depth, num_heads)

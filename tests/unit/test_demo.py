@@ -36,6 +36,33 @@ def test_every_command_has_flags_that_exist(from_scratch: bool) -> None:
         assert set(_flags(command)) <= known, f"{script} has no flag {sorted(set(_flags(command)) - known)}"
 
 
+@pytest.mark.parametrize("script", ["demo", "aloha_smoke", "libero_smoke"])
+def test_a_folder_of_other_things_is_not_emptied(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--output_dir runs, or a dot, and everything in there was gone."""
+
+    class EndedHereError(Exception):
+        pass
+
+    def end(*arguments: object, **more: object) -> None:
+        raise EndedHereError
+
+    module = load_script(f"scripts/{script}.py")
+    for name in ("run_stage", "run"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, end)
+    monkeypatch.setattr("subprocess.run", end)
+    folder = tmp_path / "runs"
+    (folder / "my_run").mkdir(parents=True)
+    config = getattr(module, "DemoConfig" if script == "demo" else "SmokeConfig")(output_dir=folder)
+    with pytest.raises(ValueError, match=rf"--output_dir {folder} is emptied first, and holds what no earlier call has made \(my_run\)"):
+        module.main(config)
+    assert (folder / "my_run").is_dir()
+    (folder / ("stages.json" if script == "demo" else "untrained")).touch()  # as an earlier call leaves it
+    with pytest.raises(EndedHereError):
+        module.main(config)
+    assert not (folder / "my_run").exists()
+
+
 def test_lora_begins_with_the_shipped_base() -> None:
     commands = demo.demo_commands(demo.DemoConfig())
     flags = _flags(commands["fine-tune"])

@@ -18,7 +18,7 @@ from prismatic.vla.constants import ROBOT_PLATFORMS
 from prismatic.vla.datasets.dataset import DatasetOptions
 from prismatic.vla.datasets.exclusions import excluded_episodes
 from prismatic.vla.datasets.index import EpisodeIndex, load_index
-from prismatic.vla.datasets.rlds.oxe.configs import DatasetEntry
+from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, ActionEncoding, DatasetEntry
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec, resolve_datasets
 from prismatic.vla.datasets.rlds.oxe.transforms import identity_dataset_transform
 from prismatic.vla.datasets.sources import open_source
@@ -97,6 +97,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, indexes: dict[str, 
         _found(tmp_path, "[", indexes, "bad.json")
     with pytest.raises(ValueError, match=r"bad.json holds 3; it needs a list"):
         _found(tmp_path, "3", indexes, "bad.json")
+    with pytest.raises(ValueError, match=r"bad.json cannot be read \('fold' stands there twice; put its episodes into one list\)"):
+        _found(tmp_path, '{"fold": ["train 0"], "fold": ["train 1"]}', indexes, "bad.json")  # the first was trained on
 
 
 def _load(folder: Path, spec: DatasetSpec, *lines: str, **changes: object) -> TrainingData:
@@ -140,6 +142,26 @@ def test_an_episode_that_cannot_be_used_stops_training_until_it_is_excluded(tmp_
     assert len(data.train) == 9
     assert [data.train.origin(number).episode for number in (0, 3, 8)] == [0, 2, 3]  # numbers stay
     np.testing.assert_array_equal(data.train.parts[0].index.actions[3], episodes[2]["action"][0])
+
+
+def test_the_first_episode_may_be_the_one_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry without robot_platform was refused for its first episode, which no --exclude_episodes could leave out."""
+    entry = DatasetEntry(
+        image_obs_keys={"primary": "cam_high"}, state_obs_keys=("qpos",), action_encoding=ActionEncoding.JOINT_POS_BIMANUAL
+    )
+    monkeypatch.setitem(OXE_DATASET_CONFIGS, "fold", entry)
+    for number in range(3):
+        write_aloha(tmp_path / "fold" / f"episode_{number}.hdf5", 4, number, instruction="fold")
+    with h5py.File(tmp_path / "fold" / "episode_0.hdf5", "a") as file:
+        file["action"][1, 2] = np.nan
+    spec = resolve_datasets("fold", tmp_path)[0]
+    assert spec.platform.name == "ALOHA"
+    assert len(_load(tmp_path, spec, "train 0").train) == 8
+    for number in (1, 2):
+        with h5py.File(tmp_path / "fold" / f"episode_{number}.hdf5", "a") as file:
+            file["action"][1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"does not say which robot it is, and .*episode_0.hdf5: 'action' is nan at step 1"):
+        resolve_datasets("fold", tmp_path)
 
 
 def test_lerobot_episodes_have_their_own_numbers(tmp_path: Path) -> None:

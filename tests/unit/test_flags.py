@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 
+from experiments.robot.aloha.preprocess_split_aloha_data import PreprocessConfig
+from experiments.robot.aloha.run_aloha_eval import AlohaEvalConfig as AlohaConfig
+from experiments.robot.aloha.run_aloha_sim_eval import EvalConfig as AlohaSimConfig
 from experiments.robot.evaluation.driving import DrivingFlags
 from experiments.robot.evaluation.plan import EvaluationFlags
+from experiments.robot.libero.regenerate_libero_dataset import RegenerateConfig
 from experiments.robot.libero.run_libero_eval import EvalConfig as LiberoConfig
+from experiments.robot.metaworld.run_metaworld_eval import EvalConfig as MetaWorldConfig
+from experiments.robot.recording.record import RecordingOptions
 from prismatic.cli_sections import flag_names, flag_values
+from prismatic.commands.convert_aloha import ConvertConfig
+from prismatic.models.sizes import TinySizes
 from prismatic.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +129,31 @@ def test_a_note_leads_nowhere_else(flags: Callable[..., Any]) -> None:
     for note in ("../../x", "a/../b", ".."):
         with pytest.raises(ValueError, match=r"--run_id_note is '.*', which leads out of the folder of the runs"):
             flags(run_id_note=note)
+
+
+PATHS = {"input_dir": Path("in"), "dataset_name": "desk", "data_root_dir": Path("out")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (partial(ConvertConfig, **PATHS), "image_size"),
+        (TinySizes, "image_size"),
+        (partial(PreprocessConfig, Path("in"), Path("out")), "img_resize_size"),
+        (partial(RegenerateConfig, "libero_goal", Path(), Path("out")), "image_size"),
+        (partial(MetaWorldConfig, policy="expert"), "image_size"),
+        (partial(AlohaSimConfig, policy="expert"), "image_size"),
+        (partial(AlohaConfig, vla_server_url="host"), "image_size"),
+        (partial(LiberoConfig, policy="expert"), "env_img_res"),
+        (lambda **size: RecordingOptions(Path("out"), pictures=size), "image_size"),
+    ],
+)
+def test_pictures_that_no_memory_holds_are_refused_by_their_flag(flags: Callable[..., Any], name: str) -> None:
+    """100000 pixels a side were a trace of numpy's, or took the machine's memory until the process was killed."""
+    flags(**{name: 8192})
+    for pixels, bound in ((100_000, "at most 8192 pixels"), (0, "at least 1")):
+        with pytest.raises(ValueError, match=rf"--{name} is {pixels}[;,] (it )?must be {bound}"):
+            flags(**{name: pixels})
 
 
 def test_an_endless_rate_of_pictures_is_refused() -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,12 +136,41 @@ def test_other_image_files_and_what_cannot_be_one(tmp_path: Path) -> None:
         write_act(tmp_path / str(number) / "episode_0.hdf5", as_objects(encoded), dtype=h5py.vlen_dtype(np.uint8))
         np.testing.assert_array_equal(frames(index_of(tmp_path / str(number))), PICTURES)
     floats = write_act(tmp_path / "floats" / "episode_0.hdf5", PICTURES.astype(np.float32) / 255)
-    with pytest.raises(ValueError, match=rf"{floats}, /observations/images/cam_high, row 0: .* holds float32 .*expected raw images uint8"):
-        frames(index_of(floats.parent))
+    with pytest.raises(ValueError, match=rf"{floats}: /observations/images/cam_high holds float32 .*expected raw images uint8"):
+        index_of(floats.parent)
     texts = [jpeg.replace(b"\0", b"\1") for jpeg in JPEGS]  # what is left of a JPEG file in an HDF5 text
     stored = write_act(tmp_path / "texts" / "episode_0.hdf5", texts, dtype=h5py.string_dtype())
     with pytest.raises(ValueError, match=r"row 0: .*stored as text, which cannot hold the zero bytes.*record it as bytes"):
         frames(index_of(stored.parent))
+
+
+def test_an_episode_of_pictures_that_cannot_be_read_is_refused_before_a_model_loads(tmp_path: Path) -> None:
+    """One of float32 among many cost a training each of its samples, until it stopped; an odd camera that nobody asks for costs nothing."""
+    write_act(tmp_path / "episode_0.hdf5", observations__images__thermal=PICTURES.astype(np.float32))
+    write_act(tmp_path / "episode_1.hdf5", PICTURES.astype(np.float32) / 255, observations__images__thermal=PICTURES)
+    with pytest.raises(ValueError, match=r"cam_high holds float32 .*\(1 of 2 episodes cannot be used; .*one a line: train 1\)"):
+        index_of(tmp_path)
+    with pytest.raises(ValueError, match=r"thermal holds float32 .*one a line: train 0\)"):
+        index_of(tmp_path, entry(image_obs_keys={"primary": "thermal"}))
+
+
+def test_a_file_that_cannot_be_locked_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is its owner told to copy it, or to record the episode anew, because a viewer or a recorder has it open."""
+    for number in range(2):
+        write_act(tmp_path / f"episode_{number}.hdf5")
+    script = f"import h5py; file = h5py.File({str(tmp_path / 'episode_1.hdf5')!r}, 'a'); print('open', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(ValueError, match=r"episode_1.hdf5: is open for writing in another program: wait until .*one a line: train 1"):
+            index_of(tmp_path)
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise OSError("Unable to open file (unable to lock file, errno = 37, error message = 'No locks available')")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: lies on a disk that cannot lock files .*set .*HDF5_USE_FILE_LOCKING=FALSE"):
+        index_of(tmp_path)
 
 
 def test_depth_is_no_camera_and_that_is_said(tmp_path: Path) -> None:
@@ -353,6 +384,7 @@ def test_nested_linked_and_hidden_files(tmp_path: Path) -> None:
     (folder / "all").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (folder / "all" / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "val" / "gone.hdf5").symlink_to(tmp_path / "nowhere.hdf5")
+    (folder / "val" / "itself.hdf5").symlink_to(folder / "val" / "itself.hdf5")
     for name in ("._episode_0.hdf5", ".episode_9.hdf5"):
         (folder / name).write_bytes(b"\0\5\26\7")
     index = index_of(folder)
@@ -360,7 +392,7 @@ def test_nested_linked_and_hidden_files(tmp_path: Path) -> None:
     assert index.instructions == ("deep", "held out")
     assert "hidden files are left out (2, first: " in said(index)
     assert "recordings that are linked several times are read once (" in said(index)
-    assert f"links to files that are not there are left out (1, first: {folder}/val/gone.hdf5)" in said(index)
+    assert f"links to files that are not there are left out (2, first: {folder}/val/gone.hdf5)" in said(index)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,9 @@ def test_where_an_instruction_may_stand(tmp_path: Path) -> None:
     table = {"episode_1": "by stem", "episode_2.hdf5": "by name", "*": "for the rest"}
     (tmp_path / "pot" / "instructions.json").write_text(json.dumps(table))
     assert index_of(tmp_path / "pot").instructions == ("from language_raw", "by stem", "by name", "for the rest")
+    (tmp_path / "pot" / "instructions.json").write_text('{"episode_1": "open it", "*": "rest", "episode_1": "close it"}')
+    with pytest.raises(ValueError, match=r"instructions.json: cannot be read \('episode_1' stands there twice; keep one, or write a list"):
+        index_of(tmp_path / "pot")
     (tmp_path / "pot" / "instructions.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"instructions.json: expected a JSON object"):
         index_of(tmp_path / "pot")

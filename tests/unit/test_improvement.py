@@ -15,7 +15,7 @@ from experiments.robot.evaluation.comparison import PairedTable
 from experiments.robot.improvement import rounds
 from experiments.robot.improvement.config import METHODS, ImproveConfig
 from experiments.robot.improvement.judging import Round, reason_to_stop
-from experiments.robot.improvement.phases import collect_command, evaluate_command, run_phase, train_command
+from experiments.robot.improvement.phases import DONE_FILE, collect_command, evaluate_command, run_phase, train_command
 from experiments.robot.improvement.results import Results, write_results
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from prismatic.cli_sections import flag_names
@@ -212,6 +212,25 @@ def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.Cap
     with pytest.raises(ValueError, match="the stage 'fail' failed"):
         run_phase("fail", ["python", "-c", "raise SystemExit(1)"], tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    for content in ("", '{"command": "x"', "[]", "{}", '{"command": "x", "seconds": null}'):
+        (tmp_path / "phase" / DONE_FILE).write_text(content)
+        with pytest.raises(ValueError, match=r"phase/done\.json is damaged \(.*\); delete it, and the phase goes on"):
+            run_phase("count", command, tmp_path / "phase")
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 7', "[7]", "\xff"])
+def test_damaged_settings_are_told_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """The error was that of the JSON alone, without the file and without a way on."""
+    monkeypatch.setattr(rounds, "fingerprint", lambda folder: "policy")
+    config = ImproveConfig(pretrained_checkpoint="policy", demonstrations=[str(tmp_path)], output_dir=tmp_path)
+    rounds._keep_settings(config)
+    settings = tmp_path / "settings.json"
+    settings.write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{settings} is damaged \(.*choose another --output_dir.*delete this file alone"):
+        rounds._keep_settings(config)
+    settings.unlink()
+    rounds._keep_settings(config)
+    rounds._keep_settings(config)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +243,7 @@ def test_a_phase_that_is_done_is_not_run_again(tmp_path: Path, capfd: pytest.Cap
         ({"demonstrations": []}, "--demonstrations is empty; pass what the policy was trained on"),
         ({"demonstrations": ["/nowhere"]}, "--demonstrations: /nowhere does not exist"),
         ({"num_rollouts": 0}, "--num_rollouts is 0; it must be at least 1"),
+        ({"seed": -1}, "--seed is -1; it must be at least 0"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -103,6 +103,10 @@ def make_wordy(episodes: list[Episode]) -> None:
     episodes[1]["language_instruction"] = ["push the button " * 1250] * 30
 
 
+def make_lines(episodes: list[Episode]) -> None:
+    episodes[0]["language_instruction"] = ["push the button\npress it"] * len(episodes[0]["action"])
+
+
 def make_short(episodes: list[Episode]) -> None:
     episodes[:] = [sound_episode(seed, length=4) for seed in range(5)] + [sound_episode(9, length=1)]
 
@@ -133,6 +137,7 @@ def test_sound_data_give_no_warning(tmp_path: Path) -> None:
         (make_still, "stands still in"),
         (make_unlabelled, "1 of 6 episodes have no instruction"),
         (make_wordy, "1 instruction has more than 500 characters, the longest 19,999: 'push the"),
+        (make_lines, r"1 instruction has several lines, which are taken for one text: 'push the button\npress it'"),
         (make_respelt, "differ only in case, spaces or punctuation"),
         (make_short, "chunk of 8 actions is longer than 100% of the episodes"),
         (make_short, "1 episode has only one step"),
@@ -321,6 +326,98 @@ def test_a_unit_is_what_the_name_of_the_dimension_says(tmp_path: Path, unit: str
     found = "\n".join(str(finding) for finding in inspect_dataset(spec).findings if "units" in str(finding) or "turn" in str(finding))
     assert told in found
     assert bool(told) == bool(found), found
+
+
+def turn(state: np.ndarray, seed: int) -> None:
+    state[:, 0] = (np.linspace(2.5, 4, 30) + np.pi) % (2 * np.pi) - np.pi
+
+
+def turn_in_degrees(state: np.ndarray, seed: int) -> None:
+    state[:, 0] = (np.linspace(140, 230, 30) + 180) % 360 - 180
+
+
+def step_far(state: np.ndarray, seed: int) -> None:
+    state[:, 0] = np.where(np.arange(30) < 15, 3, -1)
+
+
+def put_quaternion(state: np.ndarray, seed: int) -> None:
+    half = np.linspace(0.1, 0.5 + 0.1 * seed, 30)
+    state[:, 3:7] = np.stack([0.6 * np.sin(half), 0 * half, 0.8 * np.sin(half), np.cos(half)], axis=1)
+
+
+def flip_quaternion(state: np.ndarray, seed: int) -> None:
+    put_quaternion(state, seed)
+    state[12:, 3:7] *= -1
+
+
+def flip_some_quaternions(state: np.ndarray, seed: int) -> None:
+    put_quaternion(state, seed)
+    state[:, 3:7] *= -1 if seed in (1, 4) else 1
+
+
+def close_in_percent(state: np.ndarray, seed: int) -> None:
+    state[:, 7] *= 100 if seed == 2 else 1
+
+
+def hardly_close(state: np.ndarray, seed: int) -> None:
+    state[:, 7] = 100 * state[:, 7] if seed == 2 else 0.2 * np.sin(np.arange(30))  # one task holds the gripper, in percent, still
+
+
+def move_in_degrees(state: np.ndarray, seed: int) -> None:
+    state[:, :7] *= 180 / np.pi if seed in (0, 3) else 1
+
+
+def turn_one_joint(state: np.ndarray, seed: int) -> None:
+    state[:, 2] *= 60 if seed in (0, 3) else 1  # one task needs it, the others do not
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (turn, "state values jump by 2 pi or by 360: joint_1 6 times. If these are angles, unwrap them"),
+        (turn_in_degrees, "state values jump by 2 pi or by 360: joint_1 6 times"),
+        (step_far, ""),
+        (put_quaternion, ""),
+        (
+            flip_quaternion,
+            "state's quaternion (joint_4 .. joint_7) changes its sign, and is the same rotation: 6 times from one step to the",
+        ),
+        (flip_some_quaternions, "is the same rotation: 2 of 6 episodes begin with the other sign than the rest"),
+        (
+            close_in_percent,
+            "state gripper: the range is 100 times as wide in 1 of 6 episodes as in the others, as if they were in another unit",
+        ),
+        (hardly_close, ""),
+        (move_in_degrees, "state joint_1, joint_2, joint_3, joint_4, joint_5 and 2 more: the range is"),
+        (turn_one_joint, ""),
+    ],
+)
+def test_what_is_stored_in_two_ways_is_reported(tmp_path: Path, change: Callable[[np.ndarray, int], None], told: str) -> None:
+    """A policy takes the two for different things, and averages them; all that would show is a low success rate."""
+    names = (*(f"joint_{number}" for number in range(1, 8)), "gripper")
+    platform = replace(constants.get_robot_platform("SINGLE_JOINT"), name="MINE", action_names=names, proprio_names=names)
+    episodes = []
+    for seed in range(6):
+        episode = make_episode(30, seed=seed, action_dim=8, state_dim=8, size=16)
+        state = np.sin(np.arange(30)[:, None] / 9 + np.arange(8) + seed).astype(np.float32)
+        state[:, 7] = np.arange(30) < 20
+        change(state, seed)
+        episode["observation/state"], episode["action"] = state, np.concatenate([state[1:], state[-1:]])
+        episodes.append(episode)
+    entry = DatasetEntry(action_encoding=ActionEncoding.JOINT_POS, robot_platform="SINGLE_JOINT")
+    spec = replace(spec_of(write_dataset(tmp_path, "toy", {"train": episodes}), entry), platform=platform)
+    found = "\n".join(str(item) for item in inspect_dataset(spec).findings if re.search("jump|sign|unit", str(item)))
+    assert told in found
+    assert bool(told) == bool(found), found
+
+
+@pytest.mark.parametrize(("size", "told"), [((48, 64), ""), ((96, 128), ""), ((64, 64), "64 x 64 (episode 2)")])
+def test_pictures_of_other_proportions_are_reported(size: tuple[int, int], told: str) -> None:
+    scenes = [np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in ((48, 64), (48, 64), size)]
+    strips = [Strip(episode, np.arange(2), {"primary": [scene, scene[::-1]]}) for episode, scene in enumerate(scenes)]
+    found = [str(finding) for finding in check_frames(strips) if "proportions" in str(finding)]
+    assert len(found) == bool(told)
+    assert told in "".join(found)
 
 
 def test_wrong_widths_are_reported_and_shown(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from script_modules import load_script
@@ -94,6 +95,32 @@ def test_a_mistake_names_the_flag() -> None:
         learning.LearningConfig(benchmark="aloha_transfer_cube", task_names=["insertion"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 60}, "--image_size is 60, no multiple of --patch_size 16; take 48 or 64"),
+        ({"image_size": 8}, "--image_size is 8, no multiple of --patch_size 16; take 16"),
+        ({"vision_heads": 3}, "--vision_dim is 256, no multiple of --vision_heads 3; take 255 or 258"),
+        ({"patch_size": 0}, "--patch_size is 0; it must be at least 1"),
+        ({"learning_rate": -1e-3}, "--learning_rate is -0.001; it must be above 0"),
+        ({"batch_size": 0}, "--batch_size is 0; it must be at least 1"),
+        ({"seed": -1}, "--seed is -1; it must be a whole number from 0"),
+    ],
+)
+def test_sizes_and_flags_of_training_are_refused_before_anything_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    """The base and the training refused them, after hours of demonstrations, and the folder was bound to them."""
+
+    def run(*arguments: Any) -> bool:
+        raise AssertionError("nothing is to be run")
+
+    monkeypatch.setattr(learning.Stages, "run", run)
+    with pytest.raises(ValueError, match=message):
+        learning.main(learning.LearningConfig(output_dir=tmp_path / "out", benchmark="metaworld", **changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stage_that_takes_too_long_is_asked_to_stop(tmp_path: Path) -> None:
     stops = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); time.sleep(60)"
     stages = learning.Stages(tmp_path)
@@ -140,6 +167,24 @@ def test_policies_of_other_settings_are_not_taken_for_those_that_are_wanted(tmp_
     learning.main(dataclasses.replace(config, num_trials_per_task=5, num_demonstrations=50, num_envs=2))
     with pytest.raises(ValueError, match=r"with other flags \(--learning_rate was 0.0003, is 0.001; --seed was 7, is 8\); choose another"):
         learning.main(dataclasses.replace(config, learning_rate=1e-3, seed=8))
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 7', "[7]"])
+def test_damaged_files_of_an_earlier_call_are_told_by_their_names(tmp_path: Path, content: str) -> None:
+    config = learning.LearningConfig(output_dir=tmp_path, benchmark="metaworld")
+    damaged = [tmp_path / "settings.json", tmp_path / "l1" / "trained.json", tmp_path / "l1" / "eval" / "report.json"]
+    damaged[2].parent.mkdir(parents=True)
+    for path in damaged:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{damaged[0]} is damaged .* choose another --output_dir.*delete this file alone"):
+        learning.main(config)
+    with pytest.raises(ValueError, match=rf"{damaged[1]} is damaged .* delete it: the training then goes on"):
+        learning.train(config, "l1", learning.Stages(tmp_path))
+    with pytest.raises(ValueError, match=rf"{damaged[2]} is damaged .* delete it: the evaluation then writes it again"):
+        learning.write_results(config, [])
+    damaged[1].write_text('{"max_steps": "many"}')
+    with pytest.raises(ValueError, match=rf"{damaged[1]} is damaged \(it says max_steps 'many'"):
+        learning.train(config, "l1", learning.Stages(tmp_path))
 
 
 def test_more_steps_are_evaluated_anew_and_the_earlier_evaluation_is_kept(tmp_path: Path) -> None:

@@ -204,6 +204,22 @@ def test_steps_that_are_stored_twice_are_told(tmp_path: Path) -> None:
     assert read(folder)[1] == []
 
 
+def test_steps_that_are_not_there_are_told(tmp_path: Path) -> None:
+    """With a whole video their frames are found by time, and nothing said that the arm jumps."""
+    folder = write_v2(tmp_path / "door", EPISODES)
+    data, meta = folder / "data/chunk-000/episode_000001.parquet", folder / "meta/episodes.jsonl"
+    whole = pq.read_table(data)
+    pq.write_table(whole.take([0, 1, 2, 6, 7, 8]), data)
+    meta.write_text(meta.read_text().replace('"length": 9', '"length": 6'))
+    (repair,) = read(folder)[1]
+    assert "frame_index has gaps are read without them: what comes after a gap is taken for the next step (1, first: " in repair
+    assert "episode 1: 6 follows on 2, 6 steps" in repair
+    assert frames_of(folder, 1) == [0, 1, 2, 6, 7, 8]
+    pq.write_table(whole.take([0, 2, 4, 6, 8]), data)  # every second one
+    meta.write_text(meta.read_text().replace('"length": 6', '"length": 5'))
+    assert not any("gaps" in repair for repair in read(folder)[1])
+
+
 CLOCKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "wall clock": lambda seconds: seconds + 1.76e9,
     "wall clock that jitters": lambda seconds: seconds + 1.76e9 + np.random.default_rng(0).uniform(-0.08, 0.08, len(seconds)),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from script_modules import load_script
 
+from experiments.robot.evaluation.collecting import dataset_of
 from experiments.robot.evaluation.policies import choose_unnorm_key
 from experiments.robot.libero import tasks as libero_tasks
 from experiments.robot.libero.experts import _spread, _turn, narrowest_side, room_for_hand
@@ -129,6 +130,16 @@ def test_statistics_of_the_suite_are_found(tmp_path: Path) -> None:
     assert key(["libero_10_no_noops", "libero_goal_no_noops"]) == "libero_goal_no_noops"
     assert key(["libero_10_no_noops", "libero_goal_no_noops"], unnorm_key="libero_10_no_noops") == "libero_10_no_noops"
     assert key(["a", "b"]) is None  # loading then lists them
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
+def test_damaged_statistics_are_told_by_their_name(tmp_path: Path, content: str) -> None:
+    """Evaluations and collections said what JSON misses, and not in which file."""
+    (tmp_path / "dataset_statistics.json").write_text(content)
+    (tmp_path / "policy.json").touch()
+    for look in (lambda: choose_unnorm_key(tmp_path, None, []), lambda: dataset_of(tmp_path, "metaworld_demo")):
+        with pytest.raises(ValueError, match=r"dataset_statistics\.json .*copy or download it again"):
+            look()
 
 
 def test_a_changed_task_asks_for_what_its_file_says(tmp_path: Path) -> None:

@@ -252,6 +252,13 @@ def test_a_manifest_that_cannot_be_meant_is_one_line(tmp_path: Path, rollouts: P
     assert "\n" not in str(caught.value)
 
 
+def test_a_rule_that_a_file_of_weights_has_twice_is_named(tmp_path: Path, rollouts: Path) -> None:
+    """The last weight counted, without a word: an episode that was left out came back."""
+    (tmp_path / "weights.json").write_text('{"a.hdf5": 0, "success": 2, "a.hdf5": 5}')
+    with pytest.raises(ValueError, match=r"weights.json cannot be read \('a.hdf5' stands there twice; keep one\)"):
+        load(manifest(tmp_path, {"path": "rollouts"}), episode_weights=str(tmp_path / "weights.json"))
+
+
 def test_doctor_and_inspection_take_a_manifest(tmp_path: Path, rollouts: Path) -> None:
     path = manifest(tmp_path, {"path": "rollouts"})
     for finding in (check_data(path, None, None)[0], check_data(tmp_path, str(path), None)[0]):
@@ -268,6 +275,14 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, rollouts: Path) -> None:
         load(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list.json is no manifest: expected"):
+        load(tmp_path / "list.json")
+    (tmp_path / "list.json").write_text(
+        '{"dataset": "metaworld_demo", "recordings": [{"path": "a"}], "recordings": [{"path": "rollouts"}]}'
+    )
+    with pytest.raises(ValueError, match=r"list.json cannot be read \('recordings' stands there twice; put all recordings into one list"):
+        load(tmp_path / "list.json")  # the first list was lost without a word
+    (tmp_path / "list.json").write_text('{"dataset": "metaworld_demo", "recordings": [{"path": "rollouts"}], "weights": {"success": 0}}')
+    with pytest.raises(ValueError, match=r"list.json: 'weights' stands beside \"recordings\", where it means nothing; write it into each"):
         load(tmp_path / "list.json")
     with pytest.raises(ValueError, match=r"'metaworld_dmo' is neither an entry.*did you mean metaworld_demo"):
         load(manifest(tmp_path, {"path": "rollouts"}, dataset="metaworld_dmo"))

@@ -416,7 +416,7 @@ def test_pictures_that_training_cannot_decode_are_not_proposed(tmp_path: Path) -
         with h5py.File(path, "a") as file:
             del file["observations/images/cam_high"]
             file["observations/images/cam_high"] = np.zeros((NUM_STEPS, 8, 8, 3), np.float32)
-    with pytest.raises(ValueError, match=r"no entry can be proposed, .*holds float32 \[60, 8, 8, 3\], expected raw images uint8"):
+    with pytest.raises(ValueError, match=r"episode_0.hdf5: /observations/images/cam_high holds float32 \[60, 8, 8, 3\], expected raw"):
         suggest_entry(tmp_path / "mine", "mine")
 
 
@@ -580,7 +580,7 @@ def test_recordings_without_actions_name_what_is_there(tmp_path: Path) -> None:
 
 def test_episodes_of_different_robots_are_one_line(tmp_path: Path) -> None:
     write_act(tmp_path, lambda seed: targets(5 + seed)(seed))
-    with pytest.raises(ValueError, match="actions have 6 dimensions in one episode, 8 in another"):
+    with pytest.raises(ValueError, match=r"actions have 6 dimensions in one episode, 8 in another \(.*_0\.hdf5 and .*_2\.hdf5\)"):
         suggest_entry(tmp_path / "mine", "mine")
     write_act(tmp_path / "lacking", targets(5), **{"observations__pose": lambda seed: walk(seed, 3)})
     for seed in range(3):
@@ -588,7 +588,7 @@ def test_episodes_of_different_robots_are_one_line(tmp_path: Path) -> None:
             del file["observations/qpos"]
             if seed:
                 del file["observations/pose"]
-    with pytest.raises(ValueError, match="an episode lacks a column of pose, which the first one has"):
+    with pytest.raises(ValueError, match=r"_1\.hdf5: an episode lacks a column of pose, which the first one has; move"):
         suggest_entry(tmp_path / "lacking/mine", "mine")
 
 

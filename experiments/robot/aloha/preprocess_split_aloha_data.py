@@ -20,6 +20,7 @@ from prismatic.conversion.staging import only_writer
 from prismatic.stages import keep_settings
 from prismatic.vla.datasets.hdf5.layout import find_files
 from prismatic.vla.datasets.split_names import VAL_FRACTION
+from prismatic.vla.types import check_side
 
 
 @dataclass
@@ -35,8 +36,7 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.percent_val < 1:
             raise ValueError(f"--percent_val is {self.percent_val}; it is a share of at least 0 and less than 1, such as 0.05")
-        if self.img_resize_size < 1:
-            raise ValueError(f"--img_resize_size is {self.img_resize_size}; it must be at least 1 pixel")
+        check_side("--img_resize_size", self.img_resize_size)
 
 
 def main(config: PreprocessConfig) -> None:

@@ -26,6 +26,7 @@ from prismatic.acting.robot import Robot
 from prismatic.acting.signals import end_at_signals
 from prismatic.cli import run_script
 from prismatic.vla.constants import ROBOT_PLATFORMS, ActionKind
+from prismatic.vla.types import check_side
 from prismatic.wire.policy_info import CHANGE_PREFIX, PolicyInfo
 
 HARDWARE = "hardware"
@@ -60,6 +61,7 @@ class AlohaEvalConfig(DrivingFlags):
             raise ValueError("--use_vla_server False is not possible: start vla-scripts/deploy.py and pass --vla_server_url")
         if not self.vla_server_url:
             raise ValueError("--vla_server_url is missing; pass the address of the machine that runs vla-scripts/deploy.py")
+        check_side("--image_size", self.image_size)
         if self.robot != HARDWARE and self.robot not in ALOHA_TASKS:
             raise ValueError(f"--robot is {self.robot!r}, expected {HARDWARE} or a simulated task: {', '.join(ALOHA_TASKS)}")
         for name in ("control_hz", "max_joint_speed", "max_joint_change"):

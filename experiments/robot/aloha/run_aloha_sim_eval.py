@@ -22,6 +22,7 @@ from experiments.robot.evaluation.rollout import ChunkPolicy
 from experiments.robot.evaluation.run import print_report, run_evaluation
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
+from prismatic.vla.types import check_side
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class EvalConfig(EvaluationFlags):
             raise ValueError("--task_names is empty; pass at least one task, such as [transfer_cube]")
         for name in self.task_names:
             get_aloha_task(name)
-        if self.image_size < 1:
-            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1")
+        check_side("--image_size", self.image_size)
 
 
 def evaluate(config: EvalConfig) -> Report:

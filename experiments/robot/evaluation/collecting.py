@@ -5,7 +5,6 @@ With the expert's help (`actors.HELP`) they show what the policy should have don
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -100,13 +99,14 @@ def _played(config: EvaluationFlags, benchmark: Benchmark) -> list[tuple[Planned
 
 def dataset_of(checkpoint: str | Path, default: str) -> str:
     """The data set whose entry and statistics a policy was trained with, where it is one of the registry; else `default`."""
+    from prismatic.models.json_files import read_object
     from prismatic.policy.checkpoint.files import STATISTICS_FILE
     from prismatic.policy.checkpoint.loading import resolve_folder
 
     if not checkpoint:
         return default
     statistics = resolve_folder(checkpoint, with_weights=False) / STATISTICS_FILE
-    known = [name for name in json.loads(statistics.read_text()) if registered_name(name)] if statistics.is_file() else []
+    known = [name for name in read_object(statistics) if registered_name(name)] if statistics.is_file() else []
     return known[0] if len(known) == 1 else default
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +34,14 @@ def load_policy(
 
 def choose_unnorm_key(checkpoint: str | Path, wanted: str | None, data_sets: Sequence[str]) -> str | None:
     """`wanted`; of a checkpoint trained on several data sets the first of `data_sets` that it knows; else None: there is only one."""
+    from prismatic.models.json_files import read_object
     from prismatic.policy.checkpoint.files import STATISTICS_FILE
     from prismatic.policy.checkpoint.loading import resolve_folder
 
     statistics = resolve_folder(checkpoint, with_weights=False) / STATISTICS_FILE
     if wanted or not statistics.is_file():
         return wanted
-    keys = json.loads(statistics.read_text())
+    keys = read_object(statistics)
     return next((name for name in data_sets if name in keys), None) if len(keys) > 1 else None
 
 

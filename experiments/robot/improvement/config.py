@@ -87,6 +87,8 @@ class ImproveConfig:
         for name in (*counts, "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it must be at least 0")
 
     @property
     def folder(self) -> Path:

@@ -15,7 +15,7 @@ from experiments.robot.evaluation.collecting import MANIFEST_FILE
 from experiments.robot.evaluation.journal import JOURNAL_FILE
 from experiments.robot.improvement.config import METHODS, ImproveConfig
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.stages import run_stage
+from prismatic.stages import read_note, run_stage
 from prismatic.vla.datasets.manifest import Part, check_moved, is_manifest, read_manifest, write_manifest
 
 DONE_FILE = "done.json"
@@ -27,13 +27,26 @@ def run_phase(stage: str, command: list[str], folder: Path, must_match: Sequence
     """Runs a command unless `folder` says that it is done; seconds that it took, of the last call where it was interrupted.
 
     `must_match`: flags that may change between calls, with whose value it must have been done. Raises:
-        ValueError: it failed.
+        ValueError: it failed, or what says that it is done is damaged.
     """
     done = folder / DONE_FILE
-    if not done.is_file() or not _is_same(shlex.split(json.loads(done.read_text())["command"]), command, must_match):
-        seconds = run_stage(stage, command)
-        write_json(done, {"command": shlex.join(command), "seconds": seconds})
-    return float(json.loads(done.read_text())["seconds"])
+    if done.is_file():
+        said, seconds = _read_done(done)
+        if _is_same(shlex.split(said), command, must_match):
+            return seconds
+    seconds = run_stage(stage, command)
+    write_json(done, {"command": shlex.join(command), "seconds": seconds})
+    return seconds
+
+
+def _read_done(path: Path) -> tuple[str, float]:
+    """The command that was done, and the seconds that it took."""
+    remedy = "delete it, and the phase goes on with what is there"
+    content = read_note(path, remedy)
+    try:
+        return str(content["command"]), float(content["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged (it says {content}, expected command and seconds); {remedy}") from error
 
 
 def _is_same(command: list[str], other: list[str], flags: Sequence[str]) -> bool:

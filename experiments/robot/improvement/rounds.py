@@ -30,6 +30,7 @@ from experiments.robot.improvement.phases import (
 from experiments.robot.improvement.results import Results, write_results
 from prismatic.cli import parse_flags
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
+from prismatic.stages import read_settings
 from prismatic.vla.datasets.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -98,18 +99,19 @@ def _keep_settings(config: ImproveConfig) -> None:
     """Writes down what a later call must share, or compares it.
 
     Raises:
-        ValueError: the folder holds an improvement with other settings.
+        ValueError: the folder holds an improvement with other settings, or the file that says with which is damaged.
     """
     path = config.folder / SETTINGS_FILE
     settings = json.loads(json.dumps(config.fixed() | {"checkpoint_content": fingerprint(Path(config.start))}, default=str))
     if not path.is_file():
         write_json(path, settings)
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "choose another --output_dir, or remove that folder"
+    stored = read_settings(path, remedy)
     changed = [name for name in sorted(stored.keys() | settings.keys()) if stored.get(name) != settings.get(name)]
     if changed:
         listed = "; ".join(f"{name} was {stored.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-        raise ValueError(f"{config.folder} holds another improvement ({listed}); choose another --output_dir, or remove that folder")
+        raise ValueError(f"{config.folder} holds another improvement ({listed}); {remedy}")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from prismatic.conversion.staging import only_writer
 from prismatic.stages import keep_settings
 from prismatic.vla.datasets.hdf5.layout import open_file
 from prismatic.vla.datasets.hdf5.robomimic import demos
+from prismatic.vla.types import check_side
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,7 @@ class RegenerateConfig:
 
     def __post_init__(self) -> None:
         check_suite("--libero_task_suite", self.libero_task_suite)
-        if self.image_size < 1:
-            raise ValueError(f"--image_size is {self.image_size}; it must be at least 1 pixel")
+        check_side("--image_size", self.image_size)
         if not self.libero_raw_data_dir.is_dir():
             raise ValueError(f"--libero_raw_data_dir {self.libero_raw_data_dir} is not a folder; download LIBERO's data sets first")
 

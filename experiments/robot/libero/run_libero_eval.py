@@ -33,6 +33,7 @@ from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
 from prismatic.policy.checkpoint.flags import PolicyFlags
 from prismatic.vla.run_names import check_note
+from prismatic.vla.types import check_side
 
 _DEFAULT_STATES = "DEFAULT"  # the familiar spelling
 
@@ -70,6 +71,7 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"--{name} is {value}, must be at least {smallest}")
+        check_side("--env_img_res", self.env_img_res)
 
     @property
     def folder(self) -> Path:

@@ -17,6 +17,7 @@ from experiments.robot.metaworld.environment import CAMERAS, MetaWorldSimulator
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from experiments.robot.simulators.rendering import configure_rendering
 from prismatic.cli import run_script
+from prismatic.vla.types import check_side
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class EvalConfig(EvaluationFlags):
         super().__post_init__()
         if not self.task_names:
             raise ValueError(f"--task_names is empty; pass at least one task, such as [{DEMO_TASKS[0]}]")
-        for name in ("max_steps", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        check_side("--image_size", self.image_size)
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"--max_steps is {self.max_steps}; it must be at least 1")
 
 
 def evaluate(config: EvalConfig) -> Report:

@@ -24,7 +24,7 @@ from experiments.robot.simulators.interfaces import Environment, Simulator
 from experiments.robot.simulators.workers import EnvironmentSlot, end_with_parent, single_threaded_children
 from prismatic.vla.datasets.hdf5.layout import open_h5
 from prismatic.vla.datasets.hdf5.recording import Recording, write_recording
-from prismatic.vla.types import Observation
+from prismatic.vla.types import Observation, check_side
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class RecordingOptions:
         for name in _SIZE_FLAGS & self.pictures.keys():
             if self.pictures[name] < 1:
                 raise ValueError(f"--{name} is {self.pictures[name]}, must be at least 1")
+            check_side(f"--{name}", self.pictures[name])
         if not 0 <= self.noise_correlation < 1:
             raise ValueError(f"--noise_correlation is {self.noise_correlation}, must be at least 0 and below 1")
 

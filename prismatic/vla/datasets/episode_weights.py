@@ -9,7 +9,6 @@ Letters: E episodes, M steps.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence, Set
@@ -32,6 +31,7 @@ from prismatic.vla.datasets.index import EpisodeIndex
 from prismatic.vla.datasets.manifest import SUFFIX, Manifest, check_weights, is_manifest, read_manifest
 from prismatic.vla.datasets.merged import PART
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
+from prismatic.vla.datasets.texts import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _is_meant_for(rule: str, index: EpisodeIndex, is_only: bool, where: str) -> 
 def _rules(path: Path, datasets: tuple[str, ...]) -> list[tuple[str | None, str, float]]:
     """(data set or None for all, rule, weight) of the file."""
     try:
-        content = json.loads(path.expanduser().read_text(encoding="utf-8-sig"))
+        content = parse_json(path.expanduser().read_text(encoding="utf-8-sig"), "keep one")
     except (OSError, ValueError) as error:
         raise ValueError(f'{_FLAG} {path} cannot be read ({error}); it holds an object such as {{"not success": 0}}') from error
     if not isinstance(content, dict):

@@ -11,13 +11,13 @@ A text file with a line for each, or a JSON list of such lines; # begins a comme
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.index import EpisodeIndex
+from prismatic.vla.datasets.texts import parse_json
 
 _FLAG = "--exclude_episodes"
 
@@ -44,7 +44,8 @@ def _lines(path: Path, indexes: Mapping[str, EpisodeIndex]) -> Iterator[tuple[tu
     """(data sets that may be meant, episode) of every line."""
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else [line.partition("#")[0] for line in text.splitlines()]
+        lines = [line.partition("#")[0] for line in text.splitlines()]
+        content = parse_json(text, "put its episodes into one list") if path.suffix == ".json" else lines
     except (OSError, ValueError) as error:
         raise ValueError(f"{_FLAG} {path} cannot be read ({error}); it holds a line for each episode, such as: train 12") from error
     if isinstance(content, dict):

@@ -25,7 +25,7 @@ from typing import Any
 
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.split_names import usual_split
-from prismatic.vla.datasets.texts import TEXT_FILES
+from prismatic.vla.datasets.texts import TEXT_FILES, parse_json
 
 SUFFIX = ".json"
 _FIELDS = ("path", "episodes", "weight", "weights", "instructions")
@@ -113,12 +113,14 @@ def _read(path: Path, depth: int) -> Manifest:
     if depth > _DEEPEST:
         raise ValueError(f"{path}: manifests list each other in a circle")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"), "put all recordings into one list, and each rule there once")
     except (OSError, ValueError) as error:
         raise ValueError(f"the manifest {path} cannot be read ({error}); see docs/rollouts.md") from error
     rows = content.get("recordings") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not isinstance(content.get("dataset"), str):
         raise ValueError(f'{path} is no manifest: expected {{"dataset": a registry entry, "recordings": [{{"path": ...}}, ...]}}')
+    if lost := next((name for name in content if name in _FIELDS), None):
+        raise ValueError(f'{path}: {lost!r} stands beside "recordings", where it means nothing; write it into each line that it is about')
     parts: list[Part] = []
     for number, row in enumerate(rows):
         where = f"{path}, recordings {number}"

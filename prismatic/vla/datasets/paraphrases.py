@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prismatic.vla.constants import near_names
-from prismatic.vla.datasets.texts import read_text
+from prismatic.vla.datasets.texts import parse_json, read_text
 
 
 def read_paraphrases(path: Path, instructions: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -20,7 +18,7 @@ def read_paraphrases(path: Path, instructions: Iterable[str]) -> dict[str, tuple
         ValueError: no such file, not of this form, or it knows none of the instructions.
     """
     try:
-        content = json.loads(read_text(path), object_pairs_hook=_as_table)
+        content = parse_json(read_text(path), "put all texts into one list")
     except (OSError, ValueError) as error:
         raise ValueError(f'--paraphrases {path} cannot be read ({error}); expected {{"instruction": ["in other words", ...]}}') from error
     if not isinstance(content, dict):
@@ -34,16 +32,6 @@ def read_paraphrases(path: Path, instructions: Iterable[str]) -> dict[str, tuple
         wanted = next(iter(sorted(known)), "")
         raise ValueError(f"--paraphrases {path} has none of the data's instructions, such as {wanted!r}; {near_names(wanted, content)}")
     return found
-
-
-def _as_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError where a name stands twice, of which JSON would keep the last without a word."""
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"{name!r} stands there twice; put all texts into one list")
-        table[name] = value
-    return table
 
 
 def choose_words(instruction: str, paraphrases: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:

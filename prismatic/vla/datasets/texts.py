@@ -1,9 +1,10 @@
-"""What a robot was told: the names under which recorders store it, and one text out of several that say the same."""
+"""What people wrote: the names under which recorders store what a robot was told, one text out of several that say the same, JSON."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,24 @@ def read_text(path: Path) -> str:
         return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8, or copy it again") from error
+
+
+def parse_json(text: str, remedy: str) -> Any:
+    """What a person has written as JSON.
+
+    Raises:
+        ValueError: it is none, or a name stands twice in an object, of which JSON would keep the last without a word.
+    """
+
+    def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in content:
+                raise ValueError(f"{name!r} stands there twice; {remedy}")
+            content[name] = value
+        return content
+
+    return json.loads(text, object_pairs_hook=as_object)
 
 
 def instruction_names(names: Collection[str]) -> list[str]:

@@ -49,6 +49,16 @@ def image_remark(stored: Any) -> str:
     return "images with their channels first are turned" if _is_channels_first(stored) else ""
 
 
+def raw_problem(stored: Any) -> str:
+    """Why none of the raw pictures of a data set can be read; "" if nothing is wrong with their form, or they are image files."""
+    if stored.ndim < 3 or (stored.dtype == np.uint8 and (_is_grey(stored) or _is_channels_last(stored) or _is_channels_first(stored))):
+        return ""
+    return (
+        f"{stored.name} holds {stored.dtype} {list(stored.shape)}, expected raw images uint8 [steps, height, width, 3] with values "
+        "0 to 255, or one JPEG or PNG file per step"
+    )
+
+
 def read_frame(stored: Any, row: int, upside_down: bool = False) -> np.ndarray:
     """uint8 RGB [H, W, 3]: one row of an image data set, raw or encoded.
 
@@ -65,11 +75,8 @@ def read_frames(stored: Any) -> np.ndarray:
 
 
 def _raw_frame(stored: Any, row: int) -> np.ndarray:
-    if stored.dtype != np.uint8 or not (_is_grey(stored) or _is_channels_last(stored) or _is_channels_first(stored)):
-        raise ValueError(
-            f"{stored.name} holds {stored.dtype} {list(stored.shape)}, expected raw images uint8 [steps, height, width, 3] with values "
-            "0 to 255, or one JPEG or PNG file per step"
-        )
+    if problem := raw_problem(stored):
+        raise ValueError(problem)
     image = stored[row]
     if _is_grey(stored):
         image = image[:, :, None]

@@ -27,6 +27,7 @@ from prismatic.vla.datasets.texts import (
     as_text,
     distinct_texts,
     instruction_names,
+    parse_json,
     read_text,
 )
 
@@ -113,7 +114,7 @@ def instruction_from_table(table: Path, path: Path, episode: str = "") -> tuple[
         ValueError: `table` does not hold texts.
     """
     try:
-        content = json.loads(read_text(table))
+        content = parse_json(read_text(table), "keep one, or write a list of texts")
     except (OSError, ValueError) as error:
         raise ValueError(f"{table}: cannot be read ({error}); expected a JSON object {{file name: instruction}}") from error
     if isinstance(content, list):

@@ -12,6 +12,7 @@ Where instructions may stand: `instructions`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from prismatic.vla.datasets.split_names import usual_split
 
 SUFFIXES = (".hdf5", ".h5")
 _UNOPENED = "Unable to"  # begins what h5py says of a damaged member, as of an absent one
+_NO_LOCK = "unable to lock file"  # stands in what h5py says of a file that another program writes
 OBSERVATION_GROUPS = ("observations", "observation")  # of ACT's files; the second name is a variant of some recorders
 
 
@@ -67,10 +69,17 @@ def _files_below(folder: Path, parents: tuple[str, ...]) -> Iterator[Path]:
     if real in parents or not os.path.isdir(real):  # a link to a folder above itself
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield Path(entry.path)
         elif not entry.name.startswith("."):
             yield from _files_below(Path(entry.path), (*parents, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _nothing_found(folder: Path) -> str:
@@ -105,8 +114,19 @@ def open_h5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        problem = file_problem(path) or f"cannot be read as HDF5 ({error}); copy it again, or record the episode anew"
+        problem = (
+            file_problem(path) or _lock_problem(error) or f"cannot be read as HDF5 ({error}); copy it again, or record the episode anew"
+        )
         raise ValueError(f"{path}: {problem}") from error
+
+
+def _lock_problem(error: OSError) -> str:
+    """Why HDF5 could not lock a file, with what to do about it; "" if that was not what failed."""
+    if _NO_LOCK not in str(error):
+        return ""
+    if os.strerror(errno.EAGAIN) in str(error):
+        return "is open for writing in another program: wait until that has closed it, and touch the file if it has not changed since"
+    return f"lies on a disk that cannot lock files ({error}): set HDF5_USE_FILE_LOCKING=FALSE in the environment, or copy it elsewhere"
 
 
 @contextmanager

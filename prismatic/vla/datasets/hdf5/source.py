@@ -30,7 +30,7 @@ from prismatic.vla.datasets.hdf5.act import IMAGES, act_depths, act_images, read
 from prismatic.vla.datasets.hdf5.columns import unopened, without_last_observation
 from prismatic.vla.datasets.hdf5.facts import episode_facts, step_commanders
 from prismatic.vla.datasets.hdf5.frames import DEMO_SHIFT, Hdf5FrameReader
-from prismatic.vla.datasets.hdf5.images import image_remark
+from prismatic.vla.datasets.hdf5.images import image_remark, raw_problem
 from prismatic.vla.datasets.hdf5.instructions import Instruction, text_files
 from prismatic.vla.datasets.hdf5.layout import demo_root, files_below, find_files, is_robomimic, named_errors, open_file, split_folders
 from prismatic.vla.datasets.hdf5.rate import check_rate, describe_file, describe_hdf5
@@ -47,7 +47,7 @@ _LOST_STEPS = (
 )
 _NESTED = "groups of numbers within obs are not read (a path in state_obs_keys names one)"
 _MOST_EXAMPLES = 50  # files or demonstrations that are looked at to learn which cameras there are
-_READER_VERSION = 5  # changes where the same files give other episodes
+_READER_VERSION = 6  # changes where the same files give other episodes
 _FRAMES_VERSION = 3  # where the same places in them give other pictures
 
 
@@ -257,8 +257,11 @@ class Hdf5Source:
 
     def _episode(self, place: _Place, name: str, trajectory: Trajectory, images: Mapping[str, Any], instruction: Instruction) -> RawEpisode:
         """The episode with references to its images and one instruction."""
+        wanted = set(self._entry.cameras.values())
         for number, camera in enumerate(self.cameras):
             if camera in images:
+                if (problem := raw_problem(images[camera])) and (len(images) == 1 or not wanted.isdisjoint(_camera_names(camera))):
+                    raise ValueError(problem)
                 if remark := image_remark(images[camera]):
                     self.repairs.note(remark, f"{name}: {camera} {list(images[camera].shape)}")
                 _add_camera(trajectory["observation"], camera, _references(images[camera], place, number))
@@ -329,5 +332,10 @@ def _references(stored: Any, place: _Place, camera: int) -> np.ndarray:
 
 def _add_camera(observation: Trajectory, name: str, references: np.ndarray) -> None:
     observation[name] = references
-    if name in _SLOTS:
-        observation.setdefault(STORED_KEYS[_SLOTS[name]], references)
+    for other in _camera_names(name):
+        observation.setdefault(other, references)
+
+
+def _camera_names(name: str) -> tuple[str, ...]:
+    """Under which an entry may ask for a camera."""
+    return (name, STORED_KEYS[_SLOTS[name]]) if name in _SLOTS else (name,)

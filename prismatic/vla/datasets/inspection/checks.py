@@ -24,6 +24,7 @@ from prismatic.vla.datasets.inspection.ranges import (
     check_spread,
     check_units,
 )
+from prismatic.vla.datasets.inspection.representations import check_mixed_units, check_quaternion_signs, check_turns
 from prismatic.vla.datasets.inspection.view import DatasetView, training_views
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
@@ -44,8 +45,8 @@ def check_arrays(view: DatasetView) -> list[Finding]:
     """Everything that the low-dimensional arrays and the image references tell."""
     checks = (
         check_repairs, check_widths, check_lengths, check_instructions, check_duplicates, check_references, check_constants, check_spread,
-        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_idle_steps,
-        check_pauses,
+        check_clipping, check_grippers, check_gripper_signs, check_encoding, check_units, check_turns,
+        check_quaternion_signs, check_mixed_units, check_idle_steps, check_pauses,
     )  # fmt: skip
     return [finding for check in checks for finding in check(view)]
 
@@ -126,6 +127,16 @@ def check_instructions(view: DatasetView) -> list[Finding]:
                 Status.WARNING,
                 f"Instructions differ only in case, spaces or punctuation: {', '.join(map(repr, texts))}",
                 "Use one spelling per task.",
+            )
+        )
+    if broken := [text for text in view.index.instructions if len(text.splitlines()) > 1]:
+        findings.append(
+            Finding(
+                "instructions",
+                Status.WARNING,
+                f"{counted(len(broken), 'instruction has', 'instructions have')} several lines, which are taken for one text: "
+                f"{broken[0][:80]!r}",
+                "A robot is told one line. Ways to say a task are a list in instructions.json, of which one is drawn for each episode.",
             )
         )
     if long := [text for text in view.index.instructions if len(text) > _LONG_INSTRUCTION]:

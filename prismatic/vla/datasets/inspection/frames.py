@@ -16,6 +16,7 @@ from prismatic.vla.datasets.inspection.view import DatasetView
 from prismatic.vla.datasets.rlds.oxe.configs import CONFIGS_FILE
 from prismatic.vla.diagnosis import Finding, Status, listed
 
+_SAME_PROPORTION = 1.05  # of width to height, from one episode to another
 _THUMBNAIL = 32  # pixels; what the comparisons look at
 
 
@@ -52,11 +53,12 @@ def read_strips(view: DatasetView, num_episodes: int, num_steps: int) -> tuple[l
 
 
 def check_frames(strips: list[Strip]) -> list[Finding]:
-    """Cameras that are black, constant, frozen, identical or swapped."""
+    """Cameras that are black, constant, frozen, identical, swapped or of several shapes."""
     if not strips:
         return []
     small = {camera: [_thumbnails(strip.frames[camera]) for strip in strips] for camera in strips[0].frames}
-    return [*_check_single(small), *_check_identical(small), *_check_swapped(small), *_check_mixed_up(small, strips)]
+    checks = (_check_single(small), _check_identical(small), _check_swapped(small), _check_mixed_up(small, strips), _check_shapes(strips))
+    return [finding for findings in checks for finding in findings]
 
 
 def _thumbnails(frames: list[np.ndarray]) -> np.ndarray:
@@ -132,6 +134,25 @@ def _check_mixed_up(small: dict[str, list[np.ndarray]], strips: list[Strip]) -> 
                     Status.WARNING,
                     f"The cameras {one} and {other} are swapped in some episodes: {listed(odd)}",
                     "Repair or leave out these.",
+                )
+            )
+    return findings
+
+
+def _check_shapes(strips: list[Strip]) -> list[Finding]:
+    """A policy sees squares: what was recorded wider is squeezed more."""
+    findings = []
+    for camera in strips[0].frames:
+        shapes = {frame.shape[:2]: strip.episode for strip in strips for frame in strip.frames[camera]}
+        proportions = [width / height for height, width in shapes]
+        if max(proportions) > _SAME_PROPORTION * min(proportions):
+            shown = listed([f"{width} x {height} (episode {episode})" for (height, width), episode in shapes.items()])
+            findings.append(
+                Finding(
+                    "cameras",
+                    Status.WARNING,
+                    f"The pictures of the camera {camera} have different proportions: {shown}; squeezed to squares, things differ in width",
+                    "Crop them to those of the robot's camera, or leave these episodes out.",
                 )
             )
     return findings

@@ -11,7 +11,6 @@ import numpy as np
 
 from prismatic.vla.constants import NormalizationType
 from prismatic.vla.datasets.inspection.view import DatasetView
-from prismatic.vla.datasets.rlds.oxe.configs import TRANSFORMS_FILE
 from prismatic.vla.datasets.rlds.oxe.locations import platform_location
 from prismatic.vla.datasets.stillness import idle_middles, still_steps
 from prismatic.vla.diagnosis import Finding, Status, counted, listed
@@ -19,7 +18,6 @@ from prismatic.vla.normalization import Bounds
 
 _IMPOSSIBLE = 10.0  # for an angle in radians and for a length in metres
 _PAUSING = 0.05  # of the episodes, beyond which pauses are told of
-_TURN_RAD, _TURN_DEG = 5.0, 300.0  # a step that is larger is a jump from one end of the range to the other
 
 
 def check_constants(view: DatasetView) -> list[Finding]:
@@ -114,7 +112,7 @@ def _clipping_of(view: DatasetView, name: str, episodes: np.ndarray) -> list[Fin
 
 
 def check_units(view: DatasetView) -> list[Finding]:
-    """Values that cannot be in the unit that the name of their dimension states, and angles that jump by a turn.
+    """Values that cannot be in the unit that the name of their dimension states.
 
     Any unit will do for training, degrees and 0-100 as well: each dimension is normalised by its own range. But a robot and a policy must
     mean the same, and what a policy is shown is compared with the unit of the name.
@@ -122,7 +120,7 @@ def check_units(view: DatasetView) -> list[Finding]:
     findings = []
     for kind, rows, _, names in view.quantities():
         largest = np.abs(rows).max(0)
-        for is_stated, stated, likely, other in ((_is_radian, "[rad]", "degrees", "[deg]"), (_is_metre, "[m]", "millimetres", "[mm]")):
+        for is_stated, stated, likely, other in ((is_radian, "[rad]", "degrees", "[deg]"), (_is_metre, "[m]", "millimetres", "[mm]")):
             dims = [dim for dim, name in enumerate(names) if is_stated(name) and largest[dim] > _IMPOSSIBLE]
             if dims:
                 found = f"{kind} units look like {likely}: {listed([f'{names[d]} up to {largest[d]:.4g}' for d in dims])}"
@@ -131,24 +129,7 @@ def check_units(view: DatasetView) -> list[Finding]:
                     "training needs no conversion."
                 )
                 findings.append(Finding(kind, Status.WARNING, found, remedy))
-        findings += _check_turns(kind, rows, names, view.has_next)
     return findings
-
-
-def _check_turns(kind: str, rows: np.ndarray, names: tuple[str, ...], has_next: np.ndarray) -> list[Finding]:
-    """Angles that jump from one end of their range to the other."""
-    if len(rows) < 2:
-        return []
-    jumps, largest = np.abs(np.diff(rows, axis=0))[has_next], np.abs(rows).max(0)
-    in_radians = [_is_radian(name) and largest[dim] <= _IMPOSSIBLE for dim, name in enumerate(names)]
-    turn = np.where(in_radians, _TURN_RAD, np.where([name.endswith("[deg]") for name in names], _TURN_DEG, np.inf))
-    counts = (jumps > turn).sum(0)
-    turns = np.flatnonzero(counts)
-    if not len(turns):
-        return []
-    shown = listed([f"{names[d]} {counted(int(counts[d]), 'time', 'times')}" for d in turns])
-    found = f"{kind} angles jump by a whole turn: {shown}"
-    return [Finding(kind, Status.WARNING, found, f"Unwrap them in a trajectory transform in {TRANSFORMS_FILE} (numpy.unwrap).")]
 
 
 def check_idle_steps(view: DatasetView) -> list[Finding]:
@@ -188,7 +169,8 @@ def check_pauses(view: DatasetView) -> list[Finding]:
     ]
 
 
-def _is_radian(name: str) -> bool:
+def is_radian(name: str) -> bool:
+    """Whether the name of a dimension says so."""
     return name.endswith("[rad]") or re.fullmatch(r"(left_|right_)?d?(roll|pitch|yaw)", name) is not None
 
 

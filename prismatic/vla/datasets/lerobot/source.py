@@ -42,6 +42,7 @@ _OTHER_RATE = (
     "if the time stamps are right, write their rate into fps of the entry"
 )
 _TWICE = "episodes in which steps have the same frame_index are taken as they are; look whether steps were stored twice"
+_GAPS = "episodes whose frame_index has gaps are read without them: what comes after a gap is taken for the next step"
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -145,12 +146,16 @@ class LeRobotSource:
             self.repairs.note(_OTHER_RATE, f"{name}: {1 / interval:.4g} Hz by its time stamps, {hz:g} Hz said")
 
     def _count_steps(self, name: str, frames: np.ndarray | None) -> None:
-        """Says so where steps have one number twice; one that is the same throughout numbers nothing."""
+        """Says so where steps have one number twice, or some are not there; one that is the same throughout numbers nothing."""
         if frames is None or frames.dtype == object:
             return
         numbers, counts = np.unique(frames, return_counts=True)
         if 1 < len(numbers) < frames.size:
             self.repairs.note(_TWICE, f"{name}: frame_index {numbers[counts.argmax()]:g} {counts.max()} times, {frames.size} steps")
+        distances = np.diff(numbers)  # of a set that keeps every n-th step they are all n
+        if len(distances) and distances.max() > distances.min():
+            place = int(distances.argmax())
+            self.repairs.note(_GAPS, f"{name}: {numbers[place + 1]:g} follows on {numbers[place]:g}, {frames.size} steps")
 
     def _image_references(self, table: Table, camera: str, rows: np.ndarray) -> np.ndarray:
         references = np.zeros(len(rows), IMAGE_REF)

@@ -17,7 +17,7 @@ import numpy as np
 from prismatic.vla.cameras import assign_cameras, looks_from_wrist, looks_like_colour
 from prismatic.vla.constants import near_names
 from prismatic.vla.datasets.description import BASE, CHANGE, VELOCITY, Description, Dimension, said_by_column
-from prismatic.vla.datasets.episodes import IMAGE_REF, Trajectory
+from prismatic.vla.datasets.episodes import IMAGE_REF, RawEpisode, Trajectory
 from prismatic.vla.datasets.rlds.oxe.trajectories import find_value, leaf_paths
 from prismatic.vla.diagnosis import listed
 
@@ -28,6 +28,7 @@ _STATE_PARTS = re.compile(r"joint|eef|ee_|end_eff|pose|gripper|position|tcp|qpos
 _NO_STATE = re.compile(r"vel|effort|torque|force|depth|reward|action|time|index|current|load|object|cube|goal|target|_sin$|_cos$|frame")
 _NO_COMMAND = re.compile(r"terminate|done|reward|mask|is_|raw|prev|last|mode")
 GRIPPER = re.compile(r"gripper|claw|jaw|(?<!end[._])(?<!end)effector")  # in lower case
+_APART = "move recordings of other columns into a folder of their own"
 _ROLES = (  # in the order in which columns are joined
     ("position", re.compile(r"(eef?|ee|tcp|end_eff\w*|cartesian|hand).*(pos|trans|xyz)|end_?pose|world_vector|translation|^pos|xyz")),
     ("rotation", re.compile(r"rot|euler|quat|orient|rpy|axis_angle")),
@@ -56,26 +57,27 @@ class Recorded:
         return int((~self.has_next).sum()) + 1
 
 
-def read_columns(folder: Path, trajectories: Sequence[Trajectory], said: Description, notes: list[str]) -> Recorded:
+def read_columns(folder: Path, episodes: Sequence[RawEpisode], said: Description, notes: list[str]) -> Recorded:
     """The columns that look like actions and state; `notes` take what was left.
 
     Raises:
         ValueError: nothing looks like an action, or episodes differ in their dimensions.
     """
-    first = trajectories[0]
+    first = episodes[0].trajectory
     observation = first.get("observation", {})
     action_keys = _choose_actions(folder, first, notes)
     width = sum(_width(find_value(first, key)) for key in action_keys)
     state_keys = _choose_state(observation, action_keys, width, notes)
-    actions = [_join(trajectory, action_keys) for trajectory in trajectories]
+    actions = [_join(raw.name, raw.trajectory, action_keys) for raw in episodes]
     states = [
-        _join(trajectory.get("observation", {}), state_keys, len(rows)) for trajectory, rows in zip(trajectories, actions, strict=True)
+        _join(raw.name, raw.trajectory.get("observation", {}), state_keys, len(rows)) for raw, rows in zip(episodes, actions, strict=True)
     ]
     for what, arrays in (("actions", actions), ("states", states)):
-        widths = sorted({array.shape[1] for array in arrays})
-        if len(widths) > 1:
+        narrow, wide = (choose(range(len(arrays)), key=lambda place: arrays[place].shape[1]) for choose in (min, max))
+        if arrays[narrow].shape[1] != arrays[wide].shape[1]:
             raise ValueError(
-                f"{folder}: {what} have {widths[0]} dimensions in one episode, {widths[-1]} in another; a data set has one robot"
+                f"{folder}: {what} have {arrays[narrow].shape[1]} dimensions in one episode, {arrays[wide].shape[1]} in another "
+                f"({episodes[narrow].name} and {episodes[wide].name}); a data set has one robot: {_APART}"
             )
     finite = [bool(np.isfinite(rows).all() and np.isfinite(state).all()) for rows, state in zip(actions, states, strict=True)]
     if any(finite):  # training refuses the others
@@ -286,11 +288,11 @@ def _width(values: np.ndarray) -> int:
     return 1 if values.ndim == 1 else int(values.shape[1])
 
 
-def _join(group: Mapping[str, Any], keys: Sequence[str], length: int = 0) -> np.ndarray:
+def _join(name: str, group: Mapping[str, Any], keys: Sequence[str], length: int = 0) -> np.ndarray:
     try:
         columns = [np.asarray(find_value(group, key), np.float32) for key in keys]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"an episode lacks a column of {', '.join(keys)}, which the first one has; leave it out") from error
+        raise ValueError(f"{name}: an episode lacks a column of {', '.join(keys)}, which the first one has; {_APART}") from error
     if not columns:
         return np.zeros((length, 0), np.float32)
     return np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)

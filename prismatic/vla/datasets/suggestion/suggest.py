@@ -98,7 +98,7 @@ def suggest_entry(folder: Path, name: str, control_hz: float | None = None) -> S
         return registered
     trajectories, said, notes = [raw.trajectory for raw in episodes], describe_recordings(folder), list[str]()
     observation = max((item.get("observation", {}) for item in trajectories), key=num_pictures)  # any episode may lack a camera
-    recorded = read_columns(folder, trajectories, said, notes)
+    recorded = read_columns(folder, episodes, said, notes)
     recorder, rate = recorder_of(source_kind(folder), observation), _Rate(said.hz, control_hz)
     recognised = recognise(recorded, ActionKind.MOTION if recorder == "robosuite" else None)
     two_arms = recognised.arms.num_arms == 2 or (recognised.arms.num_arms == 0 and len(recorded.action_dims) >= MIN_WIDTH_OF_TWO_ARMS)

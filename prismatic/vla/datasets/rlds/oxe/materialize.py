@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +42,8 @@ from prismatic.vla.datasets.rlds.oxe.rates import (
 )
 from prismatic.vla.datasets.rlds.oxe.transforms import find_transform, identity_dataset_transform
 from prismatic.vla.datasets.sources import describe_recordings, find_dataset_folder, open_source
+
+_MOST_TRIED = 10  # episodes that may be unusable before one that tells the widths
 
 logger = logging.getLogger(__name__)
 
@@ -265,17 +268,22 @@ def _follow(name: str, entry: DatasetEntry, read_widths: Callable[[], RecordedWi
 def _recorded_widths(
     folder: Path, entry: DatasetEntry, transform: TrajectoryTransform, use_proprio: bool, hz: float | None
 ) -> RecordedWidths:
-    """Those of the first episode with steps, at that rate.
+    """Those of the first episode with steps that can be used, at that rate; --exclude_episodes may leave out others before it.
 
     Raises:
-        ValueError: no episode can be read.
+        ValueError: none of the first can be.
     """
-    episodes = (standardize(raw, entry, transform) for raw in open_source(folder, entry).episodes())
-    episode = next((episode for episode in episodes if len(episode.actions)), None)
-    if episode is None:
-        raise ValueError(f"{folder} holds no episode with steps")
-    has_state = use_proprio and any(entry.state_obs_keys)
-    return RecordedWidths(episode.actions.shape[1], episode.proprio.shape[1] if has_state else None, hz)
+    problem: ValueError | None = None
+    for raw in itertools.islice(open_source(folder, entry).episodes(), _MOST_TRIED):
+        try:
+            episode = standardize(raw, entry, transform)
+        except ValueError as error:
+            problem = problem or error
+            continue
+        if len(episode.actions):
+            has_state = use_proprio and any(entry.state_obs_keys)
+            return RecordedWidths(episode.actions.shape[1], episode.proprio.shape[1] if has_state else None, hz)
+    raise problem or ValueError(f"{folder} holds no episode with steps")
 
 
 def _with_kinds(platform: RobotPlatform, entry: DatasetEntry, name: str) -> RobotPlatform:
