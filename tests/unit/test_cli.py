@@ -371,3 +371,35 @@ def test_ctrl_c_in_a_clean_up_is_not_lost() -> None:
     assert done.returncode == 130, done.stderr
     assert "lost" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+PRINTING = """
+import sys
+from dataclasses import dataclass
+from prismatic.cli import run_script
+@dataclass
+class Config:
+    lines: int = 1  # printed
+def main(config):
+    for _ in range(config.lines):
+        print("a line")
+run_script(main, Config)
+"""
+
+
+@pytest.mark.parametrize(("lines", "status"), [("1", 0), ("100000", 141)])
+def test_output_that_nobody_reads_any_more_ends_a_script_without_a_trace(lines: str, status: int) -> None:
+    unread, output = os.pipe()
+    os.close(unread)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", PRINTING, "--lines", lines]
+    done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_pipe_of_something_else_that_breaks_is_no_matter_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(BrokenPipeError):  # of a driver, or of a process that was killed
+        run_script(lambda _: (_ for _ in ()).throw(BrokenPipeError()), _Paths)
