@@ -201,7 +201,7 @@ class Session:
         """What the robot sees, and where it is [A]; None: it does not say, which is logged."""
         for attempt in range(_LOOKS):
             try:
-                return self._robot.observe(self._label), self._robot.position()
+                return self._robot.observe(self._label), np.array(self._robot.position(), np.float64)
             except Exception as error:
                 if attempt == _LOOKS - 1:
                     logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
@@ -225,6 +225,7 @@ class Session:
             video_hz=options.video_hz,
             leader=options.leader or self._robot.leader,
             recorder=recorder,
+            policy=self._driver.info,
         )
         outcome, video = None, None
         try:
