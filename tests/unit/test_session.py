@@ -184,3 +184,13 @@ def test_an_observation_that_is_none_is_named_before_anything_moves(tmp_path: Pa
     with pytest.raises(ValueError, match=r"the robot's observe\(\) returns dict, expected prismatic.vla.types.Observation"):
         play(tmp_path, arm, Person("c"))
     assert arm.commands == []
+
+
+def test_two_runs_that_begin_in_the_same_second_get_a_folder_each(tmp_path: Path) -> None:
+    for _ in range(3):
+        play(tmp_path, SimulatedArm(), Person("q"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
+    assert all((path / "summary.json").exists() for path in tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        play(tmp_path / "file", SimulatedArm(), Person("q"))
