@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from test_loop import HZ, LIMITS, Policy
 
 from experiments.robot.evaluation import session as session_module
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive
+from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter, write_mp4
 from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.limit_sources import ChosenLimits
 from prismatic.acting.recorder import RecordingError
@@ -194,3 +196,29 @@ def test_two_runs_that_begin_in_the_same_second_get_a_folder_each(tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         play(tmp_path / "file", SimulatedArm(), Person("q"))
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_video_that_cannot_be_written_to_its_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    pytest.importorskip("av")
+    write, frames = VideoWriter.write, np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
+
+    def write_until_full(writer: VideoWriter, frame: np.ndarray) -> None:
+        if np.array_equal(frame, frames[-1]):
+            assert list(tmp_path.iterdir()), "nothing has been written yet"
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, frame)
+
+    monkeypatch.setattr(VideoWriter, "write", write_until_full)
+    if in_background:
+        film = BackgroundFilm(VideoWriter(tmp_path / "film.mp4", 10.0))
+        for frame in frames:
+            film.add(frame)
+        with pytest.raises(OSError, match="No space left"):
+            film.close(tmp_path / "success.mp4")
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            write_mp4(tmp_path / "film.mp4", list(frames), 10.0)
+    assert list(tmp_path.iterdir()) == []
