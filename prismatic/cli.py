@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -24,13 +25,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from prismatic.cli_sections import flag_names, flat_class, from_flags
 
 T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
+_UNREAD = 141  # exit status of programs that SIGPIPE ends, as shells give it
 _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
 _REPEAT_S = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; the error does not say which file
@@ -46,13 +48,14 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
     """Calls `main` with a `config_class` made from the command line; arguments before the first flag fill the list `positional`.
 
     A ValueError, or a file that cannot be read or written, becomes one line on stderr and exit status 2; --debug, or PRISMATIC_DEBUG=1,
-    shows where it came from.
+    shows where it came from. Where nobody reads the output any more (`| head`), the script ends without a word.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG_FLAG]
     if _DEBUG_FLAG in sys.argv:
         os.environ[_DEBUG] = "1"  # child processes see it, too
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     _prepare_process()
+    atexit.register(_flush_output)
     atexit.register(gc.freeze)  # the last collection would walk through all that torch has made: seconds in which nothing is freed
     if {"-h", "--help"} & set(arguments):
         from prismatic.cli_help import render_help
@@ -67,6 +70,10 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
             raise
         logger.error("error: %s", error)
         sys.exit(USER_ERROR)
+    except BrokenPipeError:
+        if os.environ.get(_DEBUG) or not (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
+            raise
+        sys.exit(_UNREAD)
     except OSError as error:
         if os.environ.get(_DEBUG) or (error.filename is None and error.errno not in _FULL):
             raise
@@ -290,6 +297,26 @@ def _prepare_process() -> None:
     # The first warns of every kernel built for another torch, the last of kernels that it would like to download.
     for imported_by_peft in ("torchao", "torch.utils._pytree", "bitsandbytes.backends"):
         logging.getLogger(imported_by_peft).setLevel(logging.ERROR)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe whose reader has gone."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # closed, or none of the system's files
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush_output() -> None:
+    """Writes what was printed before the interpreter does so, which shows a trace where nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left
+    except ValueError:  # closed
+        return
 
 
 def _repeat_interrupt(swallowed: sys.UnraisableHookArgs) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TypeVar
 
 import numpy as np
@@ -89,7 +90,7 @@ class PolicyClient:
         if info.action_units != ROBOT_UNITS:
             raise RequestRefusedError(f"the server sends actions in the units {info.action_units!r}, this client takes the robot's own")
         if self.info is not None and info != self.info:
-            raise RequestRefusedError(f"the server now has another policy: {info}, before: {self.info}; restart the client")
+            raise RequestRefusedError(f"the server now has another policy: {_differences(self.info, info)}; restart the client")
         self.info = info
         self._transport.sends_jpeg = self.options.jpeg_images and info.jpeg_round_trip
         return info
@@ -123,3 +124,8 @@ class PolicyClient:
             raise ServerUnavailableError(f"{type(error).__name__}: {error}", max(wish, self._backoff_s)) from error
         self._backoff_s = 0.0
         return result
+
+
+def _differences(before: PolicyInfo, now: PolicyInfo) -> str:
+    pairs = [(item.name, getattr(before, item.name), getattr(now, item.name)) for item in fields(PolicyInfo)]
+    return ", ".join(f"{name} was {str(old)[:80]}, is {str(new)[:80]}" for name, old, new in pairs if old != new)

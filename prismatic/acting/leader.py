@@ -42,6 +42,11 @@ def check_leader(leader: Leader, action_names: Sequence[str]) -> None:
     Raises:
         ValueError: they are not.
     """
+    if not hasattr(leader, "action_names"):
+        raise ValueError(
+            f"{type(leader).__name__} does not say what it commands; write into the class what the robot calls it: "
+            f"action_names = {tuple(action_names)!r}"
+        )
     if tuple(leader.action_names) != tuple(action_names):
         raise ValueError(
             f"the leader commands {', '.join(leader.action_names)}, the robot takes {', '.join(action_names)}; names, order and "

@@ -40,8 +40,10 @@ def choose_limits(info: PolicyInfo, file: Path | None = None, mode: str = "clip"
     """The limits of the robot that `info`'s policy drives.
 
     Raises:
-        ValueError: the file cannot be read, or no source says how far or how fast a dimension may go; names the dimensions.
+        ValueError: the file cannot be read, the policy does not describe itself whole, or no source says how far or how fast a dimension
+            may go; names the dimensions.
     """
+    info.check()
     dim, known = info.action_dim, ROBOT_PLATFORMS.get(info.platform)
     stated = info.limits or (known.limits if known is not None and known.action_names == info.action_names else None)
     sources = {f"--limits {file}": read_limits_file(file, info.action_names)} if file else {}

@@ -21,9 +21,11 @@ from prismatic.acting.leader import Leader
 from prismatic.acting.recorder import RecordedStep
 from prismatic.acting.robot import Robot, RobotError, Sensed
 from prismatic.acting.signals import undisturbed
+from prismatic.acting.start_check import check_observation
 from prismatic.acting.states import State
 from prismatic.vla.rollout_record import Commander
 from prismatic.vla.types import Observation
+from prismatic.wire.policy_info import PolicyInfo
 
 PAUSE_KEYS, CONTINUE, TAKE_OVER, SUCCESS, FAILURE, QUIT = "p ", "c", "t", "s", "f", "q"
 KEY_HELP = "keys: p or space pause, c continue, t take over and hand back, s success, f failure, q quit"
@@ -62,6 +64,7 @@ class RolloutPlan:
     video_hz: float = 0.0  # pictures per second of the film
     leader: Leader | None = None  # what a person takes over with, connected
     recorder: StepSink | None = None  # gets every command that somebody wanted, so that each step is observed
+    policy: PolicyInfo | None = None  # an observation that lacks what it needs holds the robot
 
 
 @dataclass
@@ -221,7 +224,10 @@ class RealTimeRollout:
         return "out of steps" if self._actor.executor.step >= self._plan.max_steps else ""
 
     def _observe(self) -> Observation:
-        seen = self._observation = self._robot.observe(self._plan.instruction)
+        seen = self._robot.observe(self._plan.instruction)
+        if self._plan.policy is not None:
+            check_observation(seen, self._plan.policy)
+        self._observation = seen
         self._seen = seen.images.get("primary")
         if frozen := self._cameras.find(seen.images, self._actor.executor.travel):
             raise RobotError(frozen)

@@ -34,6 +34,11 @@ def check_names(robot: Robot, info: PolicyInfo) -> None:
     Raises:
         ValueError: they are not; names what differs.
     """
+    if not hasattr(robot, "action_names"):
+        raise ValueError(
+            f"{type(robot).__name__} does not say what its actions are; write into the class what the policy calls them: "
+            f"action_names = {info.action_names!r}"
+        )
     for what, own, wanted in (("action", robot.action_names, info.action_names), ("state", robot.state_names, info.proprio_names)):
         if what == "state" and not (own and info.needs_state):
             continue
@@ -64,8 +69,10 @@ def check_observation(observation: Observation, info: PolicyInfo) -> None:
     """Accepts an observation that has what the policy needs.
 
     Raises:
-        ValueError: a camera or the state is missing, or the state has another width.
+        ValueError: a camera or the state is missing, or the state has another width; or it is no observation at all.
     """
+    if not isinstance(observation, Observation):
+        raise ValueError(f"the robot's observe() returns {type(observation).__name__}, expected prismatic.vla.types.Observation")
     missing = [slot for slot in info.cameras if slot not in observation.images]
     if missing:
         called = [

@@ -61,8 +61,9 @@ class ConnectionOptions:
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "reply_timeout_s", "first_backoff_s", "max_backoff_s"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0")
+            if not 0 < getattr(self, name) <= threading.TIMEOUT_MAX:  # beyond it a timer fails, and nothing ends the waiting
+                most = f"at most {threading.TIMEOUT_MAX:.0f}"
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a finite number more than 0, {most}")
 
     @property
     def headers(self) -> dict[str, str]:
@@ -118,6 +119,7 @@ def make_transport(url: str, options: ConnectionOptions) -> Transport:
         )
         raise ValueError(f"the server's URL is {url!r}; expected {expected}")
     try:
+        parts.hostname.encode("idna")  # as it will be looked up: no part of the name may be empty or too long
         port = parts.port or (_TLS_PORT if parts.scheme in ("wss", "https") else DEFAULT_PORT)
     except ValueError as error:
         raise ValueError(f"the server's URL is {url!r}: {error}") from error
@@ -181,7 +183,7 @@ class _Websocket:
             reply = read_msgpack(self._exchange(pack_openpi(content)))
         found = reply if isinstance(reply, dict) else {}
         actions = as_array(found.get(keys.ACTIONS), keys.ACTIONS).astype(np.float64)
-        return actions, [str(warning) for warning in found.get(keys.WARNINGS, [])]
+        return actions, _read_warnings(found.get(keys.WARNINGS, []))
 
     def _exchange(self, frame: bytes) -> bytes:
         from websockets.exceptions import ConnectionClosed
@@ -253,9 +255,9 @@ class _Rest:
         actions = [as_array(action, "action") for action in reply]
         if len({action.shape for action in actions}) != 1:
             raise ServerUnavailableError("/act answered with actions of different shapes")
-        return np.stack(actions).astype(np.float64), [str(warning) for warning in warnings]
+        return np.stack(actions).astype(np.float64), _read_warnings(warnings)
 
-    def _call(self, method: str, path: str, body: str | None, marks: Mapping[str, str] | None = None) -> tuple[Any, list[Any]]:
+    def _call(self, method: str, path: str, body: str | None, marks: Mapping[str, str] | None = None) -> tuple[Any, Any]:
         """The answer, and the warnings in its header."""
         headers = {"Content-Type": "application/json", **self._options.headers, **(marks or {})}
         with _deadline(self._connection.sock, self._options.reply_timeout_s):
@@ -267,6 +269,12 @@ class _Rest:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _read_warnings(said: Any) -> list[str]:
+    if not isinstance(said, list):
+        raise ServerUnavailableError(f"the server's warnings are {str(said)[:200]!r}, expected a list")
+    return [str(warning) for warning in said]
 
 
 def _raise_for_status(status: int, body: bytes, headers: Mapping[str, str] | Message) -> None:

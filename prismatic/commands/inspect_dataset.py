@@ -9,6 +9,7 @@ python scripts/inspect_dataset.py --caches [--remove]                     indexe
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 import time
@@ -55,8 +56,8 @@ class InspectConfig:
             raise ValueError("--dataset_name is missing: name a data set to look at, or pass --suggest FOLDER for an unregistered one")
         if self.output is not None and self.output.is_dir():
             raise ValueError(f"--output {self.output} is a folder; name the page in it, such as {self.output / 'page.html'}")
-        if self.control_hz is not None and not self.control_hz > 0:
-            raise ValueError(f"--control_hz is {self.control_hz}; it must be above 0")
+        if self.control_hz is not None and not 0 < self.control_hz < math.inf:
+            raise ValueError(f"--control_hz is {self.control_hz}; it must be above 0 and finite, such as 25")
 
 
 def main(config: InspectConfig) -> None:

@@ -51,7 +51,7 @@ def open_socket(host: str, port: int) -> BoundSocket:
         found = BoundSocket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: a name with an empty or too long part
         raise ValueError(_trouble(wanted, error)) from error
     taken = found.getsockname()[:2]
     found._wanted = f"--host {host} --port {taken[1]}"

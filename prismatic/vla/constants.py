@@ -8,6 +8,7 @@ To add a robot with new dimensions, add one entry to `ROBOT_PLATFORMS`; a data s
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class RobotPlatform:
         for field in ("num_actions_chunk", "action_dim", "proprio_dim"):
             if not isinstance(value := getattr(self, field), Integral):
                 raise ValueError(f"robot platform {self.name}: {field} is {value!r}; write a whole number, such as 7")
-        if not isinstance(self.control_hz, Real) or not self.control_hz > 0:
+        if not isinstance(self.control_hz, Real) or not 0 < self.control_hz < math.inf:
             raise ValueError(f"robot platform {self.name}: control_hz is {self.control_hz!r}; write a number above 0, such as 25")
         if not isinstance(self.normalization, NormalizationType):
             known = " or ".join(map(str, NormalizationType))

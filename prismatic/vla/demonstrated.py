@@ -6,7 +6,8 @@ Letters: A action dim, P proprio dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 
@@ -37,3 +38,18 @@ class Demonstrated:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"what was demonstrated cannot be read: {error}") from error
+
+    def check(self, action_dim: int, proprio_dim: int) -> None:
+        """Accepts numbers for a robot of so many dimensions; a single one would count for all of them.
+
+        Raises:
+            ValueError: names the field, and what is wrong with it.
+        """
+        for item in fields(self):
+            if item.name == "cameras":
+                continue
+            values, dim = getattr(self, item.name), proprio_dim if item.name.startswith("start") else action_dim
+            if len(values) != dim and (values or item.default is MISSING):
+                raise ValueError(f"what was demonstrated (policy.json): {item.name} has {len(values)} values for {dim} dimensions")
+            if odd := [value for value in values if not isinstance(value, Real) and (value is not None or "max" not in item.name)]:
+                raise ValueError(f"what was demonstrated (policy.json): {item.name} holds {odd[0]!r}, expected a number")

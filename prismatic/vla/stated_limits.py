@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 
@@ -23,6 +24,8 @@ class StatedLimits:
             object.__setattr__(self, item.name, values)
             if len(values) != len(self.low):
                 raise ValueError(f"stated limits: {item.name} has {len(values)} values, low has {len(self.low)}")
+            if odd := [value for value in values if value is not None and not isinstance(value, Real)]:
+                raise ValueError(f"stated limits: {item.name} holds {odd[0]!r}, expected a number or None")
 
     @classmethod
     def parse(cls, content: Mapping[str, Any] | None) -> StatedLimits | None:

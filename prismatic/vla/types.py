@@ -30,10 +30,12 @@ class Observation:
     is_round_tripped: bool = False  # the images went through the JPEG round trip of the image path already, on their way here
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Mapping):
+            raise ValueError(f"observation: images must be a dict of camera names and pictures, found {type(self.images).__name__}")
         for name, image in self.images.items():
             check_image(name, image)
-        if self.proprio is not None and (np.ndim(self.proprio) != 1 or not np.isfinite(self.proprio).all()):
-            raise ValueError(f"observation: proprio must be one row of finite numbers, found {np.asarray(self.proprio)!r}")
+        if self.proprio is not None and not _is_state(self.proprio):
+            raise ValueError(f"observation: proprio must be one row of finite numbers, found {self.proprio!r:.200}")
 
     def copy(self) -> Observation:
         """The same in memory of its own: cameras and drivers may use theirs again."""
@@ -41,13 +43,22 @@ class Observation:
         return replace(self, images=images, proprio=None if self.proprio is None else np.array(self.proprio))
 
 
+def _is_state(values: Any) -> bool:
+    """Whether `values` are a row of numbers; a driver that has missed a packet says None, another one texts."""
+    try:
+        array = np.asarray(values)
+        return array.ndim == 1 and bool(np.isfinite(array).all())
+    except (TypeError, ValueError):  # none of numbers, or rows of different lengths
+        return False
+
+
 def check_image(name: str, image: np.ndarray) -> None:
-    """Accepts a uint8 RGB array [height, width, 3].
+    """Accepts a uint8 RGB array [height, width, 3] that has a pixel.
 
     Raises:
         ValueError: anything else; the message names the camera and what was found.
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"camera {name!r}: expected a uint8 RGB array [height, width, 3], found {found}")
 

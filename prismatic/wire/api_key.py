@@ -17,7 +17,7 @@ def read_api_key(file: Path | None = None) -> str | None:
     if file is None:
         return _checked(os.environ[VARIABLE], VARIABLE) if os.environ.get(VARIABLE) else None
     try:
-        return _checked(file.read_text(), f"--api_key_file {file}")
+        return _checked(file.read_text("utf-8-sig"), f"--api_key_file {file}")  # Windows' editor puts a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--api_key_file {file} cannot be read: {error}") from error
 

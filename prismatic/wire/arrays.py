@@ -105,7 +105,9 @@ def as_array(value: Any, name: str) -> np.ndarray:
             return _from_buffer(fields.get("data"), fields, name)
     if isinstance(value, list) and len(value) <= 1024 and all(_is_number(item) for item in value):
         return np.asarray(value, np.float64)
-    raise RequestError(f"{name}: expected an encoded numpy array, found {describe(value)}")
+    odd = next(((place, item) for place, item in enumerate(value) if not _is_number(item)), None) if isinstance(value, list) else None
+    which = "" if odd is None else f", whose item {odd[0]} is no number: {describe(odd[1])}"
+    raise RequestError(f"{name}: expected an encoded numpy array, found {describe(value)}{which}")
 
 
 def check_pixels(width: int, height: int, name: str) -> None:

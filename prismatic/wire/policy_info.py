@@ -5,6 +5,7 @@ Letters: H chunk, A action dim, P proprio dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -39,6 +40,20 @@ class PolicyInfo:
     action_units: str = ROBOT_UNITS  # of this connection
     checkpoint: str = ""  # the run and its step; "": the checkpoint does not say
 
+    def check(self) -> None:
+        """Accepts what a robot can be driven by.
+
+        Raises:
+            ValueError: a rate that is none, or a value too few, which would count for all dimensions.
+        """
+        if not 0 < self.control_hz < math.inf or self.num_actions_chunk < 1:
+            raise ValueError(f"the policy {self.unnorm_key} says {self.num_actions_chunk} actions a query at {self.control_hz:g} Hz")
+        limits = self.action_names if self.limits is None else self.limits.low
+        for name, values in (("action_kinds", self.action_kinds), ("limits", limits)):
+            if len(values) != self.action_dim:
+                raise ValueError(f"the policy {self.unnorm_key} has {len(values)} {name} for {self.action_dim} actions")
+        self.demonstrated.check(self.action_dim, len(self.proprio_names))
+
     @property
     def action_dim(self) -> int:
         return len(self.action_names)
@@ -63,7 +78,7 @@ class PolicyInfo:
             ValueError: a field is missing or is something else.
         """
         try:
-            return cls(
+            info = cls(
                 platform=str(content["platform"]),
                 cameras=tuple(content["cameras"]),
                 num_actions_chunk=int(content["num_actions_chunk"]),
@@ -80,5 +95,7 @@ class PolicyInfo:
                 action_units=str(content["action_units"]),
                 checkpoint=str(content.get("checkpoint", "")),
             )
+            info.check()
+            return info
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the policy is not described as this version does it ({error!r})") from error

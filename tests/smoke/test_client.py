@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from policy_server import API_KEY, ROOT, FaultyProxy, Server, write_checkpoint
 
+from prismatic.acting import transports
 from prismatic.acting.actor import RemoteActor
 from prismatic.acting.client import ConnectionOptions, PolicyClient, RequestRefusedError, ServerUnavailableError
 from prismatic.acting.execution import ChunkExecutor, Command, ExecutionOptions
@@ -171,10 +172,30 @@ def test_the_program_of_the_page_drives_a_robot(aloha_server: Server, monkeypatc
     assert 0 < np.abs(commands[-1] - commands[0])[:6].max() <= 2.0 / HZ  # rad/s
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "ws://", "http://host:8777/predict", "ws://host:port"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "ws://", "http://host:8777/predict", "ws://host:port", "ws://..:8777", "http://robot..lab:8777"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="the server's URL is"):
         PolicyClient(url)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "my_robot.local", "robot.", "münchen.example", "192.168.1.20"])
+def test_names_of_hosts_that_people_have_are_taken(host: str) -> None:
+    PolicyClient(f"ws://{host}:8777")
+
+
+@pytest.mark.parametrize("seconds", [0.0, float("nan"), float("inf"), 1e10])
+def test_a_time_that_no_timer_can_count_is_refused(seconds: float) -> None:
+    """A timer of 1e10 s failed in its thread with a trace, and nothing ended the waiting."""
+    with pytest.raises(ValueError, match=re.escape(f"reply_timeout_s is {seconds}, must be a finite number more than 0, at most")):
+        ConnectionOptions(reply_timeout_s=seconds)
+
+
+@pytest.mark.parametrize("said", [None, 5, "three"])
+def test_warnings_that_are_none_are_an_answer_that_cannot_be_used(said: Any) -> None:
+    with pytest.raises(ServerUnavailableError, match=rf"the server's warnings are '{said}', expected a list"):
+        transports._read_warnings(said)
 
 
 def make_executor(options: ExecutionOptions, info: PolicyInfo) -> ChunkExecutor:
@@ -275,8 +296,11 @@ def test_a_server_that_comes_back_with_another_policy_is_refused(tmp_path: Path,
     proxy.do(f"target {other.port}")
     with pytest.raises(ServerUnavailableError):
         client.infer(observation())  # finds the old connection dead
-    with pytest.raises(RequestRefusedError, match="another policy"):
+    with pytest.raises(
+        RequestRefusedError, match=r"another policy: platform was ALOHA, is LIBERO, cameras was .*; restart the client"
+    ) as told:
         client.infer(observation())
+    assert len(str(told.value)) < 2500  # what differs, not both descriptions
     other.stop()
 
 

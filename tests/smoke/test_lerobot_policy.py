@@ -92,6 +92,8 @@ def assert_told(told: dict[str, str]) -> None:
         "begins elsewhere": r"shoulder_pan.pos .* before the start; the demonstrations began .* --policy.ignore_warnings=true",
         "too many": "num_open_loop_steps is 99, but the policy predicts 10 actions",
         "no server": "--policy.server ws://127.0.0.1:9: no server within 0.2 s",
+        **{name: f"--policy.{name} is nan, must be" for name in ("connect_wait_s", "reply_timeout_s", "stop_after_s")},
+        "one of two": "ServerUnavailableError: the first, False",  # nothing is asked any longer
         "other names": "the policy's actions are gripper.pos .*; LeRobot's are a.pos, gripper.pos, shoulder_pan.pos",
     }
     for name, message in messages.items():

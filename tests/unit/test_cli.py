@@ -319,8 +319,9 @@ def test_a_place_that_cannot_be_written_is_one_line(
         run_script(lambda config: config.data_root_dir.mkdir(), _Paths)
     assert ended.value.code == 2
     assert caplog.messages == [f"error: {tmp_path / 'file' / 'below'}: Not a directory (--debug shows where)"]
-    with pytest.raises(ConnectionResetError):  # of no file
-        run_script(lambda config: (_ for _ in ()).throw(ConnectionResetError()), _Paths)
+    for error in (ConnectionResetError, BrokenPipeError):  # of no file, and of another pipe than that of the output
+        with pytest.raises(error):
+            run_script(lambda config, error=error: (_ for _ in ()).throw(error()), _Paths)
 
 
 @dataclass
@@ -371,3 +372,28 @@ def test_ctrl_c_in_a_clean_up_is_not_lost() -> None:
     assert done.returncode == 130, done.stderr
     assert "lost" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+PRINTING = """
+import sys
+from dataclasses import dataclass
+from prismatic.cli import run_script
+@dataclass
+class Config:
+    lines: int = 1  # printed
+def main(config):
+    for _ in range(config.lines):
+        print("a line")
+run_script(main, Config)
+"""
+
+
+@pytest.mark.parametrize(("lines", "status"), [("1", 0), ("100000", 141)])
+def test_output_that_nobody_reads_any_more_ends_a_script_without_a_trace(lines: str, status: int) -> None:
+    unread, output = os.pipe()
+    os.close(unread)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", PRINTING, "--lines", lines]
+    done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (status, "")

@@ -159,6 +159,15 @@ def test_pictures_that_no_memory_holds_are_refused_by_their_flag(flags: Callable
 def test_an_endless_rate_of_pictures_is_refused() -> None:
     with pytest.raises(ValueError, match="--video_hz is inf, must be a finite number"):
         DrivingFlags(video_hz=float("inf"))
+    for rate in (-1.0, 1e-310, 1e12):  # the last two ended in an overflow once the robot was connected
+        with pytest.raises(ValueError, match=rf"--video_hz is {rate}, .* not negative: 0 for no videos, else 0.001 to 1e\+06"):
+            DrivingFlags(video_hz=rate)
+    assert [DrivingFlags(video_hz=rate).video_hz for rate in (0.0, 0.5, 1000.0)] == [0.0, 0.5, 1000.0]
+
+
+def test_steps_to_ask_ahead_are_not_negative() -> None:
+    with pytest.raises(ValueError, match="--prefetch_steps is -1, must not be negative"):
+        DrivingFlags(prefetch_steps=-1)
 
 
 def test_every_flag_is_a_decision() -> None:

@@ -507,3 +507,9 @@ def test_the_page_shows_what_was_mended_apart_from_what_looks_wrong(tmp_path: Pa
 def test_a_folder_in_the_place_of_the_page_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(f"--output {tmp_path} is a folder; name the page in it")):
         InspectConfig(dataset_name="my_robot", output=tmp_path)
+
+
+@pytest.mark.parametrize("rate", [0.0, -5.0, float("inf")])
+def test_a_rate_that_is_none_is_refused_before_it_is_written_into_an_entry(rate: float) -> None:
+    with pytest.raises(ValueError, match=rf"--control_hz is {rate}; it must be above 0 and finite"):
+        InspectConfig(suggest="my_robot", control_hz=rate)

@@ -20,6 +20,11 @@ def test_values_go_by_name_in_the_policys_order_and_units() -> None:
     assert found.write(numbers) == pytest.approx({name: values[name] for name in found.keys})
 
 
+def test_a_value_that_a_motor_did_not_say_is_no_number() -> None:
+    found = match_dimensions("state", ("shoulder_pan", "elbow_flex [rad]"), UNITS, {})
+    assert np.isnan(found.read({"shoulder_pan.pos": None, "elbow_flex.pos": 90.0})).tolist() == [True, False]  # type: ignore[dict-item]
+
+
 def test_a_policy_that_states_no_units_is_taken_at_its_word() -> None:
     found = match_dimensions("action", ("shoulder_pan.pos", "gripper.pos"), UNITS, {})
     assert found.factors.tolist() == [1.0, 1.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,30 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: object, messag
         choose_limits(INFO, write(tmp_path / "limits.json", content))
     with pytest.raises(ValueError, match="cannot be read"):
         choose_limits(INFO, tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control_hz": 0.0}, "my_arm says 8 actions a query at 0 Hz"),
+        ({"control_hz": np.inf}, "at inf Hz"),
+        ({"num_actions_chunk": 0}, "says 0 actions a query"),
+        ({"action_kinds": KINDS[:1]}, "my_arm has 1 action_kinds for 4 actions"),
+        ({"limits": StatedLimits((0.0,), (1.0,), (9.0,))}, "my_arm has 1 limits for 4 actions"),
+        ({"demonstrated": replace(INFO.demonstrated, max_step=(9.0,))}, r"\(policy.json\): max_step has 1 values for 4 dimensions"),
+        ({"demonstrated": replace(INFO.demonstrated, action_low=("a",) * 4)}, "action_low holds 'a', expected a number"),
+        ({"demonstrated": replace(INFO.demonstrated, start_low=(0.0,) * 4, start_high=(None,) * 4)}, "start_high holds None"),
+    ],
+)
+def test_a_policy_that_does_not_describe_itself_whole_drives_no_robot(changes: dict[str, Any], message: str) -> None:
+    """One speed for four dimensions counted for each of them."""
+    info = replace(INFO, **changes)
+    with pytest.raises(ValueError, match=message):
+        choose_limits(info)
+    with pytest.raises(ValueError, match=message):  # of a server
+        PolicyInfo.parse(info.content())
+
+
+def test_limits_of_a_platform_are_numbers() -> None:
+    with pytest.raises(ValueError, match="stated limits: high holds 'a', expected a number or None"):
+        StatedLimits((0.0, None), ("a", 1.0), (1.0, 1.0))  # type: ignore[arg-type]

@@ -285,3 +285,11 @@ def test_a_leader_of_another_robot_is_refused_before_anything_moves() -> None:
     leader.action_names = (*NAMES[:5], "gripper [0-100]")
     with pytest.raises(ValueError, match=r"the leader commands .*gripper \[0-100\], the robot takes .* gripper; names, order and units"):
         check_leader(leader, NAMES)
+
+
+def test_a_leader_that_does_not_say_what_it_commands_is_told_what_to_write() -> None:
+    class Nameless(Leader):
+        connect, read, disconnect = SimulatedLeader.connect, SimulatedLeader.read, SimulatedLeader.disconnect
+
+    with pytest.raises(ValueError, match=r"Nameless does not say what it commands; .* action_names = \('shoulder_pan \[deg\]', "):
+        check_leader(Nameless(), NAMES)

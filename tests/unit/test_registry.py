@@ -189,6 +189,7 @@ def test_values_of_another_kind_in_an_entry_are_named(fields: dict[str, Any], me
     [
         ({"control_hz": "25"}, "robot platform LIBERO: control_hz is '25'; write a number above 0"),
         ({"control_hz": 0}, "control_hz is 0; write a number above 0"),
+        ({"control_hz": float("inf")}, "control_hz is inf; write a number above 0"),
         ({"action_dim": "7"}, "action_dim is '7'; write a whole number"),
         ({"num_actions_chunk": 8.0}, "num_actions_chunk is 8.0; write a whole number"),
         ({"normalization": "BOUNDS"}, "normalization is 'BOUNDS'; write NormalizationType.BOUNDS or NormalizationType.BOUNDS_Q99"),

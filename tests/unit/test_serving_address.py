@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def test_an_address_of_a_server_that_serves_is_taken_and_free_behind_it() -> Non
     again = open_socket("127.0.0.1", port)  # its connections are remembered for a minute
     again.listen()
     again.close()
+
+
+@pytest.mark.parametrize("host", ["..", "256.1.1.1", "x" * 64])
+def test_an_address_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(ValueError, match=rf"--host {re.escape(host)} --port 8777: .*; choose another address"):
+        open_socket(host, 8777)
 
 
 @on_linux

@@ -220,6 +220,20 @@ def test_an_array_that_lies_is_refused(change: dict[str, Any], message: str) -> 
         as_array({**json_array(IMAGE), **change}, "image")
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([0.1, None, 0.2], "found list of length 3, whose item 1 is no number: NoneType None"),
+        (["0.1"], "whose item 0 is no number: str of length 3"),
+        ([[1.0, 2.0]], "whose item 0 is no number: list of length 2"),
+        ([0.0] * 1025, "found list of length 1025$"),
+    ],
+)
+def test_an_item_that_is_no_number_is_named(value: list[Any], message: str) -> None:
+    with pytest.raises(RequestError, match=f"state: expected an encoded numpy array, .*{message}"):
+        as_array(value, "state")
+
+
 def test_half_a_character_is_no_instruction() -> None:
     body = json.loads(act_body())
     with pytest.raises(RequestError, match=r"lone surrogate"):

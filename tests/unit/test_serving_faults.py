@@ -324,6 +324,8 @@ def test_a_web_page_of_another_site_drives_no_robot(house: House, origin: str) -
 def test_space_around_a_key_does_not_count_and_what_no_header_can_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "secret\n")  # as $(cat file) or an environment file may leave it
     assert read_api_key() == "secret"
+    (tmp_path / "key").write_bytes(b"\xef\xbb\xbfsecret\r\n")  # as Windows' editor saves UTF-8
+    assert read_api_key(tmp_path / "key") == "secret"
     for text in ("two words", "two\nlines", "schlüssel", " "):
         (tmp_path / "key").write_text(text)
         with pytest.raises(ValueError, match=r"--api_key_file .*key must hold the key in one line"):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from simulated_arm import NAMES, SimulatedArm
 from test_loop import HZ, LIMITS, Policy
 
 from experiments.robot.evaluation import session as session_module
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive
+from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter, write_mp4
 from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.limit_sources import ChosenLimits
 from prismatic.acting.recorder import RecordingError
@@ -128,3 +134,91 @@ def test_a_camera_that_is_late_does_not_cost_the_look_at_where_the_robot_stands(
     assert "gripper is at 120 before the start; its limits are 0 and 100" in caplog.text
     assert arm.calls == ["connect", "disconnect"]
     assert arm.commands == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        (lambda seen: replace(seen, images={"wrist": seen.images["wrist"]}), "the robot lacks the camera primary"),
+        (lambda seen: replace(seen, proprio=None), "the policy needs a state of 6 numbers"),
+        (lambda seen: replace(seen, proprio=seen.proprio[:5]), "the policy needs a state of 6 numbers"),
+        (lambda seen: replace(seen, proprio=[None, *seen.proprio[1:]]), "proprio must be one row of finite numbers, found [None"),
+        (lambda seen: replace(seen, images={**seen.images, "primary": seen.images["primary"][:0]}), "found uint8 [0, 64, 3]"),
+        (lambda _: None, "the robot's observe() returns NoneType, expected prismatic.vla.types.Observation"),
+    ],
+)
+def test_an_observation_that_lacks_something_for_a_moment_holds_the_arm_and_does_not_end_the_session(
+    tmp_path: Path, lacking: Callable[[Observation], Observation], reason: str
+) -> None:
+    arm = SimulatedArm()
+    arm.max_steps = 16
+    observe, num_looks = arm.observe, [0]
+
+    def blink(instruction: str) -> Observation:
+        num_looks[0] += 1
+        seen = observe(instruction)
+        return lacking(seen) if num_looks[0] == 3 else seen  # the first is before the start
+
+    arm.observe = blink  # type: ignore[method-assign]
+    play(tmp_path, arm, Person("c", "s"))
+    (row,) = map(json.loads, (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines())
+    assert (row["ending"], row["num_steps"], row["failed_observations"]) == ("out of steps", 16, 1)
+    assert any(reason in held for held in row["held_ticks"]), row["held_ticks"]
+
+
+@pytest.mark.parametrize("said", [[None] * 6, ["here"] * 6, None])
+def test_a_position_that_is_no_number_before_the_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any] | None
+) -> None:
+    monkeypatch.setattr(session_module, "_LOOK_AGAIN_S", 0.001)
+    arm = SimulatedArm()
+    arm.max_steps = 8
+    position, readings = arm.position, iter(range(10_000))
+    # every look has one reading for the state of the observation, which stays sound, and one for the position
+    arm.position = lambda: said if 0 < (number := next(readings)) < 4 and number % 2 else position()  # type: ignore
+    play(tmp_path, arm, Person("c", "s"))
+    assert json.loads((tmp_path / "run" / "rollouts.jsonl").read_text())["ending"] == "out of steps"
+
+
+def test_an_observation_that_is_none_is_named_before_anything_moves(tmp_path: Path) -> None:
+    arm = SimulatedArm()
+    arm.observe = lambda _: {"primary": np.zeros((4, 4, 3), np.uint8)}  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ValueError, match=r"the robot's observe\(\) returns dict, expected prismatic.vla.types.Observation"):
+        play(tmp_path, arm, Person("c"))
+    assert arm.commands == []
+
+
+def test_two_runs_that_begin_in_the_same_second_get_a_folder_each(tmp_path: Path) -> None:
+    for _ in range(3):
+        play(tmp_path, SimulatedArm(), Person("q"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
+    assert all((path / "summary.json").exists() for path in tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        play(tmp_path / "file", SimulatedArm(), Person("q"))
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_video_that_cannot_be_written_to_its_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    pytest.importorskip("av")
+    write, frames = VideoWriter.write, np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
+
+    def write_until_full(writer: VideoWriter, frame: np.ndarray) -> None:
+        if np.array_equal(frame, frames[-1]):
+            assert list(tmp_path.iterdir()), "nothing has been written yet"
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, frame)
+
+    monkeypatch.setattr(VideoWriter, "write", write_until_full)
+    if in_background:
+        film = BackgroundFilm(VideoWriter(tmp_path / "film.mp4", 10.0))
+        for frame in frames:
+            film.add(frame)
+        with pytest.raises(OSError, match="No space left"):
+            film.close(tmp_path / "success.mp4")
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            write_mp4(tmp_path / "film.mp4", list(frames), 10.0)
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import pytest
 from simulated_arm import NAMES, SimulatedArm
 
 from prismatic.acting.limit_sources import choose_limits
+from prismatic.acting.robot import Robot
 from prismatic.acting.start_check import check_names, check_observation, check_range, check_start
 from prismatic.vla.constants import ActionKind
 from prismatic.vla.demonstrated import Demonstrated
@@ -95,6 +96,18 @@ def test_a_robot_with_other_dimensions_is_refused(names: tuple[str, ...], messag
     arm.action_names = names
     with pytest.raises(ValueError, match=message):
         check_names(arm, INFO)
+
+
+def test_a_robot_that_does_not_say_what_its_actions_are_is_told_what_to_write() -> None:
+    class Nameless(Robot):
+        def connect(self) -> None: ...
+        def position(self) -> np.ndarray: ...  # type: ignore[empty-body]
+        def observe(self, instruction: str) -> Observation: ...  # type: ignore[empty-body]
+        def send(self, action: np.ndarray) -> None: ...
+        def disconnect(self) -> None: ...
+
+    with pytest.raises(ValueError, match=r"Nameless does not say what its actions are; .* action_names = \('shoulder_pan \[deg\]', "):
+        check_names(Nameless(), INFO)
 
 
 def test_a_robot_without_what_the_policy_needs_is_refused() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prismatic.vla.types import Observation
 
 D = TypeVar("D")
+_SLOWEST_HZ, _FASTEST_HZ = 1e-3, 1e6  # frames per second that a video file can state
 
 
 @dataclass
@@ -66,8 +67,11 @@ class DrivingFlags:
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}, must be more than 0")
         check_note(self.run_id_note)
-        if not 0 <= self.video_hz < np.inf:
-            raise ValueError(f"--video_hz is {self.video_hz}, must be a finite number and not negative")
+        if self.prefetch_steps < 0:
+            raise ValueError(f"--prefetch_steps is {self.prefetch_steps}, must not be negative")
+        if self.video_hz and not _SLOWEST_HZ <= self.video_hz <= _FASTEST_HZ:
+            bounds = f"not negative: 0 for no videos, else {_SLOWEST_HZ:g} to {_FASTEST_HZ:g}"
+            raise ValueError(f"--video_hz is {self.video_hz}, must be a finite number and {bounds}")
         self.execution(self.num_open_loop_steps or self.prefetch_steps + 1)  # checks the flags that make it up
         if self.record:
             check_recording_packages()

@@ -10,12 +10,13 @@ summary.json                successes with their interval, settings, the policy,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 class SessionOptions:
     """How many rollouts of what, and where their traces go."""
 
-    folder: Path  # made anew
+    folder: Path  # made anew; with a number behind its name where there is one already
     num_rollouts: int
     control_hz: float
     instruction: str = ""  # "": the robot's own, or a person is asked
@@ -91,8 +92,9 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
             robot.connect()
             if leader is not None:
                 leader.connect()
+            session = Session(options, robot, actor, driver, keyboard)
             with keyboard:
-                Session(options, robot, actor, driver, keyboard).run()
+                session.run()
         finally:
             try:
                 robot.disconnect()
@@ -101,15 +103,16 @@ def drive(robot: Robot, driver: Driver, options: SessionOptions, keyboard: Keybo
                     leader.disconnect()
     finally:
         actor.close()
-    return options.folder
+    return session.folder
 
 
 class Session:
     """The rollouts of one run."""
 
     def __init__(self, options: SessionOptions, robot: Robot, actor: RemoteActor, driver: Driver, keyboard: Keyboard) -> None:
-        self._options, self._robot, self._actor, self._driver, self._keyboard = options, robot, actor, driver, keyboard
-        options.folder.mkdir(parents=True)
+        self.folder = _make_folder(options.folder)
+        self._options = dataclasses.replace(options, folder=self.folder)
+        self._robot, self._actor, self._driver, self._keyboard = robot, actor, driver, keyboard
         self._label = options.instruction or robot.instruction
         self._rows: list[dict[str, Any]] = []
         self._known: set[str] = set()  # dimensions whose first state a person has been told of
@@ -201,7 +204,7 @@ class Session:
         """What the robot sees, and where it is [A]; None: it does not say, which is logged."""
         for attempt in range(_LOOKS):
             try:
-                return self._robot.observe(self._label), self._robot.position()
+                return self._robot.observe(self._label), np.array(self._robot.position(), np.float64)
             except Exception as error:
                 if attempt == _LOOKS - 1:
                     logger.warning("no observation before the start: %s: %s", type(error).__name__, error)
@@ -225,6 +228,7 @@ class Session:
             video_hz=options.video_hz,
             leader=options.leader or self._robot.leader,
             recorder=recorder,
+            policy=self._driver.info,
         )
         outcome, video = None, None
         try:
@@ -341,6 +345,16 @@ def _written(path: Path) -> Iterator[Path]:
         yield path
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
+
+
+def _make_folder(wanted: Path) -> Path:
+    """A new folder: two robots whose runs begin in the same second get one each."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
 
 
 def session_folder(parent: Path, family: str, note: str | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,21 @@ class VideoWriter:
             self._container.mux(packet)
 
     def close(self, path: Path | None = None) -> Path | None:
-        """Completes the file, under another name if one is given; None, and no file, where there is no frame."""
-        if self._num_frames:
-            for packet in self._stream.encode():
-                self._container.mux(packet)
-        self._container.close()
-        if not self._num_frames:
-            self._temporary.unlink(missing_ok=True)  # PyAV opens it with the first frame
-            return None
-        return self._temporary.replace(path or self._path)
+        """Completes the file, under another name if one is given; None, and no file, where there is no frame or it cannot be written."""
+        try:
+            if self._num_frames:
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+            self._container.close()
+            return self._temporary.replace(path or self._path) if self._num_frames else None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leaves no file that is not complete, which a full disk would stay full of; harmless after `close`."""
+        with suppress(Exception):  # it says once more what it could not write
+            self._container.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 class BackgroundFilm:
@@ -75,13 +82,19 @@ class BackgroundFilm:
         Raises:
             Exception: what went wrong with writing it.
         """
-        self._work.finish()
-        return self._writer.close(path)
+        try:
+            self._work.finish()
+            return self._writer.close(path)
+        finally:
+            self._writer.discard()
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], frames_per_second: float) -> None:
     """Writes `frames` (uint8 [H, W, 3], even H and W) as H.264, which browsers play."""
     writer = VideoWriter(path, frames_per_second)
-    for frame in frames:
-        writer.write(frame)
-    writer.close()
+    try:
+        for frame in frames:
+            writer.write(frame)
+        writer.close()
+    finally:
+        writer.discard()

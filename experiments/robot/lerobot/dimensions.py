@@ -36,12 +36,12 @@ class Dimensions:
     factors: np.ndarray  # float64 [D], a value of the policy is so many of LeRobot's
 
     def read(self, values: Mapping[str, float]) -> np.ndarray:
-        """float64 [D] in the policy's units.
+        """float64 [D] in the policy's units; NaN where LeRobot says None.
 
         Raises:
             KeyError: LeRobot left one out.
         """
-        return np.array([float(values[key]) for key in self.keys], np.float64) * self.factors
+        return np.array([values[key] for key in self.keys], np.float64) * self.factors
 
     def write(self, numbers: np.ndarray) -> dict[str, float]:
         """LeRobot's names and units; the inverse of `read`."""

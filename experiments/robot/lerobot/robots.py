@@ -136,7 +136,7 @@ class LeRobotArm(Robot):
 
     def position(self) -> np.ndarray:
         self._read()
-        return np.array([float(self._values.get(key, np.nan)) for key in self._actions.keys]) * self._actions.factors
+        return np.array([self._values.get(key) for key in self._actions.keys], np.float64) * self._actions.factors
 
     def observe(self, instruction: str) -> Observation:
         if time.monotonic() - self._was_read_at > _SAME_READING_S:

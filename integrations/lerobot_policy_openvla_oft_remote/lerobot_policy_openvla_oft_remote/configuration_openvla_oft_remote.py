@@ -31,6 +31,9 @@ class OpenVLAOFTRemoteConfig(PreTrainedConfig):
         super().__post_init__()
         if self.num_open_loop_steps is not None and self.num_open_loop_steps < 1:
             raise ValueError(f"--policy.num_open_loop_steps is {self.num_open_loop_steps}, must be at least 1")
+        for name in ("connect_wait_s", "reply_timeout_s", "stop_after_s"):
+            if not getattr(self, name) >= 0:  # of NaN every comparison is False: the waiting would have no end
+                raise ValueError(f"--policy.{name} is {getattr(self, name)}, must be a number of seconds, 0 or more")
 
     @property
     def observation_delta_indices(self) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,9 @@ class OpenVLAOFTRemotePolicy(PreTrainedPolicy):
         if len(observations) == 1:
             chunks = [clients[0].infer(observations[0], self._begins)]
         else:
-            chunks = list(self._pool.map(PolicyClient.infer, clients, observations, [self._begins] * len(observations)))
+            asked = [self._pool.submit(client.infer, seen, self._begins) for client, seen in zip(clients, observations, strict=True)]
+            wait(asked)  # also where one has failed: a client that is still at work must not be asked again
+            chunks = [answer.result() for answer in asked]
         self._begins = False
         self._heed([warning for client in clients for warning in client.take_warnings()])
         actions = chunks[0][None] if len(chunks) == 1 else np.stack(chunks)

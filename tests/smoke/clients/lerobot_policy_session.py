@@ -16,6 +16,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_policy_config, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from prismatic.acting.client import ServerUnavailableError
+
 try:
     from lerobot.common.control_utils import predict_action  # 0.6.1
 except ImportError:
@@ -25,6 +27,7 @@ server, folder, num_steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 NAMES = ["wrist_roll.pos", "gripper.pos", "shoulder_pan.pos"]  # LeRobot's order is not the policy's
 STATE = {"dtype": "float32", "shape": (3,), "names": NAMES}
 CAMERAS = ("observation.images.front", "observation.images.wrist")
+WAITS = ("connect_wait_s", "reply_timeout_s", "stop_after_s")
 IMAGE = {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
 
 
@@ -76,6 +79,27 @@ def make(**changes):
     return make_policy(make_policy_config("openvla_oft_remote", **{**flags, **changes}), ds_meta=data.meta)
 
 
+def ask_two_of_which_one_fails() -> str:
+    asked, clients = make(), []
+
+    class Client:
+        is_asked = False
+
+        def infer(self, *_) -> np.ndarray:
+            assert not self.is_asked, "a second time"
+            if self is clients[0]:
+                raise ServerUnavailableError("the first")
+            self.is_asked = True
+            time.sleep(0.3)
+            self.is_asked = False
+            return np.zeros((10, 3))
+
+    clients += [Client(), Client()]
+    asked._clients = clients
+    told = message(lambda: asked.predict_action_chunk({**batch, "task": ["pick the cube"] * 2}))
+    return f"{told}, {clients[1].is_asked}"
+
+
 far = {**first, "observation.state": first["observation.state"] + 50}
 asking = make(ignore_warnings=False)
 asking.info = replace(asking.info, demonstrated=replace(asking.info.demonstrated, start_low=(), start_high=()))  # as of older servers
@@ -86,6 +110,8 @@ told = {
     "warned": message(lambda: step(asking, processors, far)),  # by the server
     "too many": message(lambda: make(num_open_loop_steps=99)),
     "no server": message(lambda: make(server="ws://127.0.0.1:9")),
+    **{name: message(lambda name=name: replace(config, **{name: float("nan")})) for name in WAITS},
+    "one of two": ask_two_of_which_one_fails(),
 }
 data.meta.features["action"] = {**STATE, "names": ["a.pos", "gripper.pos", "shoulder_pan.pos"]}
 told["other names"] = message(make)
