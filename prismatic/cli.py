@@ -98,6 +98,7 @@ def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
     draccus.decode.register(str, lambda text, _: str(text).removeprefix(_TYPED))
     words = [expand_home(argument) for argument in _complete_switches(_gather_lists(arguments, flat), flat)]
     words = _with_config_path(words)
+    _check_tables(words, flat)
     try:
         parsed: Any = draccus.parse(flat, args=_quote_texts(words, flat), exit_on_error=False)
     except yaml.YAMLError as error:
@@ -149,11 +150,25 @@ def _check_file(path: str) -> None:
     if not isinstance(content, Mapping):
         raise ValueError(f"--config_path: {path} holds {_KINDS.get(type(content), 'one value')}; expected lines such as max_steps: 100")
     if not path.endswith(".toml") and (twice := _said_twice(Path(path).read_text(encoding="utf-8"))):
-        raise ValueError(f"--config_path: {path} says {twice}, of which the last would count; keep one")
+        name, first, second = twice
+        raise ValueError(f"--config_path: {path} says {name} in the lines {first} and {second}, of which the last would count; keep one")
 
 
-def _said_twice(text: str) -> str:
-    """The first key of the YAML mapping `text` that stands there twice, with its lines; "" if none does."""
+def _check_tables(arguments: Sequence[str], config_class: type) -> None:
+    """Raises ValueError where a table as a flag's value, `{a: 1, b: 2}`, says one name twice: YAML keeps the last without a word."""
+    import yaml
+
+    tables = {f"--{name}" for name, kind in typing.get_type_hints(config_class).items() if typing.get_origin(kind) in (dict, Mapping)}
+    for before, argument in itertools.pairwise(["", *arguments]):
+        flag, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if flag in tables and value:
+            with contextlib.suppress(yaml.YAMLError):  # which the parser will name
+                if twice := _said_twice(value):
+                    raise ValueError(f"{flag} says {twice[0]} twice, of which the last would count; keep one")
+
+
+def _said_twice(text: str) -> tuple[str, int, int] | None:
+    """The first key of the YAML mapping `text` that stands there twice, and its lines; None if none does."""
     import yaml
 
     lines: dict[str, int] = {}
@@ -161,9 +176,9 @@ def _said_twice(text: str) -> str:
     for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
-            return f"{name} in the lines {lines[name]} and {line}"
+            return name, lines[name], line
         lines[name] = line
-    return ""
+    return None
 
 
 def _quote_texts(arguments: Sequence[str], config_class: type) -> list[str]:

@@ -17,10 +17,12 @@ from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.checkpoint.saving import save_config, save_model
 from prismatic.policy.checkpoint.spec import POLICY_FILE
 from prismatic.policy.policy import Policy
+from prismatic.vla.datasets.locks import LockedError, locked
 from prismatic.vla.normalization import bounds_from_statistics
 from prismatic.vla.types import Observation
 
 MERGE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LOCK = ".merging.lock"  # held by the process that merges in a folder
 _UNFINISHED = ".merging-"  # beginning of a hidden folder's name, of the size of the model
 _CAMERA_SIZE = 256  # pixels, of the sample observation
 
@@ -45,8 +47,21 @@ def merge_checkpoint(
     merged weight once; bfloat16 adds in bfloat16, as the published script does.
 
     Raises:
-        ValueError: `folder` holds no adapters, its base model is unknown, or the disk is full.
+        ValueError: `folder` holds no adapters, its base model is unknown, another process merges there, or the disk is full.
     """
+    try:
+        with locked(folder / _LOCK):
+            try:
+                return _merge(folder, base_model, merge_dtype, device, dtype, options)
+            finally:
+                (folder / _LOCK).unlink(missing_ok=True)
+    except LockedError as error:
+        raise ValueError(f"{error} merges the adapters of {folder}; wait for it") from error
+
+
+def _merge(
+    folder: Path, base_model: str | None, merge_dtype: torch.dtype, device: torch.device, dtype: torch.dtype, options: LoadOptions
+) -> MergeResult:
     if not (folder / POLICY_FILE).is_file() and options.flags.num_images_in_input is None:
         options = replace(options, flags=replace(options.flags, num_images_in_input=1))  # the weights are the same for any number
     apart = replace(options, keep_adapters=True, base_model=base_model)

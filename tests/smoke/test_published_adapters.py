@@ -22,6 +22,7 @@ from prismatic.policy.policy import Policy
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.origin import find_origin
 from prismatic.vla.constants import ROBOT_PLATFORMS
+from prismatic.vla.datasets.locks import locked
 from prismatic.vla.diagnosis import Status
 from prismatic.vla.types import Observation
 
@@ -110,6 +111,16 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(run: Path, monkeypatch:
     merge_as_documented(run, monkeypatch)
     assert (run / "model.safetensors").is_file()
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_merge_at_the_same_time_is_refused_and_removes_nothing_of_the_first(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / ".merging-alive").mkdir()
+    with locked(run / ".merging.lock"), pytest.raises(SystemExit):
+        merge_as_documented(run, monkeypatch)
+    assert f"merges the adapters of {run}; wait for it" in caplog.text
+    assert (run / ".merging-alive").is_dir()
 
 
 def test_what_cannot_be_merged_is_told_with_what_helps(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ from experiments.robot.libero.regenerate_libero_dataset import RegenerateConfig
 from experiments.robot.libero.run_libero_eval import EvalConfig as LiberoConfig
 from experiments.robot.metaworld.run_metaworld_eval import EvalConfig as MetaWorldConfig
 from experiments.robot.recording.record import RecordingOptions
+from prismatic.cli import parse_flags
 from prismatic.cli_sections import flag_names, flag_values
 from prismatic.commands.convert_aloha import ConvertConfig
+from prismatic.commands.make_manifest import ManifestConfig
 from prismatic.models.sizes import TinySizes
 from prismatic.training.config import FinetuneConfig
 
@@ -190,3 +192,10 @@ def test_flags_are_read_by_the_code() -> None:
 def test_a_configuration_is_made_again_from_its_flags() -> None:
     config = FinetuneConfig.from_flags(batch_size=3, run_root_dir=Path("elsewhere"), use_film=True, logger="tensorboard")
     assert FinetuneConfig.from_flags(**flag_values(config)) == config
+
+
+@pytest.mark.parametrize("words", [["--weights", "{success: 2, by person: 1, success: 0}"], ["--weights={success: 2, success: 0}"]])
+def test_a_table_that_says_a_name_twice_is_refused(words: list[str]) -> None:
+    """YAML keeps the last without a word."""
+    with pytest.raises(ValueError, match="--weights says success twice, of which the last would count; keep one"):
+        parse_flags(ManifestConfig, ["--output", "a.json", "--recordings", "[.]", *words])
