@@ -9,7 +9,6 @@ trained the policy, with the folders in it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,14 @@ class PushConfig:
     dry_run: bool = False  # write README.md into the folder and list the files; upload nothing
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"--repo_id: {error}. Pass owner/name, as in me/my-policy") from error
+        if self.repo_id.count("/") != 1:
             raise ValueError(f"--repo_id is {self.repo_id!r}; expected owner/name, as in me/my-policy")
 
 

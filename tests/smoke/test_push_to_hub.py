@@ -196,6 +196,12 @@ def test_a_refusal_of_the_hub_is_one_line(hub: HubServer, checkpoint: Path) -> N
     assert not hub.files
 
 
+@pytest.mark.parametrize(("name", "message"), [("../..", "cannot start or end with"), ("me/p.git", "cannot end by"), ("p", "owner/name")])
+def test_a_name_that_the_hub_cannot_have_is_refused_in_a_dry_run_too(name: str, message: str, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=f"--repo_id.*{message}"):
+        PushConfig(checkpoint, name, dry_run=True)
+
+
 def test_a_dry_run_writes_the_card_and_then_keeps_it(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PushConfig(checkpoint, "me/p", dry_run=True)
     main(config)
