@@ -375,7 +375,7 @@ def test_numbers_below_what_can_be_are_refused_before_anything_is_played(tmp_pat
     assert not (tmp_path / JOURNAL_FILE).exists()
     with pytest.raises(ValueError, match="--image_size is 0; it must be at least 1"):
         EvalConfig(policy="expert", image_size=0)
-    with pytest.raises(ValueError, match="--image_size is 0, must be at least 1"):
+    with pytest.raises(ValueError, match="--image_size is 0; it must be at least 1 pixel"):
         RecordingOptions(tmp_path, pictures={"image_size": 0})
     with pytest.raises(ValueError, match="--save_video is 'first_²', expected none, failures, all or first_<number>"):
         evaluate(flags(tmp_path, save_video="first_²"))

@@ -52,8 +52,6 @@ class RecordingOptions:
             if getattr(self, name) < smallest:
                 raise ValueError(f"--{name} is {getattr(self, name)}, must be at least {smallest}")
         for name in _SIZE_FLAGS & self.pictures.keys():
-            if self.pictures[name] < 1:
-                raise ValueError(f"--{name} is {self.pictures[name]}, must be at least 1")
             check_side(f"--{name}", self.pictures[name])
         if not 0 <= self.noise_correlation < 1:
             raise ValueError(f"--noise_correlation is {self.noise_correlation}, must be at least 0 and below 1")
