@@ -8,6 +8,7 @@ The checkpoint describes itself; the familiar flags are needed only for a publis
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from dataclasses import dataclass, fields, replace
@@ -137,6 +138,8 @@ def deploy(config: DeployConfig) -> None:
     policies = _load(config, load_options)
     service = PolicyService(policies, options)
     seconds = service.warm_up()
+    gc.collect()
+    gc.freeze()  # a collection amid requests would walk through all that torch has made: 0.3 s in which no robot is answered
     if config.host not in _LOOPBACK and options.api_key is None:
         logger.warning("anyone who reaches %s can use this policy: set PRISMATIC_API_KEY, or bind to 127.0.0.1", config.host)
     for name, policy in policies.items() if isinstance(policies, dict) else [("policy", policies)]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -204,6 +206,27 @@ def test_limits_keys_and_shutdown(checkpoint: Path, tmp_path: Path) -> None:
     assert all(int(headers["retry-after"]) >= 1 for status, headers in replies if status == 503)
     assert server.stop() == 0
     assert any("all requests are answered" in line for line in server.lines)
+
+
+def test_what_the_warm_up_has_made_is_not_walked_through_amid_requests(checkpoint: Path, tmp_path: Path) -> None:
+    walk = "lambda *_: print('walked through', len(gc.get_objects()), flush=True)"
+    (tmp_path / "sitecustomize.py").write_text(f"import gc, signal\nsignal.signal(signal.SIGUSR1, {walk})\n")
+    command = [sys.executable, "vla-scripts/deploy.py", "--pretrained_checkpoint", str(checkpoint), "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{launching.ROOT}"}
+    server = subprocess.Popen(command, cwd=launching.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
+    try:
+        found = None
+        for line in server.stdout:
+            if "serving on" in line:
+                server.send_signal(signal.SIGUSR1)
+            if found := re.match(r"walked through (\d+)", line):
+                break
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    assert found is not None
+    assert int(found[1]) < 50_000  # nearly 500,000 where all are kept in the collector's sight
 
 
 def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
