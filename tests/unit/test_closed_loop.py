@@ -293,6 +293,20 @@ def test_a_policy_of_another_robot_is_refused_before_anything_is_played() -> Non
         check_policy("run", libero, "LIBERO", ("primary",))
 
 
+@pytest.mark.parametrize("shard", ["", "1/1", "1/2"])
+def test_videos_of_forgotten_episodes_do_not_lie_beside_those_of_the_episodes_to_come(tmp_path: Path, shard: str) -> None:
+    """Their names say how an episode ended: of one that ended otherwise the folder showed both, a success and a failure."""
+    mine = tmp_path / "videos" / "left" / "mine.mp4"
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="all"))
+    assert len(list(tmp_path.rglob("*.mp4"))) == 4
+    mine.touch()
+    (tmp_path / "videos" / "right" / "episode_000_seed_7_success.mp4").unlink()  # by a person
+    report = evaluate(flags(tmp_path, num_trials_per_task=1, seed=8, save_video="first_1", restart=True, shard=shard))
+    assert set(tmp_path.rglob("*.mp4")) == {mine, *(Path(result.video) for result in report.main_run if result.video)}
+    evaluate(flags(tmp_path, num_trials_per_task=1, seed=8, restart=True, shard=shard))
+    assert set(tmp_path.rglob("*.mp4")) == {mine}
+
+
 def test_bad_flags_name_the_flag(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--policy is 'me'"):
         flags(tmp_path, policy="me")

@@ -18,13 +18,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.robot.evaluation.backlog import PlannedEpisode
+from experiments.robot.evaluation.report import VIDEOS
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.shards import Shard
 from prismatic.acting.recorder import RECORDINGS
@@ -86,7 +87,6 @@ class Journal:
 
     def _forget_shard(self, own: Sequence[PlannedEpisode]) -> None:
         """Other shards may be told to begin anew as well, at the same time: what they have written with these settings stays."""
-        self._path.unlink(missing_ok=True)
         forgotten = {_planned_key(episode) for episode in own}
         for path in journal_files(self.folder):
             try:
@@ -95,9 +95,12 @@ class Journal:
                 logger.warning("%s is forgotten: %s", path, error.problem)
                 path.unlink()
                 continue
-            if _list_changes(stored, self._settings):
+            is_forgotten = path == self._path or bool(_list_changes(stored, self._settings))
+            kept = [] if is_forgotten else [row for row in rows if _key_of(row) not in forgotten]
+            _forget_videos(self.folder, [row for row in rows if row not in kept])
+            if is_forgotten:
                 path.unlink()
-            elif len(kept := [row for row in rows if _key_of(row) not in forgotten]) < len(rows):
+            elif len(kept) < len(rows):
                 _write_rows(path, stored, kept)
 
     def refresh(self) -> None:
@@ -267,11 +270,20 @@ def _forget(folder: Path) -> None:
     """Removes what a folder knows of its episodes; their recordings, which are data, are kept under another name, lest they pass for those
     of the episodes to come."""
     for path in journal_files(folder):
+        with suppress(JournalError):  # a damaged one names none
+            _forget_videos(folder, read_journal(path)[1])
         path.unlink(missing_ok=True)
     for name in _PICTURES.values():
         shutil.rmtree(folder / name, ignore_errors=True)
     if (recordings := folder / RECORDINGS).is_dir():
         logger.info("recordings of the episodes before are kept in %s", put_aside(recordings))
+
+
+def _forget_videos(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Removes those of `rows`: their names say how the episodes ended, which may end otherwise when they are played anew."""
+    for row in rows:
+        if row.get("video"):
+            (folder / VIDEOS / row["task"] / Path(row["video"]).name).unlink(missing_ok=True)
 
 
 @contextmanager
