@@ -366,7 +366,7 @@ def test_flags_that_would_do_nothing_or_something_else_are_refused(tmp_path: Pat
 def test_a_task_that_is_named_twice_is_played_once() -> None:
     from experiments.robot.metaworld.run_metaworld_eval import EvalConfig, make_benchmark
 
-    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open"])
+    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open", "faucet-open-v3"])
     assert make_benchmark(config).tasks == ["faucet-open", "button-press-topdown"]
     with pytest.raises(ValueError, match="--task_names is empty; pass at least one task"):
         EvalConfig(policy="expert", task_names=[])

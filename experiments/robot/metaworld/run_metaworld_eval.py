@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig) -> Report:
 def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
-    tasks = [get_metaworld_task(name).name for name in dict.fromkeys(config.task_names)]
+    tasks = list(dict.fromkeys(get_metaworld_task(name).name for name in config.task_names))
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering, config.max_steps)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
     return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)
