@@ -28,9 +28,10 @@ class PointMass:
 
     def __init__(self, fail_at_step: int | None = None) -> None:
         self.fail_at_step = fail_at_step
-        self.num_steps = 0
+        self.num_steps = self.num_resets = 0
 
     def reset(self) -> None:
+        self.num_resets += 1
         self.position, self.clock = np.zeros(3), 0
 
     def set_init_state(self, init_state: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,6 +50,7 @@ class PointMass:
 
     def _observe(self) -> dict[str, np.ndarray]:
         image = np.full((1, 1, 3), self.clock, np.uint8)
+        image[..., 2] = self.num_resets  # as where a reset has put the cabinet
         return {
             "robot0_eef_pos": self.position,
             "robot0_eef_quat": np.array([0.0, 0, 0, 1]),
@@ -114,6 +116,7 @@ def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_pat
         assert list(file["data"]) == ["demo_0", "demo_2"]
         assert json.loads(file["data"].attrs["problem_info"]) == {"language_instruction": "push it"}
         np.testing.assert_allclose(file["data/demo_2/obs/ee_pos"][:, 0], [0.2, 0.3])
+        assert set(file["data/demo_2/obs/agentview_rgb"][..., 2].flat) == {3}, "as in a run that was not interrupted"
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["push_demo.hdf5"]
     assert script.regenerate_task(config, task) == {"kept": 2, "failed": 1}  # the file is there: nothing is replayed
 

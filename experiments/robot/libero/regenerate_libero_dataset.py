@@ -104,12 +104,16 @@ def _demo_numbers(raw: Any) -> list[int]:
 
 
 def _replay_missing(config: RegenerateConfig, task: LiberoTask, data: Any, numbers: list[int], stage: Path) -> None:
+    """Replays what an interrupted run has left; each reset puts cabinets and stoves elsewhere, so those of the others are made up for."""
     missing = [number for number in numbers if not _demo_file(stage, number).exists()]
     if not missing:
         return
     with _environment(task, config.image_size) as environment:
-        for number in tqdm(missing, desc=task.name, unit="demo", total=len(numbers), initial=len(numbers) - len(missing), leave=False):
-            _write_demo(_demo_file(stage, number), environment, data[f"demo_{number}"])
+        for number in tqdm(numbers[: numbers.index(missing[-1]) + 1], desc=task.name, unit="demo", total=len(numbers), leave=False):
+            if number in missing:
+                _write_demo(_demo_file(stage, number), environment, data[f"demo_{number}"])
+            else:
+                environment.reset()
 
 
 def _write_demo(path: Path, environment: ReplayEnvironment, raw: Any) -> None:
