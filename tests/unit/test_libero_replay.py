@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,22 @@ def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_pat
         assert set(file["data/demo_2/obs/agentview_rgb"][..., 2].flat) == {3}, "as in a run that was not interrupted"
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["push_demo.hdf5"]
     assert script.regenerate_task(config, task) == {"kept": 2, "failed": 1}  # the file is there: nothing is replayed
+
+
+def test_initial_states_are_those_of_all_tasks_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second call with other --tasks, as of another machine, wrote its own alone: an evaluation no longer found those of the first."""
+    tasks = tuple(LiberoTask(name, f"{name} it", tmp_path / name, tmp_path / name) for name in ("push", "pull", "lift"))
+    (tmp_path / "raw").mkdir()
+    for task in tasks:
+        with h5py.File(tmp_path / "raw" / f"{task.name}_demo.hdf5", "w") as file:
+            file["data/demo_0/states"], file["data/demo_0/actions"] = np.array([[0.1, 0, 0]]), actions_of(0.1, 0.1)
+    for name, value in (("configure_rendering", lambda: ""), ("prepare_libero", lambda _: None), ("suite_tasks", lambda _: tasks)):
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(script, "_environment", lambda task, image_size: nullcontext(PointMass()))
+    for names, known in (("push", ["push"]), ("1", ["push", "pull"]), ("push", ["push", "pull"])):
+        script.main(script.RegenerateConfig("libero_goal", tmp_path / "raw", tmp_path / "out", tasks=names))
+        found = json.loads((tmp_path / "out" / "metainfo.json").read_text())
+        assert found == {name: {"demo_0": {"success": True, "initial_state": [0.1, 0, 0]}} for name in known}
 
 
 def test_bad_flags(tmp_path: Path) -> None:
