@@ -293,6 +293,27 @@ def test_a_policy_of_another_robot_is_refused_before_anything_is_played() -> Non
         check_policy("run", libero, "LIBERO", ("primary",))
 
 
+@pytest.mark.parametrize("shard", ["", "1/2"])
+def test_what_somebody_else_keeps_in_the_folder_outlives_a_restart(tmp_path: Path, shard: str) -> None:
+    """The folders pictures/ and failures/ were removed with all that they held, also where no evaluation had been."""
+    mine = tmp_path / "pictures" / "holidays.png"
+    mine.parent.mkdir()
+    mine.touch()
+    config = flags(tmp_path, num_trials_per_task=1, num_pictures=1)
+    evaluate(replace(config, restart=True))
+    assert len(list(tmp_path.rglob("episode_*.png"))) == 2
+    evaluate(replace(config, restart=True, seed=8, num_pictures=0, shard=shard))
+    assert set((tmp_path / "pictures").rglob("*.png")) == {mine}
+
+
+def test_pictures_of_an_episode_as_it_was_before_are_not_shown_for_it(tmp_path: Path) -> None:
+    result = evaluate(flags(tmp_path, num_trials_per_task=1, num_pictures=1)).main_run[0]
+    settings = read_journals(tmp_path)[0]
+    assert result.pictures
+    Journal(tmp_path, settings).add(replace(result, pictures=()))  # played again, by a call without --num_pictures
+    assert [item.pictures for item in Journal(tmp_path, settings).results if item.task == result.task] == [()]
+
+
 @pytest.mark.parametrize("shard", ["", "1/1", "1/2"])
 def test_videos_of_forgotten_episodes_do_not_lie_beside_those_of_the_episodes_to_come(tmp_path: Path, shard: str) -> None:
     """Their names say how an episode ended: of one that ended otherwise the folder showed both, a success and a failure."""
