@@ -1,7 +1,7 @@
 """How long a policy's answers take, in control steps: a number, or what was measured on a robot.
 
 --delay_steps 4                                     always
---delay_steps runs/run_robot/EVAL-.../recordings    drawn from the delays of those rollouts (hdf5 files, /rollout/delay_s)
+--delay_steps runs/robot/EVAL-.../recordings        drawn from the delays of those rollouts (hdf5 files, /rollout/delay_s)
 --delay_steps delays.json                           drawn from a list of milliseconds: [81.5, 84.0, 120.3]
 """
 

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint (or the scripted expert) in closed loop on MetaWorld tasks, on object positions that no demonstration has seen.
 
-python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint runs/demo/checkpoint --num_trials_per_task 40
+python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint runs/demo/train/demo --num_trials_per_task 40
 """
 
 from __future__ import annotations
