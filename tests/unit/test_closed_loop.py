@@ -193,6 +193,18 @@ def test_other_starts_under_the_same_name_and_another_commit_of_a_hub_policy_are
     play(restart=True)
 
 
+def test_the_time_of_a_part_is_not_that_of_the_whole(tmp_path: Path) -> None:
+    """An evaluation that went on, or a shard, stood in the report as if all its episodes had taken so long."""
+
+    def stages(**changes: Any) -> list[str]:
+        return list(evaluate(flags(tmp_path, **changes)).timings_s)
+
+    assert stages(num_trials_per_task=1) == ["load the policy", "play the episodes"]
+    assert stages(num_trials_per_task=3) == ["load the policy", "play the episodes (of this call: 4 of 6)"]
+    assert stages(num_trials_per_task=3) == ["play the episodes (of this call: 0 of 6)"]
+    assert stages(num_trials_per_task=1, seed=8, restart=True, shard="1/2")[1:] == ["play the episodes (of this call: 1 of 2)"]
+
+
 def test_warnings_of_what_was_played_before_stay_in_the_report(tmp_path: Path) -> None:
     evaluate(flags(tmp_path))
     path = tmp_path / "report.json"
