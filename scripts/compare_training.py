@@ -5,7 +5,7 @@ python scripts/compare_training.py --output_dir runs/fp8_verdict --dataset_name 
 
 Every run is `finetune` with the flags of its side, one after the other; what is trained already is not trained again. A side's loss is
 the mean over the last tenth of the steps, of a validation set the last one, and the verdict is on the mean over the seeds. Whether the
-policies act alike is another question: the commands that play their episodes and compare them in pairs are printed.
+policies act alike is another question: play episodes with both and compare them in pairs (scripts/compare_runs.py).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def table(config: CompareTrainingConfig, found: dict[str, list[dict[str, float]]
             *lines,
             "",
             f"The second {verdict}: its losses may be {config.tolerance:.0%} higher, means over {len(config.seeds)} seeds.",
-            f"Success: evaluate {folders} (and the other seeds) with the same episodes, then scripts/compare_runs.py on the two reports.",
+            f"Success: evaluate {folders} (and the other seeds) with the same episodes, then scripts/compare_runs.py on the two folders.",
             "",
         ]
     )

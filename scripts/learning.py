@@ -381,7 +381,7 @@ def _rows(config: LearningConfig, variant: str) -> list[dict[str, Any]]:
         tasks = {task: score["rate"] for task, score in report["summary"][run].items() if task != "mean"}
         interval = wilson_interval(successes, len(episodes))
         rows.append({"variant": variant, "control": run, "successes": successes, "trials": len(episodes), "interval_95": interval})
-        rows[-1]["tasks"] = tasks
+        rows[-1] |= {"tasks": tasks, "crashed": sum(episode.get("error") is not None for episode in episodes)}
     return rows
 
 
@@ -393,6 +393,9 @@ def _table(config: LearningConfig, rows: list[dict[str, Any]]) -> str:
         low, high = (round(100 * bound) for bound in row["interval_95"])
         share = f"{100 * row['successes'] / row['trials']:.0f} % ({row['successes']}/{row['trials']})"
         lines.append(f"| {row['variant']} | {row['control']} | {share} | {low} - {high} % |")
+    crashed = [f"{row['variant']}, {row['control']}: {row['crashed']} episodes" for row in rows if row["crashed"]]
+    if crashed:
+        lines += ["", f"Crashed in the simulator, count as failures, and are played again by the same command: {'; '.join(crashed)}."]
     return "\n".join(lines) + "\n"
 
 

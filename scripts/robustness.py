@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.robot.evaluation.benchmarks import check_simulator, find_evaluation
 from experiments.robot.evaluation.plan import EvaluationFlags
-from experiments.robot.evaluation.robustness import available_axes, make_conditions, markdown, measure, write_findings
+from experiments.robot.evaluation.robustness import Finding, available_axes, make_conditions, markdown, measure, write_findings
 from experiments.robot.simulators.perturbations import AXES, SEVERITIES
 from prismatic.cli import parse_flags, run_script, split_flags
 from prismatic.vla.constants import near_names
@@ -99,7 +99,11 @@ def main(config: RobustnessConfig) -> None:
     suites = changed_suites(clean) if config.simulator == "libero" and config.pro_suites else []
     title = title_of(config.simulator, clean)
     conditions = make_conditions(clean, axes, config.severities, suites)
-    findings = measure(conditions, make_benchmark, lambda so_far: write_findings(so_far, title, config.output_dir))
+
+    def write(so_far: list[Finding]) -> None:
+        write_findings(so_far, title, config.output_dir, len(conditions) - len(so_far))
+
+    findings = measure(conditions, make_benchmark, write)
     print(markdown(findings, title))
     print(f"table and picture: {config.output_dir / 'robustness.md'}, {config.output_dir / 'robustness.png'}")
 

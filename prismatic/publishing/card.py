@@ -67,6 +67,7 @@ def build_card(folder: Path, options: CardOptions) -> str:
         changes=report.get("changes", []),
         num_missing=report.get("num_missing_episodes", 0),
         num_crashed=report.get("num_crashed_episodes", 0),
+        report_command=(report.get("commands") or [""])[-1],
     )
 
 
@@ -122,7 +123,9 @@ def _metadata(spec: PolicySpec, options: CardOptions) -> str:
 
 
 def _instructions(report: Mapping[str, Any]) -> list[str]:
-    """What the policy was told in the evaluation, each text once."""
+    """What the policy was told in the evaluation, each text once; [] where these were other words than the tasks' own, on purpose."""
+    if any(str(change).startswith("language:") for change in report.get("changes", [])):
+        return []
     return list(dict.fromkeys(episode["instruction"] for episode in report.get("episodes", {}).get("none", [])))
 
 

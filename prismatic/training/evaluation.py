@@ -253,19 +253,24 @@ def _last_lines(log: Path) -> list[str]:
 
 
 def report_metrics(path: Path) -> dict[str, float]:
-    """Success rates of the policy out of an evaluation's report.json: the mean over tasks, and each task.
+    """Success of the policy out of an evaluation's report.json: the mean over tasks, and each task.
+
+    With the number of episodes that crashed in the simulator, which count as failures, where there are any.
 
     Raises:
         ValueError: they are not in it.
     """
     try:
-        summary = json.loads(path.read_text())["summary"][_POLICY_RUN]
+        report = json.loads(path.read_text())
+        summary = report["summary"][_POLICY_RUN]
         tasks = {name: score for name, score in summary.items() if name != "mean" and score["num_trials"]}  # of controls alone: none
         found = {
             SUCCESS_RATE: float(summary["mean"]["rate"]),
             "eval/num_episodes": float(sum(score["num_trials"] for score in tasks.values())),
             **{f"{SUCCESS_RATE}/{name}": float(score["rate"]) for name, score in tasks.items()},
         }
+        if num_crashed := report.get("num_crashed_episodes"):
+            found["eval/num_crashed_episodes"] = float(num_crashed)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         wanted = '{"summary": {"none": {"mean": {"rate": 0.5}, TASK: {"rate": 0.5, "num_trials": 10}, ...}}}'
         raise ValueError(f"{path} does not hold {wanted} ({type(error).__name__}: {error})") from error

@@ -126,7 +126,7 @@ RULES: dict[str, Rule] = {
     ),
     # ALOHA.md
     r"python experiments/robot/aloha/preprocess_split_aloha_data\.py .*": Here("--percent_val 0.5"),
-    r"torchrun .* --dataset_name fold_shirt .*": Here(_SHORT),
+    r"torchrun .* --dataset_name (fold_shirt|aloha_sim_transfer_cube_scripted) .*": Here(_SHORT),
     r"python experiments/robot/aloha/run_aloha_eval\.py .*": Elsewhere("tests/smoke/test_aloha_eval.py", "run_aloha_eval.py"),
     r"python experiments/robot/aloha/run_aloha_sim_eval\.py .*": Here("--num_trials_per_task 1 --num_envs 1 --image_size 48"),
     r"python scripts/learning\.py --benchmark metaworld .*": Here(

@@ -110,8 +110,6 @@ def _prepare(folder: Path, command: str) -> None:
     if "--adapters" in command:
         for name in ("bowls", "cups"):
             shutil.copytree(trained, folder / f"runs/{name}--2_chkpt")
-    if "runs/transfer_cube--2_chkpt" in command and not (folder / "runs/transfer_cube--2_chkpt").exists():
-        shutil.copytree(folder / "runs/fold_shirt--2_chkpt", folder / "runs/transfer_cube--2_chkpt")
     if "compare_runs.py" in command:
         for name in ("mine", "other"):
             shutil.copytree(folder / "runs/metaworld_eval", folder / f"runs/libero_eval/EVAL-libero_spatial-{name}")

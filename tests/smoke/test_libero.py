@@ -295,6 +295,12 @@ def test_evaluation_goes_on_with_more_trials_and_refuses_other_settings(tmp_path
     other = run_python(*words, "--num_steps_wait", "3")
     assert other.returncode == 2
     assert "num_steps_wait was 10, is 3" in other.stderr
+    seeded = run_python(*words, "--num_trials_per_task", "1", "--seed", "8", "--run_id_note", "seed_8")
+    assert seeded.returncode == 0, seeded.stderr
+    (again,) = [json.loads(line) for line in (folder.with_name(f"{folder.name}--seed_8") / "episodes.jsonl").read_text().splitlines()][1:]
+    assert (again["seed"], again["seam_changes"], again["inner_changes"]) == (8, rows[0]["seam_changes"], rows[0]["inner_changes"]), (
+        "the same motion from the same state: another seed is no further sample (LIBERO.md, docs/reproductions)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,14 @@ def test_the_card_says_what_was_changed_and_is_of_this_checkpoint(checkpoint: Pa
     assert "- Changed on purpose: camera:2: turned by 8 degrees\n- 3 planned episodes had not been played.\n" in card
     assert "- 1 episode crashed in the simulator and counts as a failure.\n\n| Task |" in card
     assert "| mean | 90% | 60-98 % |" in card
+    told = {"episodes": {"none": [{"instruction": words} for words in ("lift", "raise it", "up with it")]}}
+    report = write_report(tmp_path / "report.json", changes=["language:2: other words"], **told, **own)
+    card = build_card(checkpoint, CardOptions("me/p", report))
+    assert "raise it" not in card, "other words on purpose are no three tasks"
+    assert "policy for" not in card
+    command = "python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint p --max_steps 600 --delay_steps 4"
+    report = write_report(tmp_path / "report.json", commands=["python scripts/demo.py", command], **own)
+    assert f"| mean | 90% | 60-98 % |\n\n```bash\n{command}\n```\n\n## Data" in build_card(checkpoint, CardOptions("me/p", report))
     report = write_report(tmp_path / "report.json", **own)
     assert "Changed on purpose" not in build_card(checkpoint, CardOptions("me/p", report))
     (checkpoint / "dataset_statistics.json").write_text((checkpoint / "dataset_statistics.json").read_text() + "\n")

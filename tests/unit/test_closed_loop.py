@@ -193,6 +193,18 @@ def test_other_starts_under_the_same_name_and_another_commit_of_a_hub_policy_are
     play(restart=True)
 
 
+def test_the_time_of_a_part_is_not_that_of_the_whole(tmp_path: Path) -> None:
+    """An evaluation that went on, or a shard, stood in the report as if all its episodes had taken so long."""
+
+    def stages(**changes: Any) -> list[str]:
+        return list(evaluate(flags(tmp_path, **changes)).timings_s)
+
+    assert stages(num_trials_per_task=1) == ["load the policy", "play the episodes"]
+    assert stages(num_trials_per_task=3) == ["load the policy", "play the episodes (of this call: 4 of 6)"]
+    assert stages(num_trials_per_task=3) == ["play the episodes (of this call: 0 of 6)"]
+    assert stages(num_trials_per_task=1, seed=8, restart=True, shard="1/2")[1:] == ["play the episodes (of this call: 1 of 2)"]
+
+
 def test_warnings_of_what_was_played_before_stay_in_the_report(tmp_path: Path) -> None:
     evaluate(flags(tmp_path))
     path = tmp_path / "report.json"
@@ -293,6 +305,41 @@ def test_a_policy_of_another_robot_is_refused_before_anything_is_played() -> Non
         check_policy("run", libero, "LIBERO", ("primary",))
 
 
+@pytest.mark.parametrize("shard", ["", "1/2"])
+def test_what_somebody_else_keeps_in_the_folder_outlives_a_restart(tmp_path: Path, shard: str) -> None:
+    """The folders pictures/ and failures/ were removed with all that they held, also where no evaluation had been."""
+    mine = tmp_path / "pictures" / "holidays.png"
+    mine.parent.mkdir()
+    mine.touch()
+    config = flags(tmp_path, num_trials_per_task=1, num_pictures=1)
+    evaluate(replace(config, restart=True))
+    assert len(list(tmp_path.rglob("episode_*.png"))) == 2
+    evaluate(replace(config, restart=True, seed=8, num_pictures=0, shard=shard))
+    assert set((tmp_path / "pictures").rglob("*.png")) == {mine}
+
+
+def test_pictures_of_an_episode_as_it_was_before_are_not_shown_for_it(tmp_path: Path) -> None:
+    result = evaluate(flags(tmp_path, num_trials_per_task=1, num_pictures=1)).main_run[0]
+    settings = read_journals(tmp_path)[0]
+    assert result.pictures
+    Journal(tmp_path, settings).add(replace(result, pictures=()))  # played again, by a call without --num_pictures
+    assert [item.pictures for item in Journal(tmp_path, settings).results if item.task == result.task] == [()]
+
+
+@pytest.mark.parametrize("shard", ["", "1/1", "1/2"])
+def test_videos_of_forgotten_episodes_do_not_lie_beside_those_of_the_episodes_to_come(tmp_path: Path, shard: str) -> None:
+    """Their names say how an episode ended: of one that ended otherwise the folder showed both, a success and a failure."""
+    mine = tmp_path / "videos" / "left" / "mine.mp4"
+    evaluate(flags(tmp_path, num_trials_per_task=2, save_video="all"))
+    assert len(list(tmp_path.rglob("*.mp4"))) == 4
+    mine.touch()
+    (tmp_path / "videos" / "right" / "episode_000_seed_7_success.mp4").unlink()  # by a person
+    report = evaluate(flags(tmp_path, num_trials_per_task=1, seed=8, save_video="first_1", restart=True, shard=shard))
+    assert set(tmp_path.rglob("*.mp4")) == {mine, *(Path(result.video) for result in report.main_run if result.video)}
+    evaluate(flags(tmp_path, num_trials_per_task=1, seed=8, restart=True, shard=shard))
+    assert set(tmp_path.rglob("*.mp4")) == {mine}
+
+
 def test_bad_flags_name_the_flag(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--policy is 'me'"):
         flags(tmp_path, policy="me")
@@ -352,7 +399,7 @@ def test_flags_that_would_do_nothing_or_something_else_are_refused(tmp_path: Pat
 def test_a_task_that_is_named_twice_is_played_once() -> None:
     from experiments.robot.metaworld.run_metaworld_eval import EvalConfig, make_benchmark
 
-    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open"])
+    config = EvalConfig(policy="expert", task_names=["faucet-open", "button-press-topdown", "faucet-open", "faucet-open-v3"])
     assert make_benchmark(config).tasks == ["faucet-open", "button-press-topdown"]
     with pytest.raises(ValueError, match="--task_names is empty; pass at least one task"):
         EvalConfig(policy="expert", task_names=[])

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 from script_modules import ROOT, load_script
@@ -25,6 +26,7 @@ from prismatic.commands.plot_run import PlotConfig
 from prismatic.commands.push_to_hub import PushConfig
 from prismatic.doctor.software import EXTRAS
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.sections import OptimizationConfig, SavingConfig
 from prismatic.vla.constants import get_robot_platform
 from prismatic.vla.datasets.rlds.oxe.configs import OXE_DATASET_CONFIGS, DatasetEntry, find_entry
 
@@ -203,6 +205,33 @@ def _check_command(command: str) -> None:
         passed = {word[2:] for word in words[words.index("--finetune_flags") + 1].split() if word.startswith("--")}
         trainer = set(flag_names(CONFIGS["vla-scripts/finetune.py"]()))
         assert passed <= trainer, f"the trainer has no flag {sorted(passed - trainer)}"
+
+
+_CHECKPOINT_FLAGS = ("--pretrained_checkpoint", "--vla_path", "--checkpoint", "--lora_finetuned_checkpoint_dir")
+
+
+def _saved_checkpoints(commands: list[str]) -> set[str]:
+    """Folders that these commands leave, in `runs/`, and that take the place of a checkpoint or a base."""
+    found = set()
+    for words in map(shlex.split, commands):
+        said = dict(pairwise(words))
+        if "vla-scripts/finetune.py" in words and "--run_id_override" in said:
+            run, freq = f"runs/{said['--run_id_override']}", int(said.get("--save_freq", SavingConfig.save_freq))
+            steps = int(said.get("--max_steps", OptimizationConfig.max_steps))
+            found |= {run} if "--save_latest_checkpoint_only" in said else {f"{run}--{step}_chkpt" for step in range(freq, steps + 1, freq)}
+        elif any(script.startswith("scripts/make_base") or "prismatic_to_base" in script for script in words):
+            found.add(said["--output_dir"])
+    return found
+
+
+def test_checkpoints_that_commands_take_are_left_by_others_of_these_pages() -> None:
+    """LIBERO.md evaluated the folder of a run, which holds logs alone, and ALOHA.md a policy that nothing trained."""
+    commands = _commands(*PAGES, *GUIDES, *SETUP_PAGES, OWN_ROBOT, ROLLOUTS, *DOORS, *EVALUATIONS)
+    saved = _saved_checkpoints(commands)
+    taken = {word for words in map(shlex.split, commands) for flag, word in pairwise(words) if flag in _CHECKPOINT_FLAGS}
+    wanted = {path for path in taken if re.fullmatch(r"runs/\w+(--\d+_chkpt)?", path)}
+    assert len(wanted) > 5
+    assert not wanted - saved, f"no command leaves {sorted(wanted - saved)}"
 
 
 def test_common_failures_are_quoted_as_the_code_says_them() -> None:

@@ -12,7 +12,7 @@ import pytest
 from run_files import add_checkpoint
 
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.evaluation import EVAL_COMMANDS, BackgroundEvaluation, eval_command
+from prismatic.training.evaluation import EVAL_COMMANDS, BackgroundEvaluation, eval_command, report_metrics
 
 REPORT = {"summary": {"none": {"push": {"rate": 0.5, "num_trials": 4}, "pull": {"rate": 1.0, "num_trials": 2}, "mean": {"rate": 0.75}}}}
 # Writes a report if the checkpoint's weights are there; waits first for the file `go`.
@@ -62,6 +62,15 @@ def test_results_come_with_the_step_of_their_checkpoint(tmp_path: Path, checkpoi
     assert step == 7
     assert values == {"eval/success_rate": 0.75, "eval/num_episodes": 6, "eval/success_rate/push": 0.5, "eval/success_rate/pull": 1.0}
     assert sorted(path.name for path in (tmp_path / "runs" / "run--eval" / "step_7").iterdir()) == ["log.txt", "report.json"]
+
+
+def test_crashed_episodes_are_among_the_results(tmp_path: Path) -> None:
+    """They count as failures, and the curve of success fell without a word."""
+    path = tmp_path / "report.json"
+    for num_crashed, told in ((0, {}), (2, {"eval/num_crashed_episodes": 2.0})):
+        path.write_text(json.dumps(REPORT | {"num_crashed_episodes": num_crashed}))
+        found = report_metrics(path)
+        assert {name: value for name, value in found.items() if "crashed" in name} == told
 
 
 def test_the_newest_checkpoint_waits_for_its_turn(tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,8 @@ import pytest
 from script_modules import load_script
 
 from experiments.robot.evaluation.comparison import PairedTable
+from experiments.robot.evaluation.journal import Journal
+from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.improvement import rounds
 from experiments.robot.improvement.config import METHODS, ImproveConfig
 from experiments.robot.improvement.judging import Round, reason_to_stop
@@ -152,6 +154,9 @@ def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_pat
     assert tables[0]["line"] == "| takeover - filtered | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
 
 
+RESULT = {"run": "none", "task": "push", "seed": 7, "instruction": "push", "success": False, "num_queries": 1, "latency_ms": None}
+
+
 def make_round(number: int, successes: int, against_best: PairedTable | None = None) -> Round:
     return Round(number, f"round_{number}/train", Path("eval"), successes, 40, against_best, 20, 9, 60.0)
 
@@ -189,6 +194,32 @@ def test_table_numbers_and_picture_say_what_the_rounds_brought(tmp_path: Path) -
     assert (tmp_path / "out" / "improve.png").stat().st_size > 5_000
     table = write_results(Results(config, rounds[:1], "every start is solved", PairedTable(60, 0, 0, 40)))
     assert "No round helped: the first policy stays. On fresh starts it solves 60 % (60/100)" in table
+
+
+def test_episodes_that_crashed_are_told_beside_the_success_that_counts_them(tmp_path: Path) -> None:
+    """They count as failures, by which rounds are judged; no word told of them."""
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for folder, num_crashed in ((first, 0), (second, 2)):
+        journal = Journal(folder, {"seed": 7})
+        for index in range(4):
+            crashed = {"error": "trace", "num_steps": 0} if index < num_crashed else {"success": True, "num_steps": 9}
+            journal.add(EpisodeResult(**{**RESULT, "index": index, "wall_s": 1.0, **crashed}))
+    config = config_of(tmp_path)
+    for number, folder in enumerate((first, second)):
+        path = config.round_folder(number) / "eval"
+        path.parent.mkdir(parents=True)
+        folder.rename(path)
+        (path / DONE_FILE).write_text(json.dumps({"command": "x", "seconds": 1}))
+    start = rounds._evaluated(config, Round(0, "start", Path(), 0, 0), None)
+    after = rounds._evaluated(config, Round(1, "after", Path(), 0, 0), start)
+    assert [(item.num_successes, item.num_trials, item.num_crashed) for item in (start, after)] == [(4, 4, 0), (2, 4, 2)]
+    table = write_results(Results(config, [start, after], "1 round was wanted", after.against_best, 3))
+    assert "After round 1: 2 episodes crashed in the simulator and count as failures; they are played again without" in table
+    assert "In the last evaluations: 3 episodes crashed" in table
+    assert "At the start" not in table
+    content = json.loads((tmp_path / "out" / "improve.json").read_text())
+    assert [item["crashed"] for item in content["rounds"]] == [0, 2]
+    assert content["final"]["crashed"] == 3
 
 
 def test_states_that_the_rounds_have_seen_are_not_called_fresh(tmp_path: Path) -> None:

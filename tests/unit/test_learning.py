@@ -81,7 +81,12 @@ def test_the_table_is_made_of_the_reports(tmp_path: Path) -> None:
     assert "| l1 | none | 90 % (9/10) | 60 - 98 % |" in table
     assert "film" not in table
     (row,) = json.loads((tmp_path / "learning.json").read_text())["rows"]
-    assert row["tasks"] == {"transfer_cube": 0.9}
+    assert (row["tasks"], row["crashed"]) == ({"transfer_cube": 0.9}, 0)
+    assert "rashed" not in table
+    episodes[9]["error"] = "the simulator died"
+    (folder / "report.json").write_text(json.dumps({"episodes": {"none": episodes}, "summary": summary}))
+    learning.write_results(config, [])
+    assert "played again by the same command: l1, none: 1 episodes." in (tmp_path / "learning.md").read_text()
 
 
 def test_a_mistake_names_the_flag() -> None:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ class PointMass:
 
     def __init__(self, fail_at_step: int | None = None) -> None:
         self.fail_at_step = fail_at_step
-        self.num_steps = 0
+        self.num_steps = self.num_resets = 0
 
     def reset(self) -> None:
+        self.num_resets += 1
         self.position, self.clock = np.zeros(3), 0
 
     def set_init_state(self, init_state: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,6 +50,7 @@ class PointMass:
 
     def _observe(self) -> dict[str, np.ndarray]:
         image = np.full((1, 1, 3), self.clock, np.uint8)
+        image[..., 2] = self.num_resets  # as where a reset has put the cabinet
         return {
             "robot0_eef_pos": self.position,
             "robot0_eef_quat": np.array([0.0, 0, 0, 1]),
@@ -114,8 +116,25 @@ def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_pat
         assert list(file["data"]) == ["demo_0", "demo_2"]
         assert json.loads(file["data"].attrs["problem_info"]) == {"language_instruction": "push it"}
         np.testing.assert_allclose(file["data/demo_2/obs/ee_pos"][:, 0], [0.2, 0.3])
+        assert set(file["data/demo_2/obs/agentview_rgb"][..., 2].flat) == {3}, "as in a run that was not interrupted"
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["push_demo.hdf5"]
     assert script.regenerate_task(config, task) == {"kept": 2, "failed": 1}  # the file is there: nothing is replayed
+
+
+def test_initial_states_are_those_of_all_tasks_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second call with other --tasks, as of another machine, wrote its own alone: an evaluation no longer found those of the first."""
+    tasks = tuple(LiberoTask(name, f"{name} it", tmp_path / name, tmp_path / name) for name in ("push", "pull", "lift"))
+    (tmp_path / "raw").mkdir()
+    for task in tasks:
+        with h5py.File(tmp_path / "raw" / f"{task.name}_demo.hdf5", "w") as file:
+            file["data/demo_0/states"], file["data/demo_0/actions"] = np.array([[0.1, 0, 0]]), actions_of(0.1, 0.1)
+    for name, value in (("configure_rendering", lambda: ""), ("prepare_libero", lambda _: None), ("suite_tasks", lambda _: tasks)):
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(script, "_environment", lambda task, image_size: nullcontext(PointMass()))
+    for names, known in (("push", ["push"]), ("1", ["push", "pull"]), ("push", ["push", "pull"])):
+        script.main(script.RegenerateConfig("libero_goal", tmp_path / "raw", tmp_path / "out", tasks=names))
+        found = json.loads((tmp_path / "out" / "metainfo.json").read_text())
+        assert found == {name: {"demo_0": {"success": True, "initial_state": [0.1, 0, 0]}} for name in known}
 
 
 def test_bad_flags(tmp_path: Path) -> None:

@@ -96,6 +96,16 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "python run.py --seed 7" in page
 
 
+def test_the_page_shows_all_that_a_policy_was_told(tmp_path: Path) -> None:
+    """Of words that differ from episode to episode (--perturb language) it showed the first, as if all had been told that."""
+    report = make_report()
+    for number, words in enumerate(("undo it", "unlatch")):
+        report.main_run[number] = replace(report.main_run[number], instruction=words)
+    assert report.instruction("open") == "undo it / unlatch / do <open>"
+    assert "undo it / unlatch / do &lt;open&gt;" in write_report(report, tmp_path).read_text()
+    assert report.instruction("another") == ""
+
+
 def test_the_mean_has_its_own_interval_in_every_output(tmp_path: Path) -> None:
     """50 of 50 and 0 of 1 are 50 % on average over tasks; the interval beside it was that of 50 of 51 episodes, 90 to 100 %."""
     report = Report("T", {"none": [make_result("a", index, True) for index in range(50)] + [make_result("b", 0, False)]})

@@ -198,6 +198,10 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
     content = json.loads((tmp_path / "robustness.json").read_text())
     assert [row["num_trials"] for row in content["conditions"]] == [8, 8, 8]
     assert (tmp_path / "robustness.png").read_bytes().startswith(b"\x89PNG")
+    assert (content["num_missing_conditions"], "Not complete" in table) == (0, False)
+    write_findings(findings[:2], "Toy", tmp_path, 1)  # as it stands while the third is played, or was cut off
+    assert "**Not complete:** 1 conditions have not been played yet" in (tmp_path / "robustness.md").read_text()
+    assert json.loads((tmp_path / "robustness.json").read_text())["num_missing_conditions"] == 1
     again = measure(conditions, lambda config: benchmark(no_policy, broken=True), lambda so_far: None)
     assert markdown(again, "Toy") == markdown(findings, "Toy")
     crashed = [again[0], replace(again[1], num_crashed=2)]

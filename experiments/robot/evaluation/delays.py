@@ -1,7 +1,7 @@
 """How long a policy's answers take, in control steps: a number, or what was measured on a robot.
 
 --delay_steps 4                                     always
---delay_steps runs/run_robot/EVAL-.../recordings    drawn from the delays of those rollouts (hdf5 files, /rollout/delay_s)
+--delay_steps runs/robot/EVAL-.../recordings        drawn from the delays of those rollouts (hdf5 files, /rollout/delay_s)
 --delay_steps delays.json                           drawn from a list of milliseconds: [81.5, 84.0, 120.3]
 """
 
@@ -56,7 +56,13 @@ def _of_recording(path: Path) -> list[float]:
     found = delays[np.unique(chunks, return_index=True)[1]]
     if (found < 0).any():
         raise ValueError(f"--delay_steps: {path} holds a delay of {found.min():g} s; no answer comes before it was asked for")
-    return [float(delay) for delay in found if np.isfinite(delay)]
+    measured = [float(delay) for delay in found if np.isfinite(delay)]
+    if measured and not any(measured):
+        raise ValueError(
+            f"--delay_steps: {path} is of a simulation that waited for its policy: all its delays are 0; pass a recording of run_robot.py "
+            "or run_aloha_eval.py, which measure them"
+        )
+    return measured
 
 
 def _of_list(path: Path) -> list[float]:

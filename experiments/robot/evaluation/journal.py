@@ -15,16 +15,16 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.robot.evaluation.backlog import PlannedEpisode
+from experiments.robot.evaluation.report import VIDEOS
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.evaluation.shards import Shard
 from prismatic.acting.recorder import RECORDINGS
@@ -86,7 +86,6 @@ class Journal:
 
     def _forget_shard(self, own: Sequence[PlannedEpisode]) -> None:
         """Other shards may be told to begin anew as well, at the same time: what they have written with these settings stays."""
-        self._path.unlink(missing_ok=True)
         forgotten = {_planned_key(episode) for episode in own}
         for path in journal_files(self.folder):
             try:
@@ -95,9 +94,12 @@ class Journal:
                 logger.warning("%s is forgotten: %s", path, error.problem)
                 path.unlink()
                 continue
-            if _list_changes(stored, self._settings):
+            is_forgotten = path == self._path or bool(_list_changes(stored, self._settings))
+            kept = [] if is_forgotten else [row for row in rows if _key_of(row) not in forgotten]
+            _forget_files(self.folder, [row for row in rows if row not in kept])
+            if is_forgotten:
                 path.unlink()
-            elif len(kept := [row for row in rows if _key_of(row) not in forgotten]) < len(rows):
+            elif len(kept) < len(rows):
                 _write_rows(path, stored, kept)
 
     def refresh(self) -> None:
@@ -146,6 +148,8 @@ class Journal:
         for name in _PICTURES:
             if pictures := getattr(result, name):
                 _save_strip(self._strip(name, result), pictures)
+            else:  # of the episode as it was played before
+                self._strip(name, result).unlink(missing_ok=True)
         row = {item.name: getattr(result, item.name) for item in dataclasses.fields(result) if item.name not in _PICTURES}
         line = json.dumps(row | {_ENDED: time.time()})
         try:
@@ -170,7 +174,12 @@ class Journal:
         return dataclasses.replace(result, pictures=pictures, failure_frames=frames)
 
     def _strip(self, name: str, result: EpisodeResult) -> Path:
-        return self.folder / _PICTURES[name] / result.run / result.task / f"episode_{result.index:03d}_seed_{result.seed}.png"
+        return _strip_path(self.folder / _PICTURES[name], (result.run, result.task, result.index, result.seed))
+
+
+def _strip_path(folder: Path, key: _Key) -> Path:
+    run, task, index, seed = key
+    return folder / run / task / f"episode_{index:03d}_seed_{seed}.png"
 
 
 def _path_of(folder: Path, shard: Shard) -> Path:
@@ -267,11 +276,23 @@ def _forget(folder: Path) -> None:
     """Removes what a folder knows of its episodes; their recordings, which are data, are kept under another name, lest they pass for those
     of the episodes to come."""
     for path in journal_files(folder):
+        with suppress(JournalError):  # a damaged one names none
+            _forget_files(folder, read_journal(path)[1])
         path.unlink(missing_ok=True)
-    for name in _PICTURES.values():
-        shutil.rmtree(folder / name, ignore_errors=True)
     if (recordings := folder / RECORDINGS).is_dir():
         logger.info("recordings of the episodes before are kept in %s", put_aside(recordings))
+
+
+def _forget_files(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Removes pictures and videos of `rows`, and nothing else that may lie beside them.
+
+    A video's name says how its episode ended, which may end otherwise when it is played anew.
+    """
+    for row in rows:
+        for kind in _PICTURES.values():
+            _strip_path(folder / kind, _key_of(row)).unlink(missing_ok=True)
+        if row.get("video"):
+            (folder / VIDEOS / row["task"] / Path(row["video"]).name).unlink(missing_ok=True)
 
 
 @contextmanager

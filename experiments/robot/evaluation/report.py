@@ -121,8 +121,8 @@ class Report:
         return found + [crashed] * (self.num_crashed > 0)
 
     def instruction(self, task: str) -> str:
-        """What the policy was told in the main run; "" where none of its episodes has been played."""
-        return next((result.instruction for result in self.main_run if result.task == task), "")
+        """What the policy was told in the main run, all of it where episodes differ (`--perturb language`); "" without an episode."""
+        return " / ".join(dict.fromkeys(result.instruction for result in self.main_run if result.task == task))
 
     def score(self, run: str, task: str | None = None) -> Score:
         """Of one task, or of all tasks together."""

@@ -148,8 +148,8 @@ def _find(condition: Condition, results: Sequence[EpisodeResult], unchanged: Seq
     return Finding(condition, score, score.rate - clean.rate, p_value, False, num_crashed)
 
 
-def markdown(findings: Sequence[Finding], title: str) -> str:
-    """The table, with what stands behind its rows and the command."""
+def markdown(findings: Sequence[Finding], title: str, num_missing: int = 0) -> str:
+    """The table, with what stands behind its rows and the command; `num_missing` conditions have not been played yet."""
     severities = sorted({finding.condition.severity for finding in findings if finding.condition.severity is not None})
     rows = list(dict.fromkeys(finding.condition.row for finding in findings))
     cells = {(finding.condition.row, finding.condition.severity): finding.cell() for finding in findings}
@@ -162,17 +162,21 @@ def markdown(findings: Sequence[Finding], title: str) -> str:
         lines.append(f"| {' | '.join([row, *own])} |")
     lines += ["", "Success, difference to the clean episodes in percentage points, p of no difference: McNemar's exact test over the same"]
     lines += ["initial states; for suites, which have their own, Fisher's exact test.", ""]
+    if num_missing:
+        lines += [f"**Not complete:** {num_missing} conditions have not been played yet; the same command goes on.", ""]
     lines += [f"- {finding.condition.text}" for finding in findings[1:]]
     crashed = [finding for finding in findings if finding.num_crashed]
     lines += [f"- {item.condition.name}: {item.num_crashed} episodes crashed in the simulator and count as failures" for item in crashed]
     return "\n".join([*lines, "", f"`{shlex.join(['python', *sys.argv])}`", ""])
 
 
-def write_findings(findings: Sequence[Finding], title: str, folder: Path) -> None:
-    """robustness.md, robustness.json and robustness.png in `folder`, each complete or not at all."""
+def write_findings(findings: Sequence[Finding], title: str, folder: Path, num_missing: int = 0) -> None:
+    """robustness.md, robustness.json and robustness.png in `folder`, each whole or not at all, of the conditions that have been played."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"title": title, "command": ["python", *sys.argv], "conditions": [finding.content() for finding in findings]}
-    for name, text in (("robustness.md", markdown(findings, title)), ("robustness.json", json.dumps(content, indent=1, allow_nan=False))):
+    content: dict[str, Any] = {"title": title, "command": ["python", *sys.argv], "num_missing_conditions": num_missing}
+    content["conditions"] = [finding.content() for finding in findings]
+    table = markdown(findings, title, num_missing)
+    for name, text in (("robustness.md", table), ("robustness.json", json.dumps(content, indent=1, allow_nan=False))):
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)

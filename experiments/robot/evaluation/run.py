@@ -154,7 +154,8 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
     try:
         _play(rollout, missing, journal, len(own), load_policy if _needs_policy(missing) else None)
     finally:
-        report.timings_s[_PLAYING] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
+        playing = _PLAYING if missing == planned else f"{_PLAYING} (of this call: {len(missing)} of {len(planned)})"
+        report.timings_s[playing] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
         report.padded_share = rollout.num_padded_rows / rollout.num_rows if rollout.num_rows else None
         told = rollout.policy.warnings if isinstance(rollout.policy, SeededPolicy) else []
         with _reporting(config.folder):

@@ -32,6 +32,7 @@ class Round:
     num_rollouts: int = 0
     num_rollout_successes: int = 0  # with the expert's help, where it helped
     seconds: float = 0.0
+    num_crashed: int = 0  # of the trials, in the simulator; they count as failures
 
     @property
     def has_helped(self) -> bool:

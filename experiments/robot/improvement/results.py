@@ -14,7 +14,7 @@ from experiments.robot.evaluation.report import HELPED_TITLE
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.improvement.config import ImproveConfig
 from experiments.robot.improvement.judging import Round, best_of
-from experiments.robot.improvement.phases import write_json
+from experiments.robot.improvement.phases import DONE_FILE, write_json
 
 TABLE_FILE, JSON_FILE, PICTURE_FILE = "improve.md", "improve.json", "improve.png"
 _INK, _MUTED, _GRID, _BLUE, _ORANGE = "#25282d", "#6b7078", "#e6e8eb", "#3267c8", "#d9713c"
@@ -28,6 +28,7 @@ class Results:
     rounds: Sequence[Round]
     stopped: str | None = None  # why; None: it goes on
     final: PairedTable | None = None  # on fresh starts; A: the best policy, B: the first
+    num_final_crashed: int = 0  # of those episodes, in the simulator; they count as failures
 
 
 def write_results(results: Results) -> str:
@@ -50,13 +51,14 @@ def _content(results: Results) -> dict[str, Any]:
             "rollout_successes": item.num_rollout_successes,
             "successes": item.num_successes,
             "trials": item.num_trials,
+            "crashed": item.num_crashed,
             "interval_95": wilson_interval(item.num_successes, item.num_trials),
             "against_best_before": None if item.against_best is None else _describe(item.against_best),
             "seconds": item.seconds,
         }
         for item in results.rounds
     ]
-    final = None if results.final is None else _describe(results.final)
+    final = None if results.final is None else {**_describe(results.final), "crashed": results.num_final_crashed}
     settings = {**results.config.fixed(), "num_rounds": results.config.num_rounds, "patience": results.config.patience}
     best = best_of(results.rounds)
     return {
@@ -99,11 +101,20 @@ def _table(results: Results) -> str:
         change = "" if item.against_best is None else _change(item.against_best)
         p_value = "" if item.against_best is None else format_p(item.against_best.p_value)
         lines.append(f"| {item.number or 'start'} | {rollouts} | {share} | {interval} | {change} | {p_value} | {item.seconds:.0f} |")
+    for name, num_crashed in _crashes(results):
+        lines += ["", f"{name}: {num_crashed} episodes crashed in the simulator and count as failures; they are played again without"]
+        lines += [f"the evaluation's {DONE_FILE}."]
     if results.stopped is not None:
         lines += ["", f"Stopped: {results.stopped}."]
     if results.final is not None:
         lines += ["", *_final_lines(results, results.final)]
     return "\n".join(lines) + "\n"
+
+
+def _crashes(results: Results) -> list[tuple[str, int]]:
+    """(which evaluation, episodes that crashed) of those that have any."""
+    found = [(f"After round {item.number}" if item.number else "At the start", item.num_crashed) for item in results.rounds]
+    return [(name, num) for name, num in (*found, ("In the last evaluations", results.num_final_crashed)) if num]
 
 
 def _final_lines(results: Results, table: PairedTable) -> list[str]:

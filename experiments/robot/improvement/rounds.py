@@ -14,9 +14,10 @@ from pathlib import Path
 
 from experiments.robot.evaluation.benchmarks import make_evaluation
 from experiments.robot.evaluation.collecting import MANIFEST_FILE, dataset_of
+from experiments.robot.evaluation.comparison import compare
 from experiments.robot.evaluation.journal import fingerprint, read_journal
 from experiments.robot.improvement.config import FRESH, ImproveConfig
-from experiments.robot.improvement.judging import Round, best_of, paired, reason_to_stop
+from experiments.robot.improvement.judging import Round, best_of, reason_to_stop
 from experiments.robot.improvement.phases import (
     DONE_FILE,
     collect_command,
@@ -56,7 +57,9 @@ def improve(config: ImproveConfig) -> str:
         best = best_of(rounds)
         first = _play_fresh(config, config.start, "start")
         last = _play_fresh(config, best.checkpoint, f"round_{best.number}") if best.number else first
-        return write_results(Results(config, rounds, stopped, paired(last, first)))
+        final = compare(last, first)
+        num_crashed = sum(final.num_crashed[: 2 if best.number else 1])
+        return write_results(Results(config, rounds, stopped, final.total, num_crashed))
 
 
 def check_inputs(config: ImproveConfig) -> tuple[str, PolicySpec]:
@@ -127,12 +130,13 @@ def _play_round(config: ImproveConfig, number: int, best: Round, dataset: str, s
     folder = config.round_folder(number)
     seconds = run_phase(f"round {number}: collect", collect_command(config, number), folder / "collected")
     rows = read_journal(journal_folder(folder / "collected") / "episodes.jsonl")[1]
-    last = {(row["task"], row["index"], row["seed"]): row["success"] for row in rows}
+    last = {(row["task"], row["index"], row["seed"]): row for row in rows}
+    successes = [row["success"] for row in last.values() if row.get("error") is None]  # one that crashed left no recording
     manifest = folder / MANIFEST_FILE
     if not (folder / "train" / DONE_FILE).is_file():  # afterwards it says what the round was trained on
         merge(config, number, dataset)
     seconds += run_phase(f"round {number}: train", train_command(config, number, manifest, spec), folder / "train")
-    found = Round(number, config.checkpoint(number), Path(), 0, 0, None, len(last), sum(last.values()), seconds)
+    found = Round(number, config.checkpoint(number), Path(), 0, 0, None, len(successes), sum(successes), seconds)
     return _evaluated(config, found, best)
 
 
@@ -142,11 +146,15 @@ def _evaluated(config: ImproveConfig, item: Round, best: Round | None) -> Round:
     command = evaluate_command(config, item.checkpoint, folder, config.seed, config.num_trials)
     seconds = item.seconds + run_phase(f"{'round ' + str(item.number) if item.number else 'start'}: evaluate", command, folder)
     evaluation = journal_folder(folder)
-    against_best = None if best is None else paired(evaluation, best.evaluation)
-    own = against_best or paired(evaluation, evaluation)
-    successes = own.both + own.only_a
+    found = compare(evaluation, evaluation if best is None else best.evaluation)
     return replace(
-        item, evaluation=evaluation, num_successes=successes, num_trials=own.num_pairs, against_best=against_best, seconds=seconds
+        item,
+        evaluation=evaluation,
+        num_successes=found.total.both + found.total.only_a,
+        num_trials=found.total.num_pairs,
+        against_best=None if best is None else found.total,
+        seconds=seconds,
+        num_crashed=found.num_crashed[0],
     )
 
 

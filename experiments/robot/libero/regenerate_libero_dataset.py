@@ -75,7 +75,7 @@ def main(config: RegenerateConfig) -> None:
             for name, count in regenerate_task(config, task).items():
                 totals[name] += count
             progress.set_postfix(totals)
-    _write_metainfo(config, tasks)
+    _write_metainfo(config)
     print(f"{config.libero_target_dir}: {totals['kept']} demonstrations kept, {totals['failed']} left out because their replay failed")
 
 
@@ -85,7 +85,7 @@ def regenerate_task(config: RegenerateConfig, task: LiberoTask) -> dict[str, int
     Raises:
         ValueError: the raw file is damaged; the message names it.
     """
-    target = config.libero_target_dir / _raw_file(config, task).name
+    target = _target_file(config, task)
     if not target.exists():
         stage = target.with_name(f".{target.name}.partial")
         with only_writer(stage):
@@ -104,12 +104,16 @@ def _demo_numbers(raw: Any) -> list[int]:
 
 
 def _replay_missing(config: RegenerateConfig, task: LiberoTask, data: Any, numbers: list[int], stage: Path) -> None:
+    """Replays what an interrupted run has left; each reset puts cabinets and stoves elsewhere, so those of the others are made up for."""
     missing = [number for number in numbers if not _demo_file(stage, number).exists()]
     if not missing:
         return
     with _environment(task, config.image_size) as environment:
-        for number in tqdm(missing, desc=task.name, unit="demo", total=len(numbers), initial=len(numbers) - len(missing), leave=False):
-            _write_demo(_demo_file(stage, number), environment, data[f"demo_{number}"])
+        for number in tqdm(numbers[: numbers.index(missing[-1]) + 1], desc=task.name, unit="demo", total=len(numbers), leave=False):
+            if number in missing:
+                _write_demo(_demo_file(stage, number), environment, data[f"demo_{number}"])
+            else:
+                environment.reset()
 
 
 def _write_demo(path: Path, environment: ReplayEnvironment, raw: Any) -> None:
@@ -150,22 +154,31 @@ def _merge(task: LiberoTask, stage: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _write_metainfo(config: RegenerateConfig, tasks: tuple[LiberoTask, ...]) -> None:
-    """metainfo.json: task -> demonstration -> whether its replay succeeded, and the initial state of those that did."""
+def _write_metainfo(config: RegenerateConfig) -> None:
+    """metainfo.json: task -> demonstration -> whether its replay succeeded, and the initial state of those that did.
+
+    Of all tasks whose file is there: other calls, with other `tasks`, may have made some.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        with open_file(config.libero_target_dir / _raw_file(config, task).name) as file:
+    for task in suite_tasks(config.libero_task_suite):
+        if not _target_file(config, task).exists():
+            continue
+        with open_file(_target_file(config, task)) as file:
             failed = json.loads(file["data"].attrs["failed_demos"])
             demos = {f"demo_{number}": {"success": False, "initial_state": None} for number in failed}
             demos |= {name: {"success": True, "initial_state": demo["states"][0].tolist()} for name, demo in file["data"].items()}
             found[task.name.replace(" ", "_")] = demos
-    temporary = config.libero_target_dir / ".metainfo.json.tmp"
+    temporary = config.libero_target_dir / f".metainfo.json.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(found))
     os.replace(temporary, config.libero_target_dir / "metainfo.json")
 
 
 def _raw_file(config: RegenerateConfig, task: LiberoTask) -> Path:
     return config.libero_raw_data_dir / f"{task.name}_demo.hdf5"
+
+
+def _target_file(config: RegenerateConfig, task: LiberoTask) -> Path:
+    return config.libero_target_dir / _raw_file(config, task).name
 
 
 def _demo_file(stage: Path, number: int) -> Path:

@@ -49,6 +49,7 @@ class EvalConfig(PolicyFlags, EvaluationFlags):
     initial_states_path: str = _DEFAULT_STATES  # "DEFAULT": the 50 fixed states; else a metainfo.json of regenerate_libero_dataset.py
     env_img_res: int = 256  # pixels, rendered at this size
     fast_rendering: bool = False  # no anti-aliasing, shadows or reflections; published checkpoints need the slow default
+    seed: int = 7  # of a policy that draws, and of changed scenes; the states are fixed, so an L1 policy does the same with any
     max_steps: int | None = None  # per episode; as published for the suite by default (220, 280, 300, 520, 400)
     allow_newer_mujoco: bool = False  # evaluate with a MuJoCo in which LIBERO looks and acts differently
     run_id_note: str | None = None  # ends the folder's name

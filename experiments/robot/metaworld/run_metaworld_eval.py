@@ -1,6 +1,6 @@
 """Evaluates a checkpoint (or the scripted expert) in closed loop on MetaWorld tasks, on object positions that no demonstration has seen.
 
-python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint runs/demo/checkpoint --num_trials_per_task 40
+python experiments/robot/metaworld/run_metaworld_eval.py --pretrained_checkpoint runs/demo/train/demo --num_trials_per_task 40
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig) -> Report:
 def make_benchmark(config: EvalConfig) -> Benchmark:
     """The tasks, and the checkpoint's policy on them."""
     configure_rendering()
-    tasks = [get_metaworld_task(name).name for name in dict.fromkeys(config.task_names)]
+    tasks = list(dict.fromkeys(get_metaworld_task(name).name for name in config.task_names))
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering, config.max_steps)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
     return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)
