@@ -242,9 +242,14 @@ def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
     """Calls checkpoints of the run beyond `step`, from which it goes on another way, otherwise; returns their new places.
 
     They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones. Those that
-    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps.
+    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps. One in the run's own folder,
+    where the logs stay, loses its trainer state to another name: it is a policy, and not resumed.
     """
-    return [put_aside(folder) for later, folder in sorted(_numbered(config)) if later > step and holds_policy(folder)]
+    numbered, latest = sorted(_numbered(config)), read_checkpoint(config.run_dir)
+    later = [folder for number, folder in numbered if number > step and holds_policy(folder)]
+    if latest is not None and latest.state.step > step and step in dict(numbered):
+        later.append(config.run_dir / TRAINER_STATE_FOLDER)
+    return [put_aside(place) for place in later]
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
