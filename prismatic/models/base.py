@@ -23,7 +23,7 @@ from prismatic.models.chat_tokenizer import CHAT_SPECIAL_TOKENS, build_chat_toke
 from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.processor import TOKENIZER_FILES, PrismaticImageProcessor, check_tokenizer, load_tokenizer
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.models.weight_files import write_weights
+from prismatic.models.weight_files import check_finite, write_weights
 from prismatic.vla.constants import NUM_ACTION_BINS, TokenIds
 
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
@@ -114,8 +114,7 @@ def write_base(folder: Path, config: OpenVLAConfig, weights: Mapping[str, torch.
         write_tokenizer(partial, tokenizer)
         check_tokenizer(load_tokenizer(partial), config.token_ids, str(folder))
         state = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in weights.items()}
-        if wrong := [key for key, value in state.items() if not value.isfinite().all()]:
-            raise ValueError(f"{len(wrong)} weights hold values that are not finite in bfloat16 (first {wrong[0]}); download them again")
+        check_finite(state, "the weights for a base")
         write_weights(state, partial)
         config.save_published(partial)
         PrismaticImageProcessor(config.image_size, config.image_resize_strategy).save_pretrained(partial)

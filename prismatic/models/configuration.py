@@ -135,10 +135,15 @@ class OpenVLAConfig(PreTrainedConfig):
                 f"and {siglip.image_size} px / {siglip.patch_size} px"
             )
         sizes = self.decoder_sizes
-        stated = {"bos_token_id": self.language.bos_token_id, "eos_token_id": self.language.eos_token_id, "pad_token_id": self.pad_token_id}
+        stated = {name: getattr(self.language, name) for name in ("bos_token_id", "eos_token_id")}
+        stated |= {name: getattr(self, name) for name in ("pad_token_id", "empty_token_id")}
         for name, value in stated.items():
             if not isinstance(value, int):
                 raise ValueError(f"{name} is {value}; expected the id of one token")
+        if not 0 <= self.empty_token_id < sizes.vocab_size:
+            raise ValueError(f"empty_token_id is {self.empty_token_id}; it must be from 0 to less than vocab_size {sizes.vocab_size}")
+        if not isinstance(self.llm_max_length, int) or self.llm_max_length < 1:
+            raise ValueError(f"llm_max_length is {self.llm_max_length}; expected a number of tokens, such as 2048")
         if self.n_action_bins != NUM_ACTION_BINS:
             raise ValueError(f"n_action_bins is {self.n_action_bins}; action tokens stand for {NUM_ACTION_BINS} bins")
         ids = self.token_ids
@@ -288,7 +293,7 @@ def _qwen_text_config(sizes: dict[str, Any], vocab_size: int, bos: int, stop: in
 def _text_config(content: dict[str, Any], pad_token_id: int | None) -> TextConfig:
     family = content.get("model_type", "llama")
     if family not in TEXT_CONFIGS:
-        raise ValueError(f"text_config: model_type {family!r} is not supported; {near_names(family, TEXT_CONFIGS)}")
+        raise ValueError(f"text_config: model_type {family!r} is not supported; {near_names(str(family), TEXT_CONFIGS)}")
     own = {"vocab_size": 32064} if family == "llama" else {}
     return TEXT_CONFIGS[family](**{**own, "pad_token_id": pad_token_id, **content})
 

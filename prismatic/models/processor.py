@@ -66,7 +66,7 @@ class PrismaticImageProcessor:
     def __post_init__(self) -> None:
         if self.image_resize_strategy not in _RESIZE_STRATEGIES:
             raise ValueError(
-                f"image_resize_strategy {self.image_resize_strategy!r}; {near_names(self.image_resize_strategy, _RESIZE_STRATEGIES)}"
+                f"image_resize_strategy {self.image_resize_strategy!r}; {near_names(str(self.image_resize_strategy), _RESIZE_STRATEGIES)}"
             )
 
     def resize(self, image: Image.Image) -> np.ndarray:

@@ -33,7 +33,6 @@ from prismatic.policy.checkpoint.stored_weights import open_weights
 from prismatic.policy.lora.adapters import is_adapted
 from prismatic.training.distributed import Ranks, is_lost_process, on_main, raise_together
 from prismatic.training.finite import non_finite_weights
-from prismatic.training.origin import known_anywhere
 from prismatic.training.run_folder import (
     STATE_FILE,
     Checkpoint,
@@ -90,7 +89,7 @@ def save_checkpoint(run: Run, trained: Trained, state: TrainerState, merge: bool
     random_states = gather_random_states(ranks)
     parts = replace(run.parts_at(state.step), model=whole_model(run.parts.model, run.skeleton, ranks))
     if is_adapted(parts.model.vla) and not merge:
-        parts = replace(parts, spec=replace(parts.spec, base_model=known_anywhere(run.base_path)))
+        parts = replace(parts, spec=replace(parts.spec, base_model=run.base_path))
     gathering = Gathering([*trained.parameters.values(), *trained.optimizer_tensors().values()], ranks)
     if not ranks.is_main:
         gathering.finish()

@@ -14,7 +14,7 @@ from prismatic.policy.checkpoint.loading import resolve_folder
 from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import has_weights
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.run_folder import Checkpoint, is_of_run, read_checkpoint
+from prismatic.training.run_folder import Checkpoint, is_of_run, is_same_place, read_checkpoint
 from prismatic.training.sections import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _given_base(config: FinetuneConfig, checkpoint: Checkpoint) -> str | None:
     Nothing new is the flag as it was when the run began, a checkpoint of the run, by which one may resume, and the flag's default.
     """
     given, flags = config.model.vla_path, checkpoint.state.flags
-    if given in (flags["vla_path"], flags.get("started_from"), ModelConfig.vla_path):
+    if any(is_same_place(given, str(known)) for known in (flags["vla_path"], flags.get("started_from"), ModelConfig.vla_path)):
         return None
     folder = Path(given).expanduser()
     if config.saving.resume and is_of_run(config, folder) and read_checkpoint(folder) is not None:

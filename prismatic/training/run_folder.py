@@ -242,9 +242,14 @@ def leave_later_checkpoints(config: FinetuneConfig, step: int) -> list[Path]:
     """Calls checkpoints of the run beyond `step`, from which it goes on another way, otherwise; returns their new places.
 
     They would pass for the newest: the next start would go on from them, and pruning would keep them and remove the new ones. Those that
-    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps.
+    cannot be resumed are policies all the same, which the run would overwrite when it comes to their steps. One in the run's own folder,
+    where the logs stay, loses its trainer state to another name: it is a policy, and not resumed.
     """
-    return [put_aside(folder) for later, folder in sorted(_numbered(config)) if later > step and holds_policy(folder)]
+    numbered, latest = sorted(_numbered(config)), read_checkpoint(config.run_dir)
+    later = [folder for number, folder in numbered if number > step and holds_policy(folder)]
+    if latest is not None and latest.state.step > step and step in dict(numbered):
+        later.append(config.run_dir / TRAINER_STATE_FOLDER)
+    return [put_aside(place) for place in later]
 
 
 def prune_checkpoints(config: FinetuneConfig) -> list[Path]:
@@ -283,7 +288,8 @@ def _best_name(config: FinetuneConfig) -> str | None:
 def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoint:
     """`vla_path` itself if it is a checkpoint of this run, else that of `resume_step`, else the newest."""
     folder = Path(config.model.vla_path).expanduser()
-    is_origin = any(checkpoint.state.flags.get("started_from") == config.model.vla_path for checkpoint in found.values())
+    origins = {str(checkpoint.state.flags.get("started_from")) for checkpoint in found.values()}
+    is_origin = any(is_same_place(config.model.vla_path, origin) for origin in origins)
     if config.saving.resume and not is_origin and is_of_run(config, folder) and (named := read_checkpoint(folder)):
         if config.saving.resume_step not in (None, named.state.step):
             raise ValueError(
@@ -302,6 +308,12 @@ def _choose(config: FinetuneConfig, found: Mapping[int, Checkpoint]) -> Checkpoi
 def is_of_run(config: FinetuneConfig, folder: Path) -> bool:
     """Whether `folder` is called like a checkpoint of the run; one of another run is what this run has continued."""
     return re.fullmatch(rf"{re.escape(config.run_dir.name)}(--\d+_chkpt)?", folder.name) is not None
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether both name one folder, however each is spelt, or one Hub id."""
+    folders = [Path(name).expanduser() for name in (one, other)]
+    return one == other or (all(folder.is_dir() for folder in folders) and folders[0].samefile(folders[1]))
 
 
 def _list(found: Mapping[int, Checkpoint]) -> str:

@@ -53,6 +53,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_at_least_one(self, ("lora_rank", "num_diffusion_steps_train"))
         _check_choice(self, "quantize_base", BASE_QUANTIZATIONS)
+        if not self.vla_path.strip():  # a variable of the shell that is not set; the working directory would be meant
+            raise ValueError("--vla_path is empty; name a base model, such as openvla/openvla-7b, or a fine-tuned checkpoint")
         if self.num_images_in_input < 1:
             raise ValueError(f"--num_images_in_input is {self.num_images_in_input}; the policy needs at least the primary camera")
         if not 0 <= self.lora_dropout < 1:

@@ -66,7 +66,7 @@ class Run:
     train_sampler: MixtureSampler
     collator: Collator
     autocast: bool  # compute in bfloat16 while trained weights stay in float32
-    base_path: str  # the model that the run started from
+    base_path: str  # the model that the run started from; a folder by its whole path
     base_files: Mapping[str, str]  # what that model is, whatever its path
     episodes: Mapping[str, Mapping[str, str]]  # what is trained and validated on, on the main process
     started_from: str  # --vla_path when the run began: a base model, or a checkpoint that it continued
@@ -165,11 +165,11 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         train_sampler=sampler,
         collator=Collator(parts.processor.tokenizer, parts.config.token_ids),
         autocast=uses_bf16(config, ranks),
-        base_path=origin.base_path,
+        base_path=base_path,
         base_folder=base_folder,
         base_files=base_files,
         episodes=describe_episodes(data) if ranks.is_main else {},
-        started_from=config.model.vla_path if resumed is None else str(resumed.state.flags.get("started_from", origin.base_path)),
+        started_from=known_anywhere(config.model.vla_path) if resumed is None else str(resumed.state.flags.get("started_from", base_path)),
         eval_command=command,
         resumed=resumed,
         skeleton=skeleton,

@@ -51,7 +51,7 @@ class Bounds:
         rows = {name: _numbers(statistics, name) for name in _ORDER if name in statistics}
         low, high = rows[low_key], rows[high_key]
         _check_order(rows)
-        mask = np.asarray(statistics.get("mask", np.ones(len(low))), bool)
+        mask = _mask(statistics["mask"]) if "mask" in statistics else np.ones(len(low), bool)
         smallest, largest = rows.get("min", low), rows.get("max", high)
         if not len(low) == len(high) == len(mask) == len(smallest) == len(largest):
             raise ValueError(f"data-set statistics differ in length: {low_key} {len(low)}, {high_key} {len(high)}, mask {len(mask)}")
@@ -70,6 +70,13 @@ def _numbers(statistics: dict[str, Sequence[float]], name: str) -> np.ndarray:
         found = f"{statistics[name][dim]} in dimension {dim}"
         raise ValueError(f"data-set statistics: {name} is {found}, expected a finite number, {_TAKE}")
     return row
+
+
+def _mask(said: object) -> np.ndarray:
+    """bool [D]: which dimensions are normalised."""
+    if not isinstance(said, (list, tuple, np.ndarray)) or not all(value in (True, False) for value in said):
+        raise ValueError(f"data-set statistics: mask is {str(said)[:80]}, expected a list of true and false, {_TAKE}")
+    return np.asarray(said, bool)
 
 
 def _check_order(rows: dict[str, np.ndarray]) -> None:

@@ -152,6 +152,19 @@ def test_the_checkpoint_that_a_run_of_the_same_name_continued_is_not_resumed_aga
         finetune(_config(workplace, resume=True, resume_step=1, **elsewhere | {"vla_path": str(workplace / "elsewhere" / "run--3_chkpt")}))
 
 
+def test_that_checkpoint_may_be_spelt_otherwise(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slash behind it or a path from another folder: the run went back to the step of the other one, and put its own newer ones aside."""
+    monkeypatch.chdir(workplace)
+    elsewhere = {"run_root_dir": workplace / "spelt"}
+    finetune(_config(workplace, max_steps=2, vla_path="run--1_chkpt", **elsewhere))
+    for step, place in ((3, f"{workplace}/run--1_chkpt/"), (4, "../run--1_chkpt")):
+        monkeypatch.chdir(workplace / "spelt")
+        finetune(_config(workplace, max_steps=step, resume=True, vla_path=place, **elsewhere))
+    assert not list((workplace / "spelt").glob("*.left1"))
+    state = json.loads((workplace / "spelt" / "run--4_chkpt" / "trainer_state" / "state.json").read_text())
+    assert {state["flags"][name] for name in ("vla_path", "started_from")} == {str(workplace / "run--1_chkpt")}
+
+
 def test_a_run_that_goes_back_leaves_what_came_later_behind(workplace: Path) -> None:
     """The abandoned step 3 would be the newest for the next start, and pruning would keep it in place of the new checkpoints."""
     elsewhere = {"run_root_dir": workplace / "back", "vla_path": str(workplace / "run--1_chkpt"), "save_freq": 1}

@@ -90,6 +90,10 @@ def test_every_language_model_survives_a_file(tmp_path: Path, language: dict[str
         ({"pad_token_id": 40000}, "pad_token_id 40000"),
         ({"image_sizes": [224, 448]}, "same patches"),
         ({"image_sizes": [225, 225]}, "image_size 225 is not a multiple of patch_size 14"),
+        ({"empty_token_id": None}, "empty_token_id is None; expected the id of one token"),
+        ({"empty_token_id": 40000}, "empty_token_id is 40000; it must be from 0 to less than vocab_size 32064"),
+        ({"llm_max_length": 0}, "llm_max_length is 0; expected a number of tokens"),
+        ({"text_config": {"model_type": 3}}, "model_type 3 is not supported; known: llama"),
         ({"text_config": {"num_key_value_heads": 7, "vocab_size": 32064}}, "32 is not a multiple of num_key_value_heads 7"),
     ],
 )

@@ -18,7 +18,15 @@ from prismatic.policy.checkpoint.files import ACTION_HEAD, read_component
 from prismatic.policy.checkpoint.loading import load_base, load_config
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.checkpoint.told import load_statistics
-from prismatic.policy.lora.adapters import adapter_state, add_lora, load_adapter, merge_adapter, merge_component, published_state
+from prismatic.policy.lora.adapters import (
+    adapter_state,
+    add_lora,
+    load_adapter,
+    merge_adapter,
+    merge_component,
+    published_state,
+    read_adapter,
+)
 
 SIZES = TinySizes(image_size=28, patch_size=14, vision_dim=16, vision_layers=1, llm_dim=32, llm_layers=1, llm_heads=2, llm_mlp_dim=64)
 
@@ -101,6 +109,12 @@ def _as_integers(folder: Path) -> None:
     save_file({key: value.to(torch.int8) for key, value in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
 
 
+def _damaged_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["projector.fc2.weight"][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _without_begin(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
@@ -125,6 +139,10 @@ def _index(content: str) -> Callable[[Path], object]:
         (_change("tokenizer.json", '"model"', '"models"'), r"tokenizer\.json is no tokenizer"),
         (_change("tokenizer_config.json", "{", "{{"), r"tokenizer_config\.json is not valid JSON"),
         (_as_integers, r"tensors are no float32, float16 or bfloat16 \(.* is I8\); take the model before it was quantized"),
+        (
+            _damaged_weight,
+            r"the model in .*changed: 1 of \d+ weights hold NaN or infinity in torch.bfloat16 \(first projector.fc2.weight\)",
+        ),
         (_index("[]"), r"index\.json holds a JSON list, expected an object"),
         (_index("{}"), r"index\.json has no weight_map"),
         (_index('{"weight_map": {}}'), r"index\.json has no \"metadata\", an object that may be empty"),
@@ -149,6 +167,20 @@ def test_a_component_of_another_kind_is_named(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "action_head--latest_checkpoint.pt")
     with pytest.raises(ValueError, match="does not hold the weights of action_head by name"):
         read_component(tmp_path, ACTION_HEAD)
+
+
+def test_heads_and_adapters_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "action_head--1_checkpoint.pt"
+    torch.save({"fc1.weight": torch.tensor([1.0, -float("inf")]), "steps": torch.tensor(3)}, path)
+    with pytest.raises(
+        ValueError, match=r"action_head--1_checkpoint\.pt: 1 of 2 weights hold NaN or infinity .*\(first fc1\.weight\); copy"
+    ):
+        read_component(tmp_path, ACTION_HEAD)
+    assert read_component(tmp_path, ACTION_HEAD, torch.device("meta")).keys() == {"fc1.weight", "steps"}
+    adapter = tmp_path / "adapter_model.safetensors"
+    save_file({"q.lora_A.weight": torch.ones(2, 2), "q.lora_B.weight": torch.full((2, 2), float("nan"))}, adapter)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: 1 of 2 weights hold NaN .*\(first q\.lora_B\.weight\)"):
+        read_adapter(adapter)
 
 
 def test_a_component_that_runs_code_is_refused(tmp_path: Path) -> None:

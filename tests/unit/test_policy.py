@@ -324,7 +324,10 @@ def test_an_unknown_unnorm_key_lists_the_known_ones(folder: Path) -> None:
 
 
 def test_familiar_functions_answer_in_the_units_that_are_asked_for_now(folder: Path) -> None:
-    wide = {part: {name: [10 * value for value in row] for name, row in entry.items()} for part, entry in STATISTICS["arm"].items()}
+    wide = {
+        part: {name: row if name == "mask" else [10 * value for value in row] for name, row in entry.items()}
+        for part, entry in STATISTICS["arm"].items()
+    }
     (folder / "dataset_statistics.json").write_text(json.dumps({**STATISTICS, "wide": {**wide, "proprio": STATISTICS["arm"]["proprio"]}}))
     cfg = GenerateConfig(pretrained_checkpoint=folder, engine="eager", unnorm_key="arm")
     vla, seen = get_vla(cfg), observation()
@@ -362,6 +365,12 @@ def _edit(path: Path, change: Any) -> None:
         ("dataset_statistics.json", lambda all_: all_.update(arm=-1), "statistics of 'arm' lack 'action'; found -1"),
         ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(q01=None), "q01 is None, expected a list of numbers"),
         ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(max=-1), "max is -1, expected a list of numbers"),
+        (
+            "dataset_statistics.json",
+            lambda all_: all_["arm"]["action"].update(mask=True),
+            "mask is True, expected a list of true and false",
+        ),
+        ("dataset_statistics.json", lambda all_: all_["arm"]["action"].update(mask=[None] * 4), r"mask is \[None, .* true and false"),
         ("dataset_statistics.json", lambda all_: all_["arm"]["proprio"].update(q01=[{}] * 4), r"q01 is \[{}, .*expected a list of numbers"),
         ("dataset_statistics.json", lambda all_: all_["arm"]["action"]["max"].__setitem__(0, 0), "q99 1 is above max 0 in dimension 0"),
         ("policy.json", lambda spec: spec.update(cameras={"primary": 1}), r"cameras is .*, expected tuple\[str, \.\.\.\]"),

@@ -19,7 +19,7 @@ from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.inference.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_model
+from prismatic.policy.inference.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_frozen_base, quantize_model
 
 # Root mean square difference of the actions as a share of their own.
 BOUNDS = {"int8": 0.05, "nf4": 0.5, "int8_weight_only": 0.05, "fp8_weight_only": 0.12, "fp8": 0.15}
@@ -104,6 +104,27 @@ def test_only_the_language_model_is_quantized(vla: OpenVLAForActionPrediction) -
     changed = {name for name, module in quantized.named_modules() if type(module).__name__ == "Linear4bit"}
     assert len(changed) == 7 * SIZES.llm_layers
     assert all(name.startswith("language_model.model.layers.") for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_evaluation_leaves_the_gradients_through_a_frozen_base_as_they_were(vla: OpenVLAForActionPrediction, kind: str) -> None:
+    """On a CPU with bfloat16 products bitsandbytes packs nf4 for another kernel, in the first pass that asks for no gradient."""
+    pytest.importorskip("bitsandbytes")
+    frozen = copy.deepcopy(vla)
+    quantize_frozen_base(frozen, kind, CPU, torch.float32)
+    layer = next(module for module in frozen.modules() if isinstance(module, QuantizedLinear))
+    rows = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        inputs = rows.clone().requires_grad_()
+        layer.train()(inputs).square().sum().backward()
+        assert inputs.grad is not None
+        return inputs.grad
+
+    before = gradient()
+    with torch.inference_mode():
+        layer.eval()(rows)
+    torch.testing.assert_close(gradient(), before, rtol=0, atol=0)
 
 
 def test_fp8_also_holds_film(config: OpenVLAConfig) -> None:

@@ -61,6 +61,20 @@ def test_a_later_policy_without_trainer_state_is_put_aside_as_others_are(tmp_pat
     assert (tmp_path / "run--4_chkpt.left1" / "model.safetensors").read_text() == "weights of step 4"
 
 
+def test_a_later_checkpoint_in_the_folder_of_the_run_is_not_gone_on_from_either(tmp_path: Path) -> None:
+    """A run that was told to keep the latest alone for a while has it beside numbered ones."""
+    config = make_config(tmp_path, run_id_override="run", resume=True)
+    add_checkpoint(config, 2)
+    run = add_checkpoint(make_config(tmp_path, run_id_override="run", save_latest_checkpoint_only=True), 6)
+    back = make_config(tmp_path, run_id_override="run", resume=True, resume_step=2)
+    assert (found := open_run(back, 1)) is not None
+    assert leave_later_checkpoints(back, found.state.step) == [run / "trainer_state.left1"]
+    add_checkpoint(config, 3)
+    assert (found := open_run(config, 1)) is not None
+    assert found.state.step == 3
+    assert leave_later_checkpoints(config, 3) == []
+
+
 def test_a_damaged_policy_file_is_passed_over_as_other_damage_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = make_config(tmp_path, run_id_override="run", resume=True)
     newest = [add_checkpoint(config, step) for step in (2, 4)][-1]

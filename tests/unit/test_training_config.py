@@ -16,6 +16,7 @@ from prismatic.training.run_choice import choose_run
 ALL_FROZEN = {"freeze_vision_backbone": True, "freeze_projector": True, "freeze_language_model": True}
 # flags -> what is wrong, what to do about it
 REFUSED: list[tuple[dict[str, object], str, str]] = [
+    ({"vla_path": ""}, "--vla_path is empty", "openvla/openvla-7b"),
     ({"use_diffusion": True}, "--use_l1_regression and --use_diffusion are both True", "set the one that you do not want to False"),
     ({"num_images_in_input": 0}, "--num_images_in_input is 0", "needs at least the primary camera"),
     ({"batch_size": 0}, "--batch_size is 0", "at least 1"),

@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from prismatic.models.weight_files import check_finite
+
 STATISTICS_FILE = "dataset_statistics.json"
 ADAPTER_FOLDER = "lora_adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -103,7 +105,7 @@ def read_component(folder: Path, component: str, device: torch.device | None = N
     """The state dict in the file of `component`, on the CPU; on the meta device names and shapes alone.
 
     Raises:
-        ValueError: the file is absent or unreadable.
+        ValueError: the file is absent or unreadable, or weights are not finite.
     """
     path = find_component(folder, component)
     try:
@@ -112,6 +114,7 @@ def read_component(folder: Path, component: str, device: torch.device | None = N
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); copy it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold the weights of {component} by name; copy it again")
+    check_finite(state, str(path))
     return {key.removeprefix(_WRAPPER_PREFIX): value for key, value in state.items()}
 
 

@@ -20,6 +20,7 @@ from prismatic.models.json_files import described_in, read_object
 from prismatic.models.processor import PrismaticProcessor, check_tokenizer
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.vla import OpenVLAForActionPrediction
+from prismatic.models.weight_files import check_finite
 from prismatic.policy.checkpoint.base_files import check_base, named_base
 from prismatic.policy.checkpoint.files import (
     ADAPTER_FILE,
@@ -168,8 +169,8 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
     """The model of a folder or Hub id in the published layout (OpenVLA's or Prismatic's), on the CPU; without weights on the meta device.
 
     Raises:
-        ValueError: no such model or attention backend, a file is missing or damaged, or weights do not fit; every key that differs
-            is listed.
+        ValueError: no such model or attention backend, a file is missing or damaged, weights are not finite or do not fit; every
+            key that differs is listed.
     """
     get_attention(attn_implementation)
     folder = resolve_folder(name_or_path)
@@ -192,7 +193,9 @@ def load_base(name_or_path: str | Path, dtype: torch.dtype, attn_implementation:
         for parameter in empty.parameters():
             parameter.data = parameter.data.to(dtype)
         return BaseModel(empty, processor)
-    return BaseModel(_load_vla(folder, config, dtype), processor)
+    vla = _load_vla(folder, config, dtype)
+    check_finite(dict(vla.named_parameters()), f"the model in {folder}")
+    return BaseModel(vla, processor)
 
 
 def _load_processor(folder: Path, config: OpenVLAConfig) -> PrismaticProcessor:

@@ -82,6 +82,9 @@ def quantize_frozen_base(vla: OpenVLAForActionPrediction, kind: str, device: tor
     check_frozen_base(kind, device)
     if kind != "fp8":
         quantize_model(vla, kind, device, compute_dtype)
+        quantized: list[Any] = [module.layer for module in vla.modules() if isinstance(module, QuantizedLinear)]
+        for layer in quantized:  # bitsandbytes packs nf4 anew in the first evaluation on a CPU, for a kernel without a backward pass:
+            layer.support_avx512bf16_for_cpu = False  # steps after a validation had wrong gradients
         return
     if len(vla.language_model.model.layers) == 1:
         raise ValueError("--quantize_base fp8 leaves the last layer as it is, and this language model has no other; leave the flag out")

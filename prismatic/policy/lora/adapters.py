@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from prismatic.models.language import TiedHead
+from prismatic.models.weight_files import check_finite
 from prismatic.policy.checkpoint.files import check_keys, is_film_layer, read_safetensors
 from prismatic.policy.checkpoint.spec import LoraSpec
 from prismatic.policy.checkpoint.stored_weights import StoredWeights
@@ -154,6 +155,7 @@ def read_adapter(path: Path) -> State:
         raise ValueError(
             f"{path} holds no floating-point weights: {other[0].replace('torch.', '')}; take the adapter before it was quantized"
         )
+    check_finite(matrices, str(path))
     return adapter
 
 
