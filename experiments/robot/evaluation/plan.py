@@ -175,6 +175,7 @@ class Benchmark:
     tasks: list[str]  # in the order of the report
     load_policy: Callable[[], ChunkPolicy]  # actions in the simulator's units
     image_size: int = 256  # pixels of the square pictures that it will see
+    rendering: Mapping[str, Any] = field(default_factory=dict)  # flag -> value, of `vla.rendering.RENDERING`
     split: str = "evaluation"  # where starts are drawn, see simulators.episodes.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
     files: Mapping[str, Path] = field(default_factory=dict)  # flag -> a file whose content decides about the episodes
@@ -256,4 +257,5 @@ def recorded_facts(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[st
         "robot_platform": platform.name,
         "action_names": platform.action_names,
         "state_names": platform.proprio_names,
+        **benchmark.rendering,
     }

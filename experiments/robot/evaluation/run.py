@@ -217,6 +217,7 @@ def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: Rol
     policy = benchmark.load_policy()
     if isinstance(policy, SeededPolicy):
         policy.forget_warnings()
+        policy.compare_rendering(benchmark.rendering)
         instructions = [benchmark.simulator.instruction(task) for task in benchmark.tasks]
         if any(change.axis == LANGUAGE_AXIS for change in config.perturbations):
             instructions = [words for instruction in instructions for words in paraphrases(instruction)]

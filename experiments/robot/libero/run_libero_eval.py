@@ -135,6 +135,7 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         tasks=[task.name for task in tasks],
         load_policy=partial(load_policy, config),
         image_size=config.env_img_res,
+        rendering={"fast_rendering": config.fast_rendering, "env_img_res": config.env_img_res},
         files={} if config.states_path is None else {"initial_states_path": config.states_path},
         episode_numbers=numbers,
     )
