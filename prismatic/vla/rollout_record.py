@@ -21,7 +21,7 @@ ACTING, INTERVENTION, RELABELLED = "acting", "intervention", "relabelled"  # of 
 # Attributes of the file; one whose value is not known is absent.
 ATTRIBUTES = {
     "language_instruction": "what the robot was told",
-    "success": "whether the task was solved; false where a rollout was ended before",
+    "success": "whether the task was solved; false where a rollout was ended before, absent where nobody can say",
     "ending": "how the rollout ended, in words",
     "task": "the simulator's name of the task",
     "episode": "number of the episode within its task, or of the rollout within its session, from 0",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from simulated_arm import NAMES, SimulatedArm
@@ -222,3 +223,28 @@ def test_a_video_that_cannot_be_written_to_its_end_leaves_nothing(
         with pytest.raises(OSError, match="No space left"):
             write_mp4(tmp_path / "film.mp4", list(frames), 10.0)
     assert list(tmp_path.iterdir()) == []
+
+
+class Judging(SimulatedArm):
+    """As a simulator does, it knows whether the task is solved: it is not."""
+
+    def is_solved(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("arm", [SimulatedArm(), Judging()], ids=lambda arm: type(arm).__name__)
+def test_a_rollout_that_nobody_can_judge_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str], arm: SimulatedArm) -> None:
+    arm.max_steps = 8
+    play(tmp_path, arm, Person(), is_attended=False, waits_for_person=False, records=True)
+    row, summary = (json.loads((tmp_path / "run" / name).read_text()) for name in ("rollouts.jsonl", "summary.json"))
+    with h5py.File(tmp_path / "run/recordings/rollout_001.hdf5") as file:
+        recorded = {name: bool(file.attrs[name]) for name in ("success",) if name in file.attrs}
+    said = capsys.readouterr().out
+    if isinstance(arm, Judging):
+        assert (row["success"], recorded, summary["num_judged"]) == (False, {"success": False}, 1)
+        assert "0 of 1 rollouts succeeded (95 % interval 0-79 %): " in said
+    else:
+        assert (row["success"], recorded, summary["num_judged"], summary["num_rollouts"]) == (None, {}, 0, 1)
+        assert "rollout 1: not judged (out of steps)" in said
+        assert "1 were played and not judged: nobody was there to say whether they succeeded: " in said
+        assert "succeeded (" not in said
