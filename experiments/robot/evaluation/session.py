@@ -116,13 +116,14 @@ class Session:
         self._label = options.instruction or robot.instruction
         self._rows: list[dict[str, Any]] = []
         self._known: set[str] = set()  # dimensions whose first state a person has been told of
-        self._unrecorded: RecordingError | None = None
+        self._trouble: ValueError | None = None  # ends the session once its rollout is reported
 
     def run(self) -> None:
         """Plays the planned rollouts, or fewer when a person quits.
 
         Raises:
-            ValueError: the robot cannot be brought to its start, and there is nobody to help it; or a rollout could not be recorded.
+            ValueError: the robot cannot be brought to its start, and there is nobody to help it; the server refuses what it is sent; or a
+                rollout could not be recorded.
         """
         try:
             for number in range(self._options.num_rollouts):
@@ -131,8 +132,8 @@ class Session:
                 outcome, video = self._play(number)
                 if outcome.ending != "quit":
                     self._report(number, outcome, video)
-                if self._unrecorded is not None:
-                    raise self._unrecorded
+                if self._trouble is not None:
+                    raise self._trouble
                 if outcome.ending == "quit":
                     break
         finally:
@@ -232,8 +233,10 @@ class Session:
         )
         outcome, video = None, None
         try:
-            outcome = RealTimeRollout(self._robot, self._actor, self._keyboard, plan).run()
-            if self._robot.is_rehearsal:
+            rollout = RealTimeRollout(self._robot, self._actor, self._keyboard, plan)
+            outcome = rollout.run()
+            self._trouble = rollout.refusal
+            if self._robot.is_rehearsal or self._trouble is not None:
                 outcome.success = None
             elif outcome.success is None and options.is_attended:
                 outcome.success = self._ask_success()
@@ -278,7 +281,7 @@ class Session:
             recorder.close({"success": success, "ending": ending, "num_left_out": num_left_out})
         except RecordingError as error:
             logger.error("this rollout is not recorded: %s", error)  # at once: what ends the session may be another error, or Ctrl-C
-            self._unrecorded = error
+            self._trouble = self._trouble or error
 
     def _ask_success(self) -> bool:
         return self._ask(f"Was it a success? {SUCCESS} or {FAILURE}", SUCCESS + FAILURE) == SUCCESS
@@ -344,7 +347,7 @@ class Session:
             return
         told = [f"{num_successes} of {num_judged} rollouts succeeded (95 % interval {100 * low:.0f}-{100 * high:.0f} %)"] * (num_judged > 0)
         if num_unjudged := len(self._rows) - num_judged:
-            told.append(f"{num_unjudged} were played and not judged: nobody was there to say whether they succeeded")
+            told.append(f"{num_unjudged} played and not judged")
         print(f"{'; '.join(told)}: {self._options.folder}")
 
 
