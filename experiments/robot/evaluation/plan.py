@@ -155,10 +155,14 @@ class EvaluationFlags:
         delays = read_delays(self.delay_steps, control_hz)
         return ActingOptions(self.num_open_loop_steps, delays, self.prefetch_steps, self.num_blend_steps, self.ensemble_decay)
 
+    def trials_flag(self, run: str) -> str:
+        """The name of the flag that says how many episodes of a task a run has."""
+        is_main = run in ("none", EXPERT_RUN) or self.num_control_trials_per_task is None
+        return "num_trials_per_task" if is_main else "num_control_trials_per_task"
+
     def num_trials(self, run: str) -> int:
-        if run in ("none", EXPERT_RUN) or self.num_control_trials_per_task is None:
-            return self.num_trials_per_task
-        return self.num_control_trials_per_task
+        """Episodes of each task."""
+        return int(getattr(self, self.trials_flag(run)))
 
     def settings(self) -> dict[str, Any]:
         """Every flag as a plain value."""
