@@ -147,12 +147,24 @@ def _with_config_path(arguments: Sequence[str]) -> list[str]:
     for number, argument in enumerate(arguments):
         if argument.startswith(f"{flag}=") or (number and arguments[number - 1] == flag and not argument.startswith("--")):
             path = argument.removeprefix(f"{flag}=")
-            _check_file(path)
+            _read_file(path)
             checked[number] = argument[: len(argument) - len(path)] + json.dumps(os.path.abspath(path), ensure_ascii=False)
     return checked
 
 
-def _check_file(path: str) -> None:
+def flags_of_file(arguments: Sequence[str]) -> set[str]:
+    """Names of the flags that the file of --config_path among `arguments` sets.
+
+    Raises:
+        ValueError: see `parse_flags`.
+    """
+    joined = "--config_path="
+    given = itertools.pairwise(["", *arguments])
+    paths = [word.removeprefix(joined) for before, word in given if before == joined[:-1] or word.startswith(joined)]
+    return {str(name) for path in paths for name in _read_file(expand_home(path))}
+
+
+def _read_file(path: str) -> Mapping[str, Any]:
     from draccus.cfgparsing import load_config
     from draccus.utils import ParsingError
 
@@ -168,6 +180,7 @@ def _check_file(path: str) -> None:
     if not path.endswith(".toml") and (twice := _said_twice(Path(path).read_text(encoding="utf-8"))):
         name, first, second = twice
         raise ValueError(f"--config_path: {path} says {name} in the lines {first} and {second}, of which the last would count; keep one")
+    return content
 
 
 def _check_tables(arguments: Sequence[str], config_class: type) -> None:
