@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.robot.evaluation.comparison import PairedTable, compare
+from experiments.robot.evaluation.comparison import PairedTable
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,6 @@ class Round:
 def best_of(rounds: Sequence[Round]) -> Round:
     """The one that solved most; the earliest of those that solved as many."""
     return max(rounds, key=lambda item: item.num_successes)
-
-
-def paired(evaluation: Path, other: Path) -> PairedTable:
-    """A: `evaluation`, B: `other`, over the episodes that both have.
-
-    Raises:
-        ValueError: a folder holds no journal, or they have no episode in common.
-    """
-    return compare(evaluation, other).total
 
 
 def reason_to_stop(rounds: Sequence[Round], num_rounds: int, patience: int) -> str | None:
