@@ -170,6 +170,7 @@ def make_round(number: int, successes: int, against_best: PairedTable | None = N
 
 
 BETTER, SAME, WORSE = PairedTable(20, 8, 2, 10), PairedTable(20, 5, 5, 10), PairedTable(10, 0, 18, 12)
+MAYBE_WORSE = (PairedTable(0, 0, 3, 0), PairedTable(20, 0, 5, 15))  # p 0.25 and 0.06, intervals below 0
 
 
 def test_it_stops_when_a_round_no_longer_helps() -> None:
@@ -182,6 +183,9 @@ def test_it_stops_when_a_round_no_longer_helps() -> None:
     assert reason_to_stop(lost, 3, 2) is None
     assert reason_to_stop([*lost, make_round(3, 25, SAME)], 9, 2) == "2 rounds in a row did not solve more than the best policy before"
     assert reason_to_stop([start, make_round(1, 10, WORSE)], 3, 2) == "the last round is surely worse than the best policy before it"
+    for table in MAYBE_WORSE:
+        assert table.interval[1] < 0
+        assert reason_to_stop([start, make_round(1, 17, table)], 3, 2) is None
     assert reason_to_stop([make_round(0, 40)], 3, 1) == "every start is solved"
 
 
