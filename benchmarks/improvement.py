@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from paired_runs import add_tables, command_line, describe_pair, run, train_flags
+from paired_runs import command_line, describe_pair, run, train_flags
 
-from experiments.robot.evaluation.comparison import PairedTable
+from experiments.robot.evaluation.comparison import Comparison, compare
 from experiments.robot.improvement.config import METHODS
-from experiments.robot.improvement.judging import paired
 from experiments.robot.improvement.phases import journal_folder, write_json
 from prismatic.cli import run_script
 from prismatic.stages import keep_settings
@@ -114,8 +113,8 @@ def write_results(config: ImprovementBenchmarkConfig, seconds: float) -> str:
     first, rows = config.methods[0], []
     pairs = {(method, seed): _against(config, seed, first, method) for method in ("start", *config.methods[1:]) for seed in config.seeds}
     for method in ("start", *config.methods[1:]):
-        rows += [describe_pair(f"{first} - {method}, seed {seed}", pairs[method, seed]) for seed in config.seeds]
-        rows.append(describe_pair(f"{first} - {method}, all", add_tables([pairs[method, seed] for seed in config.seeds])))
+        rows += [describe_pair(f"{first} - {method}, seed {seed}", [pairs[method, seed]]) for seed in config.seeds]
+        rows.append(describe_pair(f"{first} - {method}, all", [pairs[method, seed] for seed in config.seeds]))
     header = ["| compared | first | other | difference | p (McNemar) |", "|---|---|---|---|---|"]
     title = f"MetaWorld, {config.num_rounds} rounds of {config.num_rollouts} rollouts a task, {config.num_trials} episodes a task and seed"
     text = "\n".join([f"{title}; {seconds:.0f} s", "", *header, *(row["line"] for row in rows)]) + "\n"
@@ -125,11 +124,11 @@ def write_results(config: ImprovementBenchmarkConfig, seconds: float) -> str:
     return text
 
 
-def _against(config: ImprovementBenchmarkConfig, seed: int, method: str, other: str) -> PairedTable:
+def _against(config: ImprovementBenchmarkConfig, seed: int, method: str, other: str) -> Comparison:
     """The policies after the last round of two methods, or the one at the start, over the starts that both played."""
     if other == "start":
-        return paired(_last_evaluation(config, seed, method), journal_folder(config.folder(seed, method) / "start" / "eval"))
-    return paired(_last_evaluation(config, seed, method), _last_evaluation(config, seed, other))
+        return compare(_last_evaluation(config, seed, method), journal_folder(config.folder(seed, method) / "start" / "eval"))
+    return compare(_last_evaluation(config, seed, method), _last_evaluation(config, seed, other))
 
 
 def _last_evaluation(config: ImprovementBenchmarkConfig, seed: int, method: str) -> Path:

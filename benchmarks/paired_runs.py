@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.evaluation.comparison import PairedTable, format_p
+from experiments.robot.evaluation.comparison import Comparison, PairedTable, format_p
 from experiments.robot.evaluation.statistics import wilson_interval
 from experiments.robot.improvement.phases import flag_words
 
@@ -67,14 +67,20 @@ def add_tables(tables: Sequence[PairedTable]) -> PairedTable:
     return PairedTable(*(sum(getattr(table, item.name) for table in tables) for item in fields(PairedTable)))
 
 
-def describe_pair(name: str, table: PairedTable) -> dict[str, Any]:
-    """A row for JSON, with its `line` of markdown: both rates with 95 % intervals, their difference and its test."""
-    shares = []
+def describe_pair(name: str, seeds: Sequence[Comparison]) -> dict[str, Any]:
+    """A row for JSON, with its `line` of markdown: both rates with 95 % intervals, their difference and its test, of all `seeds` together.
+
+    Episodes that crashed in the simulator count as failures, and are told with the name.
+    """
+    table, shares = add_tables([found.total for found in seeds]), []
+    crashed = [sum(found.num_crashed[side] for found in seeds) for side in (0, 1)]
+    told = f"{name} (crashed: {crashed[0]} and {crashed[1]})" if any(crashed) else name
     for count in (table.both + table.only_a, table.both + table.only_b):
         low, high = (100 * bound for bound in wilson_interval(count, table.num_pairs))
         shares.append(f"{100 * count / table.num_pairs:.0f} % ({count}/{table.num_pairs}, {low:.0f}-{high:.0f})")
     low, high = (100 * bound for bound in table.interval)
     change = f"{100 * table.difference:+.0f} points ({low:+.0f} to {high:+.0f})"
-    line = f"| {name} | {shares[0]} | {shares[1]} | {change} | {format_p(table.p_value)} |"
+    line = f"| {told} | {shares[0]} | {shares[1]} | {change} | {format_p(table.p_value)} |"
     counts = {item.name: getattr(table, item.name) for item in fields(PairedTable)}
-    return {"name": name, **counts, "difference": table.difference, "interval_95": table.interval, "p": table.p_value, "line": line}
+    tested = {"difference": table.difference, "interval_95": table.interval, "p": table.p_value}
+    return {"name": name, **counts, "num_crashed": crashed, **tested, "line": line}

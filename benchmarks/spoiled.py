@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-from paired_runs import add_tables, command_line, describe_pair, run, train_flags
+from paired_runs import command_line, describe_pair, run, train_flags
 
-from experiments.robot.improvement.judging import paired
+from experiments.robot.evaluation.comparison import compare
 from experiments.robot.improvement.phases import journal_folder, write_json
 from experiments.robot.metaworld.tasks import DEMO_TASKS, get_metaworld_task
 from prismatic.cli import run_script
@@ -187,9 +187,9 @@ def write_results(config: SpoiledBenchmarkConfig, kinds: dict[int, dict[str, str
     """spoiled.md and spoiled.json; returns the tables."""
     rows = []
     for other in ("clean", "spoiled"):
-        tables = [paired(_journal(config, seed, "scored"), _journal(config, seed, other)) for seed in config.seeds]
-        rows += [describe_pair(f"scored - {other}, seed {seed}", table) for seed, table in zip(config.seeds, tables, strict=True)]
-        rows.append(describe_pair(f"scored - {other}, all", add_tables(tables)))
+        pairs = [compare(_journal(config, seed, "scored"), _journal(config, seed, other)) for seed in config.seeds]
+        rows += [describe_pair(f"scored - {other}, seed {seed}", [pair]) for seed, pair in zip(config.seeds, pairs, strict=True)]
+        rows.append(describe_pair(f"scored - {other}, all", pairs))
     found = {seed: found_by_kind(config, seed, kinds[seed]) for seed in config.seeds}
     names = [*KINDS, "none"]
     total = len(DEMO_TASKS) * config.num_demonstrations

@@ -34,6 +34,7 @@ T = TypeVar("T")
 USER_ERROR = 2  # exit status
 _UNREAD = 141  # exit status of programs that SIGPIPE ends, as shells give it
 _OUR_LOGGERS = ("prismatic", "experiments", "__main__")
+_PIP_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}  # where pip calls a package otherwise
 _REPEAT_S = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk; the error does not say which file
 _PLAIN_WORDS = ("true", "false", "yes", "no", "on", "off", "null")  # in lower case: not quoted
@@ -47,8 +48,9 @@ logger = logging.getLogger(__name__)
 def run_script(main: Callable[[T], None], config_class: type[T], positional: str | None = None) -> None:
     """Calls `main` with a `config_class` made from the command line; arguments before the first flag fill the list `positional`.
 
-    A ValueError, or a file that cannot be read or written, becomes one line on stderr and exit status 2; --debug, or PRISMATIC_DEBUG=1,
-    shows where it came from. Where nobody reads the output any more (`| head`), the script ends without a word.
+    A ValueError, a file that cannot be read or written, or a package that is not installed becomes one line on stderr and exit status 2;
+    --debug, or PRISMATIC_DEBUG=1, shows where it came from. Where nobody reads the output any more (`| head`), the script ends without
+    a word.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG_FLAG]
     if _DEBUG_FLAG in sys.argv:
@@ -57,18 +59,24 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
     _prepare_process()
     atexit.register(_flush_output)
     atexit.register(gc.freeze)  # the last collection would walk through all that torch has made: seconds in which nothing is freed
-    if {"-h", "--help"} & set(arguments):
-        from prismatic.cli_help import render_help
-
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
-        print(render_help(config_class, Path(sys.argv[0]).name, positional, sys.modules[main.__module__].__doc__ or ""))
-        return
     try:
+        if {"-h", "--help"} & set(arguments):
+            from prismatic.cli_help import render_help
+
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
+            print(render_help(config_class, Path(sys.argv[0]).name, positional, sys.modules[main.__module__].__doc__ or ""))
+            return
         main(parse_flags(config_class, arguments if positional is None else _name_positional(arguments, positional)))
     except ValueError as error:
         if os.environ.get(_DEBUG):
             raise
         logger.error("error: %s", error)
+        sys.exit(USER_ERROR)
+    except ModuleNotFoundError as error:
+        package = _missing_package(error)
+        if os.environ.get(_DEBUG) or package is None:
+            raise
+        logger.error("error: the package %s is not installed: pip install %s (--debug shows what needs it)", package, package)
         sys.exit(USER_ERROR)
     except BrokenPipeError:
         if os.environ.get(_DEBUG) or not (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
@@ -81,6 +89,14 @@ def run_script(main: Callable[[T], None], config_class: type[T], positional: str
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _missing_package(error: ModuleNotFoundError) -> str | None:
+    """What pip calls the package that is not installed; None: it is, and lacks a part, or it is ours."""
+    name = (error.name or "").partition(".")[0]
+    if not name or name in _OUR_LOGGERS or sys.modules.get(name) is not None:
+        return None
+    return _PIP_NAMES.get(name, name)
 
 
 def parse_flags(config_class: type[T], arguments: Sequence[str]) -> T:
@@ -131,12 +147,24 @@ def _with_config_path(arguments: Sequence[str]) -> list[str]:
     for number, argument in enumerate(arguments):
         if argument.startswith(f"{flag}=") or (number and arguments[number - 1] == flag and not argument.startswith("--")):
             path = argument.removeprefix(f"{flag}=")
-            _check_file(path)
+            _read_file(path)
             checked[number] = argument[: len(argument) - len(path)] + json.dumps(os.path.abspath(path), ensure_ascii=False)
     return checked
 
 
-def _check_file(path: str) -> None:
+def flags_of_file(arguments: Sequence[str]) -> set[str]:
+    """Names of the flags that the file of --config_path among `arguments` sets.
+
+    Raises:
+        ValueError: see `parse_flags`.
+    """
+    joined = "--config_path="
+    given = itertools.pairwise(["", *arguments])
+    paths = [word.removeprefix(joined) for before, word in given if before == joined[:-1] or word.startswith(joined)]
+    return {str(name) for path in paths for name in _read_file(expand_home(path))}
+
+
+def _read_file(path: str) -> Mapping[str, Any]:
     from draccus.cfgparsing import load_config
     from draccus.utils import ParsingError
 
@@ -152,6 +180,7 @@ def _check_file(path: str) -> None:
     if not path.endswith(".toml") and (twice := _said_twice(Path(path).read_text(encoding="utf-8"))):
         name, first, second = twice
         raise ValueError(f"--config_path: {path} says {name} in the lines {first} and {second}, of which the last would count; keep one")
+    return content
 
 
 def _check_tables(arguments: Sequence[str], config_class: type) -> None:

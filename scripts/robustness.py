@@ -16,11 +16,10 @@ from experiments.robot.evaluation.benchmarks import check_simulator, find_evalua
 from experiments.robot.evaluation.plan import EvaluationFlags
 from experiments.robot.evaluation.robustness import Finding, available_axes, make_conditions, markdown, measure, write_findings
 from experiments.robot.simulators.perturbations import AXES, SEVERITIES
-from prismatic.cli import parse_flags, run_script, split_flags
+from prismatic.cli import flags_of_file, parse_flags, run_script, split_flags
 from prismatic.vla.constants import near_names
 
-_OWN_FLAGS = ("--pretrained_checkpoint", "--num_trials_per_task", "--local_log_dir", "--perturb", "--shard")
-_NEVER = ("perturb", "shard")  # nothing here says them on the command line, which would win over a file of --config_path
+_OWN_FLAGS = ("pretrained_checkpoint", "num_trials_per_task", "local_log_dir", "perturb", "shard")
 
 
 @dataclass
@@ -46,9 +45,12 @@ class RobustnessConfig:
         for severity in self.severities:
             if severity not in SEVERITIES:
                 raise ValueError(f"--severities names {severity}; choose from 1, 2, 3")
+        words = split_flags("--evaluation_flags", self.evaluation_flags)
         for flag in _OWN_FLAGS:
-            if flag in (word.partition("=")[0] for word in split_flags("--evaluation_flags", self.evaluation_flags)):
-                raise ValueError(f"--evaluation_flags has {flag}; that is a matter of this script")
+            if f"--{flag}" in (word.partition("=")[0] for word in words):
+                raise ValueError(f"--evaluation_flags has --{flag}; that is a matter of this script")
+        if said := [flag for flag in _OWN_FLAGS if flag in flags_of_file(words)]:
+            raise ValueError(f"--evaluation_flags: its --config_path sets {', '.join(said)}; that is a matter of this script")
 
 
 def changed_suites(clean: EvaluationFlags) -> list[str]:
@@ -75,16 +77,12 @@ def clean_flags(config: RobustnessConfig, flags_class: type[Any]) -> Any:
     """The flags of the clean episodes, from which all conditions differ in their change alone.
 
     Raises:
-        ValueError: they are no flags of that script, or a file of --config_path among them changes scenes or leaves episodes out.
+        ValueError: they are no flags of that script.
     """
     own = ["--num_trials_per_task", str(config.num_trials_per_task), "--local_log_dir", str(config.output_dir), "--num_pictures", "1"]
     if config.pretrained_checkpoint:
         own += ["--pretrained_checkpoint", config.pretrained_checkpoint]
-    clean = parse_flags(flags_class, [*own, *split_flags("--evaluation_flags", config.evaluation_flags)])
-    for name in _NEVER:
-        if said := getattr(clean, name):
-            raise ValueError(f"--evaluation_flags: its --config_path sets {name} to {said!r}; that is a matter of this script")
-    return clean
+    return parse_flags(flags_class, [*own, *split_flags("--evaluation_flags", config.evaluation_flags)])
 
 
 def title_of(simulator: str, clean: EvaluationFlags) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prismatic.acting.actor import RemoteActor
+from prismatic.acting.client import RequestRefusedError
 from prismatic.acting.execution import Command
 from prismatic.acting.frozen_cameras import FrozenCameras
 from prismatic.acting.keyboard import Keyboard
@@ -72,7 +73,7 @@ class RolloutOutcome:
     """How a rollout went."""
 
     success: bool | None  # None: nobody has said it yet
-    ending: str  # solved, success, failure, quit, out of steps, or why the robot was stopped
+    ending: str  # solved, success, failure, quit, out of steps, or why the robot was stopped or the server refused
     num_steps: int
     seconds: float
     timing: dict[str, float]
@@ -129,6 +130,7 @@ class RealTimeRollout:
 
     def __init__(self, robot: Robot, actor: RemoteActor, keyboard: Keyboard, plan: RolloutPlan) -> None:
         self._robot, self._actor, self._keyboard, self._plan = robot, actor, keyboard, plan
+        self.refusal: RequestRefusedError | None = None  # of the server, which will refuse the next request, too
         self._num_ticks = 0
         self._stride = max(1, round(plan.control_hz / plan.video_hz)) if plan.film and plan.video_hz else 0
         self._trouble = ""  # of the robot: a reading that failed, or a command that it did not take
@@ -142,7 +144,7 @@ class RealTimeRollout:
         self._log_error: OSError | None = None
 
     def run(self) -> RolloutOutcome:
-        """Until the task is solved, a key or the watchdog ends it, or the steps are used up; the robot is held in any case."""
+        """Until the task is solved, a key, the watchdog or a `refusal` ends it, or the steps are used up; the robot is held in any case."""
         ticker, started = Ticker(self._plan.control_hz), time.monotonic()
         ending = self._begin(ticker)
         try:
@@ -151,6 +153,8 @@ class RealTimeRollout:
                     with undisturbed():
                         ending = self._tick(ticker.begin() - started, log)
                     ticker.wait()
+        except RequestRefusedError as error:
+            self.refusal, ending = error, f"refused: {error}"
         finally:
             with undisturbed():
                 self._hold()

@@ -95,8 +95,13 @@ class Robot(ABC):
         return
 
     def is_solved(self) -> bool:
-        """True once the task is known to be solved, as simulators know it."""
+        """True once the task is known to be solved, as simulators know it; a robot that leaves this as it is cannot tell."""
         return False
+
+    @property
+    def can_tell_success(self) -> bool:
+        """Whether a rollout that was not solved has failed; else a person must say so."""
+        return type(self).is_solved is not Robot.is_solved
 
     def picture(self) -> np.ndarray | None:
         """uint8 [height, width, 3], even sides, for the video; None: the primary camera's picture is filmed."""

@@ -151,6 +151,7 @@ class _Websocket:
         return self._connection is not None
 
     def open(self) -> PolicyInfo:
+        import msgpack  # noqa: F401  (what lacks is told now, not when the robot is to move)
         from websockets.exceptions import InvalidStatus
         from websockets.sync.client import connect
 

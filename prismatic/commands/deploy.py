@@ -116,6 +116,8 @@ class DeployConfig(PolicyFlags):
 def deploy(config: DeployConfig) -> None:
     """Loads the policy and serves it until SIGTERM or Ctrl-C."""
     try:
+        import msgpack  # noqa: F401  (needed once a robot asks)
+
         from prismatic.serving.address import open_socket
         from prismatic.serving.server import ServerOptions, serve
     except ModuleNotFoundError as error:

@@ -48,6 +48,7 @@ from prismatic.vla.datasets.sources import describe_recordings
 from prismatic.vla.datasets.split_names import VAL_FRACTION, usual_split
 from prismatic.vla.datasets.splits import choose_validation
 from prismatic.vla.datasets.texts import draw_text
+from prismatic.vla.rendering import agreed_rendering
 from prismatic.vla.types import check_side
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
             shutil.rmtree(written, ignore_errors=True)  # left by a process that was killed
             _download_and_prepare(spec, splits, written, stop)
             stop.check()  # whatever the library made of it
-            _recorded_names(source, entry).save(written / spec.dataset_name / spec.version)
+            _recorded_names(source, entry, spec, episodes).save(written / spec.dataset_name / spec.version)
             _publish(written / spec.dataset_name / spec.version, spec)
         except KeyboardInterrupt:
             logger.info("interrupted; the same command goes on from here (finished episodes are kept in %s)", spec.stage)
@@ -129,9 +130,12 @@ def write_rlds(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec) -> Pa
     return spec.target
 
 
-def _recorded_names(source: EpisodeSource, entry: DatasetEntry) -> RecordedNames:
+def _recorded_names(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, episodes: Sequence[StagedEpisode]) -> RecordedNames:
     first = next(iter(source.episodes()))
-    return RecordedNames.of(first.trajectory, entry, STORED_KEYS, describe_recordings(source.folder))
+    rendering = agreed_rendering(item.facts for item in episodes)
+    if spec.image_size is not None:  # pictures are not stored as large as they were rendered
+        rendering = {flag: value for flag, value in rendering.items() if flag == "fast_rendering"}
+    return RecordedNames.of(first.trajectory, entry, STORED_KEYS, describe_recordings(source.folder), rendering)
 
 
 def split_episodes(episodes: Sequence[StagedEpisode], val_fraction: float) -> dict[str, list[StagedEpisode]]:
@@ -188,7 +192,7 @@ def _stage_episodes(source: EpisodeSource, entry: DatasetEntry, spec: RldsSpec, 
             except FrameError as error:
                 source.repairs.note(_DAMAGED, str(error))
                 continue
-            staged.append(load_staged(path))
+            staged.append(replace(load_staged(path), facts=raw.facts))
             staged[0].check(staged[-1])
     for repair in source.repairs:
         logger.warning("%s: %s", source.folder, repair)

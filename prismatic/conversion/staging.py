@@ -10,8 +10,9 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ class StagedEpisode:
     images: Mapping[str, tuple[int, ...]]  # camera -> (H, W, 3)
     proprio_dim: int
     action_dim: int
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the source says of the episode as a whole; not in the file
 
     def check(self, other: StagedEpisode) -> None:
         """Accepts episodes of the same robot.

@@ -32,7 +32,7 @@ class ObservationWatch:
             for item in observations:
                 if item.instruction not in self._instructions and len(self._instructions) < _MAX_INSTRUCTIONS:
                     self._instructions.add(item.instruction)
-                    self._warn(self._check(item))
+                    self._take_in(self._check(item))
 
     def begin(self) -> None:
         """A rollout begins: its first observation is looked at, whatever the instruction; what was warned of is not warned of again."""
@@ -46,7 +46,12 @@ class ObservationWatch:
             self._num_taken = len(self.warnings)
             return fresh
 
-    def _warn(self, findings: Sequence[Finding]) -> None:
+    def warn(self, findings: Sequence[Finding]) -> None:
+        """Of what is known without an observation."""
+        with self._lock:
+            self._take_in(findings)
+
+    def _take_in(self, findings: Sequence[Finding]) -> None:
         for finding in findings:
             if finding.kind not in self._known:  # figures differ from one observation to the next
                 self._known.add(finding.kind)

@@ -46,6 +46,7 @@ _SUITES = {
     "LIBERO": re.compile(r"(libero_(?:spatial|object|goal|10|90))(?:_no_noops)?"),
     "ALOHA": re.compile(r"aloha_sim_(transfer_cube|insertion)_scripted"),
 }
+_EXAMPLES = {"LIBERO": "libero_spatial", "ALOHA": "transfer_cube"}  # of {suite}
 _POLICY_RUN = "none"  # the run of the report in which the policy acts without any control
 _NUM_LAST_LINES = 3  # of the log of a failed evaluation
 _POLL_S = 0.5  # between looks whether the run is to stop waiting
@@ -77,11 +78,14 @@ def eval_command(config: FinetuneConfig, platform: str) -> str | None:
         raise ValueError(f"--eval_command is {command!r}, which is no line of a shell ({error})") from error
     if "{suite}" not in command:
         return command
+    if platform not in _SUITES:
+        raise ValueError(f"--eval_command has {{suite}}, which stands for tasks of {' or '.join(_SUITES)}; write those of {platform} out")
     suite = _SUITES[platform].fullmatch(dataset_name)
     if suite is None:
+        example = command.replace("{suite}", _EXAMPLES[platform])
         raise ValueError(
-            f"--eval_every is {eval_every}, but it is not clear which simulated tasks {dataset_name} is of; pass "
-            f"--eval_command, such as: {command}"
+            f"--eval_every is {eval_every}, but it is not clear which simulated tasks {dataset_name} is of; pass --eval_command and name "
+            f"them in it, such as: {example}"
         )
     return command.replace("{suite}", suite[1])
 

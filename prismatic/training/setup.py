@@ -154,7 +154,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         base_model=base_path if config.model.use_lora and not config.saving.merge_lora_during_training else None,
         base_files=base_files if config.model.use_lora else {},
         demonstrated=data.demonstrated,
-        provenance=_provenance(config, base_path, ranks) | _left_out(data) | ({"continued": record} if record else {}),
+        provenance=_provenance(config, base_path, ranks) | _about_data(data) | ({"continued": record} if record else {}),
     )
     parts, skeleton = _load_model(config, spec, base_folder, origin.continuation, data, ranks)
     return Run(
@@ -339,8 +339,8 @@ def compiler_obstacle(config: FinetuneConfig, ranks: Ranks) -> str | None:
     return (own or "another process cannot") if any_rank(own is not None, ranks) else None
 
 
-def _left_out(data: TrainingData) -> dict[str, object]:
-    """What the readers left out or mended, and what the user left out, for policy.json."""
+def _about_data(data: TrainingData) -> dict[str, object]:
+    """What the readers left out or mended, what the user left out, and how pictures were rendered, for policy.json."""
     mended = {name: [str(repair) for repair in repairs] for name, repairs in data.repairs.items() if repairs}
     excluded = {name: list(episodes) for name, episodes in data.excluded.items() if episodes}
     said = (
@@ -348,6 +348,7 @@ def _left_out(data: TrainingData) -> dict[str, object]:
         ("excluded_episodes", excluded),
         ("episode_weights", data.weights),
         ("step_weights", data.step_weights),
+        ("rendered", data.rendered),
         ("paraphrased", list(data.paraphrased) if data.paraphrased[0] else []),
     )
     return {name: found for name, found in said if found}

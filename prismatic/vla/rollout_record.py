@@ -21,7 +21,7 @@ ACTING, INTERVENTION, RELABELLED = "acting", "intervention", "relabelled"  # of 
 # Attributes of the file; one whose value is not known is absent.
 ATTRIBUTES = {
     "language_instruction": "what the robot was told",
-    "success": "whether the task was solved; false where a rollout was ended before",
+    "success": "whether the task was solved; false where a rollout was ended before, absent where nobody can say",
     "ending": "how the rollout ended, in words",
     "task": "the simulator's name of the task",
     "episode": "number of the episode within its task, or of the rollout within its session, from 0",
@@ -34,6 +34,9 @@ ATTRIBUTES = {
     "action_names": "of the dimensions of /action, with units",
     "state_names": "of the dimensions of /observations/qpos, with units",
     "control_hz": "steps per second",
+    "fast_rendering": "simulators: --fast_rendering",
+    "image_size": "simulators: pixels of the rendered pictures; of LIBERO env_img_res",
+    "env_img_res": "see image_size",
     "num_person_steps": "steps that a person commanded",
     "num_expert_steps": "steps whose /action is a scripted expert's",
     "num_left_out": "commands that are not in the file, because no picture could be taken or written in time",

@@ -16,7 +16,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from prismatic.vla.types import MAX_SIDE
@@ -143,11 +142,15 @@ def json_array(array: np.ndarray) -> dict[str, Any]:
 
 def pack_openpi(value: Any) -> bytes:
     """msgpack with arrays as openpi-client reads them."""
+    import msgpack
+
     return msgpack.packb(value, default=lambda item: {key.encode(): part for key, part in _fields(item).items()})
 
 
 def pack_vla_eval(value: Any) -> bytes:
     """msgpack with arrays as vla-eval reads them."""
+    import msgpack
+
     return msgpack.packb(value, default=_fields)
 
 

@@ -46,8 +46,10 @@ def target_of(folder: Path) -> Path:
 @pytest.mark.rlds
 def test_aloha_compressed_resized_with_a_file_of_instructions(tmp_path: Path) -> None:
     for number in range(4):
-        write_aloha(tmp_path / "recordings" / ("val" if number == 3 else "train") / f"episode_{number}.hdf5", 5, number, compressed=True)
-    with h5py.File(write_aloha(tmp_path / "recordings/train/episode_7.hdf5", 5, 7, compressed=True), "a") as file:
+        path = tmp_path / "recordings" / ("val" if number == 3 else "train") / f"episode_{number}.hdf5"
+        with h5py.File(write_aloha(path, 5, number, compressed=True), "a") as file:
+            file.attrs["fast_rendering"], file.attrs["image_size"] = True, 48
+    with h5py.File(write_aloha(tmp_path / "recordings/train/episode_7.hdf5", 5, 7, compressed=True), "a") as file:  # is left out
         file["observations/images/cam_high"][2, 30:] = 0
     (tmp_path / "texts.json").write_text(json.dumps({"episode_1": "fold the shirt", "*": "open the pot"}))
     done = convert("aloha_hdf5_to_rlds.py", tmp_path, "--image_size", "16")
@@ -66,6 +68,7 @@ def test_aloha_compressed_resized_with_a_file_of_instructions(tmp_path: Path) ->
     index = index_of(target_of(tmp_path), ALOHA)  # our reader sees the same pixels as tensorflow-datasets
     assert isinstance(open_source(target_of(tmp_path), ALOHA), RldsSource)
     assert {name: last - first for name, (first, last) in index.splits.items()} == {"train": 3, "val": 1}
+    assert list(index.facts) == [{"fast_rendering": True}] * 4  # the size is not theirs any more
     for number in range(4):
         episode = episodes[f"{'val' if number == 3 else 'train'}/episode_{number}.hdf5"]
         step = int(np.flatnonzero((index.actions == episode["action"][0]).all(axis=1))[0])

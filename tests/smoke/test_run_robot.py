@@ -49,7 +49,7 @@ def test_an_arm_of_ones_own_with_a_policy_in_the_same_process(checkpoint: Path, 
     assert np.abs(actions[:, :5]).max() <= 60.0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["limits"] == [f"{what} of all dimensions from the demonstrations of arm" for what in ("ranges", "speeds")]
-    assert list(folder.glob("rollout_002_failure.mp4"))
+    assert list(folder.glob("rollout_002_not_judged.mp4"))
 
 
 def test_a_posture_that_no_demonstration_began_in_is_named_before_anything_moves(checkpoint: Path, tmp_path: Path) -> None:

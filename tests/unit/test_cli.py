@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from experiments.robot.metaworld.record_demos import RecordConfig
+from prismatic.acting.client import PolicyClient
 from prismatic.cli import parse_flags, run_script
 from prismatic.cli_help import flag_groups, render_help
 from prismatic.cli_sections import SECTION, flag_names, flag_values, from_flags
@@ -322,6 +324,28 @@ def test_a_place_that_cannot_be_written_is_one_line(
     for error in (ConnectionResetError, BrokenPipeError):  # of no file, and of another pipe than that of the output
         with pytest.raises(error):
             run_script(lambda config, error=error: (_ for _ in ()).throw(error()), _Paths)
+
+
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    for module in ("PIL", "PIL.Image", "websockets.exceptions", "websockets"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+
+    def ask(_: _Paths) -> None:
+        PolicyClient("ws://127.0.0.1:9").connect()
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(ask, _Paths)
+    assert ended.value.code == 2
+    assert caplog.messages == ["error: the package websockets is not installed: pip install websockets (--debug shows what needs it)"]
+    caplog.clear()
+    with pytest.raises(SystemExit):
+        run_script(lambda _: importlib.import_module("PIL.Image"), _Paths)
+    assert "the package pillow is not installed: pip install pillow" in caplog.text
+    for own in ("prismatic.nothing", "json.nothing"):  # a mistake of ours, and a part that an installed package lacks
+        with pytest.raises(ModuleNotFoundError):
+            run_script(lambda _, own=own: importlib.import_module(own), _Paths)
 
 
 @dataclass

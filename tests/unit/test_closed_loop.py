@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from toy_simulator import INSTRUCTIONS, ToyPolicy, ToySimulator
 
+from experiments.robot.evaluation import run as run_module
 from experiments.robot.evaluation.contact_sheet import choose_rows, write_contact_sheet
 from experiments.robot.evaluation.journal import JOURNAL_FILE, Journal, JournalError, fingerprint, read_journal, read_journals
 from experiments.robot.evaluation.plan import Benchmark, EvaluationFlags
@@ -70,6 +71,23 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(tmp_path: Path) 
         (r.task, r.index, r.success, r.num_steps) for r in whole.main_run
     ]
     assert len(parts.main_run[0].pictures) == 2  # also of episodes of the first half
+
+
+def test_the_bar_counts_the_planned_episodes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind(ToyPolicy):
+        def predict(self, observations: list[Observation], seeds: list[int]) -> list[ActionChunk]:
+            return [ActionChunk(np.zeros((4, 2))) for _ in observations]
+
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(run_module.tqdm, "set_postfix", lambda bar, said, refresh: shown.append(said))
+
+    def play(tasks: list[str], policy: ToyPolicy, number: int) -> None:
+        config = flags(tmp_path, num_trials_per_task=number)
+        run_evaluation(config, Benchmark("Toy", "METAWORLD", ToySimulator(), tasks, lambda: policy))
+
+    play(["left"], Blind(), 3)
+    play(["left", "right"], ToyPolicy(), 1)
+    assert shown == [{"none": "0%"}] * 3 + [{"none": "50%"}]  # two of the episodes of the first call are not among those of the second
 
 
 def test_a_finished_evaluation_plays_nothing_and_loads_no_policy(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_the_command_is_that_of_the_platform_unless_given() -> None:
     ("platform", "flags", "message"),
     [
         ("BRIDGE", {}, "platform BRIDGE has no evaluation of its own"),
-        ("ALOHA", {"dataset_name": "fold_shirt"}, "not clear which simulated tasks fold_shirt is of"),
+        ("ALOHA", {"dataset_name": "fold_shirt"}, r"not clear which simulated tasks fold_shirt is of.* --task_names \[transfer_cube\] "),
+        ("METAWORLD", {"eval_command": "a {suite} {checkpoint} {output_dir}"}, "has {suite}, which stands for tasks of LIBERO or ALOHA"),
         ("LIBERO", {"dataset_name": "my_libero_like_set"}, "not clear which simulated tasks my_libero_like_set is of"),
         ("LIBERO", {"eval_command": "python 'x {checkpoint} {output_dir}"}, "no line of a shell .No closing quotation"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from script_modules import load_script
 
-from experiments.robot.evaluation.comparison import PairedTable
+from experiments.robot.evaluation.comparison import Comparison, PairedTable, TimeComparison
 from experiments.robot.evaluation.journal import Journal
 from experiments.robot.evaluation.rollout import EpisodeResult
 from experiments.robot.improvement import rounds
@@ -150,8 +150,16 @@ def test_the_benchmark_compares_methods_that_exist_with_flags_that_exist(tmp_pat
         assert {word[2:] for word in words[::2]} <= set(known), script
     with pytest.raises(ValueError, match="--methods names 'takover'; did you mean takeover"):
         benchmark.ImprovementBenchmarkConfig(methods=["takover", "filtered"])
-    tables = [benchmark.describe_pair("takeover - filtered", benchmark.add_tables([BETTER, SAME]))]
-    assert tables[0]["line"] == "| takeover - filtered | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
+    times = TimeComparison(1.0, 1.0, 0.0, 1.0)
+    seeds = [
+        Comparison("a", "b", {"push": table}, [], 0, {}, times, num_crashed=crashed)
+        for table, crashed in ((BETTER, (0, 2)), (SAME, (1, 0)))
+    ]
+    row = benchmark.describe_pair("takeover - filtered", [dataclasses.replace(seed, num_crashed=(0, 0)) for seed in seeds])
+    assert row["line"] == "| takeover - filtered | 66 % (53/80, 55-76) | 59 % (47/80, 48-69) | +8 points (-4 to +18) | 0.263 |"
+    row = benchmark.describe_pair("takeover - filtered", seeds)
+    assert row["num_crashed"] == [1, 2]
+    assert row["line"].startswith("| takeover - filtered (crashed: 1 and 2) | 66 % ")
 
 
 RESULT = {"run": "none", "task": "push", "seed": 7, "instruction": "push", "success": False, "num_queries": 1, "latency_ms": None}
@@ -162,6 +170,7 @@ def make_round(number: int, successes: int, against_best: PairedTable | None = N
 
 
 BETTER, SAME, WORSE = PairedTable(20, 8, 2, 10), PairedTable(20, 5, 5, 10), PairedTable(10, 0, 18, 12)
+MAYBE_WORSE = (PairedTable(0, 0, 3, 0), PairedTable(20, 0, 5, 15))  # p 0.25 and 0.06, intervals below 0
 
 
 def test_it_stops_when_a_round_no_longer_helps() -> None:
@@ -174,6 +183,9 @@ def test_it_stops_when_a_round_no_longer_helps() -> None:
     assert reason_to_stop(lost, 3, 2) is None
     assert reason_to_stop([*lost, make_round(3, 25, SAME)], 9, 2) == "2 rounds in a row did not solve more than the best policy before"
     assert reason_to_stop([start, make_round(1, 10, WORSE)], 3, 2) == "the last round is surely worse than the best policy before it"
+    for table in MAYBE_WORSE:
+        assert table.interval[1] < 0
+        assert reason_to_stop([start, make_round(1, 17, table)], 3, 2) is None
     assert reason_to_stop([make_round(0, 40)], 3, 1) == "every start is solved"
 
 

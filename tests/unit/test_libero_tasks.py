@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from script_modules import load_script
 
 from experiments.robot.evaluation.collecting import dataset_of
 from experiments.robot.evaluation.policies import choose_unnorm_key
+from experiments.robot.libero import run_libero_eval
 from experiments.robot.libero import tasks as libero_tasks
 from experiments.robot.libero.experts import _spread, _turn, narrowest_side, room_for_hand
 from experiments.robot.libero.run_libero_eval import EvalConfig, episode_numbers
@@ -69,6 +71,20 @@ def test_liberos_own_package_is_given_its_paths_and_a_users_file_is_kept(tmp_pat
     answered = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     assert f'bddl_files: "{tmp_path / "package" / "libero" / "bddl_files"}"' in answered.read_text().splitlines()
     assert not users.exists()
+
+
+def test_more_episodes_than_states_are_refused_by_the_flag_that_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(tmp_path)
+    np.savez(tmp_path / "open_it.pruned_init.npz", states=np.arange(6.0).reshape(3, 2))
+    replaced = {"configure_rendering": lambda: None, "prepare_libero": lambda _: None, "suite_tasks": lambda _: [task]}
+    for name, instead in replaced.items():
+        monkeypatch.setattr(run_libero_eval, name, instead)
+    usual = EvalConfig(pretrained_checkpoint="x", num_trials_per_task=2, control="none,grey", num_control_trials_per_task=1)
+    assert run_libero_eval.make_benchmark(usual).tasks == ["open_it"]
+    with pytest.raises(ValueError, match="--num_control_trials_per_task is 60; open_it has 3 fixed initial states"):
+        run_libero_eval.make_benchmark(replace(usual, num_control_trials_per_task=60))
+    with pytest.raises(ValueError, match="--num_trials_per_task is 60; open_it has 3 fixed initial states"):
+        run_libero_eval.make_benchmark(replace(usual, num_trials_per_task=60))
 
 
 def test_initial_states_of_the_benchmark_and_of_a_file(tmp_path: Path) -> None:

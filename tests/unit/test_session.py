@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from simulated_arm import NAMES, SimulatedArm
@@ -17,6 +18,7 @@ from test_loop import HZ, LIMITS, Policy
 from experiments.robot.evaluation import session as session_module
 from experiments.robot.evaluation.session import Driver, SessionOptions, drive
 from experiments.robot.evaluation.video import BackgroundFilm, VideoWriter, write_mp4
+from prismatic.acting.client import RequestRefusedError
 from prismatic.acting.execution import ExecutionOptions
 from prismatic.acting.limit_sources import ChosenLimits
 from prismatic.acting.recorder import RecordingError
@@ -222,3 +224,49 @@ def test_a_video_that_cannot_be_written_to_its_end_leaves_nothing(
         with pytest.raises(OSError, match="No space left"):
             write_mp4(tmp_path / "film.mp4", list(frames), 10.0)
     assert list(tmp_path.iterdir()) == []
+
+
+class Judging(SimulatedArm):
+    """As a simulator does, it knows whether the task is solved: it is not."""
+
+    def is_solved(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("arm", [SimulatedArm(), Judging()], ids=lambda arm: type(arm).__name__)
+def test_a_rollout_that_nobody_can_judge_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str], arm: SimulatedArm) -> None:
+    arm.max_steps = 8
+    play(tmp_path, arm, Person(), is_attended=False, waits_for_person=False, records=True)
+    row, summary = (json.loads((tmp_path / "run" / name).read_text()) for name in ("rollouts.jsonl", "summary.json"))
+    with h5py.File(tmp_path / "run/recordings/rollout_001.hdf5") as file:
+        recorded = {name: bool(file.attrs[name]) for name in ("success",) if name in file.attrs}
+    said = capsys.readouterr().out
+    if isinstance(arm, Judging):
+        assert (row["success"], recorded, summary["num_judged"]) == (False, {"success": False}, 1)
+        assert "0 of 1 rollouts succeeded (95 % interval 0-79 %): " in said
+    else:
+        assert (row["success"], recorded, summary["num_judged"], summary["num_rollouts"]) == (None, {}, 0, 1)
+        assert "rollout 1: not judged (out of steps)" in said
+        assert "1 played and not judged: " in said
+        assert "succeeded (" not in said
+
+
+class Strict(Policy):
+    """A server that answers once and then refuses, as one with too small a --max_body_mb does."""
+
+    def infer(self, observation: Observation, begins: bool = False) -> np.ndarray:
+        if self.begun:
+            raise RequestRefusedError("the server answered 413: raise --max_body_mb")
+        return super().infer(observation, begins)
+
+
+def test_a_rollout_that_the_server_refuses_is_in_the_log_and_ends_the_session(tmp_path: Path) -> None:
+    driver, arm = Driver(Strict(), INFO, ExecutionOptions(8), ChosenLimits(LIMITS, ())), SimulatedArm()
+    options = SessionOptions(tmp_path / "run", num_rollouts=3, control_hz=HZ, records=True)
+    with pytest.raises(RequestRefusedError, match="413"):
+        drive(arm, driver, options, Person("c"))  # type: ignore[arg-type]  # nobody is asked whether it was a success
+    (row,) = map(json.loads, (tmp_path / "run/rollouts.jsonl").read_text().splitlines())
+    assert (row["success"], row["ending"]) == (None, "refused: the server answered 413: raise --max_body_mb")
+    assert row["num_steps"] > 0
+    assert arm.calls[-2:] == ["stop", "disconnect"]
+    assert json.loads((tmp_path / "run/summary.json").read_text())["num_rollouts"] == 1

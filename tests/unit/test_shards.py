@@ -7,6 +7,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -212,20 +213,23 @@ def test_robustness_is_a_table_of_paired_evaluations_and_goes_on(tmp_path: Path)
         assert finding.difference == finding.score.rate - 1.0, "of the episodes that are counted, not of all that lie there"
 
 
-@pytest.mark.parametrize(("line", "said"), [("perturb: camera:3", "perturb to 'camera:3'"), ("shard: 1/2", "shard to '1/2'")])
+@pytest.mark.parametrize(
+    ("line", "said"), [("perturb: camera:3", "perturb"), ("shard: 1/2", "shard"), ("num_trials_per_task: 50", "num_trials_per_task")]
+)
 def test_clean_episodes_are_clean_and_all_there_whatever_a_file_of_flags_says(tmp_path: Path, line: str, said: str) -> None:
-    """The "clean" row was that of changed scenes, or of half of the episodes."""
+    """The "clean" row was that of changed scenes, or of half of the episodes; a number of trials was passed over."""
     script = load_script("scripts/robustness.py")
     file = tmp_path / "flags.yaml"
-    config = script.RobustnessConfig("runs/toy", evaluation_flags=f"--config_path {file}", output_dir=tmp_path)
+    make_config = partial(script.RobustnessConfig, "runs/toy", evaluation_flags=f"--config_path {file}", output_dir=tmp_path)
     file.write_text("policy: expert\nnum_envs: 3\n")
+    config = make_config()
     clean = script.clean_flags(config, EvaluationFlags)
     assert (clean.num_envs, clean.num_trials_per_task, clean.local_log_dir) == (3, 10, tmp_path)
     assert script.title_of("metaworld", clean) == "Changed scenes, metaworld: scripted experts", "not the checkpoint, which does not act"
     assert script.title_of("metaworld", replace(clean, policy="checkpoint")) == "Changed scenes, metaworld: runs/toy"
     file.write_text(f"{line}\n")
     with pytest.raises(ValueError, match=f"--config_path sets {said}; that is a matter of this script"):
-        script.clean_flags(config, EvaluationFlags)
+        make_config()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     configure_rendering()
     simulator = AlohaSimulator(config.image_size, config.fast_rendering)
     tasks = list(dict.fromkeys(config.task_names))
-    return Benchmark("ALOHA simulation", "ALOHA", simulator, tasks, lambda: _load_policy(config, tasks), config.image_size)
+    rendering = {"fast_rendering": config.fast_rendering, "image_size": config.image_size}
+    return Benchmark("ALOHA simulation", "ALOHA", simulator, tasks, lambda: _load_policy(config, tasks), config.image_size, rendering)
 
 
 def _load_policy(config: EvalConfig, tasks: Sequence[str]) -> ChunkPolicy:

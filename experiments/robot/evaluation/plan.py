@@ -155,10 +155,14 @@ class EvaluationFlags:
         delays = read_delays(self.delay_steps, control_hz)
         return ActingOptions(self.num_open_loop_steps, delays, self.prefetch_steps, self.num_blend_steps, self.ensemble_decay)
 
+    def trials_flag(self, run: str) -> str:
+        """The name of the flag that says how many episodes of a task a run has."""
+        is_main = run in ("none", EXPERT_RUN) or self.num_control_trials_per_task is None
+        return "num_trials_per_task" if is_main else "num_control_trials_per_task"
+
     def num_trials(self, run: str) -> int:
-        if run in ("none", EXPERT_RUN) or self.num_control_trials_per_task is None:
-            return self.num_trials_per_task
-        return self.num_control_trials_per_task
+        """Episodes of each task."""
+        return int(getattr(self, self.trials_flag(run)))
 
     def settings(self) -> dict[str, Any]:
         """Every flag as a plain value."""
@@ -175,6 +179,7 @@ class Benchmark:
     tasks: list[str]  # in the order of the report
     load_policy: Callable[[], ChunkPolicy]  # actions in the simulator's units
     image_size: int = 256  # pixels of the square pictures that it will see
+    rendering: Mapping[str, Any] = field(default_factory=dict)  # flag -> value, of `vla.rendering.RENDERING`
     split: str = "evaluation"  # where starts are drawn, see simulators.episodes.SPLITS
     episode_numbers: Callable[[str, int], list[int]] = lambda task, count: list(range(count))  # the first `count` that a task has
     files: Mapping[str, Path] = field(default_factory=dict)  # flag -> a file whose content decides about the episodes
@@ -256,4 +261,5 @@ def recorded_facts(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[st
         "robot_platform": platform.name,
         "action_names": platform.action_names,
         "state_names": platform.proprio_names,
+        **benchmark.rendering,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.robot.evaluation.batching import BatchTimes, measure_batch_size
 from prismatic.vla.constants import get_robot_platform
+from prismatic.vla.rendering import unlike_training
 from prismatic.vla.types import ActionChunk, Observation
 
 if TYPE_CHECKING:  # imports torch
@@ -77,6 +78,11 @@ class SeededPolicy:
     def forget_warnings(self) -> None:
         """Another evaluation begins."""
         self.policy.watch = self.policy.make_watch()
+
+    def compare_rendering(self, rendering: Mapping[str, Any]) -> None:
+        """Warns where pictures are rendered otherwise (flag -> value) than those of training, as far as the checkpoint knows these."""
+        seen = self.policy.spec.provenance.get("rendered", {}).get(self.policy.unnorm_key, {})
+        self.policy.watch.warn(unlike_training(rendering, seen))
 
     def warm_up(self, batch_size: int, image_size: int, instructions: Sequence[str]) -> float:
         """Seconds that it took to prepare for such calls, as a server does before it answers."""

@@ -148,11 +148,11 @@ def _fill(report: Report, config: EvaluationFlags, benchmark: Benchmark, control
         logger.info("%d episodes were told another instruction than they would be with these tasks; they do not count", len(outdated))
     again = [episode for episode in own if (episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) in outdated]
     lacking = {*journal.missing(own), *again, *_unrecorded(own, options)}
-    missing = [episode for episode in own if episode in lacking]
+    missing, played = ([episode for episode in own if (episode in lacking) == is_missing] for is_missing in (True, False))
     _say_unfilmed(own, lacking, journal, options)
     rollout = Rollout(benchmark.simulator, None, controls, options)
     try:
-        _play(rollout, missing, journal, len(own), load_policy if _needs_policy(missing) else None)
+        _play(rollout, missing, journal, played, load_policy if _needs_policy(missing) else None)
     finally:
         playing = _PLAYING if missing == planned else f"{_PLAYING} (of this call: {len(missing)} of {len(planned)})"
         report.timings_s[playing] = time.perf_counter() - started - report.timings_s.get(_LOADING, 0.0)
@@ -217,6 +217,7 @@ def _prepared_policy(config: EvaluationFlags, benchmark: Benchmark, options: Rol
     policy = benchmark.load_policy()
     if isinstance(policy, SeededPolicy):
         policy.forget_warnings()
+        policy.compare_rendering(benchmark.rendering)
         instructions = [benchmark.simulator.instruction(task) for task in benchmark.tasks]
         if any(change.axis == LANGUAGE_AXIS for change in config.perturbations):
             instructions = [words for instruction in instructions for words in paraphrases(instruction)]
@@ -300,15 +301,17 @@ def _play(
     rollout: Rollout,
     missing: list[PlannedEpisode],
     journal: Journal,
-    total: int,
+    played: list[PlannedEpisode],
     load_policy: Callable[[], ChunkPolicy] | None,
 ) -> None:
-    """Fills the journal; the bar shows the running success of each run and the time left."""
-    done = total - len(missing)
-    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc="evaluating", unit="episode", mininterval=0.5) as bar:
+    """Fills the journal; the bar shows the running success of each run, of the episodes `played` before as well, and the time left."""
+    counting = _of_planned(played, journal.results)
+    total = len(played) + len(missing)
+    with logging_redirect_tqdm(), tqdm(total=total, initial=len(played), desc="evaluating", unit="episode", mininterval=0.5) as bar:
         for result in rollout.run(missing, load_policy):
             journal.add(result)
-            bar.set_postfix({run: f"{100 * rate:.0f}%" for run, rate in _running_success(journal.results).items()}, refresh=False)
+            counting.append(result)
+            bar.set_postfix({run: f"{100 * rate:.0f}%" for run, rate in _running_success(counting).items()}, refresh=False)
             bar.update()
 
 
@@ -321,11 +324,15 @@ def _running_success(results: list[EpisodeResult]) -> dict[str, float]:
 
 def _by_run(runs: list[str], planned: list[PlannedEpisode], results: list[EpisodeResult]) -> dict[str, list[EpisodeResult]]:
     """The planned episodes that were played, by task and number whatever order they finished in; no run without episodes."""
-    wanted = {(episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) for episode in planned}
-    played = [result for result in results if (result.run, result.task, result.index, result.seed) in wanted]
+    played = _of_planned(planned, results)
     played.sort(key=lambda result: (result.task, result.index))
     found = {run: [result for result in played if result.run == run] for run in runs}
     return {run: members for run, members in found.items() if members}
+
+
+def _of_planned(planned: list[PlannedEpisode], results: list[EpisodeResult]) -> list[EpisodeResult]:
+    wanted = {(episode.run, episode.spec.task, episode.spec.index, episode.spec.seed) for episode in planned}
+    return [result for result in results if (result.run, result.task, result.index, result.seed) in wanted]
 
 
 def _check_wandb() -> None:

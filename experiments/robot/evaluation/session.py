@@ -116,13 +116,14 @@ class Session:
         self._label = options.instruction or robot.instruction
         self._rows: list[dict[str, Any]] = []
         self._known: set[str] = set()  # dimensions whose first state a person has been told of
-        self._unrecorded: RecordingError | None = None
+        self._trouble: ValueError | None = None  # ends the session once its rollout is reported
 
     def run(self) -> None:
         """Plays the planned rollouts, or fewer when a person quits.
 
         Raises:
-            ValueError: the robot cannot be brought to its start, and there is nobody to help it; or a rollout could not be recorded.
+            ValueError: the robot cannot be brought to its start, and there is nobody to help it; the server refuses what it is sent; or a
+                rollout could not be recorded.
         """
         try:
             for number in range(self._options.num_rollouts):
@@ -131,8 +132,8 @@ class Session:
                 outcome, video = self._play(number)
                 if outcome.ending != "quit":
                     self._report(number, outcome, video)
-                if self._unrecorded is not None:
-                    raise self._unrecorded
+                if self._trouble is not None:
+                    raise self._trouble
                 if outcome.ending == "quit":
                     break
         finally:
@@ -232,16 +233,20 @@ class Session:
         )
         outcome, video = None, None
         try:
-            outcome = RealTimeRollout(self._robot, self._actor, self._keyboard, plan).run()
-            if self._robot.is_rehearsal:
+            rollout = RealTimeRollout(self._robot, self._actor, self._keyboard, plan)
+            outcome = rollout.run()
+            self._trouble = rollout.refusal
+            if self._robot.is_rehearsal or self._trouble is not None:
                 outcome.success = None
-            elif outcome.success is None:
-                outcome.success = self._ask_success() if options.is_attended else False
+            elif outcome.success is None and options.is_attended:
+                outcome.success = self._ask_success()
+            elif outcome.success is None and self._robot.can_tell_success:
+                outcome.success = False
         finally:
             if recorder is not None:
                 self._close_recording(recorder, outcome)
             if film is not None:
-                ending = "interrupted" if outcome is None else _result(outcome)
+                ending = "interrupted" if outcome is None else self._result(outcome).replace(" ", "_")
                 try:
                     video = film.close(options.folder / f"{name}_{ending}.mp4")
                 except Exception as error:  # of the pictures, of PyAV, or of a full disk; the rollout counts without its video
@@ -265,16 +270,18 @@ class Session:
         return BackgroundRecorder(EpisodeRecorder(path, self._label, facts, info.demonstrated.cameras))
 
     def _close_recording(self, recorder: BackgroundRecorder, outcome: RolloutOutcome | None) -> None:
-        """Completes the file; a rollout that was ended before anybody could judge it is no success."""
+        """Completes the file; a rollout that was ended before anybody could judge it is no success, one that nobody judges says nothing."""
         num_left_out = recorder.num_left_out + (outcome.num_unseen_steps if outcome is not None else 0)
         if num_left_out:
             logger.warning("%d steps are not in the recording: no picture could be taken or written in time", num_left_out)
         ending = "interrupted" if outcome is None else outcome.ending
+        nobody_judges = self._robot.is_rehearsal or not self._options.is_attended
+        success = None if outcome is not None and outcome.success is None and nobody_judges else bool(outcome and outcome.success)
         try:
-            recorder.close({"success": bool(outcome and outcome.success), "ending": ending, "num_left_out": num_left_out})
+            recorder.close({"success": success, "ending": ending, "num_left_out": num_left_out})
         except RecordingError as error:
             logger.error("this rollout is not recorded: %s", error)  # at once: what ends the session may be another error, or Ctrl-C
-            self._unrecorded = error
+            self._trouble = self._trouble or error
 
     def _ask_success(self) -> bool:
         return self._ask(f"Was it a success? {SUCCESS} or {FAILURE}", SUCCESS + FAILURE) == SUCCESS
@@ -300,22 +307,30 @@ class Session:
             file.write(json.dumps(row) + "\n")
         timing = outcome.timing
         print(
-            f"rollout {number + 1}: {_result(outcome)} ({outcome.ending}), {outcome.num_steps} steps in "
+            f"rollout {number + 1}: {self._result(outcome)} ({outcome.ending}), {outcome.num_steps} steps in "
             f"{outcome.seconds:.1f} s, period {timing.get('period_ms_mean', 0):.1f} ms, p99 {timing.get('period_ms_p99', 0):.1f} ms, "
             f"{timing['late_ticks']} of {timing['ticks']} ticks late, query {timing.get('latency_ms_mean', float('nan')):.0f} ms"
-            + ("" if self._robot.is_rehearsal else f"; so far {self._num_successes} of {len(self._rows)}")
+            + (f"; so far {sum(self._judged)} of {len(self._judged)}" if self._judged else "")
         )
 
     @property
-    def _num_successes(self) -> int:
-        return sum(bool(row["success"]) for row in self._rows)
+    def _judged(self) -> list[bool]:
+        """Whether each rollout of which somebody said so, or the robot, was a success."""
+        return [row["success"] for row in self._rows if row["success"] is not None]
+
+    def _result(self, outcome: RolloutOutcome) -> str:
+        if outcome.success is None:
+            return "rehearsed" if self._robot.is_rehearsal else "not judged"
+        return "success" if outcome.success else "failure"
 
     def _write_summary(self) -> None:
-        low, high = wilson_interval(self._num_successes, len(self._rows))
+        num_successes, num_judged = sum(self._judged), len(self._judged)
+        low, high = wilson_interval(num_successes, num_judged)
         content = {
             "is_rehearsal": self._robot.is_rehearsal,
             "num_rollouts": len(self._rows),
-            "num_successes": self._num_successes,
+            "num_judged": num_judged,
+            "num_successes": num_successes,
             "interval_95": [low, high],
             "settings": dict(self._options.settings),
             "limits": list(self._driver.limits.notes),
@@ -330,12 +345,10 @@ class Session:
         if not self._rows:
             print(f"no rollout was played: {self._options.folder}")
             return
-        interval = f"95 % interval {100 * low:.0f}-{100 * high:.0f} %"
-        print(f"{self._num_successes} of {len(self._rows)} rollouts succeeded ({interval}): {self._options.folder}")
-
-
-def _result(outcome: RolloutOutcome) -> str:
-    return {True: "success", False: "failure", None: "rehearsed"}[outcome.success]
+        told = [f"{num_successes} of {num_judged} rollouts succeeded (95 % interval {100 * low:.0f}-{100 * high:.0f} %)"] * (num_judged > 0)
+        if num_unjudged := len(self._rows) - num_judged:
+            told.append(f"{num_unjudged} played and not judged")
+        print(f"{'; '.join(told)}: {self._options.folder}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ The familiar flags are all there. Those that a checkpoint answers itself may be 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -116,8 +117,8 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     tasks = choose_tasks("--task_names", suite_tasks(config.task_suite_name), config.task_names)
     numbers = partial(episode_numbers, {task.name: task for task in tasks}, config.states_path)
     if not isinstance(config, InPlaceConfig):  # whose starts are drawn
-        for task in tasks:
-            numbers(task.name, config.num_trials_per_task)
+        for task, run in itertools.product(tasks, config.runs):
+            numbers(task.name, config.num_trials(run), flag=config.trials_flag(run))
     simulator = LiberoSimulator(
         suite=config.task_suite_name,
         tasks=tasks,
@@ -135,20 +136,23 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
         tasks=[task.name for task in tasks],
         load_policy=partial(load_policy, config),
         image_size=config.env_img_res,
+        rendering={"fast_rendering": config.fast_rendering, "env_img_res": config.env_img_res},
         files={} if config.states_path is None else {"initial_states_path": config.states_path},
         episode_numbers=numbers,
     )
 
 
-def episode_numbers(tasks: dict[str, LiberoTask], states_path: Path | None, task: str, count: int) -> list[int]:
-    """The first `count` initial states of a task.
+def episode_numbers(
+    tasks: dict[str, LiberoTask], states_path: Path | None, task: str, count: int, flag: str = "num_trials_per_task"
+) -> list[int]:
+    """The first `count` initial states of a task, for which `flag` asks.
 
     Raises:
         ValueError: there are fewer, and they are the benchmark's own; a file may lack those whose demonstration failed.
     """
     numbers = list(load_initial_states(tasks[task], states_path))
     if count > len(numbers) and states_path is None:
-        raise ValueError(f"--num_trials_per_task is {count}; {task} has {len(numbers)} fixed initial states")
+        raise ValueError(f"--{flag} is {count}; {task} has {len(numbers)} fixed initial states")
     return [number for number in numbers if states_path is None or number < count][:count]
 
 

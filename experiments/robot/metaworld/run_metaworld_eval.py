@@ -53,7 +53,8 @@ def make_benchmark(config: EvalConfig) -> Benchmark:
     tasks = list(dict.fromkeys(get_metaworld_task(name).name for name in config.task_names))
     simulator = MetaWorldSimulator(config.image_size, config.fast_rendering, config.max_steps)
     load = partial(load_policy, config.pretrained_checkpoint, config.engine, config.quantization, "METAWORLD", CAMERAS)
-    return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size)
+    rendering = {"fast_rendering": config.fast_rendering, "image_size": config.image_size}
+    return Benchmark("MetaWorld", "METAWORLD", simulator, tasks, load, config.image_size, rendering)
 
 
 def main(config: EvalConfig) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from prismatic.vla.datasets.rlds.oxe.materialize import DatasetSpec
 from prismatic.vla.datasets.splits import split_episodes
 from prismatic.vla.datasets.statistics import DatasetStatistics, compute_statistics, published_episodes
 from prismatic.vla.demonstrated import Demonstrated
+from prismatic.vla.rendering import rendered
 
 # Names and numbers of glibc's malloc.h; sizes in bytes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -39,6 +41,7 @@ class TrainingData:
     statistics: dict[str, DatasetStatistics]  # data set -> what dataset_statistics.json says about it
     repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)  # data set -> what its source left out or mended
     demonstrated: dict[str, Demonstrated] = field(default_factory=dict)  # data set -> ranges and steps of its actions
+    rendered: dict[str, dict[str, list[Any]]] = field(default_factory=dict)  # data set -> how a simulator rendered it, where episodes say
     excluded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # data set -> episodes that --exclude_episodes leaves out
     weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> weight -> its episodes, where they are not all 1
     step_weights: dict[str, dict[str, int]] = field(default_factory=dict)  # data set -> factor -> steps, where rules are about steps
@@ -54,7 +57,7 @@ def load_training_data(
         ValueError: the data contradict entry, platform or given statistics, are damaged, or leave nothing to train or validate on.
     """
     keep_freed_memory()
-    train, val, known, demonstrated = [], [], dict(statistics or {}), {}
+    train, val, known, demonstrated, rendering = [], [], dict(statistics or {}), {}, {}
     opened = _open_frames(specs, options)
     indexes = {spec.name: frames.index for spec, frames in zip(specs, opened, strict=True)}
     excluded = excluded_episodes(options.exclude_episodes, indexes)
@@ -71,6 +74,7 @@ def load_training_data(
             known[spec.name] = compute_statistics(index, covered, mask)
         cameras = {camera: spec.entry.cameras[camera] for camera in options.cameras}
         demonstrated[spec.name] = describe_motions(index, train_episodes, spec.platform, cameras)
+        rendering[spec.name] = rendered(index.facts[episode] for episode in train_episodes)
         train.append(_not_empty(RobotDataset(spec, frames, train_episodes, known[spec.name], options, weights[spec.name]), spec.name))
         if options.val_fraction is not None:
             val.append(_not_empty(RobotDataset(spec, frames, val_episodes, known[spec.name], options), spec.name))
@@ -82,6 +86,7 @@ def load_training_data(
         statistics={spec.name: known[spec.name] for spec in specs},
         repairs={name: index.repairs for name, index in indexes.items()},
         demonstrated=demonstrated,
+        rendered={name: found for name, found in rendering.items() if found},
         paraphrased=(len(words), len(told)),
         weights={name: describe_weights(found.episodes) for name, found in weights.items() if (found.episodes != 1).any()},
         step_weights={name: describe_weights(found.steps) for name, found in weights.items() if found.steps is not None},

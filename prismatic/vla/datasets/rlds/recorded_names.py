@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,20 @@ class RecordedNames:
     stride: int = 1  # recorded steps per stored one
     is_rollout: bool = False  # recorded while a policy acted, at its rate
     image_channel_order: str = "rgb"  # of the recordings; what is stored is RGB
+    # How a simulator rendered all pictures (`vla.rendering`). Not in the repr, which is in the key of indexes that are there already.
+    rendering: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, trajectory: Trajectory, entry: DatasetEntry, stored_keys: Mapping[str, str], said: Description) -> RecordedNames:
+    def of(
+        cls,
+        trajectory: Trajectory,
+        entry: DatasetEntry,
+        stored_keys: Mapping[str, str],
+        said: Description,
+        rendering: Mapping[str, Any] | None = None,
+    ) -> RecordedNames:
         """What a conversion of `trajectory` stores, of recordings that say `said`; `stored_keys` says under which key each camera of
-        `entry` lands."""
+        `entry` lands, `rendering` how all stored pictures were rendered."""
         observation = trajectory["observation"]
         return cls(
             cameras={stored_keys[slot]: _names(observation, key) for slot, key in entry.cameras.items()},
@@ -61,11 +70,15 @@ class RecordedNames:
             stride=entry.stride,
             is_rollout=said.is_rollout,
             image_channel_order=entry.image_channel_order,
+            rendering=rendering or {},
         )
 
     def save(self, folder: Path) -> None:
         """Writes the file."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        content = asdict(self)
+        if not self.rendering:  # a field that earlier versions do not know
+            del content["rendering"]
+        (folder / FILE).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> RecordedNames | None:

@@ -149,7 +149,8 @@ class RldsSource:
             self.repairs.note(DRAWN, f"{name}: {len(told.choice)}")
         if self._recorded is not None and self._entry is not None:
             trajectory = self._recorded.restore(trajectory, self._entry)
-        return RawEpisode(split, name, trajectory, told.choice)
+        facts = {} if self._recorded is None else dict(self._recorded.rendering)
+        return RawEpisode(split, name, trajectory, told.choice, facts=facts)
 
 
 class EncodedFrameReader:
