@@ -454,6 +454,11 @@ def test_merging_gives_what_the_adapters_give(tmp_path: Path, backbone: str) -> 
         assert not torch.equal(merged["language_model.lm_head.weight"], plain["language_model.lm_head.weight"])
 
 
+def test_a_base_that_is_named_for_a_whole_model_is_said_not_to_be_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Policy.from_pretrained(folder, device="cpu", options=LoadOptions(base_model="some/base"))
+    assert f"{folder} holds a whole model, which is what acts; the base model some/base is not read" in caplog.text
+
+
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
         Policy.from_pretrained(tmp_path / "nothing")

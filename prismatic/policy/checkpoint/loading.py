@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ from prismatic.policy.lora.scaling import AdapterScaling
 # Of a model folder: weights of the model, in any format.
 _HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf", "checkpoints/*.pt"]
 _SAY_WHICH = "Say where it lies now: deploy.py takes --base_model, merge_lora_weights_and_save.py --base_checkpoint"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,8 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
     """The vision-language model with FiLM and adapters, merged or not."""
     has_whole_model = has_weights(folder)
     if has_whole_model and not options.keep_adapters:
+        if options.base_model is not None:
+            logger.warning("%s holds a whole model, which is what acts; the base model %s is not read", folder, options.base_model)
         base = load_base(folder, dtype, options.attn_implementation)
         if spec.heads.use_film:
             base.vla.add_film()
