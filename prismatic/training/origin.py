@@ -28,7 +28,7 @@ from prismatic.policy.checkpoint.loading import (
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
-from prismatic.policy.checkpoint.told import load_statistics
+from prismatic.policy.checkpoint.told import load_statistics, warn_of_newer
 from prismatic.policy.lora.adapters import stored_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.training.config import FinetuneConfig
@@ -76,6 +76,7 @@ def find_origin(
         if config.model.freeze_heads:
             raise ValueError(f"--freeze_heads True needs a fine-tuned checkpoint as --vla_path; {folder} is a base model")
         return Origin(config.model.vla_path, folder)
+    warn_of_newer(folder)
     known = load_statistics(folder)
     spec = load_spec(folder, LoadOptions(_as_policy_flags(config, platform), unnorm_key=_same_name(data_sets, known)), known)
     base_path = _base_path(config, folder, spec)

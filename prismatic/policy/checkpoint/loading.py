@@ -39,7 +39,7 @@ from prismatic.policy.checkpoint.prismatic_layout import is_prismatic, prismatic
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
-from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes, warn_of_newer
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import (
     FILM_PREFIX,
@@ -235,6 +235,7 @@ def load_parts(
     norm_stats = load_statistics(folder)
     spec = load_spec(folder, options, norm_stats)
     warn_of_changes(folder)
+    warn_of_newer(folder)
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
     check_spec(folder, spec, config)
