@@ -136,6 +136,12 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
         return None
     checkpoint = _choose(config, found)
     check_flags(config, checkpoint, world_size)
+    now, then = config.model.quantize_base, checkpoint.state.flags.get("quantize_base", "none")
+    if now != then:
+        logger.warning(
+            "--quantize_base is %s, it was %s up to step %d: the adapters go on over a base that is rounded otherwise",
+            *(now, then, checkpoint.state.step),
+        )
     return checkpoint
 
 

@@ -131,6 +131,14 @@ def test_a_checkpoint_needs_what_it_will_hold_however_the_base_is_stored(tmp_pat
         check_disk(make_config(tmp_path, run_id_override="run", **flags), 10**18)
 
 
+def test_a_base_that_is_quantized_otherwise_from_now_on_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_checkpoint(make_config(tmp_path, run_id_override="run"), 4)
+    assert open_run(make_config(tmp_path, run_id_override="run", resume=True), 1) is not None
+    assert "--quantize_base" not in caplog.text
+    assert open_run(make_config(tmp_path, run_id_override="run", resume=True, quantize_base="nf4"), 1) is not None
+    assert "--quantize_base is nf4, it was none up to step 4: the adapters go on over a base that is rounded otherwise" in caplog.text
+
+
 def test_only_what_helps_is_advised_where_the_disk_is_full(tmp_path: Path) -> None:
     """What is replaced or pruned later has to lie beside the new checkpoint first."""
 
