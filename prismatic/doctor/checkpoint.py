@@ -10,12 +10,14 @@ from prismatic.vla.diagnosis import Finding, Status
 
 def check_checkpoint(folder: Path) -> list[Finding]:
     """Everything that can be known without loading weights."""
+    from prismatic.policy.checkpoint.told import newer_policy
     from prismatic.policy.checkpoint.verification import verify_checkpoint
 
     findings = verify_checkpoint(folder)
     if any(finding.status == Status.PROBLEM for finding in findings):
         return findings
-    return [*findings, *_check_base(folder)]
+    newer = [] if (told := newer_policy(folder)) is None else [Finding("folder", Status.WARNING, told, "Pass the one that is meant.")]
+    return [*findings, *newer, *_check_base(folder)]
 
 
 def _check_base(folder: Path) -> list[Finding]:

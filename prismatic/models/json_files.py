@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -24,6 +24,16 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object; copy or download it again")
     return content
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether `value`, which JSON gave, is what the annotation `kind` says: a plain type, a mapping or list of such, or Any."""
+    container, inner = get_origin(kind), get_args(kind)
+    if container is list:
+        return isinstance(value, list) and all(is_of_kind(item, inner[0]) for item in value)
+    if container is not None:  # Mapping or dict
+        return isinstance(value, dict) and all(is_of_kind(item, inner[1]) for item in value.values())
+    return kind is Any or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
 
 
 @contextmanager

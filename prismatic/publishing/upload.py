@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prismatic.policy.checkpoint.files import ADAPTER_FOLDER, TRAINER_STATE_FOLDER, is_result, is_weights
 from prismatic.policy.checkpoint.spec import POLICY_FILE
-from prismatic.policy.checkpoint.told import other_than_checkpoint
+from prismatic.policy.checkpoint.told import other_than_checkpoint, warn_of_newer
 from prismatic.policy.checkpoint.verification import adapter_base, verify_checkpoint
 from prismatic.vla.diagnosis import Status
 
@@ -30,6 +30,7 @@ def require_whole(folder: Path) -> None:
     problems = [f"\n  {finding.subject}: {finding.found}" for finding in findings if finding.status == Status.PROBLEM]
     if problems:
         raise ValueError(f"{folder} is not a whole checkpoint and is not uploaded:{''.join(problems)}")
+    warn_of_newer(folder)
     base = adapter_base(folder)
     if base is not None and Path(base).exists():
         logger.warning("others do not have %s, which these adapters belong to: merge them first, or upload the base too", base)

@@ -28,7 +28,7 @@ from prismatic.policy.checkpoint.loading import (
 )
 from prismatic.policy.checkpoint.spec import POLICY_FILE, HeadSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES
-from prismatic.policy.checkpoint.told import load_statistics
+from prismatic.policy.checkpoint.told import load_statistics, warn_of_newer
 from prismatic.policy.lora.adapters import stored_ranks
 from prismatic.policy.lora.scaling import AdapterScaling
 from prismatic.training.config import FinetuneConfig
@@ -76,6 +76,7 @@ def find_origin(
         if config.model.freeze_heads:
             raise ValueError(f"--freeze_heads True needs a fine-tuned checkpoint as --vla_path; {folder} is a base model")
         return Origin(config.model.vla_path, folder)
+    warn_of_newer(folder)
     known = load_statistics(folder)
     spec = load_spec(folder, LoadOptions(_as_policy_flags(config, platform), unnorm_key=_same_name(data_sets, known)), known)
     base_path = _base_path(config, folder, spec)
@@ -99,7 +100,7 @@ def find_origin(
         earlier_statistics=_learnt(data_sets, known) if is_new and not config.model.fresh_heads else {},
         record=_record(config, continuation, {} if is_new else kept, data_sets, known),
     )
-    _tell(origin, spec, cameras)
+    _tell(origin, spec, cameras, config.data.image_aug)
     return origin
 
 
@@ -251,7 +252,7 @@ def _parts(heads: HeadSpec) -> list[str]:
     return [*names, *(["FiLM"] if heads.use_film else [])]
 
 
-def _tell(origin: Origin, spec: PolicySpec, cameras: Sequence[str]) -> None:
+def _tell(origin: Origin, spec: PolicySpec, cameras: Sequence[str], image_aug: bool) -> None:
     record = origin.record
     logger.info(
         "continuing %s; taken over: %s; new: %s; the optimizer starts anew, so a few --lr_warmup_steps help",
@@ -264,4 +265,10 @@ def _tell(origin: Origin, spec: PolicySpec, cameras: Sequence[str]) -> None:
         logger.warning(
             "%s was trained on the cameras %s, this run has %s: the policy has to learn what they show anew",
             *(record["checkpoint"], ", ".join(spec.cameras), ", ".join(cameras)),
+        )
+    if (origin.told / POLICY_FILE).is_file() and image_aug != spec.image.center_crop:  # a published folder does not say it
+        sees = {True: "crops of its images", False: "its images whole"}
+        logger.warning(
+            "%s was trained with --image_aug %s and sees %s, this run has %s: from now on it sees %s, in training and when it acts",
+            *(record["checkpoint"], spec.image.center_crop, sees[spec.image.center_crop], image_aug, sees[image_aug]),
         )

@@ -17,10 +17,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from prismatic.cli_sections import plain_values
-from prismatic.models.json_files import read_object
+from prismatic.models.json_files import is_of_kind, read_object
 from prismatic.policy.checkpoint.files import (
     MANIFEST_FILE,
     TRAINER_STATE_FOLDER,
@@ -44,6 +44,8 @@ _FIXED_FLAGS = (
     "freeze_language_model", "optimizer", "seed", "fresh_heads", "new_statistics", "published_tail", "published_statistics",
     "published_crop", "augmentation", "freeze_heads",
 )  # fmt: skip
+# Flags that a resumed run reads of its beginning, whatever its own are.
+_NEEDED_FLAGS = {"vla_path": str, "batch_size": int, "grad_accumulation_steps": int, "seed": int}
 # Files whose content is compared, with the episodes, wherever they lie; see prismatic.training.resumed_data.
 _FILES = ("paraphrases",)
 
@@ -65,6 +67,24 @@ class TrainerState:
     base: Mapping[str, str] = field(default_factory=dict)  # `describe_base` of the model at flags["vla_path"]
     owed_evaluations: list[int] = field(default_factory=list)  # steps whose closed-loop evaluations had not ended
     episodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # `describe_episodes` of the data
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> TrainerState:
+        """The state that JSON has as `content`.
+
+        Raises:
+            ValueError: a value is of another kind, or a flag is missing that every run has.
+            TypeError: a field is missing or unknown.
+        """
+        kinds = get_type_hints(cls)
+        for name, value in content.items():
+            if name in kinds and not is_of_kind(value, kinds[name]):
+                raise ValueError(f"{name} is {repr(value)[:80]}, expected {cls.__annotations__[name]}")
+        state = cls(**content)
+        for name, kind in _NEEDED_FLAGS.items():
+            if not is_of_kind(found := state.flags.get(name), kind):
+                raise ValueError(f"the flag {name} is {repr(found)[:80]}, expected {kind.__name__}")
+        return state
 
     @property
     def global_batch_size(self) -> int:
@@ -116,6 +136,12 @@ def open_run(config: FinetuneConfig, world_size: int) -> Checkpoint | None:
         return None
     checkpoint = _choose(config, found)
     check_flags(config, checkpoint, world_size)
+    now, then = config.model.quantize_base, checkpoint.state.flags.get("quantize_base", "none")
+    if now != then:
+        logger.warning(
+            "--quantize_base is %s, it was %s up to step %d: the adapters go on over a base that is rounded otherwise",
+            *(now, then, checkpoint.state.step),
+        )
     return checkpoint
 
 
@@ -167,7 +193,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         logger.warning("%s cannot be resumed: %s", folder, error)
         return None
     try:
-        return Checkpoint(folder, TrainerState(**json.loads(path.read_text())))
+        return Checkpoint(folder, TrainerState.parse(read_object(path)))
     except (ValueError, TypeError) as error:
         logger.warning("%s cannot be resumed: %s says something else than expected (%s)", folder, path.name, error)
         return None

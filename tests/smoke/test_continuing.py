@@ -298,6 +298,14 @@ def test_validation_episodes_that_the_policy_may_know_are_told_of(workplace: Pat
     assert caplog.text.count(told) == 1  # where the run began
 
 
+def test_another_crop_of_the_images_is_told(workplace: Path, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    flags: dict[str, Any] = {"vla_path": str(checkpoint("l1")), **STANDING_STILL}
+    finetune(config_of(workplace, "uncropped", **flags))
+    assert "--image_aug" not in caplog.text
+    finetune(config_of(workplace, "cropped", image_aug=True, **flags))
+    assert "was trained with --image_aug False and sees its images whole, this run has True: from now on it sees crops of" in caplog.text
+
+
 def test_a_quantized_base_continues_adapters_and_heads(workplace: Path, checkpoint: Callable[[str], Path]) -> None:
     for name in ("l1", "adapters"):
         flags = {**VARIANTS[name], **STANDING_STILL, "quantize_base": "int8"}

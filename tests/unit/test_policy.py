@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments.robot.openvla_utils import GenerateConfig, get_processor, get_vla, get_vla_action
+from prismatic.doctor.checkpoint import check_checkpoint
 from prismatic.models.base import write_tiny_base
 from prismatic.models.configuration import TinySizes
 from prismatic.models.sizes import BACKBONES
@@ -23,6 +24,7 @@ from prismatic.policy.checkpoint.loading import LoadOptions, load_base
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model
 from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.checkpoint.spec import HeadSpec, LoraSpec, PolicySpec
+from prismatic.policy.checkpoint.told import load_statistics
 from prismatic.policy.checkpoint.verification import verify_checkpoint
 from prismatic.policy.lora.adapters import add_lora, published_state
 from prismatic.policy.policy import Policy
@@ -452,6 +454,34 @@ def test_merging_gives_what_the_adapters_give(tmp_path: Path, backbone: str) -> 
         assert not any("lm_head" in key for key in merged)
     else:
         assert not torch.equal(merged["language_model.lm_head.weight"], plain["language_model.lm_head.weight"])
+
+
+def test_a_policy_in_a_runs_folder_is_told_from_newer_ones_beside_it(
+    parts: PolicyParts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """--save_latest_checkpoint_only for a while, then --resume True without it."""
+    for name, step in (("run", 4), ("run--2_chkpt", 2)):
+        (tmp_path / name).mkdir()
+        spec = replace(parts.spec, provenance={"step": step})
+        save_policy(replace(parts, spec=spec), tmp_path / name, step=None)
+    for name in (".run.tmp", "run--20_chkpt.left1"):
+        shutil.copytree(tmp_path / "run--2_chkpt", tmp_path / name)
+    with pytest.raises(ValueError, match=rf"holds no checkpoint: pass {tmp_path / 'run'}$"):
+        load_statistics(tmp_path)
+    Policy.from_pretrained(tmp_path / "run", device="cpu")
+    assert "holds the policy of step" not in caplog.text
+    newer = (tmp_path / "run--2_chkpt").rename(tmp_path / "run--10_chkpt")
+    Policy.from_pretrained(newer, device="cpu")
+    assert "holds the policy of step" not in caplog.text
+    Policy.from_pretrained(tmp_path / "run", device="cpu")
+    told = f"{tmp_path / 'run'} holds the policy of step 4, which is taken; {newer} is of step 10"
+    assert told in caplog.text
+    assert told in [finding.found for finding in check_checkpoint(tmp_path / "run")]
+
+
+def test_a_base_that_is_named_for_a_whole_model_is_said_not_to_be_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Policy.from_pretrained(folder, device="cpu", options=LoadOptions(base_model="some/base"))
+    assert f"{folder} holds a whole model, which is what acts; the base model some/base is not read" in caplog.text
 
 
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:

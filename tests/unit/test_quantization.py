@@ -19,7 +19,14 @@ from prismatic.models.configuration import OpenVLAConfig, TinySizes, tiny
 from prismatic.models.self_test import check_bidirectional
 from prismatic.models.sizes import BACKBONES
 from prismatic.models.vla import OpenVLAForActionPrediction
-from prismatic.policy.inference.quantization import QuantizedLinear, choose_quantization, is_quantized, quantize_frozen_base, quantize_model
+from prismatic.policy.inference.quantization import (
+    QuantizedLinear,
+    _nf4,
+    choose_quantization,
+    is_quantized,
+    quantize_frozen_base,
+    quantize_model,
+)
 
 # Root mean square difference of the actions as a share of their own.
 BOUNDS = {"int8": 0.05, "nf4": 0.5, "int8_weight_only": 0.05, "fp8_weight_only": 0.12, "fp8": 0.15}
@@ -125,6 +132,17 @@ def test_an_evaluation_leaves_the_gradients_through_a_frozen_base_as_they_were(v
     with torch.inference_mode():
         layer.eval()(rows)
     torch.testing.assert_close(gradient(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (96, 64), (64, 48)])
+def test_narrow_layers_are_computed_in_nf4_on_a_cpu_with_bfloat16_products(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    """bitsandbytes packs every layer there, and cannot pack those whose sizes are no multiples of its blocks."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    torch.manual_seed(0)
+    layer, rows = torch.nn.Linear(*shape).requires_grad_(False), torch.randn(3, shape[0])
+    found, expected = _nf4(layer, CPU, torch.float32).eval()(rows), layer(rows)
+    assert 0 < ((found - expected).square().mean() / expected.square().mean()).sqrt().item() < 0.2
 
 
 def test_fp8_also_holds_film(config: OpenVLAConfig) -> None:

@@ -90,6 +90,33 @@ def test_a_damaged_policy_file_is_passed_over_as_other_damage_is(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (("step",), "step is '4', expected int"),
+        (("episodes",), "episodes is '4', expected Mapping"),
+        (("episodes", "ds"), "episodes is {'ds': '4'}, expected Mapping"),
+        (("meters",), "meters is '4', expected list"),
+        (("flags", "seed"), "the flag seed is '4', expected int"),
+    ],
+)
+def test_a_value_of_another_kind_in_the_state_is_passed_over_as_other_damage_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, edit: tuple[str, ...], told: str
+) -> None:
+    config = make_config(tmp_path, run_id_override="run", resume=True)
+    path = [add_checkpoint(config, step) for step in (2, 4)][-1] / "trainer_state" / "state.json"
+    content, size = json.loads(path.read_text()), path.stat().st_size
+    place = content
+    for key in edit[:-1]:
+        place = place[key]
+    place[edit[-1]] = "4"
+    path.write_text(json.dumps(content, separators=(",", ":")).ljust(size))  # as many bytes as the manifest says
+    checkpoint = open_run(config, 1)
+    assert checkpoint is not None
+    assert checkpoint.state.step == 2
+    assert f"{path.parents[1]} cannot be resumed: state.json says something else than expected ({told}" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("flags", "num_bytes"),
     [({}, 2 * 10**18), ({"use_lora": False}, 14 * 10**18), ({"merge_lora_during_training": False}, 0)],
     ids=["lora", "full", "adapters"],
@@ -102,6 +129,14 @@ def test_a_checkpoint_needs_what_it_will_hold_however_the_base_is_stored(tmp_pat
     told = pytest.raises(ValueError, match=rf"needs .* GiB \({num_bytes:,} bytes\)") if num_bytes else contextlib.nullcontext()
     with told:
         check_disk(make_config(tmp_path, run_id_override="run", **flags), 10**18)
+
+
+def test_a_base_that_is_quantized_otherwise_from_now_on_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_checkpoint(make_config(tmp_path, run_id_override="run"), 4)
+    assert open_run(make_config(tmp_path, run_id_override="run", resume=True), 1) is not None
+    assert "--quantize_base" not in caplog.text
+    assert open_run(make_config(tmp_path, run_id_override="run", resume=True, quantize_base="nf4"), 1) is not None
+    assert "--quantize_base is nf4, it was none up to step 4: the adapters go on over a base that is rounded otherwise" in caplog.text
 
 
 def test_only_what_helps_is_advised_where_the_disk_is_full(tmp_path: Path) -> None:

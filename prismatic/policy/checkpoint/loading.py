@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from prismatic.policy.checkpoint.prismatic_layout import is_prismatic, prismatic
 from prismatic.policy.checkpoint.published import describe_published
 from prismatic.policy.checkpoint.spec import POLICY_FILE, LoraSpec, PolicySpec
 from prismatic.policy.checkpoint.stored_weights import WEIGHT_FILES, has_weights, open_weights
-from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, newest_checkpoint, warn_of_changes, warn_of_newer
 from prismatic.policy.inference.quantization import quantize_model
 from prismatic.policy.lora.adapters import (
     FILM_PREFIX,
@@ -55,6 +56,8 @@ from prismatic.policy.lora.scaling import AdapterScaling
 # Of a model folder: weights of the model, in any format.
 _HEAVY_FILES = ["model*.safetensors", "pytorch_model*", "*.bin", "*.gguf", "checkpoints/*.pt"]
 _SAY_WHICH = "Say where it lies now: deploy.py takes --base_model, merge_lora_weights_and_save.py --base_checkpoint"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def load_parts(
     norm_stats = load_statistics(folder)
     spec = load_spec(folder, options, norm_stats)
     warn_of_changes(folder)
+    warn_of_newer(folder)
     base = _load_model(folder, spec, options, dtype)
     config = (base.vla if isinstance(base.vla, OpenVLAForActionPrediction) else base.vla.get_base_model()).config  # type: ignore[operator]
     check_spec(folder, spec, config)
@@ -312,6 +316,8 @@ def _load_model(folder: Path, spec: PolicySpec, options: LoadOptions, dtype: tor
     """The vision-language model with FiLM and adapters, merged or not."""
     has_whole_model = has_weights(folder)
     if has_whole_model and not options.keep_adapters:
+        if options.base_model is not None:
+            logger.warning("%s holds a whole model, which is what acts; the base model %s is not read", folder, options.base_model)
         base = load_base(folder, dtype, options.attn_implementation)
         if spec.heads.use_film:
             base.vla.add_film()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from prismatic.policy.checkpoint.spec import POLICY_FILE, PolicySpec
 from prismatic.vla.reference import Reference
 
 _WHAT_IS_SAVED = "a folder that finetune.py saved (its name ends in _chkpt)"
+_NOT_MEANT = re.compile(r"\..*|.*\.left\d+")  # names of folders that are half-written, or put aside
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,20 @@ def warn_of_changes(folder: Path) -> None:
     """Says which of the files that give actions their meaning are not as training saved them."""
     if changed := [name for name in changed_texts(folder) if name in (POLICY_FILE, STATISTICS_FILE)]:
         logger.warning("%s: %s changed since training saved it; actions may have other units. Copy it again", folder, ", ".join(changed))
+
+
+def warn_of_newer(folder: Path) -> None:
+    """Says that a run went on to numbered checkpoints after it had saved into its own `folder` (--save_latest_checkpoint_only)."""
+    if told := newer_policy(folder):
+        logger.warning("%s", told)
+
+
+def newer_policy(folder: Path) -> str | None:
+    """Which step `folder` holds, and where a newer policy of the same run lies beside it, in words; None: there is none."""
+    newest = newest_checkpoint(folder)
+    if newest is None or not 0 < _step(folder) < _step(newest):
+        return None
+    return f"{folder} holds the policy of step {_step(folder)}, which is taken; {newest} is of step {_step(newest)}"
 
 
 def load_reference(folder: Path, spec: PolicySpec) -> Reference | None:
@@ -79,10 +95,16 @@ def other_than_checkpoint(folder: Path) -> tuple[str, str] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The one of the latest step beside the folder of a run, or in a folder of runs."""
-    saved = sorted(folder.parent.glob(f"{folder.name}--*_chkpt"), key=_step) or sorted(folder.glob("*_chkpt"), key=_step)
+    saved = sorted(folder.parent.glob(f"{folder.name}--*_chkpt"), key=_step)
+    found = {*folder.glob("*_chkpt"), *(path.parent for path in folder.glob(f"*/{POLICY_FILE}"))}
+    saved = saved or sorted((path for path in found if not _NOT_MEANT.fullmatch(path.name)), key=_step)
     return saved[-1] if saved else None
 
 
 def _step(folder: Path) -> int:
-    found = re.search(r"--(\d+)_chkpt$", folder.name)
-    return int(found[1]) if found else 0
+    """How many optimizer steps the checkpoint has had, by its name or else by policy.json; 0: neither says it."""
+    if found := re.search(r"--(\d+)_chkpt$", folder.name):
+        return int(found[1])
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return int(read_object(folder / POLICY_FILE)["provenance"]["step"])
+    return 0

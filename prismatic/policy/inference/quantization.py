@@ -50,6 +50,7 @@ class QuantizedLinear(nn.Module):
 
 Quantizer = Callable[[nn.Linear, torch.device, torch.dtype], QuantizedLinear]
 _INSTALL = 'pip install "openvla-oft-robot[quant]"'
+_PACKED_INPUTS, _PACKED_OUTPUTS = 64, 32  # of a layer that bitsandbytes can pack for its nf4 kernel on a CPU: multiples of these
 
 
 def quantize_model(vla: OpenVLAForActionPrediction, kind: str, device: torch.device, compute_dtype: torch.dtype) -> None:
@@ -153,6 +154,8 @@ def _nf4(linear: nn.Linear, device: torch.device, compute_dtype: torch.dtype) ->
     quantized = layers.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4")
     quantized.weight = layers.Params4bit(linear.weight.detach(), requires_grad=False, quant_type="nf4")
     _take_bias(quantized, _bias(linear, device, compute_dtype))
+    if linear.in_features % _PACKED_INPUTS or linear.out_features % _PACKED_OUTPUTS:
+        quantized.support_avx512bf16_for_cpu = False  # it would be packed all the same, which fails in the first call
     return QuantizedLinear(quantized.to(device), compute_dtype)
 
 

@@ -36,7 +36,7 @@ from prismatic.policy.checkpoint.loading import (
 )
 from prismatic.policy.checkpoint.parts import PolicyParts, build_action_model, head_components
 from prismatic.policy.checkpoint.spec import PolicySpec
-from prismatic.policy.checkpoint.told import load_reference, load_statistics, warn_of_changes
+from prismatic.policy.checkpoint.told import load_reference, load_statistics, warn_of_changes, warn_of_newer
 from prismatic.policy.inference.engine import Engine, EngineInputs
 from prismatic.policy.inference.graphs import make_engine
 from prismatic.policy.inference.quantization import quantize_model
@@ -167,6 +167,7 @@ def load_adapter_policies(
     base_model = _common_base(found, specs, options)
     for name, folder in found.items():
         warn_of_changes(folder)
+        warn_of_newer(folder)
         check_base(folder, specs[name].base_files, base_model, resolve_base(folder, base_model))
     base = load_base(base_model, dtype, options.attn_implementation)
     vla = base.vla.eval().requires_grad_(False)
