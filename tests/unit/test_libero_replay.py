@@ -19,6 +19,8 @@ from scipy.spatial.transform import Rotation
 from experiments.robot.libero import regenerate_libero_dataset as script
 from experiments.robot.libero.replay import NUM_STEPS_TO_SETTLE, axis_angle, replay
 from experiments.robot.libero.tasks import LiberoTask
+from prismatic.vla.datasets.hdf5.facts import episode_facts
+from prismatic.vla.rendering import rendered
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +119,7 @@ def test_an_interrupted_regeneration_goes_on_with_the_next_demonstration(tmp_pat
         assert json.loads(file["data"].attrs["problem_info"]) == {"language_instruction": "push it"}
         np.testing.assert_allclose(file["data/demo_2/obs/ee_pos"][:, 0], [0.2, 0.3])
         assert set(file["data/demo_2/obs/agentview_rgb"][..., 2].flat) == {3}, "as in a run that was not interrupted"
+        assert rendered([episode_facts(file["data/demo_2"])]) == {"fast_rendering": [False], "env_img_res": [256]}
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["push_demo.hdf5"]
     assert script.regenerate_task(config, task) == {"kept": 2, "failed": 1}  # the file is there: nothing is replayed
 

@@ -91,7 +91,7 @@ def regenerate_task(config: RegenerateConfig, task: LiberoTask) -> dict[str, int
         with only_writer(stage):
             with open_file(_raw_file(config, task)) as raw:
                 _replay_missing(config, task, raw["data"], _demo_numbers(raw), stage)
-            _merge(task, stage, target)
+            _merge(task, config.image_size, stage, target)
             shutil.rmtree(stage)
     with open_file(target) as file:
         failed = len(json.loads(file["data"].attrs["failed_demos"]))
@@ -131,7 +131,7 @@ def _write_demo(path: Path, environment: ReplayEnvironment, raw: Any) -> None:
     os.replace(temporary, path)
 
 
-def _merge(task: LiberoTask, stage: Path, target: Path) -> None:
+def _merge(task: LiberoTask, image_size: int, stage: Path, target: Path) -> None:
     """Joins the successful demonstrations to LIBERO's layout, complete or not at all."""
     import h5py
 
@@ -148,6 +148,7 @@ def _merge(task: LiberoTask, stage: Path, target: Path) -> None:
                 for name in demo:
                     demo.copy(name, group)
                 group.attrs["num_samples"] = len(group["actions"])
+                group.attrs["fast_rendering"], group.attrs["env_img_res"] = False, image_size  # as flags of the evaluation
         data.attrs["problem_info"] = json.dumps({"language_instruction": task.language})
         data.attrs["macros_image_convention"] = "opengl"
         data.attrs["num_demos"], data.attrs["failed_demos"] = len(data), json.dumps(failed)
