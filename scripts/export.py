@@ -8,7 +8,6 @@ Neither this project nor transformers nor peft is needed to run them: run_policy
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,13 +45,12 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Entry point."""
-    if os.path.lexists(config.output_dir):
-        raise ValueError(f"--output_dir {config.output_dir} exists already; choose another folder, or delete it first")
     import torch
 
     from prismatic.policy.checkpoint.loading import LoadOptions, load_parts
-    from prismatic.policy.export import export_policy
+    from prismatic.policy.export import check_export, export_policy
 
+    check_export(config.output_dir, config.formats)  # before minutes of loading
     parts = load_parts(config.pretrained_checkpoint, torch.device("cpu"), getattr(torch, config.dtype), LoadOptions(flags=config.flags))
     export_policy(parts, config.output_dir, tuple(config.formats))
     for path in sorted(config.output_dir.iterdir()):

@@ -20,8 +20,8 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from prismatic.policy import run_policy
 from prismatic.policy.checkpoint.parts import PolicyParts
 from prismatic.policy.inference.quantization import is_quantized
 from prismatic.policy.policy import Policy
+from prismatic.vla.datasets.locks import LockedError, locked
 from prismatic.vla.images import CROP_AREA_FRACTION, ImageRecipe
 
 FORMATS = ("torch", "onnx", "aoti")
@@ -99,23 +100,33 @@ def example_inputs(parts: PolicyParts, prompt_length: int = _SAMPLE_LENGTH) -> E
     return example
 
 
-def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) -> None:
-    """Writes the new folder `folder`, complete or not at all; the policy lies on the CPU.
+def check_export(folder: Path, formats: Sequence[str]) -> None:
+    """Returns if programs in these formats can be written into `folder`, as far as that is known before the policy is read.
 
     Raises:
-        ValueError: the folder exists, the policy is quantized, its statistics do not fit it, or a package is missing.
+        ValueError: the folder exists, no format is named, or a package or compiler is missing.
     """
     if os.path.lexists(folder):
         raise ValueError(f"{folder} exists already; choose another folder, or delete it first")
     if not formats:
         raise ValueError(f"no format was named, so nothing would run; choose among {', '.join(FORMATS)}")
-    if is_quantized(parts.model):
-        raise ValueError("a quantized policy cannot be exported; load it plainly (TensorRT and ONNX Runtime quantize themselves)")
-    writers: dict[str, Callable[[nn.Module, Example, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx, "aoti": _write_aoti}
-    for key in parts.norm_stats if parts.spec.unnorm_key is None else [parts.spec.unnorm_key]:
-        Policy(parts, key)  # run_policy.py takes their numbers as they are
     if "onnx" in formats:
         _check_onnx()
+    if "aoti" in formats and shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        raise ValueError(f"aoti needs a C++ compiler, and there is no {compiler} here; install it, or name another in CXX")
+
+
+def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) -> None:
+    """Writes the new folder `folder`, complete or not at all; the policy lies on the CPU.
+
+    Raises:
+        ValueError: `check_export`'s, another process writes there, the policy is quantized, or its statistics do not fit it.
+    """
+    check_export(folder, formats)
+    if is_quantized(parts.model):
+        raise ValueError("a quantized policy cannot be exported; load it plainly (TensorRT and ONNX Runtime quantize themselves)")
+    for key in parts.norm_stats if parts.spec.unnorm_key is None else [parts.spec.unnorm_key]:
+        Policy(parts, key)  # run_policy.py takes their numbers as they are
     call, example = ExportedCall(parts).eval(), example_inputs(parts)
     if (repeats := len(getattr(call, "schedule", ()))) > _MANY_STEPS:
         logger.warning(
@@ -124,19 +135,36 @@ def export_policy(parts: PolicyParts, folder: Path, formats: tuple[str, ...]) ->
             repeats,
             _MANY_STEPS,
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _new_folder(folder) as partial:
         for name in formats:
-            writers[name](call, example, partial)
+            _WRITERS[name](call, example, partial)
         for name, content in parts.processor.tokenizer_files.items():
             (partial / name).write_bytes(content)
         shutil.copyfile(run_policy.__file__, partial / "run_policy.py")
         (partial / "processor.json").write_text(json.dumps(describe_call(parts, example), indent=2, ensure_ascii=False) + "\n")
-        partial.chmod(0o755)  # mkdtemp keeps other users out
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which is called `folder` once the block ends without an error; what a killed export left there goes.
+
+    Raises:
+        ValueError: another process fills it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, lock = (folder.with_name(f".{folder.name}.{ending}") for ending in ("exporting", "exporting.lock"))
+    try:
+        with locked(lock):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                yield partial
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    except LockedError as error:
+        raise ValueError(f"{error} exports into {folder}; wait for it, or choose another folder") from error
 
 
 def describe_call(parts: PolicyParts, example: Example) -> dict[str, Any]:
@@ -212,6 +240,9 @@ def _write_onnx(call: nn.Module, example: Example, folder: Path) -> None:
     torch.onnx.export(
         export_program(call, example), (), folder / "policy.onnx", output_names=["actions"], external_data=True, verbose=False
     )
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Example, Path], None]] = {"torch": _write_torch, "onnx": _write_onnx, "aoti": _write_aoti}
 
 
 def _check_onnx() -> None:

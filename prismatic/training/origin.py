@@ -46,6 +46,8 @@ _HEAD_FLAGS = {
     "discrete": "--use_l1_regression False --use_diffusion False",
 }
 
+_COMPUTED = "computed from this run's data"  # how policy.json says that a data set has statistics of its own
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -58,6 +60,11 @@ class Origin:
     # data set whose statistics are computed anew -> data set of the checkpoint -> those that its heads have learnt
     earlier_statistics: Mapping[str, Mapping[str, DatasetStatistics]] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)  # for policy.json
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Data sets that are normalised by the statistics of a policy that the run has continued."""
+        return frozenset(name for name, source in self.record.get("statistics", {}).items() if source != _COMPUTED)
 
 
 def find_origin(
@@ -241,7 +248,7 @@ def _record(
         "checkpoint": config.model.vla_path,
         "taken_over": taken,
         "new": new,
-        "statistics": {name: statistics.get(name, "computed from this run's data") for name in data_sets},
+        "statistics": {name: statistics.get(name, _COMPUTED) for name in data_sets},
     }
 
 

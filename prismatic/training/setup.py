@@ -135,7 +135,7 @@ def prepare_run(config: FinetuneConfig, ranks: Ranks) -> Run:
         on_all(lambda: sampler.load_state_dict(dict(resumed.state.sampler)), ranks)
     record = dict(origin.record) | (on_main(lambda: account_for_statistics(data, origin), ranks) if resumed is None else {})
     if ranks.is_main:
-        for name, finding in (*quick_checks(data, specs), *_compare_with_earlier(data, specs, origin.told)):
+        for name, finding in (*quick_checks(data, specs, origin.kept), *_compare_with_earlier(data, specs, origin.told)):
             logger.warning("%s: %s", name, finding)
         for told in doubtful_validation(origin.told, data) if origin.continuation is not None and resumed is None else ():
             logger.warning(told)

@@ -238,6 +238,22 @@ def test_actions_that_statistics_cannot_express_are_refused(workplace: Path, che
         finetune(config_of(workplace, "misfit", vla_path=str(folder)))
 
 
+def test_advice_about_clipped_actions_fits_whose_statistics_they_are(
+    workplace: Path, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(checkpoint("l1"), workplace / "narrower")
+    narrow = statistics(folder)
+    for key in ("min", "q01"):
+        narrow[DATASET]["action"][key][1] *= 0.3
+    (folder / "dataset_statistics.json").write_text(json.dumps(narrow))
+    begun = config_of(workplace, "clipped", vla_path=str(folder), **STANDING_STILL)
+    for config in (begun, config_of(workplace, "clipped", vla_path=str(folder), resume=True, max_steps=2, **STANDING_STILL)):
+        caplog.clear()
+        finetune(config)
+        assert "They move beyond what the checkpoint was trained on, by whose statistics they are normalised" in caplog.text
+        assert "record more" not in caplog.text
+
+
 def test_a_new_data_set_beside_the_old_one_gets_its_own_statistics(
     workplace: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from prismatic.policy.checkpoint.saving import save_policy
 from prismatic.policy.export import ExportedCall, example_inputs, export_policy, export_program
 from prismatic.policy.policy import Policy
 from prismatic.policy.run_policy import ExportedPolicy
+from prismatic.vla.datasets.locks import locked
 
 LENGTHS = (24, 37)  # of the prompt; the first is the one that the program was traced with
 
@@ -222,6 +223,29 @@ def test_actions_that_are_no_numbers_reach_no_robot(tmp_path: Path) -> None:
     export_policy(parts, tmp_path / "exported", ("torch",))
     with pytest.raises(ValueError, match=r"predicted actions that are not finite.* --dtype float32"):
         ExportedPolicy(tmp_path / "exported").act(seen.images, "push", seen.proprio)
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    """Hidden beside the output, and as large as the policy, it stayed for good."""
+    left = tmp_path / ".exported.exporting"
+    left.mkdir()
+    (left / "policy.pt2").write_bytes(b"half")
+    with locked(tmp_path / ".exported.exporting.lock"), pytest.raises(ValueError, match=r"exports into .*exported; wait for it"):
+        export_policy(_whole("l1", "llama"), tmp_path / "exported", ("torch",))
+    assert left.is_dir()
+    export_policy(_whole("l1", "llama"), tmp_path / "exported", ("torch",))
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert (tmp_path / "exported" / "policy.pt2").stat().st_size > len(b"half")
+
+
+def test_what_keeps_a_policy_from_being_exported_is_said_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("scripts/export.py")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="aoti needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
+        script.main(script.ExportConfig("no/policy", tmp_path / "exported", ["aoti"]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="ONNX files need the packages onnx and onnxscript"):
+        script.main(script.ExportConfig("no/policy", tmp_path / "exported", ["onnx"]))
 
 
 def test_without_the_packages_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

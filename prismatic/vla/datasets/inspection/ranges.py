@@ -17,6 +17,11 @@ from prismatic.vla.diagnosis import Finding, Status, counted, listed
 from prismatic.vla.normalization import Bounds
 
 _IMPOSSIBLE = 10.0  # for an angle in radians and for a length in metres
+_BEYOND_OWN = "They move elsewhere than the episodes that are trained on: record more, or divide the recordings at random."
+_BEYOND_KEPT = (
+    "They move beyond what the checkpoint was trained on, by whose statistics they are normalised; if the robot must go there, begin the "
+    "run anew with --new_statistics True."
+)
 _PAUSING = 0.05  # of the episodes, beyond which pauses are told of
 
 
@@ -106,7 +111,7 @@ def _clipping_of(view: DatasetView, name: str, episodes: np.ndarray) -> list[Fin
         if (dims := np.flatnonzero(share > 0.05)).size:
             shown = listed([f"{names[d]} {share[d]:.0%}" for d in dims])
             what = f"A high share of {kind} values of {name} is clipped: {shown}"
-            remedy = "They move elsewhere than the episodes that are trained on: record more, or divide the recordings at random."
+            remedy = _BEYOND_KEPT if view.has_kept_statistics else _BEYOND_OWN
             findings.append(Finding(kind, Status.WARNING, what, remedy))
     return findings
 

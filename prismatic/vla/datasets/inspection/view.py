@@ -5,7 +5,7 @@ Letters: M steps, E episodes, A action dim, P proprio dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +30,7 @@ class DatasetView:
     statistics: DatasetStatistics
     use_proprio: bool = True
     has_default_instruction: bool = False  # --default_instruction stands in where a text is absent
+    has_kept_statistics: bool = False  # `statistics` are those of a checkpoint that is continued, not of these episodes
 
     @classmethod
     def of(cls, spec: DatasetSpec, index: EpisodeIndex) -> DatasetView:
@@ -124,13 +125,20 @@ class DatasetView:
             yield "state", self.proprio, self.proprio_bounds, self.proprio_names
 
 
-def training_views(data: TrainingData, specs: Sequence[DatasetSpec]) -> list[DatasetView]:
-    """A view of each data set of a run; `specs` are those that the data were loaded with."""
-    views = []
-    for spec, part in zip(specs, data.train.parts, strict=True):
-        has_default = part.options.default_instruction is not None
-        views.append(DatasetView(spec, part.index, part.episodes, data.statistics[spec.name], part.proprio_bounds is not None, has_default))
-    return views
+def training_views(data: TrainingData, specs: Sequence[DatasetSpec], kept: Collection[str] = ()) -> list[DatasetView]:
+    """A view of each data set of a run; `specs` are those that the data were loaded with, `kept` names those with kept statistics."""
+    return [
+        DatasetView(
+            spec,
+            part.index,
+            part.episodes,
+            data.statistics[spec.name],
+            use_proprio=part.proprio_bounds is not None,
+            has_default_instruction=part.options.default_instruction is not None,
+            has_kept_statistics=spec.name in kept,
+        )
+        for spec, part in zip(specs, data.train.parts, strict=True)
+    ]
 
 
 def _normalization_mask(spec: DatasetSpec, action_dim: int) -> np.ndarray:
