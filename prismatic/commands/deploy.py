@@ -42,7 +42,7 @@ class DeployConfig(PolicyFlags):
     quantization: str = "none"  # see prismatic/policy/inference/quantization.py; fp8 is the fastest
     load_in_8bit: bool = False  # the same as --quantization int8
     load_in_4bit: bool = False  # the same as --quantization nf4
-    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU; graph: without a compiler; eager: plainly
+    engine: str = "auto"  # auto: compiled CUDA graphs on a GPU, else eager (plainly); compiled: on a CPU, too; graph: without a compiler
     robosuite_gripper: bool = True  # openpi and vla-eval clients of a LIBERO policy get -1 open, +1 close, as the simulator takes it
 
     num_open_loop_steps: int | None = None  # so many first actions of each chunk are sent, for clients that execute all they get

@@ -1,4 +1,4 @@
-"""Memory, disk, GPU and network against what the 7B model needs. Sizes in GiB."""
+"""Memory, disk, GPU and network against what the 7B model needs; of GPUs also the small base. Sizes in GiB."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _GIB = 2**30
 _BASE_MODEL = "openvla/openvla-7b"
 _MODEL_GIB = 14  # the 7B model in bfloat16, on disk and in memory
 _HUB_TIMEOUT_S = 5.0
+_SMALL = "fine-tune the small base (--config_path vla-scripts/recipes/small_8gb_card.yaml)"
 # What is measured in benchmarks/README.md, rounded up: peak of GPU memory -> what it is enough for, least first.
 GPU_NEEDS = (
-    (6, "serve a 7B policy with --quantization nf4"),
+    (5, _SMALL),
+    (6, f"{_SMALL}, or to serve a 7B policy with --quantization nf4"),
     (10, "fine-tune with --quantize_base nf4 --gradient_checkpointing True --batch_size 1"),
     (15, "serve a 7B policy in bfloat16"),
     (22, "fine-tune with LoRA, --batch_size 1"),

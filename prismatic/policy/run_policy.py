@@ -14,13 +14,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PROGRAMS = ("policy.onnx", "policy.aoti.pt2", "policy.pt2")  # the first that is there is taken
+# Program -> the package that runs it; the first that is there, with its package, is taken.
+PROGRAMS = {"policy.onnx": "onnxruntime", "policy.aoti.pt2": "torch", "policy.pt2": "torch"}
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of ONNX Runtime; TensorRT's would build an engine for every prompt length
+_PACKAGES = {"pillow": "PIL", "simplejpeg": "simplejpeg", "tokenizers": "tokenizers"}  # package -> its module
 _EPSILON = 1e-8
 
 
@@ -31,15 +34,16 @@ class ExportedPolicy:
         """`unnorm_key` names the data set whose units count; needed only where the policy was trained on several.
 
         Raises:
-            ValueError: the folder lacks a file, or a name is unknown.
+            ValueError: the folder lacks a file, a package is missing, or a name is unknown.
         """
-        from tokenizers import Tokenizer
-
         self.folder = Path(folder)
         for name in ("processor.json", "tokenizer.json"):
             if not (self.folder / name).is_file():
                 raise ValueError(f"{folder} lacks {name}; pass the whole folder that scripts/export.py wrote")
         self.described: dict[str, Any] = json.loads((self.folder / "processor.json").read_text())
+        program = _choose(self.folder, program)
+        from tokenizers import Tokenizer
+
         statistics = self.described["normalization"]["statistics"]
         key = unnorm_key or self.described["normalization"]["unnorm_key"]
         if key not in statistics:
@@ -48,7 +52,7 @@ class ExportedPolicy:
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self._tokenizer.no_padding()  # a file keeps what its tokenizer was last used with
         self._tokenizer.no_truncation()
-        self._call = _open(self.folder, program)
+        self._call = _open(self.folder / program)
         self._random = np.random.default_rng(7)
 
     def act(self, images: Mapping[str, np.ndarray], instruction: str, proprio: Any = None, noise: np.ndarray | None = None) -> np.ndarray:
@@ -123,13 +127,27 @@ class ExportedPolicy:
         return low, high, mask, constant & (not described["published"])
 
 
-def _open(folder: Path, program: str | None) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """The program as a function of its named inputs."""
+def _choose(folder: Path, program: str | None) -> str:
+    """The name of the program to run: `program`, or the first that can be run here.
+
+    Raises:
+        ValueError: it is not there, or a package is missing.
+    """
     there = [name for name in PROGRAMS if (folder / name).is_file()]
-    name = program or next(iter(there), "")
-    if name not in there:
+    if not there or (program is not None and program not in there):
         raise ValueError(f"{folder} holds {', '.join(there) or 'no program'}, not {program or ' or '.join(PROGRAMS)}")
-    path = str(folder / name)
+    wanted = there if program is None else [program]
+    able = [name for name in wanted if find_spec(PROGRAMS[name]) is not None]
+    missing = [package for package, module in _PACKAGES.items() if find_spec(module) is None]
+    missing += [] if able else [" or ".join(dict.fromkeys(PROGRAMS[name] for name in wanted))]
+    if missing:
+        raise ValueError(f"not installed here, and needed to run {folder}: {', '.join(missing)}; get it with pip install")
+    return able[0]
+
+
+def _open(program: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """The program as a function of its named inputs."""
+    name, path = program.name, str(program)
     if name == "policy.onnx":
         import onnxruntime
 

@@ -29,7 +29,7 @@ class ModelConfig:
     """What is trained: the base, the modules beside it, adapters, and what stays as it is."""
 
     # Model
-    vla_path: str = "openvla/openvla-7b"  # base model: a folder in the published layout, or a Hub id
+    vla_path: str = "openvla/openvla-7b"  # base model, or a fine-tuned checkpoint to go on with: a folder, or a Hub id
     use_l1_regression: bool = True  # continuous actions, L1 loss
     use_diffusion: bool = False  # continuous actions, denoising loss; with both False actions are tokens, cross-entropy loss
     num_diffusion_steps_train: int = 50  # diffusion only

@@ -16,6 +16,7 @@ from policy_server import write_checkpoint
 
 from prismatic.doctor.checkpoint import check_checkpoint
 from prismatic.doctor.data import check_data
+from prismatic.doctor.machine import check_gpu
 from prismatic.doctor.screen import count_problems, run_check, to_text
 from prismatic.doctor.simulators import _judge
 from prismatic.doctor.software import EXTRAS
@@ -53,6 +54,24 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(sound: Path, tmp_path: Path) -> Path:
     """A copy that a test may break."""
     return Path(shutil.copytree(sound, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (4, "The least is 5 GiB, to fine-tune the small base"),
+        (7.5, "enough to fine-tune the small base (--config_path vla-scripts/recipes/small_8gb_card.yaml), or to serve a 7B policy"),
+        (80, "enough to fine-tune with LoRA, --batch_size 8"),
+    ],
+)
+def test_a_small_card_is_told_of_the_base_that_it_can_train(monkeypatch: pytest.MonkeyPatch, free: float, told: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (int(free * 2**30), 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "card")
+    (finding,) = check_gpu()
+    assert told in f"{finding.found} {finding.remedy}"
+    assert (ROOT / "vla-scripts/recipes/small_8gb_card.yaml").is_file()
 
 
 def problems(findings: list[Finding]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prismatic.cli_sections import plain_values
 from prismatic.policy.checkpoint.files import atomic_folder
 from prismatic.training.best import BEST_METRIC, cadence_note, mark_best
 from prismatic.training.config import FinetuneConfig
@@ -24,7 +25,7 @@ def make_config(tmp_path: Path, **flags: Any) -> FinetuneConfig:
 
 
 def add_checkpoint(tmp_path: Path, name: str) -> None:
-    state = TrainerState(step=int(name.split("--")[1].split("_")[0]), sampler={}, world_size=1, flags={})
+    state = TrainerState(step=int(name.split("--")[1].split("_")[0]), sampler={}, world_size=1, flags=plain_values(FinetuneConfig()))
     with atomic_folder(tmp_path / name) as folder:
         (folder / "trainer_state").mkdir()
         (folder / "trainer_state" / "state.json").write_text(json.dumps(asdict(state)))

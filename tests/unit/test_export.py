@@ -225,6 +225,21 @@ def test_actions_that_are_no_numbers_reach_no_robot(tmp_path: Path) -> None:
         ExportedPolicy(tmp_path / "exported").act(seen.images, "push", seen.proprio)
 
 
+def test_a_small_computer_runs_what_it_has_the_package_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch in the place of onnxruntime, as SETUP.md says; both this and a missing simplejpeg ended in a trace."""
+    folder, seen = tmp_path / "exported", make_observations(1)[0]
+    export_policy(_whole("l1", "llama"), folder, ("torch",))
+    (folder / "policy.onnx").write_bytes(b"not opened")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert ExportedPolicy(folder).act(seen.images, "push", seen.proprio).shape == (8, 4)
+    with pytest.raises(ValueError, match=r"not installed here, and needed to run .*exported: onnxruntime; get it with pip install"):
+        ExportedPolicy(folder, "policy.onnx")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="simplejpeg, onnxruntime or torch; get it with pip install"):
+        ExportedPolicy(folder)
+
+
 def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
     """Hidden beside the output, and as large as the policy, it stayed for good."""
     left = tmp_path / ".exported.exporting"
