@@ -40,7 +40,10 @@ class ExportedPolicy:
         for name in ("processor.json", "tokenizer.json"):
             if not (self.folder / name).is_file():
                 raise ValueError(f"{folder} lacks {name}; pass the whole folder that scripts/export.py wrote")
-        self.described: dict[str, Any] = json.loads((self.folder / "processor.json").read_text())
+        try:
+            self.described: dict[str, Any] = json.loads((self.folder / "processor.json").read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.folder / 'processor.json'} is damaged ({error}); copy the whole folder again") from error
         program = _choose(self.folder, program)
         from tokenizers import Tokenizer
 

@@ -213,6 +213,10 @@ def test_what_the_tokenizer_was_last_used_with_does_not_matter(tmp_path: Path) -
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"lacks tokenizer\.json; pass the whole folder"):
         ExportedPolicy(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "processor.json").write_text('{"inputs": ')  # cut off by a copy that did not end
+    with pytest.raises(ValueError, match=r"processor\.json is damaged .* copy the whole folder again"):
+        ExportedPolicy(folder)
 
 
 def test_actions_that_are_no_numbers_reach_no_robot(tmp_path: Path) -> None:
