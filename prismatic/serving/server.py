@@ -197,7 +197,8 @@ def serve(service: PolicyService, bound: socket.socket, options: ServerOptions) 
     """
     server = make_server(service, options)
     # uvicorn raises the signal again once it has shut down; a server that was asked to stop and did so exits with status 0.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # One that comes before uvicorn listens for it stops the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     try:
         server.run(sockets=[bound])
     finally:
